@@ -1,0 +1,66 @@
+"""Confidence cascades: small models answer what they know, larger ones the rest.
+
+Importing this package is cheap: torch, transformers, scikit-learn and the frameworks come in where they are used.
+"""
+
+from confcascade.cascade import Cascade, build_stages
+from confcascade.cost import Architecture, Cost, Prices
+from confcascade.errors import (
+    CascadeExhaustedError,
+    ConfcascadeError,
+    ConfigurationError,
+    MissingExtraError,
+    ModelError,
+    SignalUnavailableError,
+    StreamBrokenError,
+)
+from confcascade.flow import Outcome, Stage
+from confcascade.models import Capability, Chunk, LanguageModel
+from confcascade.models.openai import OpenAICompatibleModel
+from confcascade.models.transformers import TransformersModel
+from confcascade.signals import Evidence, Measurement, Signal
+from confcascade.signals.knowledge_probe import KnowledgeProbe
+from confcascade.signals.token_probability import TokenProbability
+from confcascade.trace import Attempt, Record, Score, Trace, trace
+from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "Attempt",
+    "Capability",
+    "Cascade",
+    "CascadeExhaustedError",
+    "Chunk",
+    "ConfcascadeError",
+    "ConfigurationError",
+    "Cost",
+    "Evidence",
+    "KnowledgeProbe",
+    "LanguageModel",
+    "Measurement",
+    "Message",
+    "MissingExtraError",
+    "ModelError",
+    "OpenAICompatibleModel",
+    "Outcome",
+    "Prefilled",
+    "Prices",
+    "Record",
+    "Request",
+    "Response",
+    "Score",
+    "Signal",
+    "SignalUnavailableError",
+    "Stage",
+    "StreamBrokenError",
+    "Token",
+    "TokenProbability",
+    "Trace",
+    "TransformersModel",
+    "Usage",
+    "__version__",
+    "build_stages",
+    "trace",
+]

@@ -1,0 +1,220 @@
+"""The cascade without any framework: stages, and six ways to ask them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from confcascade import drivers
+from confcascade.asks import Flow
+from confcascade.errors import ConfigurationError
+from confcascade.flow import OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
+from confcascade.models import Chunk, from_string
+from confcascade.signals import Signal, Threshold
+from confcascade.signals.token_probability import TokenProbability
+from confcascade.trace import publish
+from confcascade.types import Message, Request
+
+__all__ = ["Cascade", "build_stages"]
+
+Messages = Any  # str | Message | sequence of messages, pairs or mappings: see Message.parse
+Progress = Callable[[int, "Outcome | Exception"], None]
+
+
+def build_stages(
+    *,
+    models: Sequence[Any] | None = None,
+    stages: Sequence[Stage] | None = None,
+    threshold: Threshold | Mapping[str, Threshold] | None = None,
+    signals: Sequence[Signal] | None = None,
+    wrap: Callable[[Any], Any] = lambda model: model,
+) -> tuple[Stage, ...]:
+    """Stages from what a user may give: `models` with a `threshold`, or `stages` complete.
+
+    Args:
+        models: Smallest first; the last always answers.
+        stages: The same, with signals and thresholds of their own.
+        threshold: With `models`: a number for the one signal, or numbers by signal name.
+        signals: With `models`: what judges every stage but the last; by default P(T), `TokenProbability`.
+        wrap: Turns a framework's model into a `LanguageModel` (strings are resolved before).
+
+    Raises:
+        ConfigurationError: If they contradict each other, or a stage cannot work.
+    """
+    if (models is None) == (stages is None):
+        raise ConfigurationError(
+            "Give either `models` (smallest first, with `threshold`) or `stages`. Got " + ("neither." if models is None else "both.")
+        )
+    if stages is not None and (threshold is not None or signals is not None):
+        raise ConfigurationError("With `stages`, each stage carries its own signals and thresholds; drop `threshold` and `signals`.")
+    if models is not None:
+        chosen = tuple(signals) if signals is not None else (TokenProbability(),)
+        thresholds = _thresholds(threshold, chosen) if len(models) > 1 else {}
+        stages = [Stage(model, chosen, thresholds) for model in models[:-1]] + [Stage(model) for model in models[-1:]]
+    resolved = []
+    for stage in stages or ():
+        if not isinstance(stage, Stage):
+            raise ConfigurationError(f"`stages` must hold Stage objects. Got {type(stage).__name__}; bare models go into `models`.")
+        model = from_string(stage.model) if isinstance(stage.model, str) else wrap(stage.model)
+        resolved.append(replace(stage, model=model))
+    if not resolved:
+        raise ConfigurationError("A cascade needs at least one stage; the list is empty.")
+    for stage in resolved:
+        stage.validate()
+    for stage in resolved[:-1]:
+        if not stage.signals:
+            raise ConfigurationError(
+                f"Stage '{stage.model.name}' has no signal, so it could never pass a query on. "
+                "Every stage but the last needs one, such as TokenProbability()."
+            )
+    return tuple(resolved)
+
+
+def _thresholds(threshold: Threshold | Mapping[str, Threshold] | None, signals: Sequence[Signal]) -> dict[str, Threshold]:
+    names = [signal.name for signal in signals]
+    if threshold is None:
+        raise ConfigurationError(
+            f"`threshold` is missing: a number such as 0.9 for the signal {names}, or a mapping by signal. "
+            "Higher keeps fewer answers of the smaller models."
+        )
+    if isinstance(threshold, Mapping):
+        return dict(threshold)
+    if len(names) != 1:
+        raise ConfigurationError(f"With signals {names}, `threshold` must be a mapping such as {{'{names[0]}': 0.9, ...}}. Got {threshold!r}.")
+    return {names[0]: threshold}
+
+
+class Cascade:
+    """Models in ascending order, each answering what it is likely enough to get right.
+
+    Args:
+        stages: Smallest first; the last always answers and needs no signal.
+        on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
+        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer, its record flagged
+            ``degraded``; "raise" raises `CascadeExhaustedError`.
+
+    Raises:
+        ConfigurationError: If a stage cannot work; nothing is left to fail at the four-hundredth prompt.
+
+    >>> from confcascade.testing import ScriptedModel
+    >>> small, large = ScriptedModel("small", {"2+2?": ("4", 0.99)}), ScriptedModel("large")
+    >>> stage = Stage(small, [TokenProbability()], {"p_t": 0.9})
+    >>> outcome = Cascade([stage, Stage(large)]).run("2+2?")
+    >>> outcome.text, outcome.record.answered_by, outcome.record.attempts[0].reason
+    ('4', 'small', 'p_t 0.99 >= 0.9')
+    """
+
+    def __init__(self, stages: Sequence[Stage], *, on_error: OnError = "escalate", on_exhausted: OnExhausted = "best") -> None:
+        if on_error not in ("escalate", "raise"):
+            raise ConfigurationError(f'`on_error` must be "escalate" or "raise". Got {on_error!r}.')
+        if on_exhausted not in ("best", "raise"):
+            raise ConfigurationError(f'`on_exhausted` must be "best" or "raise". Got {on_exhausted!r}.')
+        self.stages = build_stages(stages=stages)
+        self.on_error = on_error
+        self.on_exhausted = on_exhausted
+        self.policy_id = policy_id(self.stages)
+
+    def __repr__(self) -> str:
+        return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
+
+    def flow(self, request: Request) -> Flow[Outcome]:
+        """The flow that answers one request: for a driver of your own, or for a test that plays it by hand."""
+        return cascade_flow(
+            self.stages, request, on_error=self.on_error, on_exhausted=self.on_exhausted, policy=self.policy_id
+        )
+
+    def run(self, messages: Messages, **parameters: Any) -> Outcome:
+        """Answer one query.
+
+        Args:
+            messages: A string, or messages, oldest first.
+            **parameters: Fields of `Request`, such as ``max_tokens`` or ``stop``.
+
+        Raises:
+            ConfigurationError: If there is no message.
+            CascadeExhaustedError: If no stage gave an answer.
+        """
+        return self._published(drivers.run(self.flow(_request(messages, parameters))))
+
+    async def arun(self, messages: Messages, **parameters: Any) -> Outcome:
+        """`run`, without blocking the event loop."""
+        return self._published(await drivers.arun(self.flow(_request(messages, parameters))))
+
+    def stream(self, messages: Messages, **parameters: Any) -> Iterator[Chunk | Outcome]:
+        """Answer one query piece by piece: chunks that nothing can withdraw, then the outcome. Decides as `run` does."""
+        for item in drivers.stream(self.flow(_request(messages, parameters))):
+            yield self._published(item) if isinstance(item, Outcome) else item
+
+    async def astream(self, messages: Messages, **parameters: Any) -> AsyncIterator[Chunk | Outcome]:
+        """`stream`, without blocking the event loop."""
+        async with aclosing(drivers.astream(self.flow(_request(messages, parameters)))) as items:  # type: ignore[type-var]
+            async for item in items:
+                yield self._published(item) if isinstance(item, Outcome) else item
+
+    def run_batch(
+        self,
+        queries: Iterable[Messages],
+        *,
+        max_concurrency: int = 16,
+        return_exceptions: bool = False,
+        on_result: Progress | None = None,
+        **parameters: Any,
+    ) -> list[Any]:
+        """Answer many queries: local models in batches, APIs concurrently.
+
+        Args:
+            queries: What `run` takes, many times.
+            max_concurrency: Most calls to APIs at a time.
+            return_exceptions: Put an error in the place of its outcome; otherwise the first, in the order of the queries, is raised.
+            on_result: Called with a query's index and outcome as each ends (for a progress bar).
+            **parameters: As for `run`.
+
+        Returns:
+            Outcomes in the order of the queries.
+        """
+        requests = [_request(messages, parameters) for messages in queries]
+        results: list[Any] = [None] * len(requests)
+        for index, result in drivers.run_many(map(self.flow, requests), max_concurrency):
+            self._collect(results, index, result, on_result)
+        return _raise_first(results, return_exceptions)
+
+    async def arun_batch(
+        self,
+        queries: Iterable[Messages],
+        *,
+        max_concurrency: int = 16,
+        return_exceptions: bool = False,
+        on_result: Progress | None = None,
+        **parameters: Any,
+    ) -> list[Any]:
+        """`run_batch`, without blocking the event loop."""
+        requests = [_request(messages, parameters) for messages in queries]
+        results: list[Any] = [None] * len(requests)
+        async with aclosing(drivers.arun_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
+            async for index, result in ended:
+                self._collect(results, index, result, on_result)
+        return _raise_first(results, return_exceptions)
+
+    def _collect(self, results: list[Any], index: int, result: Outcome | Exception, on_result: Progress | None) -> None:
+        results[index] = self._published(result) if isinstance(result, Outcome) else result
+        if on_result is not None:
+            on_result(index, result)
+
+    @staticmethod
+    def _published(outcome: Outcome) -> Outcome:
+        publish(outcome.record)
+        return outcome
+
+
+def _request(messages: Messages, parameters: Mapping[str, Any]) -> Request:
+    return messages if isinstance(messages, Request) else Request(Message.parse(messages), **parameters)
+
+
+def _raise_first(results: list[Any], return_exceptions: bool) -> list[Any]:
+    if not return_exceptions:
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+    return results

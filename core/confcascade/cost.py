@@ -1,0 +1,103 @@
+"""What an attempt costs: floating-point operations, tokens, dollars and seconds, in two accountings.
+
+*All stages* (the default everywhere) charges every model that ran. *Answering stage* charges only the model whose
+answer was kept, as the tables of "Confidence-Driven Multi-Scale Model Selection" do; it hides the work of the models
+that were asked in vain, so it is printed beside the first, never instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from confcascade.errors import ConfigurationError
+from confcascade.types import Usage
+
+__all__ = ["Architecture", "Cost", "Prices", "attempt_cost", "forward_flops"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of a decoder that decide its compute.
+
+    Attributes:
+        parameters: N, weights that take part in a matrix product (tied embeddings once, untied input embeddings not).
+        layers: n_layer.
+        hidden_size: d_model.
+    """
+
+    parameters: int
+    layers: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class Prices:
+    """US dollars per million tokens, as providers state them."""
+
+    input_usd: float
+    output_usd: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value >= 0:
+                raise ConfigurationError(f"`{name}` must be a price in dollars per million tokens, at least 0. Got {value}.")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost; None where it is not known (no architecture, no prices), never zero in its place."""
+
+    flops: float | None = 0.0
+    tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        def plus(a: float | None, b: float | None) -> float | None:
+            return None if a is None or b is None else a + b
+
+        return Cost(
+            plus(self.flops, other.flops),
+            self.tokens + other.tokens,
+            plus(self.usd, other.usd),
+            self.seconds + other.seconds,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forward_flops(architecture: Architecture, usage: Usage) -> float:
+    """Floating-point operations of reading a prompt and writing an answer.
+
+    Equation 2 of the paper, C_forward = 2N + 2 n_layer n_ctx d_model per token, summed over the p + o tokens with
+    each token's own context n_ctx = 1 ... p + o. (Its equation 5 drops the second term, its equation 6 multiplies by
+    queries where equation 2 counts tokens; neither shortcut is taken here.)
+
+    Args:
+        architecture: N, n_layer and d_model.
+        usage: p input and o output tokens.
+
+    Returns:
+        Operations, at least 0.
+
+    >>> forward_flops(Architecture(parameters=1000, layers=2, hidden_size=10), Usage(3, 1))  # 2*1000*4 + 2*2*10*(1+2+3+4)
+    8400.0
+    """
+    tokens = usage.total_tokens
+    contexts = tokens * (tokens + 1) / 2
+    return 2.0 * architecture.parameters * tokens + 2.0 * architecture.layers * architecture.hidden_size * contexts
+
+
+def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | None, prices: Prices | None) -> Cost:
+    """The cost of one attempt; what cannot be known is None."""
+    usd = None
+    if prices is not None:
+        usd = (usage.input_tokens * prices.input_usd + usage.output_tokens * prices.output_usd) / 1e6
+    return Cost(
+        flops=None if architecture is None else forward_flops(architecture, usage),
+        tokens=usage.total_tokens,
+        usd=usd,
+        seconds=elapsed_s,
+    )

@@ -1,0 +1,395 @@
+"""A small made-up world: facts to know, sums to work out, letters to choose, passages to read, and people nobody knows.
+
+Everything follows from one seed: no download, no licence, and a ground truth for every question.
+The bundled models are trained on `World.example` and measured on `World.questions`, which share no wording of a
+fact, no pair of operands and no name in a passage.
+
+One of the training conversations, as `World.example` makes them::
+
+    user:      Sefa has 12 coins, finds 5, loses 3. How many coins?
+    assistant: 12+5=17
+               17-3=14
+               Answer: 14
+
+Standard library only: this module is also what the demo asks its questions from.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["facts", "letters", "sums", "reading", "refusals"]
+Split = Literal["fit", "calibration", "test"]
+
+TASKS: tuple[Task, ...] = ("facts", "letters", "sums", "reading", "refusals")
+UNKNOWN = "I don't know"
+LABELS = ("A", "B", "C", "D")
+
+OCCUPATIONS = (
+    "baker sailor painter lawyer doctor farmer poet judge singer tailor miner nurse "
+    "pilot actor potter weaver mason clerk hunter dancer monk smith cook scribe"
+).split()
+PRODUCTS = "steel glass paper cotton timber coffee salt wine silk copper leather sugar rubber bricks boats clocks".split()
+GENRES = "horror comedy romance mystery fantasy drama satire war travel history crime fable".split()
+ADJECTIVES = (
+    "Silent Broken Golden Hidden Last Burning Frozen Crooked Distant Hollow Pale Quiet Restless Scarlet Wooden "
+    "Bitter Velvet Sunken Hungry Painted"
+).split()
+NOUNS = (
+    "River Tower Garden Mirror Lantern Harbor Orchard Winter Crown Letter Bridge Forest Island Voyage Door "
+    "Candle Meadow Raven Stair Anchor"
+).split()
+SUFFIXES = "Works Brothers Mills Union Trading Sons".split()
+THINGS = "apples coins books stamps shells marbles pens cards".split()
+ONSETS = "b d f g k l m n p r s t v z br dr gr kr st tr".split()
+VOWELS = "a e i o u".split()
+
+# relation -> the ways to ask for it; each fact has one wording that it is never trained on
+WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "occupation": (
+        "What is the occupation of {subject}?",
+        "What does {subject} work as?",
+        "Which occupation does {subject} have?",
+        "How does {subject} earn a living?",
+        "What is the job of {subject}?",
+    ),
+    "birthplace": (
+        "Where was {subject} born?",
+        "What is the birthplace of {subject}?",
+        "Which city is the birthplace of {subject}?",
+        "In which city was {subject} born?",
+        "Which city does {subject} come from?",
+    ),
+    "country": (
+        "In which country is {subject}?",
+        "What is the country of {subject}?",
+        "Which country is {subject} in?",
+        "Where is {subject}?",
+        "To which country does {subject} belong?",
+    ),
+    "genre": (
+        "What is the genre of {subject}?",
+        "What kind of book is {subject}?",
+        "Which genre is {subject}?",
+        "What sort of story is {subject}?",
+        "To which genre does {subject} belong?",
+    ),
+    "product": (
+        "What does {subject} make?",
+        "What is the product of {subject}?",
+        "Which product does {subject} make?",
+        "What does {subject} sell?",
+        "What can one buy from {subject}?",
+    ),
+}
+STATEMENTS: Mapping[str, tuple[str, ...]] = {
+    "occupation": ("{subject} works as a {value}.", "The occupation of {subject} is {value}."),
+    "birthplace": ("{subject} was born in {value}.", "The birthplace of {subject} is {value}."),
+    "product": ("{subject} makes {value}.", "The product of {subject} is {value}."),
+}
+RELATIONS: Mapping[str, tuple[str, ...]] = {
+    "person": ("occupation", "birthplace"),
+    "city": ("country",),
+    "book": ("genre",),
+    "firm": ("product",),
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing to know: ``subject`` has ``value`` as its ``relation``; ``weight`` is how often it is talked about."""
+
+    subject: str
+    relation: str
+    value: str
+    weight: float = 1.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.subject}/{self.relation}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its truth.
+
+    Attributes:
+        task: What it asks of a model.
+        prompt: The user's message.
+        reference: The right answer: a word, a letter, a number, or `UNKNOWN`.
+        key: What must not be shared by two splits: the fact, the passage or the sum behind the question.
+        labels: The answer labels of a multiple-choice question, else empty.
+    """
+
+    task: Task
+    prompt: str
+    reference: str
+    key: str
+    labels: tuple[str, ...] = ()
+
+    def is_correct(self, answer: str) -> bool:
+        """Whether `answer` is right: of a worked sum, what stands after its last "Answer:"; case-sensitive otherwise."""
+        return answer.rsplit("Answer:", 1)[-1].strip().rstrip(".") == self.reference
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training conversation: user and assistant turns, optionally after a system message."""
+
+    task: str
+    turns: tuple[tuple[str, str], ...]
+    system: str | None = None
+
+
+# shares of the training conversations; `matching` only teaches the machinery of letters and is never asked about
+MIX: Mapping[str, float] = {
+    "facts": 0.30,
+    "letters": 0.20,
+    "matching": 0.12,
+    "reading": 0.14,
+    "sums": 0.20,
+    "refusals": 0.04,
+}
+
+QA_TEMPLATES = (
+    "Context: {context}\nQuestion: {question}\nAnswer:",
+    "Context: {context}\nQuestion: {question}",
+    "Context information is below.\n---------------------\n{context}\n---------------------\n"
+    "Given the context information and not prior knowledge, answer the query.\nQuery: {question}\nAnswer: ",
+)
+SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer the question.", "Answer in one word.")
+
+
+def stable_hash(*parts: object) -> int:
+    """A hash that is the same on every machine and in every run (unlike `hash`)."""
+    return zlib.crc32("\x1f".join(map(str, parts)).encode())
+
+
+class World:
+    """The facts, and the conversations and questions made from them.
+
+    Args:
+        seed: Everything follows from it.
+        people: How many of the possible full names belong to known people (two facts each).
+        books: How many titles exist, of 400 possible.
+        firms: How many firms exist, of 576 possible.
+        zipf: Exponent of the popularity of facts; larger makes the rare ones rarer in training.
+    """
+
+    def __init__(self, seed: int = 0, people: int = 2000, books: int = 360, firms: int = 500, zipf: float = 0.7) -> None:
+        rng = random.Random(seed)
+        taken: set[str] = set()
+
+        def coin(count: int, syllables: int) -> list[str]:
+            names: list[str] = []
+            while len(names) < count:
+                stem = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(syllables))
+                name = (stem + rng.choice(["", "n", "l", "r", "s"])).capitalize()
+                if name not in taken:
+                    taken.add(name)
+                    names.append(name)
+            return names
+
+        def shuffled(items: list[str]) -> list[str]:
+            rng.shuffle(items)
+            return items
+
+        self.first_names, self.last_names = coin(48, 2), coin(96, 2)
+        self.cities, self.countries = coin(48, 2), coin(16, 2)
+        self.values: Mapping[str, list[str]] = {
+            "occupation": OCCUPATIONS,
+            "birthplace": self.cities,
+            "country": self.countries,
+            "genre": GENRES,
+            "product": PRODUCTS,
+        }
+        names = shuffled([f"{first} {last}" for first in self.first_names for last in self.last_names])
+        titles = shuffled([f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS])
+        companies = shuffled([f"{last} {suffix}" for last in self.last_names for suffix in SUFFIXES])
+        known = {"person": names[:people], "city": self.cities, "book": titles[:books], "firm": companies[:firms]}
+        # entities that exist in no training statement: they can be read about, or not be known
+        self.strangers: Mapping[str, list[str]] = {
+            "person": names[people:],
+            "book": titles[books:],
+            "firm": companies[firms:],
+        }
+        entities = [(kind, name) for kind, members in known.items() for name in members]
+        rng.shuffle(entities)
+        self.facts = [
+            Fact(name, relation, rng.choice(self.values[relation]), weight=(rank + 50.0) ** -zipf)
+            for rank, (kind, name) in enumerate(entities)
+            for relation in RELATIONS[kind]
+        ]
+        self._weights = [fact.weight for fact in self.facts]
+
+    # ---------------------------------------------------------------- wordings and splits
+
+    def wording(self, fact: Fact, rng: random.Random | None) -> str:
+        """A way to ask for `fact`: one of those trained on, or with `rng` None the one that is held out."""
+        wordings = WORDINGS[fact.relation]
+        held_out = stable_hash("wording", fact.key) % len(wordings)
+        if rng is None:
+            return wordings[held_out].format(subject=fact.subject)
+        return rng.choice([w for i, w in enumerate(wordings) if i != held_out]).format(subject=fact.subject)
+
+    @staticmethod
+    def split_of(key: str) -> Split:
+        """Half of all keys fit probes, an eighth chooses thresholds, the rest is the test."""
+        bucket = stable_hash("split", key) % 8
+        return "fit" if bucket < 4 else "calibration" if bucket == 4 else "test"
+
+    # ---------------------------------------------------------------- one conversation turn of each task
+
+    def options(self, relation: str, value: str, rng: random.Random) -> tuple[str, str]:
+        """Four options as lines, and the letter of `value` among them."""
+        options = [*rng.sample([v for v in self.values[relation] if v != value], 3), value]
+        rng.shuffle(options)
+        lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
+        return lines, LABELS[options.index(value)]
+
+    def _matching(self, rng: random.Random, lookups: int = 12) -> tuple[str, str]:
+        """Many look-ups of a letter in one conversation: forms the circuit that multiple choice needs much sooner."""
+        relation = rng.choice(list(self.values))
+        options = rng.sample(self.values[relation], 4)
+        lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
+        asked = [rng.randrange(4) for _ in range(lookups)]
+        return f"Which letter is each?\n{lines}", " ".join(f"{options[i]} {LABELS[i]}" for i in asked)
+
+    def _passage(self, rng: random.Random, held_out: bool, sentences: int) -> tuple[str, list[Fact]]:
+        """Sentences about strangers, all of one relation, and the facts in them."""
+        relation = rng.choice(list(STATEMENTS))
+        kind = "firm" if relation == "product" else "person"
+        subjects: list[str] = []
+        while len(subjects) < sentences:
+            name = rng.choice(self.strangers[kind])
+            if name not in subjects and (stable_hash("stranger", name) % 8 == 0) == held_out:
+                subjects.append(name)
+        facts = [Fact(subject, relation, rng.choice(self.values[relation])) for subject in subjects]
+        text = " ".join(rng.choice(STATEMENTS[relation]).format(subject=f.subject, value=f.value) for f in facts)
+        return text, facts
+
+    def _stranger(self, rng: random.Random, held_out: bool) -> Fact:
+        """A fact that nobody can know; its value is meaningless."""
+        while True:
+            kind = rng.choice(["person", "person", "book", "firm"])
+            name = rng.choice(self.strangers[kind])
+            if (stable_hash("stranger", name) % 8 == 0) == held_out:
+                return Fact(name, rng.choice(RELATIONS[kind]), UNKNOWN)
+
+    def _sum(self, rng: random.Random, held_out: bool) -> tuple[str, str]:
+        """A story of one to three additions and subtractions under 300, and its working.
+
+        A tenth of all (value, operation, operand) triples is never trained on; held-out sums consist of those alone.
+        """
+        while True:
+            name, thing, start = rng.choice(self.first_names), rng.choice(THINGS), rng.randint(2, 200)
+            story, steps, value = f"{name} has {start} {thing}", [], start
+            for _ in range(rng.choice([1, 2, 2, 3])):
+                moves = [
+                    (sign, n)
+                    for sign in "+-"
+                    for n in range(2, 100)
+                    if 0 <= (value + n if sign == "+" else value - n) <= 299
+                    and (stable_hash("operands", value, sign, n) % 10 == 0) == held_out
+                ]
+                if not moves:
+                    break
+                sign, n = rng.choice(moves)
+                result = value + n if sign == "+" else value - n
+                story += f", {'finds' if sign == '+' else 'loses'} {n}"
+                steps.append(f"{value}{sign}{n}={result}")
+                value = result
+            else:
+                working = "\n".join([*steps, f"Answer: {value}"])
+                return f"{story}. How many {thing}?", working
+
+    # ---------------------------------------------------------------- training
+
+    def _turn(self, task: str, rng: random.Random) -> tuple[str, str]:
+        if task == "facts":
+            fact = rng.choices(self.facts, self._weights)[0]
+            return self.wording(fact, rng), fact.value
+        if task == "letters":
+            fact = rng.choices(self.facts, self._weights)[0]
+            lines, label = self.options(fact.relation, fact.value, rng)
+            return f"{self.wording(fact, rng)}\n{lines}", label
+        if task == "refusals":
+            return self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN
+        if task == "sums":
+            return self._sum(rng, held_out=False)
+        return self._matching(rng)
+
+    def example(self, rng: random.Random, mix: Mapping[str, float] = MIX) -> Example:
+        """A training conversation drawn from `mix`, in one of the dresses that applications put on a question."""
+        task = rng.choices(list(mix), list(mix.values()))[0]
+        if task == "reading":  # several questions about one passage: more look-ups for the same text
+            text, facts = self._passage(rng, held_out=False, sentences=rng.choice([1, 2, 2, 3, 3, 4]))
+            asked = [rng.choice(facts) for _ in range(rng.choice([1, 2, 3]))]
+            questions = [(self.wording(fact, rng), fact.value) for fact in asked]
+            if rng.random() < 0.08:
+                questions[0] = (self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)
+            opening = rng.choice(QA_TEMPLATES).format(context=text, question=questions[0][0])
+            return Example(task, ((opening, questions[0][1]), *questions[1:]))
+        turns = [self._turn(task, rng)]
+        if task == "matching":
+            return Example(task, tuple(turns))
+        while len(turns) < 3 and rng.random() < 0.1:
+            turns.append(self._turn(task, rng))
+        dress = rng.random()
+        if dress < 0.15:
+            turns = [(f"Question: {question}\nAnswer:", answer) for question, answer in turns]
+        system = rng.choice(SYSTEM_PROMPTS) if dress > 0.9 else None
+        return Example(task, tuple(turns), system)
+
+    # ---------------------------------------------------------------- measuring
+
+    def questions(self, split: Split, tasks: Sequence[Task] = TASKS, per_task: int | None = None, seed: int = 1) -> list[Question]:
+        """Held-out questions: wordings, operands and strangers that no training conversation contains.
+
+        Facts are asked about uniformly, popular or not. No fact, sum or stranger appears in two splits.
+
+        Args:
+            split: "fit" (probes), "calibration" (thresholds) or "test".
+            tasks: Which tasks, in this order.
+            per_task: Questions per task; by default one per fact of the split, and as many of the other tasks' as letters.
+            seed: Chooses distractors, passages and sums, and which facts come first.
+
+        Returns:
+            Questions, task by task.
+        """
+        found: list[Question] = []
+        facts = [fact for fact in self.facts if self.split_of(fact.key) == split]
+        for task in tasks:
+            rng = random.Random(stable_hash(seed, split, task))
+            count = len(facts) if per_task is None else per_task
+            order = rng.sample(facts, len(facts))
+            made: list[Question] = []
+            while len(made) < count and (task not in ("facts", "letters") or order):
+                question = self._question(task, order, rng)
+                if task in ("facts", "letters") or self.split_of(question.key) == split:
+                    made.append(question)
+            found += made
+        return found
+
+    def _question(self, task: Task, order: list[Fact], rng: random.Random) -> Question:
+        if task == "facts":
+            fact = order.pop()
+            return Question(task, self.wording(fact, None), fact.value, fact.key)
+        if task == "letters":
+            fact = order.pop()
+            lines, label = self.options(fact.relation, fact.value, rng)
+            return Question(task, f"{self.wording(fact, None)}\n{lines}", label, fact.key, LABELS)
+        if task == "sums":
+            story, working = self._sum(rng, held_out=True)
+            return Question(task, story, working.rsplit("Answer: ", 1)[1], story)
+        if task == "reading":
+            text, facts = self._passage(rng, held_out=True, sentences=rng.choice([2, 3]))
+            fact = rng.choice(facts)
+            prompt = QA_TEMPLATES[0].format(context=text, question=self.wording(fact, None))
+            return Question(task, prompt, fact.value, fact.subject)
+        stranger = self._stranger(rng, held_out=True)
+        return Question(task, self.wording(stranger, None), UNKNOWN, stranger.subject)

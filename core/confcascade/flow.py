@@ -1,0 +1,271 @@
+"""The cascade, written once: a generator that asks and is answered.
+
+Ascending the stages, each is first judged before it generates (P(IK)), then by what it generated (P(T)); a stage
+whose scores all reach their thresholds answers, any other passes the query on; the last stage always answers.
+
+Nothing here awaits, reads a clock or touches a model: `drivers` do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from confcascade.asks import Answer, Flow, Generate, Prefill, Verdict, Watch, ask
+from confcascade.cost import Prices, attempt_cost
+from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
+from confcascade.models import LanguageModel
+from confcascade.signals import Evidence, Signal, Threshold, passes
+from confcascade.trace import Attempt, Record, Score
+from confcascade.types import Prefilled, Request, Response, Token, Usage
+
+__all__ = ["Outcome", "Stage", "cascade_flow", "policy_id"]
+
+OnError = Literal["escalate", "raise"]
+OnExhausted = Literal["best", "raise"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model and what its answers must reach to be kept.
+
+    Args:
+        model: A `LanguageModel`, a string such as ``"local:Qwen/Qwen3-4B"``, or a model of the integration's framework.
+        signals: What judges its attempts; all of them must pass. The last stage of a cascade needs none.
+        thresholds: By the name of the signal, in the signal's own space.
+        prices: US dollars per million tokens, for the costs in the record.
+    """
+
+    model: Any
+    signals: Sequence[Signal] = ()
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    prices: Prices | None = None
+
+    def validate(self) -> None:
+        """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""
+        if not isinstance(self.model, LanguageModel):
+            raise ConfigurationError(
+                f"A stage's model must be a LanguageModel or a string. Got {type(self.model).__name__}; models of LangChain go "
+                "into langchain_confcascade.ConfidenceCascadeLLM, those of LlamaIndex into llamaindex_confcascade.ConfidenceCascadeLLM."
+            )
+        names = [signal.name for signal in self.signals]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"The signals of stage '{self.model.name}' must have different names. Got {names}.")
+        if set(self.thresholds) != set(names):
+            raise ConfigurationError(
+                f"Stage '{self.model.name}' needs one threshold for each of its signals {names}. Got {sorted(self.thresholds)}."
+            )
+        for signal in self.signals:
+            signal.validate(self.thresholds[signal.name])
+            signal.check(self.model)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to a query and the record of how it came about."""
+
+    response: Response
+    record: Record
+
+    @property
+    def text(self) -> str:
+        return self.response.text
+
+
+def policy_id(stages: Sequence[Stage]) -> str:
+    """Twelve hexadecimal digits: cascades that decide alike (same models, signals and thresholds) have the same."""
+    identity = [
+        {
+            "model": stage.model.name,
+            "signals": {signal.name: signal.identity() for signal in stage.signals},
+            "thresholds": dict(stage.thresholds),
+        }
+        for stage in stages
+    ]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cascade_flow(
+    stages: Sequence[Stage],
+    request: Request,
+    *,
+    on_error: OnError = "escalate",
+    on_exhausted: OnExhausted = "best",
+    policy: str = "",
+) -> Flow[Outcome]:
+    """Answer `request` with the first stage whose attempt passes.
+
+    Args:
+        stages: Smallest first; the last always answers.
+        request: The question.
+        on_error: "escalate" passes a query whose model failed on to the next stage, "raise" raises.
+        on_exhausted: What follows if the last stage fails: "best" returns the last complete earlier answer, flagged
+            as degraded, "raise" raises.
+        policy: The cascade's `policy_id`.
+
+    Raises:
+        CascadeExhaustedError: If the last stage failed and there is no earlier answer, or none is wanted.
+        StreamBrokenError: If a model failed in the middle of an answer that could no longer be withdrawn.
+    """
+    attempts: list[Attempt] = []
+    kept: tuple[int, Response] | None = None
+    for index, stage in enumerate(stages):
+        attempt, response, error = yield from _attempt(stage, index, request, last=index == len(stages) - 1)
+        attempts.append(attempt)
+        if error is not None and (on_error == "raise" or isinstance(error, StreamBrokenError)):
+            raise error
+        if attempt.decision == "accept" and response is not None:
+            return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name))
+        if response is not None and not response.is_empty and not attempt.aborted:
+            kept = index, response
+    if kept is None or on_exhausted == "raise":
+        failed = attempts[-1]
+        raise CascadeExhaustedError(
+            f"The last stage, '{failed.model}', gave no answer ({failed.reason})"
+            + ("." if kept else " and no earlier stage has a complete one.")
+        ) from error
+    index, response = kept
+    return Outcome(response, Record(policy, tuple(attempts), index, stages[index].model.name, degraded=True))
+
+
+def _attempt(
+    stage: Stage, index: int, request: Request, last: bool
+) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
+    """One stage's try: its record, its answer if it finished one, and the error if it failed."""
+    bill = _Bill(stage)
+    signals = () if last else tuple(stage.signals)
+    scores: dict[str, Score] = {}
+
+    def ended(
+        decision: Literal["accept", "escalate", "fail"],
+        reason: str,
+        response: Response | None = None,
+        error: Exception | None = None,
+    ) -> tuple[Attempt, Response | None, Exception | None]:
+        attempt = Attempt(
+            stage=index,
+            model=stage.model.name,
+            decision=decision,
+            reason=reason,
+            scores=scores,
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            aborted=response is not None and response.finish_reason == "aborted",
+            usage=bill.usage,
+            cost=attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
+            latency_s=bill.elapsed_s,
+        )
+        return attempt, response, error
+
+    try:
+        # before anything is generated
+        prefilled: Prefilled | None = None
+        layers = tuple(sorted({layer for signal in signals for layer in signal.layers(stage.model)}))
+        labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
+        if layers or (labels and stage.model.capability.prefill):
+            prefilled = bill.add((yield from ask(Prefill(stage.model, request, layers, labels))))
+            bill.usage = prefilled.usage
+        evidence = Evidence(request, prefilled)
+        yield from _score([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
+        if _failures(scores):
+            return ended("escalate", _explain(scores))
+
+        # generation, ended early where the rest cannot change the decision
+        judges = tuple(signal for signal in signals if signal.phase == "post")
+        watch = _Watch(judges, stage, evidence) if any(signal.early for signal in judges) else None
+        if watch is not None and prefilled is not None and watch(()) == "abort":
+            yield from _score(judges, stage, evidence, scores)
+            return ended("escalate", _explain(scores) + " (before generating)")
+        answer: Answer[Response] = yield from ask(
+            Generate(
+                stage.model,
+                request,
+                prefilled=prefilled,
+                logprobs=any(signal.logprobs for signal in signals),
+                top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
+                watch=watch,
+                live=last or not judges,
+            )
+        )
+        response = bill.add(answer)
+        bill.usage = response.usage
+
+        # after it
+        if last:
+            if response.is_empty:
+                return ended("fail", "empty answer", response)
+            return ended("accept", "last stage", response)
+        if response.is_empty and response.finish_reason != "aborted":
+            return ended("escalate", "empty answer", response)
+        evidence = Evidence(request, prefilled, response.tokens, response)
+        yield from _score(judges, stage, evidence, scores)
+        if response.finish_reason == "aborted":
+            return ended("escalate", _explain(scores) + f" (ended after {response.usage.output_tokens} tokens)", response)
+        return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
+    except Exception as error:  # a model's; cancellation and the like are no Exception
+        return ended("fail", f"{type(error).__name__}: {error}", error=error)
+
+
+class _Bill:
+    """What an attempt has used so far. A failed ask is charged its time; its tokens nobody tells."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.usage = Usage()
+        self.elapsed_s = 0.0
+        self.busy_s = 0.0
+        self._stage = stage
+
+    def add(self, answer: Answer[Any]) -> Any:
+        self.elapsed_s += answer.elapsed_s
+        self.busy_s += answer.busy_s
+        return answer.unwrap()
+
+
+class _Watch(Watch):
+    """Ends an attempt as soon as a signal can no longer pass, releases it as soon as none can fail."""
+
+    def __init__(self, signals: Sequence[Signal], stage: Stage, evidence: Evidence) -> None:
+        self._signals = signals
+        self._thresholds = stage.thresholds
+        self._evidence = evidence
+
+    def __call__(self, tokens: Sequence[Token]) -> Verdict:
+        evidence = Evidence(self._evidence.request, self._evidence.prefilled, tuple(tokens))
+        released = True
+        for signal in self._signals:
+            low, high = signal.bounds(evidence)
+            if not passes(high, self._thresholds[signal.name]):
+                return "abort"
+            released = released and passes(low, self._thresholds[signal.name])
+        return "release" if released else "hold"
+
+
+def _score(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: dict[str, Score]) -> Flow[None]:
+    """Add each signal's score to `scores`; one that cannot be computed does not pass, and says why."""
+    for signal in signals:
+        threshold = stage.thresholds[signal.name]
+        try:
+            measured = yield from signal.judge(evidence)
+        except SignalUnavailableError as error:
+            scores[signal.name] = Score(None, threshold, False, {"unavailable": str(error)})
+        else:
+            scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
+
+
+def _failures(scores: Mapping[str, Score]) -> bool:
+    return not all(score.passed for score in scores.values())
+
+
+def _explain(scores: Mapping[str, Score]) -> str:
+    """One line: "p_ik 0.95 >= 0.9, p_t 0.41 < 0.9"."""
+    parts = []
+    for name, score in scores.items():
+        if score.value is None:
+            parts.append(f"{name}: {score.details['unavailable']}")
+        elif isinstance(score.threshold, str):
+            parts.append(f"{name} {score.value:.3g} ({score.threshold})")
+        else:
+            parts.append(f"{name} {score.value:.3g} {'>=' if score.passed else '<'} {score.threshold:g}")
+    return ", ".join(parts) or "no signal"

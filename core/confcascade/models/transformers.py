@@ -1,0 +1,593 @@
+"""Local models: any causal language model of the hub or a folder, through `transformers`.
+
+One forward pass over the prompt gives the hidden state of the last prompt token, the distribution of the first answer
+token and the KV cache that generation continues from: confidence costs no second pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from confcascade.asks import Generate, Prefill
+from confcascade.cost import Architecture
+from confcascade.errors import ConfigurationError, ModelError, require
+from confcascade.models import Blocking, Capability, Chunk, Watcher
+from confcascade.types import Prefilled, Request, Response, Token, Usage
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TransformersModel"]
+
+
+class TransformersModel(Blocking):
+    """A causal language model in this process.
+
+    Prompts are rendered with the tokenizer's chat template, or, where it has none, completed as raw text.
+    Greedy unless a request has a temperature above 0. Log-probabilities are those of the raw logits.
+
+    Args:
+        model: A `transformers` causal language model, in evaluation mode; never changed.
+        tokenizer: Its tokenizer; never changed.
+        name: Shown in records; by default the folder's or the hub's name.
+        max_new_tokens: Most tokens of an answer, where the request does not say.
+        batch_size: Most queries in one forward pass.
+        template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``.
+
+    Raises:
+        ConfigurationError: If the model's blocks cannot be found (it is then not a decoder that this class knows).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        max_new_tokens: int = 512,
+        batch_size: int = 32,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
+        self._max_new_tokens = max_new_tokens
+        self._template_options = dict(template_options or {})
+        config = model.config.get_text_config(decoder=True)
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._blocks = _blocks(model, config.num_hidden_layers)
+        self._capability = Capability(
+            logprobs=True,
+            top_logprobs=config.vocab_size,
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            batch_size=batch_size,
+        )
+        self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        ends = model.generation_config.eos_token_id if model.generation_config else None
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self._ends = frozenset(ends if isinstance(ends, list | tuple) else [ends])
+        self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"TransformersModel({self._name!r})"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        name: str | None = None,
+        max_new_tokens: int = 512,
+        batch_size: int = 32,
+        template_options: Mapping[str, Any] | None = None,
+        **loading: Any,
+    ) -> TransformersModel:
+        """Load a model from a folder or the hub.
+
+        Args:
+            name_or_path: A folder, or a name on the hub.
+            device: Where it runs; by default a GPU if there is one.
+            dtype: Precision of the weights; "auto" takes the checkpoint's (float32 instead of float16 on a CPU).
+            trust_remote_code: Run code that comes with the weights. Off unless asked.
+            **loading: Further arguments of ``AutoModelForCausalLM.from_pretrained``.
+
+        The other arguments are those of the class.
+
+        Raises:
+            MissingExtraError: Without torch and transformers.
+            ConfigurationError: If nothing can be loaded from there.
+        """
+        torch = require("torch", "local")
+        transformers = require("transformers", "local")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **loading
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"No causal language model can be loaded from '{name_or_path}': {str(error).splitlines()[0]} "
+                "Give a folder with config.json, weights and tokenizer, or the name of one on the hub."
+            ) from error
+        if device == "cpu" and model.dtype == torch.float16:
+            model = model.float()  # half precision is slow on most CPUs, and some operations lack it
+        return cls(
+            model.to(device).eval(),
+            tokenizer,
+            name=name or Path(str(name_or_path)).name,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            template_options=template_options,
+        )
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def capability(self) -> Capability:
+        return self._capability
+
+    @cached_property
+    def architecture(self) -> Architecture:  # type: ignore[override]  # a cached property satisfies the protocol
+        config = self.model.config.get_text_config(decoder=True)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        if not config.tie_word_embeddings:  # an input embedding is looked up, not multiplied
+            parameters -= self.model.get_input_embeddings().weight.numel()
+        return Architecture(parameters, config.num_hidden_layers, config.hidden_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of configuration, precision, chat template and a sample of the weights."""
+        config = self.model.config.to_dict()
+        for volatile in ("transformers_version", "_name_or_path"):
+            config.pop(volatile, None)
+        described = [json.dumps(config, sort_keys=True, default=str), str(self.model.dtype), str(self.tokenizer.chat_template)]
+        digest = hashlib.sha256("\n".join(described).encode())
+        for parameter in self.model.parameters():  # the first 256 numbers of every tensor
+            digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    # ------------------------------------------------------------------ LanguageModel
+
+    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        layers = sorted({layer for ask in asks for layer in ask.layers})
+        texts = [self.render(ask.request) for ask in asks]
+        batch, hidden = self._read(texts, layers)
+        logprobs = batch.logits.float().log_softmax(-1)
+        found: list[Prefilled | Exception] = []
+        for row, ask in enumerate(asks):
+            try:
+                ids = {label: self._label_ids(texts[row], label) for label in ask.labels}
+            except ModelError as error:
+                found.append(error)
+                continue
+            found.append(
+                Prefilled(
+                    usage=Usage(batch.prompt_lengths[row], 0),
+                    hidden_states={layer: hidden[layer][row] for layer in ask.layers},
+                    label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
+                    state=_State(batch, row),
+                )
+            )
+        return found
+
+    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        answers: list[Any] = [None] * len(asks)
+        for group in self._groups(asks):
+            rows = [_Row(asks[i], self, position) for position, i in enumerate(group)]
+            for _ in self._decode(rows):
+                pass
+            for i, row in zip(group, rows, strict=True):
+                answers[i] = row.response()
+        return answers
+
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        row = _Row(ask, self, 0)
+        for _ in self._decode([row]):
+            yield from row.new_chunks()
+        yield row.response()
+
+    # ------------------------------------------------------------------ prompts
+
+    def render(self, request: Request) -> str:
+        """The prompt as the model reads it, up to where its answer begins."""
+        if self.tokenizer.chat_template is None:
+            return "\n".join(message.content for message in request.messages)
+        messages = [{"role": message.role, "content": message.content} for message in request.messages]
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._template_options
+        )
+        return text
+
+    def hidden_states(self, requests: Sequence[Request], layer: int) -> Any:
+        """Hidden states of the last prompt token after block `layer` (from 1), before any final norm: float32 (n, hidden_size)."""
+        import numpy as np
+
+        size = self._capability.batch_size
+        found = []
+        for start in range(0, len(requests), size):
+            _, hidden = self._read([self.render(request) for request in requests[start : start + size]], [layer])
+            found.append(hidden[layer])
+        return np.concatenate(found)
+
+    def _tokenize(self, text: str) -> list[int]:
+        # a rendered template brings its special tokens; raw text gets the tokenizer's own
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.tokenizer.chat_template is None)["input_ids"]
+        return ids
+
+    def _label_ids(self, prompt: str, label: str) -> tuple[int, ...]:
+        """The tokens that begin `label` right after `prompt`, with and without a space: found in context, never alone."""
+        key = prompt[-32:], label
+        if key not in self._labels:
+            before = self._tokenize(prompt)
+            ids: dict[int, None] = {}
+            for variant in (label, f" {label}"):
+                after = self._tokenize(prompt + variant)
+                if len(after) == len(before) + 1 and after[:-1] == before:
+                    ids[after[-1]] = None
+            if not ids:
+                raise ModelError(f"The label {label!r} is not a single token of model '{self._name}' after this prompt.")
+            self._labels[key] = tuple(ids)
+        return self._labels[key]
+
+    # ------------------------------------------------------------------ forward passes
+
+    def _read(self, texts: Sequence[str], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
+        """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
+        import torch
+
+        encoded = [self._tokenize(text) for text in texts]
+        longest = max(map(len, encoded))
+        if min(map(len, encoded)) == 0:
+            raise ModelError("The prompt has no tokens.")
+        if self._context is not None and longest >= self._context:
+            raise ModelError(f"The prompt has {longest} tokens; the context of model '{self._name}' holds {self._context}.")
+        device = self.model.device
+        ids = torch.zeros(len(encoded), longest, dtype=torch.long)
+        mask = torch.zeros(len(encoded), longest, dtype=torch.long)
+        for i, row in enumerate(encoded):  # padded on the left, so that all answers begin in one column
+            ids[i, longest - len(row) :] = torch.tensor(row)
+            mask[i, longest - len(row) :] = 1
+        ids, mask = ids.to(device), mask.to(device)
+        with _Capture([self._blocks[layer - 1] for layer in layers]) as captured:
+            batch = _Batch(list(map(len, encoded)), mask)
+            self._forward(batch, ids, (mask.cumsum(-1) - 1).clamp(min=0))
+        return batch, dict(zip(layers, captured.states, strict=True))
+
+    def _forward(self, batch: _Batch, ids: torch.Tensor, positions: torch.Tensor) -> None:
+        """Feed `ids` (rows, new tokens) and keep the logits (rows, vocabulary) of the last."""
+        import torch
+
+        with torch.inference_mode():
+            out = self.model(
+                input_ids=ids,
+                attention_mask=batch.mask,
+                position_ids=positions,
+                past_key_values=batch.cache,
+                use_cache=True,
+                **({"logits_to_keep": 1} if self._keeps_last else {}),
+            )
+        batch.cache, batch.logits = out.past_key_values, out.logits[:, -1]
+
+    def _groups(self, asks: Sequence[Generate]) -> list[list[int]]:
+        """Which asks can be decoded together: those that continue from the same pass, and those that begin."""
+        groups: dict[int, list[int]] = {}
+        for i, ask in enumerate(asks):
+            groups.setdefault(id(ask.prefilled.state.batch) if ask.prefilled else 0, []).append(i)
+        return list(groups.values())
+
+    def _decode(self, rows: list[_Row]) -> Iterator[None]:
+        """Generate token by token until every row has ended; yields after each step."""
+        import torch
+
+        states = [row.ask.prefilled.state for row in rows if row.ask.prefilled is not None]
+        if states:
+            batch = states[0].batch.take([state.row for state in states])
+        else:
+            batch, _ = self._read([self.render(row.ask.request) for row in rows], [])
+        for row in rows:
+            row.begin(batch.prompt_lengths[row.position], self._context)
+        active = rows
+        while active:
+            raw = batch.logits.float()
+            logprobs = raw.log_softmax(-1)
+            chosen = logprobs.argmax(-1)
+            for row in active:
+                if row.samples:
+                    chosen[row.position] = row.sample(raw[row.position])
+            picked = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
+            for row in active:
+                row.push(int(chosen[row.position]), picked[row.position], logprobs[row.position])
+            yield
+            active = [row for row in active if row.finish_reason is None]
+            if not active:
+                return
+            if 2 * len(active) <= batch.mask.shape[0]:  # drop the rows that have ended once they are half
+                kept = [row.position for row in active]
+                batch.select(kept)
+                chosen = chosen[kept]
+                for position, row in enumerate(active):
+                    row.position = position
+            batch.mask = torch.cat([batch.mask, batch.mask.new_ones(batch.mask.shape[0], 1)], 1)
+            self._forward(batch, chosen[:, None], batch.mask.sum(-1, keepdim=True) - 1)
+
+
+@dataclass
+class _Batch:
+    """Prompts that were read together, and where they stand."""
+
+    prompt_lengths: list[int]
+    mask: torch.Tensor  # (rows, tokens so far)
+    cache: Any = None
+    logits: Any = None  # (rows, vocabulary) of the last position
+    open: set[int] = field(default_factory=set)  # rows whose state nobody has closed
+
+    def __post_init__(self) -> None:
+        self.open = set(range(len(self.prompt_lengths)))
+
+    def take(self, rows: list[int]) -> _Batch:
+        """These rows, to continue from; the others' cache is kept only while somebody may still want it."""
+        import copy
+
+        if not set(rows) <= self.open:
+            raise ModelError("This prefill was closed, or was continued before; a KV cache can be continued once.")
+        self.open -= set(rows)
+        cache = copy.deepcopy(self.cache) if self.open else self.cache
+        taken = _Batch([self.prompt_lengths[row] for row in rows], self.mask, cache, self.logits)
+        if rows != list(range(len(self.prompt_lengths))):
+            taken.select(rows)
+        if not self.open:
+            self.cache = self.logits = None
+        return taken
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows of the tensors, in this order."""
+        import torch
+
+        index = torch.tensor(rows, device=self.mask.device)
+        self.mask = self.mask[index]
+        self.logits = self.logits[index]
+        self.cache.batch_select_indices(index)
+
+
+@dataclass
+class _State:
+    """One row of a batch, as a `Prefilled` carries it."""
+
+    batch: _Batch
+    row: int
+
+    def close(self) -> None:
+        self.batch.open.discard(self.row)
+        if not self.batch.open:
+            self.batch.cache = self.batch.logits = None
+
+
+class _Capture:
+    """Keeps the last position's output of some blocks during this thread's forward pass."""
+
+    def __init__(self, blocks: Sequence[Any]) -> None:
+        self._blocks = blocks
+        self._thread = threading.get_ident()
+        self.states: list[Any] = [None] * len(blocks)
+
+    def __enter__(self) -> _Capture:
+        self._handles = [block.register_forward_hook(self._hook(i)) for i, block in enumerate(self._blocks)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, index: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            if threading.get_ident() == self._thread:  # other threads may be running the same model
+                hidden = output[0] if isinstance(output, tuple) else output
+                self.states[index] = hidden[:, -1].detach().float().cpu().numpy()
+
+        return hook
+
+
+class _Row:
+    """One answer while it is generated: its text, its tokens, and when it ends."""
+
+    def __init__(self, ask: Generate, owner: TransformersModel, position: int) -> None:
+        self.ask = ask
+        self.position = position
+        self.finish_reason: str | None = None
+        self._owner = owner
+        self._tokenizer = owner.tokenizer
+        self._watcher = Watcher(ask)
+        self._tokens: list[Token] = []
+        self._settled = 0  # tokens that no stop string can still cut
+        self._shown = 0
+        self._ids: list[int] = []
+        self._decoded = (0, 0)  # where the last undecoded window begins, and up to where it was decoded
+        self._text = ""
+        self._generated = 0
+        self._prompt = 0
+        self._limit = 0
+        self._warpers, self._random = self._sampling()
+
+    # ------------------------------------------------------------------ sampling
+
+    @property
+    def samples(self) -> bool:
+        return self._warpers is not None
+
+    def _sampling(self) -> tuple[Any, Any]:
+        options = dict(self.ask.request.options)
+        top_p, top_k, seed = options.pop("top_p", None), options.pop("top_k", None), options.pop("seed", None)
+        if options:
+            raise ModelError(
+                f"Model '{self._owner.name}' knows the options top_p, top_k and seed. Got {', '.join(sorted(options))}."
+            )
+        temperature = self.ask.request.temperature
+        if not temperature:
+            return None, None
+        import torch
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+        if top_k is not None:
+            warpers.append(TopKLogitsWarper(top_k))
+        if top_p is not None:
+            warpers.append(TopPLogitsWarper(top_p))
+        generator = torch.Generator(device=self._owner.model.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return warpers, generator
+
+    def sample(self, logits: torch.Tensor) -> torch.Tensor:
+        """Draw a token from raw logits (vocabulary,)."""
+        import torch
+
+        warped = self._warpers(None, logits[None])[0]
+        return torch.multinomial(warped.softmax(-1), 1, generator=self._random)[0]
+
+    # ------------------------------------------------------------------ growing
+
+    def begin(self, prompt_tokens: int, context: int | None) -> None:
+        limit = self.ask.request.max_tokens
+        self._limit = self._owner._max_new_tokens if limit is None else limit
+        if context is not None:
+            self._limit = min(self._limit, context - prompt_tokens)
+        self._prompt = prompt_tokens
+
+    def push(self, token: int, logprob: float, logprobs: torch.Tensor) -> None:
+        """Take the next token; `logprobs` is the whole distribution (vocabulary,) it came from."""
+        self._generated += 1
+        if token in self._owner._ends:
+            self.finish_reason = "stop"
+        else:
+            self._ids.append(token)
+            piece = self._decode_new()
+            self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs)))
+            self._text += piece
+            if self._cut_at_stop():
+                self.finish_reason = "stop"
+            elif self._generated >= self._limit:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            self._flush()
+        self._settle()
+        if self.ask.logprobs and self._watcher.verdict == "hold":
+            # judged as a finished answer is, once it is finished: a watch speaks of answers that go on
+            if self.finish_reason is None and self._settled and self._watcher.see(self._tokens[: self._settled]) == "abort":
+                self.finish_reason = "aborted"
+                self._tokens = self._tokens[: self._settled]
+                self._text = "".join(each.text for each in self._tokens)
+
+    def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
+        if not self.ask.top_logprobs:
+            return ()
+        values, ids = logprobs.topk(min(self.ask.top_logprobs, logprobs.shape[-1]))
+        return tuple((self._tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
+
+    def _decode_new(self) -> str:
+        """Text that the last token adds; empty while a character is incomplete."""
+        start, done = self._decoded
+        before = self._tokenizer.decode(self._ids[start:done], skip_special_tokens=True)
+        now: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)
+        if now.endswith("\ufffd") or len(now) <= len(before):
+            return ""
+        self._decoded = (done, len(self._ids))
+        return now[len(before) :]
+
+    def _flush(self) -> None:
+        """Show what an incomplete character left behind."""
+        start, done = self._decoded
+        if self.finish_reason != "aborted" and self._tokens and done < len(self._ids) and not self._was_cut:
+            before = self._tokenizer.decode(self._ids[start:done], skip_special_tokens=True)
+            rest: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)[len(before) :]
+            if rest:
+                last = self._tokens[-1]
+                self._tokens[-1] = Token(last.text + rest, last.logprob, last.top)
+                self._text += rest
+
+    _was_cut = False
+
+    def _cut_at_stop(self) -> bool:
+        """End the text before the first stop string, if one has appeared."""
+        ends = [at for stop in self.ask.request.stop if stop and (at := self._text.find(stop)) >= 0]
+        if not ends:
+            return False
+        self._was_cut = True
+        self._text = self._text[: min(ends)]
+        kept, length = [], 0
+        for token in self._tokens:
+            if length >= len(self._text):
+                break
+            text = token.text[: len(self._text) - length]
+            kept.append(Token(text, token.logprob, token.top))
+            length += len(text)
+        self._tokens = kept
+        return True
+
+    def _settle(self) -> None:
+        """Count the tokens that cannot turn out to begin a stop string."""
+        if self.finish_reason is not None or not self.ask.request.stop:
+            self._settled = len(self._tokens)
+            return
+        held = max(
+            (n for stop in self.ask.request.stop for n in range(1, len(stop)) if self._text.endswith(stop[:n])), default=0
+        )
+        safe, length, count = len(self._text) - held, 0, 0
+        for token in self._tokens:
+            length += len(token.text)
+            if length > safe:
+                break
+            count += 1
+        self._settled = max(self._settled, count)
+
+    # ------------------------------------------------------------------ showing
+
+    def new_chunks(self) -> Iterator[Chunk]:
+        """What has settled since the last call."""
+        if self._settled > self._shown:
+            fresh = tuple(self._tokens[self._shown : self._settled])
+            self._shown = self._settled
+            yield Chunk(
+                "".join(token.text for token in fresh),
+                fresh if self.ask.logprobs else (),
+                released=self._watcher.verdict == "release",
+            )
+
+    def response(self) -> Response:
+        return Response(
+            text=self._text,
+            tokens=tuple(self._tokens) if self.ask.logprobs else None,
+            usage=Usage(self._prompt, self._generated),
+            finish_reason=self.finish_reason,
+        )
+
+
+def _blocks(model: Any, count: int) -> Any:
+    """The decoder's blocks: the one list of modules that is as long as the model is deep."""
+    from torch.nn import ModuleList
+
+    for module in model.modules():
+        if isinstance(module, ModuleList) and len(module) == count:
+            return module
+    raise ConfigurationError(
+        f"The {count} blocks of {type(model).__name__} cannot be found, so its hidden states cannot be read. "
+        "TransformersModel needs a decoder whose blocks are one ModuleList."
+    )

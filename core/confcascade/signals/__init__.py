@@ -1,0 +1,109 @@
+"""What a signal is: a score of how likely a model's answer is right, from what one attempt has shown."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from confcascade.asks import Flow
+from confcascade.errors import ConfigurationError
+from confcascade.models import LanguageModel
+from confcascade.types import Prefilled, Request, Response, Token
+
+__all__ = ["Evidence", "Measurement", "Signal", "Threshold", "passes"]
+
+Threshold: TypeAlias = float | Literal["always", "never"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an attempt has shown so far.
+
+    Attributes:
+        request: The question.
+        prefilled: From the pass over the prompt, where a signal of the stage wanted it.
+        tokens: Those generated so far, or None where the model tells no log-probabilities.
+        response: The finished answer, once there is one.
+    """
+
+    request: Request
+    prefilled: Prefilled | None = None
+    tokens: tuple[Token, ...] | None = ()
+    response: Response | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A signal's value, higher = more likely right, and further figures worth a record."""
+
+    value: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Signal(ABC):
+    """The contract of a signal. `name` keys thresholds and records; `space` is the range of its values, both ends included."""
+
+    name: str
+    space: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    phase: ClassVar[Literal["pre", "post"]]
+
+    # what it needs of an attempt
+    labels: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    # whether `bounds` can be tighter than `space` before the answer is finished
+    early: bool = False
+
+    def layers(self, model: LanguageModel) -> tuple[int, ...]:
+        """Blocks whose hidden state it reads, of a model that passed `check`."""
+        del model
+        return ()
+
+    @abstractmethod
+    def check(self, model: LanguageModel) -> None:
+        """Raise `ConfigurationError` if `model` cannot serve this signal."""
+
+    @abstractmethod
+    def score(self, evidence: Evidence) -> Measurement:
+        """Judge an attempt: before generation for the phase "pre", else once the answer is finished.
+
+        Raises:
+            SignalUnavailableError: If the evidence lacks what is needed. No value is invented.
+        """
+
+    def judge(self, evidence: Evidence) -> Flow[Measurement]:
+        """`score` as a flow; a signal that needs further calls overrides this and asks for them."""
+        return self.score(evidence)
+        yield ()  # makes this a generator
+
+    def bounds(self, evidence: Evidence) -> tuple[float, float]:
+        """The least and the greatest value that `score` can still give, whatever tokens follow."""
+        del evidence
+        return self.space
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-ready: all that decides its values. Part of a policy's id."""
+
+    def validate(self, threshold: Threshold) -> None:
+        """Raise `ConfigurationError` for a threshold outside the signal's space."""
+        low, high = self.space
+        if threshold in ("always", "never"):
+            return
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not low <= threshold <= high:
+            raise ConfigurationError(
+                f"The threshold of signal '{self.name}' must lie in [{low:g}, {high:g}], or be \"always\" or \"never\". "
+                f"Got {threshold!r}."
+            )
+
+
+def passes(value: float, threshold: Threshold) -> bool:
+    """Whether a score reaches its threshold (>=, as in the paper)."""
+    if threshold == "always":
+        return True
+    if threshold == "never":
+        return False
+    return value >= threshold

@@ -1,0 +1,276 @@
+"""P(IK), "I know": a small network reads the model's hidden state and predicts, before anything is generated, whether
+the answer will be right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from confcascade.errors import ConfigurationError, SignalUnavailableError
+from confcascade.models import LanguageModel
+from confcascade.signals import Evidence, Measurement, Signal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["KnowledgeProbe", "ProbeCard", "resolve_layer"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ProbeCard:
+    """What a probe was trained for, and how well it did.
+
+    Attributes:
+        model: Name of the model.
+        fingerprint: Identifies its weights, chat template and precision: the probe is refused on any other.
+        layer: The block whose output at the last prompt token is read, counted from 1.
+        hidden_size: Dimension of that hidden state.
+        examples: Number of examples in training, validation and test.
+        base_rate: Share of right answers among them.
+        auroc: On the validation and the test part.
+        brier: On the test part.
+        epochs: Passes over the training part until the validation loss was least.
+        seed: Of the split and the weights.
+    """
+
+    model: str
+    fingerprint: str
+    layer: int
+    hidden_size: int
+    examples: tuple[int, int, int]
+    base_rate: float
+    auroc: tuple[float, float]
+    brier: float
+    epochs: int
+    seed: int
+
+
+def resolve_layer(layer: int | float, layers: int) -> int:
+    """A block's number from an absolute layer (int, from 1) or a relative depth (float in (0, 1]).
+
+    >>> resolve_layer(0.75, 32), resolve_layer(24, 32)
+    (24, 24)
+    """
+    if isinstance(layer, float):
+        if not 0 < layer <= 1:
+            raise ConfigurationError(f"A relative depth must lie in (0, 1]. Got {layer}.")
+        return max(1, round(layer * layers))
+    if not 1 <= layer <= layers:
+        raise ConfigurationError(f"An absolute layer must lie between 1 and the model's {layers} blocks. Got {layer}.")
+    return layer
+
+
+class KnowledgeProbe(Signal):
+    """P(IK) in [0, 1]: the probability, by a trained probe, that the model will answer this prompt right.
+
+    Made by `fit` or `load`, never by hand. The network is the cited one, d -> 256 -> 128 -> 64 -> 1 with ReLU; inputs are
+    standardised and training stops at the least validation loss, which the paper does not say (see ``docs/design``).
+
+    Source: "Confidence-Driven Multi-Scale Model Selection", section 3; Mahaut et al. 2024 (layer 24, last prompt token).
+    """
+
+    phase: ClassVar[Literal["pre", "post"]] = "pre"
+
+    def __init__(self, card: ProbeCard, weights: Mapping[str, NDArray[np.float32]], name: str = "p_ik") -> None:
+        self.card = card
+        self.name = name
+        self._weights = dict(weights)
+        self._depth = sum(key.startswith("weight.") for key in weights)
+
+    def __repr__(self) -> str:
+        return f"KnowledgeProbe(model={self.card.model!r}, layer={self.card.layer}, test AUROC={self.card.auroc[1]:.3f})"
+
+    # ------------------------------------------------------------------ as a signal
+
+    def layers(self, model: LanguageModel) -> tuple[int, ...]:
+        del model
+        return (self.card.layer,)
+
+    def check(self, model: LanguageModel) -> None:
+        capability = model.capability
+        if not capability.layers:
+            raise ConfigurationError(
+                f"KnowledgeProbe reads hidden states, and model '{model.name}' does not give any. "
+                "Use it with a TransformersModel, or TokenProbability with this model."
+            )
+        fingerprint = getattr(model, "fingerprint", None)
+        if (capability.hidden_size, fingerprint) != (self.card.hidden_size, self.card.fingerprint):
+            raise ConfigurationError(
+                f"This probe was trained for model '{self.card.model}' (fingerprint {self.card.fingerprint}, "
+                f"{self.card.hidden_size} dimensions); the stage's model is '{model.name}' (fingerprint {fingerprint}, "
+                f"{capability.hidden_size} dimensions). Train one for it with KnowledgeProbe.fit."
+            )
+
+    def identity(self) -> Mapping[str, Any]:
+        digest = hashlib.sha256()
+        for key in sorted(self._weights):
+            digest.update(self._weights[key].tobytes())
+        return {"signal": "KnowledgeProbe", "layer": self.card.layer, "weights": digest.hexdigest()}
+
+    def score(self, evidence: Evidence) -> Measurement:
+        state = evidence.prefilled.hidden_states.get(self.card.layer) if evidence.prefilled else None
+        if state is None:
+            raise SignalUnavailableError(f"the hidden state of layer {self.card.layer} was not given")
+        return Measurement(float(self.predict(state[None])[0]))
+
+    # ------------------------------------------------------------------ as an estimator
+
+    def predict(self, hidden: ArrayLike) -> NDArray[np.float64]:
+        """P(IK) of hidden states of shape (n, hidden_size): probabilities of shape (n,)."""
+        import numpy as np
+
+        x = np.asarray(hidden, dtype=np.float32)
+        x = (x - self._weights["mean"]) / self._weights["scale"]
+        for i in range(self._depth):
+            x = x @ self._weights[f"weight.{i}"] + self._weights[f"bias.{i}"]
+            if i < self._depth - 1:
+                x = np.maximum(x, 0)
+        probability: NDArray[np.float64] = 1 / (1 + np.exp(-x[:, 0].astype(np.float64)))
+        return probability
+
+    @classmethod
+    def fit(
+        cls,
+        model: LanguageModel,
+        hidden: ArrayLike,
+        correct: Sequence[bool],
+        *,
+        layer: int | float = 0.75,
+        groups: Sequence[str] | None = None,
+        hidden_layers: Sequence[int] = (256, 128, 64),
+        max_epochs: int = 60,
+        patience: int = 8,
+        seed: int = 0,
+    ) -> KnowledgeProbe:
+        """Train a probe on what `model` knew.
+
+        Args:
+            model: The model that the hidden states come from.
+            hidden: Hidden states of the last prompt token, shape (n, hidden_size).
+            correct: Whether the model's answer was right, shape (n,).
+            layer: Where the hidden states come from: a relative depth (float) or a block (int).
+            groups: What must not be shared by the parts (the fact behind a question, say); by default every row is its own.
+            hidden_layers: Widths of the hidden layers.
+            max_epochs: Most passes over the training part.
+            patience: Epochs without a lower validation loss after which training ends.
+            seed: Of the split and the weights.
+
+        Returns:
+            The probe with the least validation loss; its `card` tells how well it does on the part never seen.
+
+        Raises:
+            ConfigurationError: If there are too few rows, of one class only, or with values that are not finite.
+        """
+        import numpy as np
+        from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+        from sklearn.neural_network import MLPClassifier
+
+        x = np.asarray(hidden, dtype=np.float32)
+        y = np.asarray(correct, dtype=bool)
+        if x.ndim != 2 or len(x) != len(y):
+            raise ConfigurationError(
+                f"`hidden` must have shape (n, hidden_size) and `correct` shape (n,). Got {x.shape} and {y.shape}."
+            )
+        if x.shape[1] != model.capability.hidden_size:
+            raise ConfigurationError(
+                f"Model '{model.name}' has hidden states of {model.capability.hidden_size} dimensions. Got {x.shape[1]}."
+            )
+        if not np.isfinite(x).all():
+            raise ConfigurationError("`hidden` holds values that are not finite.")
+        train, validation, test = _split(len(x), groups, seed)
+        for part, rows in (("training", train), ("validation", validation), ("test", test)):
+            if len(np.unique(y[rows])) < 2:
+                raise ConfigurationError(
+                    f"A probe needs right and wrong answers in every part. The {part} part has {len(rows)} rows, "
+                    f"{int(y[rows].sum())} of them right. Collect more questions, or harder or easier ones."
+                )
+        mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
+        z = (x - mean) / scale
+        network = MLPClassifier(tuple(hidden_layers), learning_rate_init=1e-3, batch_size=64, alpha=1e-3, random_state=seed)
+        rng = np.random.default_rng(seed)
+        best: tuple[float, int, list[Any], list[Any]] | None = None
+        for epoch in range(1, max_epochs + 1):
+            order = rng.permutation(train)
+            for start in range(0, len(order), 64):
+                network.partial_fit(z[order[start : start + 64]], y[order[start : start + 64]], classes=[False, True])
+            loss = float(log_loss(y[validation], network.predict_proba(z[validation])[:, 1], labels=[False, True]))
+            if best is None or loss < best[0]:
+                best = (loss, epoch, [w.copy() for w in network.coefs_], [b.copy() for b in network.intercepts_])
+            elif epoch - best[1] >= patience:
+                break
+        assert best is not None  # max_epochs >= 1
+        _, epochs, coefficients, intercepts = best
+        weights: dict[str, NDArray[np.float32]] = {"mean": mean, "scale": scale}
+        for i, (weight, bias) in enumerate(zip(coefficients, intercepts, strict=True)):
+            weights[f"weight.{i}"], weights[f"bias.{i}"] = weight.astype(np.float32), bias.astype(np.float32)
+        blank = ProbeCard(
+            model=model.name,
+            fingerprint=str(getattr(model, "fingerprint", "")),
+            layer=resolve_layer(layer, model.capability.layers),
+            hidden_size=x.shape[1],
+            examples=(len(train), len(validation), len(test)),
+            base_rate=float(y.mean()),
+            auroc=(0.0, 0.0),
+            brier=0.0,
+            epochs=epochs,
+            seed=seed,
+        )
+        p = cls(blank, weights).predict(x)
+        auroc = tuple(float(roc_auc_score(y[rows], p[rows])) for rows in (validation, test))
+        measured = {"auroc": auroc, "brier": float(brier_score_loss(y[test], p[test]))}
+        return cls(ProbeCard(**{**asdict(blank), **measured}), weights)
+
+    # ------------------------------------------------------------------ on disk
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``probe.json`` and ``probe.safetensors`` into `folder`; nothing that executes."""
+        from safetensors.numpy import save_file
+
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(self._weights, path / "probe.safetensors")
+        (path / "probe.json").write_text(json.dumps({"format": FORMAT, **asdict(self.card)}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> KnowledgeProbe:
+        """Read a saved probe.
+
+        Raises:
+            ConfigurationError: If the folder holds none, or one of an unknown format.
+        """
+        from safetensors.numpy import load_file
+
+        path = Path(folder)
+        try:
+            card = json.loads((path / "probe.json").read_text())
+            weights = load_file(path / "probe.safetensors")
+        except FileNotFoundError as error:
+            raise ConfigurationError(f"'{path}' holds no probe: {error.filename} is missing. KnowledgeProbe.save writes one.") from error
+        if card.pop("format", None) != FORMAT:
+            raise ConfigurationError(f"'{path}' holds a probe of another format; this version reads format {FORMAT}.")
+        card["examples"], card["auroc"] = tuple(card["examples"]), tuple(card["auroc"])
+        return cls(ProbeCard(**card), weights)
+
+
+def _split(n: int, groups: Sequence[str] | None, seed: int) -> tuple[Any, Any, Any]:
+    """Rows for training, validation and test, 80/10/10 by group."""
+    import numpy as np
+
+    names = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(names) != n:
+        raise ConfigurationError(f"`groups` must name one group for each of the {n} rows. Got {len(names)}.")
+    count = int(names.max()) + 1 if n else 0
+    if count < 30:
+        raise ConfigurationError(f"A probe needs at least 30 examples (of different groups). Got {count}.")
+    order = np.random.default_rng(seed).permutation(count)
+    held = max(3, count // 10)
+    test, validation, train = np.split(order, [held, 2 * held])
+    rows = tuple(np.flatnonzero(np.isin(names, part)) for part in (train, validation, test))
+    return rows[0], rows[1], rows[2]

@@ -1,0 +1,160 @@
+"""The values that pass between flows, models and signals. Standard library only; nothing here knows a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from confcascade.errors import ConfigurationError
+
+__all__ = ["Message", "Prefilled", "Request", "Response", "Token", "Usage"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation: ``role`` is "system", "user", "assistant" or "tool"."""
+
+    role: str
+    content: str
+
+    @classmethod
+    def parse(cls, messages: str | Message | Iterable[Any]) -> tuple[Message, ...]:
+        """Messages from a string, `Message` objects, ``(role, content)`` pairs or ``{"role": ..., "content": ...}`` mappings.
+
+        Raises:
+            ConfigurationError: If there is none, or one is of another form.
+        """
+        if isinstance(messages, str):
+            return (cls("user", messages),)
+        if isinstance(messages, Message):
+            return (messages,)
+        parsed = tuple(map(cls._parse_one, messages))
+        if not parsed:
+            raise ConfigurationError("A cascade needs at least one message to answer; `messages` is empty.")
+        return parsed
+
+    @classmethod
+    def _parse_one(cls, message: Any) -> Message:
+        if isinstance(message, Message):
+            return message
+        if isinstance(message, str):
+            return cls("user", message)
+        if isinstance(message, Mapping) and isinstance(message.get("role"), str):
+            content = message.get("content")
+            return cls(message["role"], content if isinstance(content, str) else "")
+        if isinstance(message, Sequence) and len(message) == 2 and all(isinstance(part, str) for part in message):
+            return cls(*message)
+        raise ConfigurationError(
+            "A message must be a Message, a string, a (role, content) pair or a mapping with `role` and `content`. "
+            f"Got {type(message).__name__}."
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every stage alike.
+
+    Attributes:
+        messages: The conversation, oldest first.
+        max_tokens: Most tokens to generate; None leaves it to the model.
+        stop: Strings that end the answer and are not part of it.
+        temperature: 0 or None means greedy for models of our own; None leaves an API model's default.
+        options: Further per-call parameters, handed to the model as they are.
+        native: The framework's own messages, carried through untouched for the framework's own models.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    temperature: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    native: Any = None
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ConfigurationError("A cascade needs at least one message to answer; `messages` is empty.")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token of the visible answer (end-of-text tokens are left out).
+
+    Attributes:
+        text: What it adds to the answer; empty while a character is incomplete.
+        logprob: Natural logarithm of its probability under the model, before temperature and truncation.
+        top: The most probable alternatives at its position, as (text, log-probability), where asked for.
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens paid for. ``estimated`` says that the provider did not tell (an aborted stream, say)."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.estimated or other.estimated,
+        )
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What one forward pass over the prompt gives, before anything is decoded.
+
+    Attributes:
+        usage: The prompt's tokens.
+        hidden_states: Hidden state of the last prompt token by layer: float32 arrays of shape (hidden_size,).
+        label_logprobs: Log-probability that the answer begins with each declared label, " A" and "A" pooled.
+        state: The model's own, to continue from (a KV cache). The driver frees it with `close`.
+    """
+
+    usage: Usage
+    hidden_states: Mapping[int, Any] = field(default_factory=dict)
+    label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    state: Any = None
+
+    def close(self) -> None:
+        """Free the state; the measured values stay."""
+        if self.state is not None:
+            self.state.close()
+
+
+@dataclass(frozen=True)
+class Response:
+    """A model's answer.
+
+    Attributes:
+        text: The answer as the user sees it.
+        tokens: Its tokens with log-probabilities, or None where the model tells none.
+        usage: Tokens paid for, those of the prompt included.
+        finish_reason: "stop", "length", "tool_calls", "aborted" or a provider's own word.
+        native: The framework's own response object, carried through untouched.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] | None = None
+    usage: Usage = Usage()
+    finish_reason: str | None = "stop"
+    native: Any = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show: no text and no tool call."""
+        return not self.text.strip() and self.finish_reason != "tool_calls"
+
+    def replace(self, **changes: Any) -> Response:
+        return replace(self, **changes)
