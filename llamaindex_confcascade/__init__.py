@@ -1,0 +1,5 @@
+"""Confidence cascades for LlamaIndex: `ConfidenceCascadeLLM` stands wherever an LLM does."""
+
+from llamaindex_confcascade.llm import ConfidenceCascadeLLM
+
+__all__ = ["ConfidenceCascadeLLM"]

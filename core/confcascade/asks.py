@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-from confcascade.types import Prefilled, Request, Response, Token
+from confcascade.types import Prefilled, Request, Token
 
 if TYPE_CHECKING:
     from confcascade.models import LanguageModel

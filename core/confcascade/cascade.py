@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any
 
@@ -44,19 +44,23 @@ def build_stages(
         ConfigurationError: If they contradict each other, or a stage cannot work.
     """
     if (models is None) == (stages is None):
-        raise ConfigurationError(
-            "Give either `models` (smallest first, with `threshold`) or `stages`. Got " + ("neither." if models is None else "both.")
-        )
+        got = "neither" if models is None else "both"
+        raise ConfigurationError(f"Give either `models` (smallest first, with `threshold`) or `stages`. Got {got}.")
     if stages is not None and (threshold is not None or signals is not None):
-        raise ConfigurationError("With `stages`, each stage carries its own signals and thresholds; drop `threshold` and `signals`.")
+        raise ConfigurationError(
+            "With `stages`, each stage carries its own signals and thresholds; drop `threshold` and `signals`."
+        )
     if models is not None:
-        chosen = tuple(signals) if signals is not None else (TokenProbability(),)
+        models = _listed("models", models)
+        chosen = (TokenProbability(),) if signals is None else tuple(_listed("signals", signals))
         thresholds = _thresholds(threshold, chosen) if len(models) > 1 else {}
         stages = [Stage(model, chosen, thresholds) for model in models[:-1]] + [Stage(model) for model in models[-1:]]
     resolved = []
-    for stage in stages or ():
+    for stage in _listed("stages", stages):
         if not isinstance(stage, Stage):
-            raise ConfigurationError(f"`stages` must hold Stage objects. Got {type(stage).__name__}; bare models go into `models`.")
+            raise ConfigurationError(
+                f"`stages` must hold Stage objects. Got {type(stage).__name__}; bare models go into `models`."
+            )
         model = from_string(stage.model) if isinstance(stage.model, str) else wrap(stage.model)
         resolved.append(replace(stage, model=model))
     if not resolved:
@@ -72,8 +76,21 @@ def build_stages(
     return tuple(resolved)
 
 
-def _thresholds(threshold: Threshold | Mapping[str, Threshold] | None, signals: Sequence[Signal]) -> dict[str, Threshold]:
-    names = [signal.name for signal in signals]
+def _listed(name: str, value: Any) -> list[Any]:
+    # a single model may be iterable, too, as pydantic's are, and its repr may show a key
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise ConfigurationError(f"`{name}` must be a list. Got {type(value).__name__}.")
+    return list(value)
+
+
+def _thresholds(
+    threshold: Threshold | Mapping[str, Threshold] | None, signals: Sequence[Signal]
+) -> dict[str, Threshold]:
+    if not signals:
+        raise ConfigurationError(
+            "`signals` is empty, so no stage could ever pass a query on. Leave it out for TokenProbability()."
+        )
+    names = [signal.name if isinstance(signal, Signal) else type(signal).__name__ for signal in signals]
     if threshold is None:
         raise ConfigurationError(
             f"`threshold` is missing: a number such as 0.9 for the signal {names}, or a mapping by signal. "
@@ -82,7 +99,10 @@ def _thresholds(threshold: Threshold | Mapping[str, Threshold] | None, signals: 
     if isinstance(threshold, Mapping):
         return dict(threshold)
     if len(names) != 1:
-        raise ConfigurationError(f"With signals {names}, `threshold` must be a mapping such as {{'{names[0]}': 0.9, ...}}. Got {threshold!r}.")
+        raise ConfigurationError(
+            f"With signals {names}, `threshold` must be a mapping such as {dict.fromkeys(names, 0.9)}. "
+            f"Got {threshold!r}."
+        )
     return {names[0]: threshold}
 
 
@@ -106,7 +126,9 @@ class Cascade:
     ('4', 'small', 'p_t 0.99 >= 0.9')
     """
 
-    def __init__(self, stages: Sequence[Stage], *, on_error: OnError = "escalate", on_exhausted: OnExhausted = "best") -> None:
+    def __init__(
+        self, stages: Sequence[Stage], *, on_error: OnError = "escalate", on_exhausted: OnExhausted = "best"
+    ) -> None:
         if on_error not in ("escalate", "raise"):
             raise ConfigurationError(f'`on_error` must be "escalate" or "raise". Got {on_error!r}.')
         if on_exhausted not in ("best", "raise"):
@@ -143,9 +165,13 @@ class Cascade:
         return self._published(await drivers.arun(self.flow(_request(messages, parameters))))
 
     def stream(self, messages: Messages, **parameters: Any) -> Iterator[Chunk | Outcome]:
-        """Answer one query piece by piece: chunks that nothing can withdraw, then the outcome. Decides as `run` does."""
-        for item in drivers.stream(self.flow(_request(messages, parameters))):
-            yield self._published(item) if isinstance(item, Outcome) else item
+        """Answer one query piece by piece: chunks that nothing can withdraw, then the outcome.
+
+        Decides as `run` does.
+        """
+        with closing(drivers.stream(self.flow(_request(messages, parameters)))) as items:  # type: ignore[type-var]
+            for item in items:
+                yield self._published(item) if isinstance(item, Outcome) else item
 
     async def astream(self, messages: Messages, **parameters: Any) -> AsyncIterator[Chunk | Outcome]:
         """`stream`, without blocking the event loop."""
@@ -167,17 +193,19 @@ class Cascade:
         Args:
             queries: What `run` takes, many times.
             max_concurrency: Most calls to APIs at a time.
-            return_exceptions: Put an error in the place of its outcome; otherwise the first, in the order of the queries, is raised.
+            return_exceptions: Put an error in the place of its outcome; otherwise the first, in the order of the
+                queries, is raised once all have ended.
             on_result: Called with a query's index and outcome as each ends (for a progress bar).
             **parameters: As for `run`.
 
         Returns:
             Outcomes in the order of the queries.
         """
-        requests = [_request(messages, parameters) for messages in queries]
+        requests = _requests(queries, parameters)
         results: list[Any] = [None] * len(requests)
-        for index, result in drivers.run_many(map(self.flow, requests), max_concurrency):
-            self._collect(results, index, result, on_result)
+        with closing(drivers.run_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
+            for index, result in ended:
+                self._collect(results, index, result, on_result)
         return _raise_first(results, return_exceptions)
 
     async def arun_batch(
@@ -190,7 +218,7 @@ class Cascade:
         **parameters: Any,
     ) -> list[Any]:
         """`run_batch`, without blocking the event loop."""
-        requests = [_request(messages, parameters) for messages in queries]
+        requests = _requests(queries, parameters)
         results: list[Any] = [None] * len(requests)
         async with aclosing(drivers.arun_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
             async for index, result in ended:
@@ -209,7 +237,17 @@ class Cascade:
 
 
 def _request(messages: Messages, parameters: Mapping[str, Any]) -> Request:
-    return messages if isinstance(messages, Request) else Request(Message.parse(messages), **parameters)
+    if isinstance(messages, Request):
+        return replace(messages, **parameters) if parameters else messages
+    return Request(Message.parse(messages), **parameters)
+
+
+def _requests(queries: Iterable[Messages], parameters: Mapping[str, Any]) -> list[Request]:
+    if isinstance(queries, str | Message | Request | Mapping):
+        raise ConfigurationError(
+            f"`queries` must be many queries, such as a list. Got one {type(queries).__name__}; `run` answers one."
+        )
+    return [_request(messages, parameters) for messages in queries]
 
 
 def _raise_first(results: list[Any], return_exceptions: bool) -> list[Any]:

@@ -7,6 +7,7 @@ that were asked in vain, so it is printed beside the first, never instead.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,8 +41,10 @@ class Prices:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value >= 0:
-                raise ConfigurationError(f"`{name}` must be a price in dollars per million tokens, at least 0. Got {value}.")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ConfigurationError(
+                    f"`{name}` must be a price in dollars per million tokens, at least 0. Got {value!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Cost:
         )
 
     def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
         return asdict(self)
 
 
@@ -82,7 +86,8 @@ def forward_flops(architecture: Architecture, usage: Usage) -> float:
     Returns:
         Operations, at least 0.
 
-    >>> forward_flops(Architecture(parameters=1000, layers=2, hidden_size=10), Usage(3, 1))  # 2*1000*4 + 2*2*10*(1+2+3+4)
+    >>> tiny = Architecture(parameters=1000, layers=2, hidden_size=10)
+    >>> forward_flops(tiny, Usage(3, 1))  # 2*1000*4 + 2*2*10*(1+2+3+4)
     8400.0
     """
     tokens = usage.total_tokens

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import aclosing, closing
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from confcascade.asks import Answer, Ask, Flow, Generate, Prefill
+from confcascade.errors import ConfigurationError, ModelError, StreamBrokenError
 from confcascade.flow import Outcome
 from confcascade.models import Chunk, LanguageModel
-from confcascade.errors import StreamBrokenError
 from confcascade.types import Prefilled, Response
 
 __all__ = ["arun", "arun_many", "astream", "run", "run_many", "stream"]
@@ -33,7 +33,7 @@ class _Run(Generic[T]):
 
     def __init__(self, flow: Flow[T]) -> None:
         self._flow = flow
-        self._held: Prefilled | None = None
+        self._held: list[Prefilled] = []
         self.asks: tuple[Ask, ...] = ()
         self.result: T | None = None
         self.error: Exception | None = None
@@ -42,18 +42,20 @@ class _Run(Generic[T]):
 
     def send(self, answers: Sequence[Answer[Any]]) -> None:
         """Answer the open asks, in their order."""
-        for ask, answer in zip(self.asks, answers, strict=True):
-            if isinstance(ask, Prefill) and isinstance(answer.value, Prefilled):
-                self._held = answer.value
+        self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
         self._advance(lambda: self._flow.send(tuple(answers)))
-        if self._held is not None and not any(isinstance(ask, Generate) and ask.prefilled is self._held for ask in self.asks):
-            self.close()
+        self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
 
     def close(self) -> None:
-        """Free the KV cache, if one is held."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        """Free the KV caches that are held."""
+        self._keep([])
+
+    def _keep(self, wanted: Sequence[Prefilled]) -> None:
+        ids = {id(prefilled) for prefilled in wanted}
+        for held in self._held:
+            if id(held) not in ids:
+                held.close()
+        self._held = [held for held in self._held if id(held) in ids]
 
     def unwrap(self) -> T:
         if self.error is not None:
@@ -125,36 +127,88 @@ class _Draft:
     """A streamed answer: what may be shown of it, and what is held back until the flow has decided."""
 
     def __init__(self) -> None:
-        self.held: list[Chunk] = []
-        self.response: Response | None = None
-        self.shown = False
-        self._started = time.perf_counter()
+        self._held: list[Chunk] = []
+        self._response: Response | None = None
+        self._error: Exception | None = None
+        self._shown = False
+        self._elapsed_s = 0.0  # in the model, not in whoever reads the stream
 
-    def add(self, item: Chunk | Response) -> list[Chunk]:
-        """Take the next piece; returns those that may be shown now."""
-        if isinstance(item, Response):
-            self.response = item
-            return []
-        self.held.append(item)
-        if not (item.released or self.shown):
-            return []
-        self.shown = True
-        ready, self.held = self.held, []
-        return ready
+    def read(self, ask: Generate) -> Iterator[Chunk]:
+        """Let the model answer; yields what may be shown at once."""
+        items = self._step(lambda: iter(ask.model.stream(ask)))
+        try:
+            while items is not None and (item := self._step(lambda: next(items, None))) is not None:
+                yield from self._add(item)
+        finally:
+            if close := getattr(items, "close", None):
+                close()
 
-    def answer(self, error: Exception | None = None) -> Answer[Response]:
-        if error is not None and self.shown:
-            broken = StreamBrokenError(f"The stream broke after part of the answer had been shown ({type(error).__name__}: {error}).")
+    async def aread(self, ask: Generate) -> AsyncIterator[Chunk]:
+        """`read`, without blocking the event loop."""
+        items = self._step(lambda: aiter(ask.model.astream(ask)))
+        try:
+            while items is not None and (item := await self._astep(anext(items, None))) is not None:
+                for chunk in self._add(item):
+                    yield chunk
+        finally:
+            if aclose := getattr(items, "aclose", None):
+                await aclose()
+
+    def answer(self) -> Answer[Response]:
+        error = self._error
+        if error is None and self._response is None:
+            error = ModelError("The stream ended without a response.")
+        if error is not None and self._shown:
+            broken = StreamBrokenError(
+                f"The stream broke after part of the answer had been shown ({type(error).__name__}: {error})."
+            )
             broken.__cause__ = error
             error = broken
-        value: Any = self.response if error is None else error
-        return _answers([value], 1, self._started)[0]
+        value = None if error is not None else self._response
+        return Answer(value, error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
 
     def rest(self, outcome: Outcome) -> list[Chunk]:
         """What is left to show once the flow has decided."""
-        if self.response is outcome.response:
-            return self.held
-        return [Chunk(outcome.response.text, outcome.response.tokens or (), released=True)]
+        if self._response is outcome.response:
+            return self._release()
+        response = outcome.response  # an earlier attempt's: its own framework object keeps tool calls and the like
+        return [Chunk(response.text, response.tokens or (), released=True, native=response.native)]
+
+    def _step(self, step: Callable[[], T]) -> T | None:
+        started = time.perf_counter()
+        try:
+            return step()
+        except Exception as error:
+            self._error = error
+            return None
+        finally:
+            self._elapsed_s += time.perf_counter() - started
+
+    async def _astep(self, step: Awaitable[T]) -> T | None:
+        started = time.perf_counter()
+        try:
+            return await step
+        except Exception as error:
+            self._error = error
+            return None
+        finally:
+            self._elapsed_s += time.perf_counter() - started
+
+    def _add(self, item: Chunk | Response) -> list[Chunk]:
+        """Take the next piece; returns those that may be shown now."""
+        if isinstance(item, Response):
+            self._response = item
+            return []
+        self._held.append(item)
+        # an answer of nothing but white space is empty, and is withdrawn
+        if not self._shown and not (item.released and any(chunk.text.strip() for chunk in self._held)):
+            return []
+        self._shown = True
+        return self._release()
+
+    def _release(self) -> list[Chunk]:
+        held, self._held = self._held, []
+        return [replace(chunk, released=True) for chunk in held]
 
 
 def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
@@ -166,17 +220,9 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
         draft = _Draft()
         while not running.done:
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
-                draft, failure = _Draft(), None
-                items = ask.model.stream(ask)
-                try:
-                    for item in items:
-                        yield from draft.add(item)
-                except Exception as error:
-                    failure = error
-                finally:
-                    if close := getattr(items, "close", None):
-                        close()
-                running.send([draft.answer(failure)])
+                draft = _Draft()
+                yield from draft.read(ask)
+                running.send([draft.answer()])
             else:
                 running.send([_call(ask.model, [ask])[0] for ask in running.asks])
         outcome = running.unwrap()
@@ -190,15 +236,11 @@ async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
         draft = _Draft()
         while not running.done:
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
-                draft, failure = _Draft(), None
-                async with aclosing(ask.model.astream(ask)) as items:  # type: ignore[type-var]  # an async generator
-                    try:
-                        async for item in items:
-                            for chunk in draft.add(item):
-                                yield chunk
-                    except Exception as error:
-                        failure = error
-                running.send([draft.answer(failure)])
+                draft = _Draft()
+                async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
+                    async for chunk in chunks:
+                        yield chunk
+                running.send([draft.answer()])
             else:
                 called = await asyncio.gather(*(_acall(ask.model, [ask]) for ask in running.asks))
                 running.send([answers[0] for answers in called])
@@ -237,6 +279,8 @@ class _Schedule(Generic[T]):
     """
 
     def __init__(self, flows: Iterable[Flow[T]], concurrency: int) -> None:
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise ConfigurationError(f"`max_concurrency` must be a whole number of at least 1. Got {concurrency!r}.")
         self._flows = enumerate(flows)
         self._concurrency = concurrency
         self._runs: dict[int, _Run[T]] = {}
@@ -246,7 +290,7 @@ class _Schedule(Generic[T]):
         self._remote_calls = 0
         self._local_busy = False
         self._more = True
-        self._finished: list[tuple[int, _Run[T]]] = []
+        self._ended: list[tuple[int, _Run[T]]] = []
 
     @property
     def done(self) -> bool:
@@ -265,8 +309,8 @@ class _Schedule(Generic[T]):
             begun.append(batch)
         return begun
 
-    def complete(self, call: _Calling, answers: Sequence[Answer[Any]]) -> list[tuple[int, _Run[T]]]:
-        """Hand in a call's answers; returns the flows that ended, with their index."""
+    def complete(self, call: _Calling, answers: Sequence[Answer[Any]]) -> None:
+        """Hand in a call's answers."""
         if call.local:
             self._local_busy = False
         else:
@@ -278,8 +322,12 @@ class _Schedule(Generic[T]):
             if len(received) == len(running.asks):
                 running.send([received[i] for i in range(len(received))])
                 self._queue(place.flow, running)
-        ended, self._finished = self._finished, []
-        return ended
+
+    def ended(self) -> Iterator[tuple[int, T | Exception]]:
+        """Index and result, or error, of the flows that have ended since the last call."""
+        while self._ended:
+            index, running = self._ended.pop(0)
+            yield index, running.error or running.unwrap()
 
     def close(self) -> None:
         for running in self._runs.values():
@@ -295,25 +343,27 @@ class _Schedule(Generic[T]):
             self._queue(index, _Run(flow))
 
     def _room_is_taken(self) -> bool:
-        return any(len(waiting) >= waiting[0][1].model.capability.batch_size for waiting in self._local.values() if waiting)
+        return any(
+            len(waiting) >= waiting[0][1].model.capability.batch_size for waiting in self._local.values() if waiting
+        )
 
     def _queue(self, index: int, running: _Run[T]) -> None:
         if running.done:
             self._runs.pop(index, None)
             self._answers.pop(index, None)
-            self._finished.append((index, running))
+            self._ended.append((index, running))
             return
         self._runs[index] = running
         self._answers[index] = {}
         for i, ask in enumerate(running.asks):
             entry = _Place(index, i), ask
-            if ask.model.capability.batch_size > 1:
+            if ask.model.capability.local:
                 self._local.setdefault(id(ask.model), []).append(entry)
             else:
                 self._remote.append(entry)
 
     def _next_batch(self) -> _Calling | None:
-        """What was prefilled is generated first; then a full batch; then, if no flow is left to fill one, the largest."""
+        """What was prefilled is generated first; then the batch that is nearest to full."""
         waiting = [entries for entries in self._local.values() if entries]
         if not waiting:
             return None
@@ -336,6 +386,13 @@ class _Schedule(Generic[T]):
         return _Calling(model, tuple(ask for _, ask in chosen), tuple(place for place, _ in chosen), local=True)
 
 
+def _discard(answers: Sequence[Answer[Any]]) -> None:
+    """Free the KV caches among answers that nobody waits for any more."""
+    for answer in answers:
+        if isinstance(answer.value, Prefilled):
+            answer.value.close()
+
+
 def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, T | Exception]]:
     """Play many flows; yields each one's index and result, or error, as they end."""
     schedule = _Schedule(flows, concurrency)
@@ -345,14 +402,14 @@ def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, 
             while True:
                 for call in schedule.calls():
                     pending[pool.submit(copy_context().run, _call, call.model, call.asks)] = call
+                yield from schedule.ended()
                 if schedule.done:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    for index, ended in schedule.complete(pending.pop(future), future.result()):
-                        yield index, ended.error or ended.unwrap()
-        finally:
-            for future in pending:
-                future.cancel()
+                    schedule.complete(pending.pop(future), future.result())
+        finally:  # left early: what is under way cannot be stopped, only waited for
+            for future in [future for future in pending if not future.cancel()]:
+                _discard(future.result())
 
 
 async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator[tuple[int, T | Exception]]:
@@ -364,12 +421,16 @@ async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator
             while True:
                 for call in schedule.calls():
                     pending[asyncio.ensure_future(_acall(call.model, call.asks))] = call
+                for ended in schedule.ended():
+                    yield ended
                 if schedule.done:
                     return
                 done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    for index, ended in schedule.complete(pending.pop(task), task.result()):
-                        yield index, ended.error or ended.unwrap()
-        finally:
+                    schedule.complete(pending.pop(task), task.result())
+        finally:  # left early, or cancelled
             for task in pending:
                 task.cancel()
+            for answers in await asyncio.gather(*pending, return_exceptions=True):
+                if not isinstance(answers, BaseException):
+                    _discard(answers)

@@ -42,7 +42,7 @@ class ModelError(ConfcascadeError):
 
 
 class StreamBrokenError(ModelError):
-    """A model failed after part of its answer had already been released: it cannot be taken back, so no other stage may answer."""
+    """A model failed after part of its answer had been shown: it cannot be taken back, so no other stage may answer."""
 
 
 class SignalUnavailableError(ConfcascadeError):
@@ -63,5 +63,5 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"`{module}` is needed here and cannot be imported ({error}). Run: pip install \"confcascade[{extra}]\""
+            f'`{module}` is needed here and cannot be imported ({error}). Run: pip install "confcascade[{extra}]"'
         ) from error

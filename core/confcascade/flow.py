@@ -48,15 +48,25 @@ class Stage:
         """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""
         if not isinstance(self.model, LanguageModel):
             raise ConfigurationError(
-                f"A stage's model must be a LanguageModel or a string. Got {type(self.model).__name__}; models of LangChain go "
-                "into langchain_confcascade.ConfidenceCascadeLLM, those of LlamaIndex into llamaindex_confcascade.ConfidenceCascadeLLM."
+                f"A stage's model must be a LanguageModel or a string. Got {type(self.model).__name__}; models of "
+                "LangChain go into langchain_confcascade.ConfidenceCascadeLLM, those of LlamaIndex into "
+                "llamaindex_confcascade.ConfidenceCascadeLLM."
+            )
+        if not isinstance(self.signals, Sequence) or not all(isinstance(signal, Signal) for signal in self.signals):
+            raise ConfigurationError(
+                f"The signals of stage '{self.model.name}' must be a list of signals, such as [TokenProbability()]. "
+                f"Got {self.signals!r}."
             )
         names = [signal.name for signal in self.signals]
         if len(set(names)) < len(names):
-            raise ConfigurationError(f"The signals of stage '{self.model.name}' must have different names. Got {names}.")
-        if set(self.thresholds) != set(names):
             raise ConfigurationError(
-                f"Stage '{self.model.name}' needs one threshold for each of its signals {names}. Got {sorted(self.thresholds)}."
+                f"The signals of stage '{self.model.name}' must have different names (argument `name`). Got {names}."
+            )
+        if not isinstance(self.thresholds, Mapping) or set(self.thresholds) != set(names):
+            given = list(self.thresholds) if isinstance(self.thresholds, Mapping) else self.thresholds
+            raise ConfigurationError(
+                f"Stage '{self.model.name}' needs one threshold for each of its signals {names}: a mapping such as "
+                f"{dict.fromkeys(names, 0.9)}. Got {given!r}."
             )
         for signal in self.signals:
             signal.validate(self.thresholds[signal.name])
@@ -72,6 +82,7 @@ class Outcome:
 
     @property
     def text(self) -> str:
+        """The answer as the user sees it."""
         return self.response.text
 
 
@@ -81,7 +92,8 @@ def policy_id(stages: Sequence[Stage]) -> str:
         {
             "model": stage.model.name,
             "signals": {signal.name: signal.identity() for signal in stage.signals},
-            "thresholds": dict(stage.thresholds),
+            # 1 and 1.0 decide alike
+            "thresholds": {k: v if isinstance(v, str) else float(v) for k, v in stage.thresholds.items()},
         }
         for stage in stages
     ]
@@ -135,7 +147,7 @@ def _attempt(
     stage: Stage, index: int, request: Request, last: bool
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
-    bill = _Bill(stage)
+    bill = _Bill()
     signals = () if last else tuple(stage.signals)
     scores: dict[str, Score] = {}
 
@@ -202,7 +214,9 @@ def _attempt(
         evidence = Evidence(request, prefilled, response.tokens, response)
         yield from _score(judges, stage, evidence, scores)
         if response.finish_reason == "aborted":
-            return ended("escalate", _explain(scores) + f" (ended after {response.usage.output_tokens} tokens)", response)
+            return ended(
+                "escalate", _explain(scores) + f" (ended after {response.usage.output_tokens} tokens)", response
+            )
         return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
     except Exception as error:  # a model's; cancellation and the like are no Exception
         return ended("fail", f"{type(error).__name__}: {error}", error=error)
@@ -211,11 +225,10 @@ def _attempt(
 class _Bill:
     """What an attempt has used so far. A failed ask is charged its time; its tokens nobody tells."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self) -> None:
         self.usage = Usage()
         self.elapsed_s = 0.0
         self.busy_s = 0.0
-        self._stage = stage
 
     def add(self, answer: Answer[Any]) -> Any:
         self.elapsed_s += answer.elapsed_s

@@ -7,11 +7,13 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confcascade.asks import Generate, Prefill
 from confcascade.cost import Architecture
+from confcascade.errors import ModelError
 from confcascade.models import Capability, Chunk, LanguageModel, Watcher
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
@@ -24,7 +26,7 @@ class Reply:
 
     Attributes:
         text: The answer.
-        probability: Of its tokens (one per word): one number for all or one for each; None returns no log-probabilities.
+        probability: Of its tokens (one per word): one number for all or one for each; None gives no log-probabilities.
         labels: Probability of each label as the first token.
         hidden: Hidden state of the last prompt token, the same at every layer.
         error: Raised instead of generating.
@@ -52,7 +54,8 @@ class Reply:
         p = [self.probability] * len(words) if isinstance(self.probability, int | float) else self.probability
         top = tuple((label, math.log(value)) for label, value in self.labels.items())
         return tuple(
-            Token(word, math.log(value), top if i == 0 else ()) for i, (word, value) in enumerate(zip(words, p, strict=True))
+            Token(word, math.log(value), top if i == 0 else ())
+            for i, (word, value) in enumerate(zip(words, p, strict=True))
         )
 
 
@@ -61,29 +64,34 @@ class _State:
 
     def __init__(self, model: ScriptedModel) -> None:
         self._model = model
-        self._open = True
+        self.open = True
         model.open_caches += 1
         model.most_open_caches = max(model.most_open_caches, model.open_caches)
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
+        if self.open:
+            self.open = False
             self._model.open_caches -= 1
 
 
 class ScriptedModel:
     """A model that follows a script; real in every other respect: it streams, batches, prefills and obeys watches.
 
+    It tells log-probabilities only if asked for them, and refuses to continue from a prefill that was closed.
+
     Args:
         name: Its name.
         script: Replies by the last message's text (a `Reply`, a text, or a pair of text and probability), or a function
             from `Request` to one. A query that is not in the script is answered with ``"NAME: QUERY"``.
         hidden_size: Dimension of the hidden states; 0 means that it gives none.
+        logprobs: See `Capability`; False gives none, whatever the script says.
         batch_size: See `Capability`.
         architecture: For costs in FLOPs.
 
     Attributes:
         calls: Every call: a tuple of the asks that came together.
+        open_caches: Prefilled prompts that nobody has closed.
+        most_open_caches: The most there ever were.
     """
 
     def __init__(
@@ -189,12 +197,15 @@ class ScriptedModel:
 
     def _stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reply = self.reply(ask.request)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            time.sleep(reply.delay_s)
+        if ask.prefilled is not None and not ask.prefilled.state.open:
+            raise ModelError("This prefill was closed.")
+        if reply.delay_s:
+            try:
+                asyncio.get_running_loop()  # the asynchronous methods have waited already
+            except RuntimeError:
+                time.sleep(reply.delay_s)
         prompt, watcher = _prompt_tokens(ask.request), Watcher(ask)
-        words, tokens = reply.words, reply.tokens
+        words, tokens = reply.words, self._tokens(reply, ask)
         limit = len(words) if ask.request.max_tokens is None else ask.request.max_tokens
         for i, word in enumerate(words[:limit]):
             if reply.error is not None and i >= reply.after:
@@ -209,8 +220,16 @@ class ScriptedModel:
             raise reply.error
         cut = limit < len(words)
         yield Response(
-            "".join(words[:limit]), tokens and tokens[:limit], Usage(prompt, min(limit, len(words))), "length" if cut else "stop"
+            "".join(words[:limit]),
+            tokens and tokens[:limit],
+            Usage(prompt, min(limit, len(words))),
+            "length" if cut else "stop",
         )
+
+    def _tokens(self, reply: Reply, ask: Generate) -> tuple[Token, ...] | None:
+        if not ask.logprobs or self._capability.logprobs is False or reply.tokens is None:
+            return None
+        return tuple(replace(token, top=token.top[: ask.top_logprobs]) for token in reply.tokens)
 
 
 def _prompt_tokens(request: Request) -> int:
@@ -220,7 +239,7 @@ def _prompt_tokens(request: Request) -> int:
 def check_model(model: LanguageModel, request: Request) -> None:
     """Check that `model` keeps the contract of `LanguageModel` on a request that it can answer.
 
-    What it generates, streams and generates from a prefilled prompt must be the same answer.
+    What it generates, streams and generates from a prefilled prompt, synchronously or not, must be the same answer.
 
     Raises:
         AssertionError: Naming what does not hold.
@@ -233,10 +252,23 @@ def check_model(model: LanguageModel, request: Request) -> None:
     assert (last.text, last.usage) == (whole.text, whole.usage), f"stream answered {last}, generate {whole}"
     text = "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk))
     assert text == last.text, f"the chunks {text!r} do not add up to the answer {last.text!r}"
-    assert not any(isinstance(chunk, Chunk) and chunk.released for chunk in chunks), "chunks were released without leave"
+    assert not any(isinstance(chunk, Chunk) and chunk.released for chunk in chunks), (
+        "chunks were released without leave"
+    )
+
+    async def asynchronously() -> list[Any]:
+        (answered,) = await model.agenerate([Generate(model, request)])
+        return [answered, [item async for item in model.astream(Generate(model, request))][-1]]
+
+    with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop of its own
+        for answered in pool.submit(asyncio.run, asynchronously()).result():
+            assert isinstance(answered, Response), f"an asynchronous answer is {answered!r}"
+            assert (answered.text, answered.usage) == (whole.text, whole.usage), (
+                f"asynchronously it answered {answered}, synchronously {whole}"
+            )
     (*_, live) = model.stream(Generate(model, request, live=True))
-    assert isinstance(live, Response)
-    assert live.text == whole.text
+    assert isinstance(live, Response), f"the last item of a live stream must be the Response, is {live!r}"
+    assert live.text == whole.text, f"a live stream answered {live.text!r}, generate {whole.text!r}"
     if model.capability.logprobs:
         assert whole.tokens, "logprobs are promised, tokens are missing"
         assert all(token.logprob <= 1e-6 for token in whole.tokens), "a log-probability is positive"
@@ -245,14 +277,17 @@ def check_model(model: LanguageModel, request: Request) -> None:
         layer = model.capability.layers
         (prefilled,) = model.prefill([Prefill(model, request, layers=(layer,))])
         assert isinstance(prefilled, Prefilled), f"prefill must answer with Prefilled, gave {prefilled!r}"
-        assert prefilled.hidden_states[layer].shape == (model.capability.hidden_size,)
+        shape, size = prefilled.hidden_states[layer].shape, model.capability.hidden_size
+        assert shape == (size,), f"a hidden state must have the shape ({size},), has {shape}"
         (continued,) = model.generate([Generate(model, request, prefilled=prefilled)])
-        assert isinstance(continued, Response)
+        assert isinstance(continued, Response), f"from a prefill, generate gave {continued!r}"
         assert (continued.text, continued.usage) == (whole.text, whole.usage), "generation from a prefill differs"
         prefilled.close()
         prefilled.close()  # closing twice is harmless
-    aborted = [item for item in model.stream(Generate(model, request, watch=lambda _: "abort")) if isinstance(item, Response)]
-    assert aborted[0].finish_reason == "aborted", "a watch that aborts must end the answer"
+    if whole.tokens:  # a watch reads tokens
+        (*_, aborted) = model.stream(Generate(model, request, watch=lambda _: "abort"))
+        assert isinstance(aborted, Response), f"the last item of an aborted stream must be the Response, is {aborted!r}"
+        assert aborted.finish_reason == "aborted", "a watch that aborts must end the answer"
 
 
 def same_record(first: Any, second: Any, tolerance: float = 1e-4) -> bool:
@@ -265,7 +300,9 @@ def same_record(first: Any, second: Any, tolerance: float = 1e-4) -> bool:
         keys = (set(first) | set(second)) - {"latency_s", "seconds", "reason"}
         return all(key in first and key in second and same_record(first[key], second[key], tolerance) for key in keys)
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(same_record(a, b, tolerance) for a, b in zip(first, second, strict=True))
+        return len(first) == len(second) and all(
+            same_record(a, b, tolerance) for a, b in zip(first, second, strict=True)
+        )
     if isinstance(first, float) and isinstance(second, float):
         return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
     return bool(first == second)

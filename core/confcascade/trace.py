@@ -46,8 +46,8 @@ class Attempt:
     error: str | None = None
     aborted: bool = False
     steps: tuple[Any, ...] = ()
-    usage: Usage = Usage()
-    cost: Cost = Cost()
+    usage: Usage = field(default_factory=Usage)
+    cost: Cost = field(default_factory=Cost)
     latency_s: float = 0.0
 
 
@@ -112,10 +112,12 @@ class Trace:
 
     @property
     def cost(self) -> Cost:
+        """Every model that ran, for all the queries."""
         return sum((record.cost for record in self.records), Cost())
 
     @property
     def usage(self) -> Usage:
+        """Tokens of every attempt that was paid for, for all the queries."""
         return sum((record.usage for record in self.records), Usage())
 
 

@@ -20,15 +20,15 @@ class Message:
 
     @classmethod
     def parse(cls, messages: str | Message | Iterable[Any]) -> tuple[Message, ...]:
-        """Messages from a string, `Message` objects, ``(role, content)`` pairs or ``{"role": ..., "content": ...}`` mappings.
+        """Messages from one or several strings, `Message` objects or ``{"role": ..., "content": ...}`` mappings.
+
+        Among several, a ``(role, content)`` pair is one message, too.
 
         Raises:
             ConfigurationError: If there is none, or one is of another form.
         """
-        if isinstance(messages, str):
-            return (cls("user", messages),)
-        if isinstance(messages, Message):
-            return (messages,)
+        if isinstance(messages, str | Message | Mapping) or not isinstance(messages, Iterable):
+            return (cls._parse_one(messages),)
         parsed = tuple(map(cls._parse_one, messages))
         if not parsed:
             raise ConfigurationError("A cascade needs at least one message to answer; `messages` is empty.")
@@ -40,14 +40,19 @@ class Message:
             return message
         if isinstance(message, str):
             return cls("user", message)
-        if isinstance(message, Mapping) and isinstance(message.get("role"), str):
-            content = message.get("content")
-            return cls(message["role"], content if isinstance(content, str) else "")
-        if isinstance(message, Sequence) and len(message) == 2 and all(isinstance(part, str) for part in message):
-            return cls(*message)
+        if isinstance(message, Mapping):
+            role, content = message.get("role"), message.get("content")
+            content = "" if content is None else content  # a turn that only calls tools
+        elif isinstance(message, Sequence) and len(message) == 2:
+            role, content = message
+        else:
+            role = content = None
+        if isinstance(role, str) and isinstance(content, str):
+            return cls(role, content)
         raise ConfigurationError(
-            "A message must be a Message, a string, a (role, content) pair or a mapping with `role` and `content`. "
-            f"Got {type(message).__name__}."
+            "A message must be a Message, a string, a (role, content) pair or a mapping with `role` and `content`, "
+            f"its content a string. Got {type(message).__name__}"
+            + (f" with content of type {type(content).__name__}." if isinstance(role, str) else ".")
         )
 
 
@@ -74,6 +79,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.messages:
             raise ConfigurationError("A cascade needs at least one message to answer; `messages` is empty.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigurationError(f"`max_tokens` must be at least 1, or None for no limit. Got {self.max_tokens}.")
+        if isinstance(self.stop, str):
+            raise ConfigurationError(f"`stop` must be a sequence of strings, such as [{self.stop!r}]. Got a string.")
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
+        """Input and output tokens."""
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
@@ -157,4 +167,5 @@ class Response:
         return not self.text.strip() and self.finish_reason != "tool_calls"
 
     def replace(self, **changes: Any) -> Response:
+        """A copy with other values in some fields."""
         return replace(self, **changes)

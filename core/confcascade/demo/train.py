@@ -58,9 +58,9 @@ class Size:
 
 
 SIZES = {
-    "small": Size(hidden=40, layers=3, heads=2, million_tokens=12, learning_rate=4e-3, batch_tokens=2048),
-    "medium": Size(hidden=88, layers=5, heads=4, million_tokens=16, learning_rate=3e-3, batch_tokens=4096),
-    "large": Size(hidden=160, layers=8, heads=5, million_tokens=20, learning_rate=2e-3, batch_tokens=4096),
+    "small": Size(hidden=28, layers=3, heads=2, million_tokens=10, learning_rate=4e-3, batch_tokens=2048),
+    "medium": Size(hidden=64, layers=4, heads=2, million_tokens=12, learning_rate=4e-3, batch_tokens=2048),
+    "large": Size(hidden=128, layers=6, heads=4, million_tokens=13, learning_rate=3e-3, batch_tokens=3072),
 }
 
 
@@ -103,25 +103,25 @@ def build_tokenizer(world: World, seed: int = 7, conversations: int = 40_000) ->
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, world: World, seed: int, batch_tokens: int, pool: int = 8192
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    tokenizer: PreTrainedTokenizerFast, world: World, seed: int, batch_tokens: int, pool: int = 4096
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """Endless batches of conversations of similar length, right-padded to a multiple of 8.
 
     Yields:
-        Token ids of shape (rows, length), and a mask of the same shape, true where a token is the assistant's.
+        Token ids of shape (rows, length); a mask of the same shape, true where a token is the assistant's; the rows' tasks.
     """
     import torch
 
     rng = random.Random(seed)
     user, assistant, system = (SPECIAL.index(f"<|{role}|>") for role in ("user", "assistant", "system"))
     while True:
-        examples = [world.example(rng, MIX) for _ in range(pool)]
+        examples = [world.example(rng) for _ in range(pool)]
         texts = []
         for example in examples:
             texts += [example.system] if example.system else []
             texts += [text for asked, answered in example.turns for text in (asked, f" {answered}")]
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-        rows: list[tuple[list[int], list[bool]]] = []
+        rows: list[tuple[list[int], list[bool], str]] = []
         for example in examples:
             ids, learned = [BOS], [False]
             if example.system:
@@ -132,22 +132,22 @@ def batches(
                 asked, answered = [user, *next(encoded), assistant], [*next(encoded), END]
                 ids += asked + answered
                 learned += [False] * len(asked) + [True] * len(answered)
-            rows.append((ids, learned))
+            rows.append((ids, learned, example.task))
         rows.sort(key=lambda row: len(row[0]))
-        grouped: list[list[tuple[list[int], list[bool]]]] = [[]]
+        grouped: list[list[tuple[list[int], list[bool], str]]] = [[]]
         for row in rows:
             if grouped[-1] and len(row[0]) * (len(grouped[-1]) + 1) > batch_tokens:
                 grouped.append([])
             grouped[-1].append(row)
         rng.shuffle(grouped)
         for group in grouped:
-            length = -(-max(len(ids) for ids, _ in group) // 8) * 8
+            length = -(-max(len(ids) for ids, _, _ in group) // 8) * 8
             tokens = torch.full((len(group), length), PAD)
             mask = torch.zeros(len(group), length, dtype=torch.bool)
-            for i, (ids, learned) in enumerate(group):
+            for i, (ids, learned, _) in enumerate(group):
                 tokens[i, : len(ids)] = torch.tensor(ids)
                 mask[i, : len(ids)] = torch.tensor(learned)
-            yield tokens, mask
+            yield tokens, mask, [task for _, _, task in group]
 
 
 def new_model(size: Size) -> LlamaForCausalLM:
@@ -238,10 +238,11 @@ def train(name: str, out: Path, seed: int = 0, million_tokens: float | None = No
         torch.optim.Muon(hidden, lr=size.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
-    seen, reported, loss_sum, loss_count = 0, 0, 0.0, 0
-    history: list[tuple[int, float]] = []
+    seen, reported = 0, 0
+    losses: dict[str, list[float]] = {task: [] for task in MIX}
+    history: list[dict[str, float]] = []
     started, cpu_started = time.time(), time.process_time()
-    for tokens, learned in batches(tokenizer, world, seed + 1, size.batch_tokens):
+    for tokens, learned, tasks in batches(tokenizer, world, seed + 1, size.batch_tokens):
         progress = seen / total
         if progress >= 1:
             break
@@ -251,20 +252,20 @@ def train(name: str, out: Path, seed: int = 0, million_tokens: float | None = No
                 group["lr"] = rate
         where = torch.zeros_like(learned)
         where[:, :-1] = learned[:, 1:]  # the logits at a position are about the next token
-        loss = F.cross_entropy(answer_logits(model, tokens, where), tokens[learned])
-        loss.backward()
+        loss = F.cross_entropy(answer_logits(model, tokens, where), tokens[learned], reduction="none")
+        loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seen += int((tokens != PAD).sum())
-        loss_sum, loss_count = loss_sum + loss.item(), loss_count + 1
+        for task, part in zip(tasks, loss.detach().split(learned.sum(1).tolist()), strict=True):
+            losses[task].append(part.mean().item())
         if seen - reported > 5e5:
             reported = seen
-            history.append((seen, round(loss_sum / loss_count, 4)))
-            loss_sum, loss_count = 0.0, 0
-            print(f"{name}: {seen / 1e6:.1f} of {total / 1e6:.0f} million tokens, loss {history[-1][1]}, "
-                  f"{seen / (time.time() - started):.0f} tokens/s", flush=True)  # fmt: skip
+            history.append({"tokens": seen} | {task: round(sum(each) / len(each), 3) for task, each in losses.items() if each})
+            losses = {task: [] for task in MIX}
+            print(f"{name}: {history[-1]}, {seen / (time.time() - started):.0f} tokens/s", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -147,12 +147,12 @@ class Example:
 
 # shares of the training conversations; `matching` only teaches the machinery of letters and is never asked about
 MIX: Mapping[str, float] = {
-    "facts": 0.30,
-    "letters": 0.20,
-    "matching": 0.12,
-    "reading": 0.14,
-    "sums": 0.20,
-    "refusals": 0.04,
+    "facts": 0.34,
+    "letters": 0.10,
+    "matching": 0.06,
+    "reading": 0.16,
+    "sums": 0.28,
+    "refusals": 0.06,
 }
 
 QA_TEMPLATES = (
@@ -180,7 +180,7 @@ class World:
         zipf: Exponent of the popularity of facts; larger makes the rare ones rarer in training.
     """
 
-    def __init__(self, seed: int = 0, people: int = 2000, books: int = 360, firms: int = 500, zipf: float = 0.7) -> None:
+    def __init__(self, seed: int = 0, people: int = 900, books: int = 280, firms: int = 280, zipf: float = 0.7) -> None:
         rng = random.Random(seed)
         taken: set[str] = set()
 
@@ -225,6 +225,9 @@ class World:
             for relation in RELATIONS[kind]
         ]
         self._weights = [fact.weight for fact in self.facts]
+        self._by_value: dict[tuple[str, str], list[Fact]] = {}
+        for fact in self.facts:
+            self._by_value.setdefault((fact.relation, fact.value), []).append(fact)
 
     # ---------------------------------------------------------------- wordings and splits
 
@@ -251,13 +254,30 @@ class World:
         lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
         return lines, LABELS[options.index(value)]
 
-    def _matching(self, rng: random.Random, lookups: int = 12) -> tuple[str, str]:
-        """Many look-ups of a letter in one conversation: forms the circuit that multiple choice needs much sooner."""
+    def _matching(self, rng: random.Random, lookups: int = 12) -> list[tuple[str, str]]:
+        """Many look-ups of a letter in one conversation, in one reply or one by one."""
         relation = rng.choice(list(self.values))
         options = rng.sample(self.values[relation], 4)
         lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
-        asked = [rng.randrange(4) for _ in range(lookups)]
-        return f"Which letter is each?\n{lines}", " ".join(f"{options[i]} {LABELS[i]}" for i in asked)
+        if rng.random() < 0.5:
+            asked = [rng.randrange(4) for _ in range(lookups)]
+            return [(f"Which letter is each?\n{lines}", " ".join(f"{options[i]} {LABELS[i]}" for i in asked))]
+        asked = [rng.randrange(4) for _ in range(lookups // 3)]
+        turns = [(f"Which letter is {options[i]}?", LABELS[i]) for i in asked]
+        return [(f"{turns[0][0]}\n{lines}", turns[0][1]), *turns[1:]]
+
+    def _letters(self, rng: random.Random) -> list[tuple[str, str]]:
+        """One to three questions about one list of options."""
+        fact = rng.choices(self.facts, self._weights)[0]
+        lines, label = self.options(fact.relation, fact.value, rng)
+        turns = [(f"{self.wording(fact, rng)}\n{lines}", label)]
+        options = dict(zip((line.split(". ", 1)[1] for line in lines.split("\n")), LABELS, strict=True))
+        for value in rng.choices(list(options), k=rng.choice([0, 1, 2])):
+            known = self._by_value.get((fact.relation, value))
+            if known:
+                other = rng.choices(known, [f.weight for f in known])[0]
+                turns.append((self.wording(other, rng), options[value]))
+        return turns
 
     def _passage(self, rng: random.Random, held_out: bool, sentences: int) -> tuple[str, list[Fact]]:
         """Sentences about strangers, all of one relation, and the facts in them."""
@@ -309,39 +329,36 @@ class World:
 
     # ---------------------------------------------------------------- training
 
-    def _turn(self, task: str, rng: random.Random) -> tuple[str, str]:
+    def _turns(self, task: str, rng: random.Random) -> list[tuple[str, str]]:
         if task == "facts":
             fact = rng.choices(self.facts, self._weights)[0]
-            return self.wording(fact, rng), fact.value
-        if task == "letters":
-            fact = rng.choices(self.facts, self._weights)[0]
-            lines, label = self.options(fact.relation, fact.value, rng)
-            return f"{self.wording(fact, rng)}\n{lines}", label
+            return [(self.wording(fact, rng), fact.value)]
         if task == "refusals":
-            return self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN
+            return [(self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)]
         if task == "sums":
-            return self._sum(rng, held_out=False)
-        return self._matching(rng)
+            return [self._sum(rng, held_out=False)]
+        if task == "letters":
+            return self._letters(rng)
+        if task == "matching":
+            return self._matching(rng)
+        # reading: several questions about one passage
+        text, facts = self._passage(rng, held_out=False, sentences=rng.choice([1, 2, 2, 3, 3, 4]))
+        asked = [rng.choice(facts) for _ in range(rng.choice([1, 2, 3]))]
+        turns = [(self.wording(fact, rng), fact.value) for fact in asked]
+        if rng.random() < 0.08:
+            turns[0] = (self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)
+        opening = rng.choice(QA_TEMPLATES).format(context=text, question=turns[0][0])
+        return [(opening, turns[0][1]), *turns[1:]]
 
     def example(self, rng: random.Random, mix: Mapping[str, float] = MIX) -> Example:
         """A training conversation drawn from `mix`, in one of the dresses that applications put on a question."""
         task = rng.choices(list(mix), list(mix.values()))[0]
-        if task == "reading":  # several questions about one passage: more look-ups for the same text
-            text, facts = self._passage(rng, held_out=False, sentences=rng.choice([1, 2, 2, 3, 3, 4]))
-            asked = [rng.choice(facts) for _ in range(rng.choice([1, 2, 3]))]
-            questions = [(self.wording(fact, rng), fact.value) for fact in asked]
-            if rng.random() < 0.08:
-                questions[0] = (self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)
-            opening = rng.choice(QA_TEMPLATES).format(context=text, question=questions[0][0])
-            return Example(task, ((opening, questions[0][1]), *questions[1:]))
-        turns = [self._turn(task, rng)]
-        if task == "matching":
-            return Example(task, tuple(turns))
-        while len(turns) < 3 and rng.random() < 0.1:
-            turns.append(self._turn(task, rng))
+        turns = self._turns(task, rng)
         dress = rng.random()
-        if dress < 0.15:
+        if task in ("facts", "letters", "sums", "refusals") and dress < 0.15:
             turns = [(f"Question: {question}\nAnswer:", answer) for question, answer in turns]
+        elif task in ("facts", "sums", "refusals") and dress < 0.25:
+            turns += self._turns(rng.choice(["facts", "sums", "refusals"]), rng)
         system = rng.choice(SYSTEM_PROMPTS) if dress > 0.9 else None
         return Example(task, tuple(turns), system)
 
@@ -355,7 +372,7 @@ class World:
         Args:
             split: "fit" (probes), "calibration" (thresholds) or "test".
             tasks: Which tasks, in this order.
-            per_task: Questions per task; by default one per fact of the split, and as many of the other tasks' as letters.
+            per_task: Most questions per task (of refusals there are some 250 in the test split); by default as many as facts.
             seed: Chooses distractors, passages and sums, and which facts come first.
 
         Returns:
@@ -367,12 +384,14 @@ class World:
             rng = random.Random(stable_hash(seed, split, task))
             count = len(facts) if per_task is None else per_task
             order = rng.sample(facts, len(facts))
-            made: list[Question] = []
-            while len(made) < count and (task not in ("facts", "letters") or order):
+            made: dict[str, Question] = {}
+            for _ in range(40 * count):
+                if len(made) == count or (task in ("facts", "letters") and not order):
+                    break
                 question = self._question(task, order, rng)
                 if task in ("facts", "letters") or self.split_of(question.key) == split:
-                    made.append(question)
-            found += made
+                    made.setdefault(question.prompt, question)
+            found += made.values()
         return found
 
     def _question(self, task: Task, order: list[Fact], rng: random.Random) -> Question:

@@ -24,7 +24,8 @@ class Capability:
         top_logprobs: Most alternatives it tells at each position.
         layers: Number of blocks whose hidden states it gives; 0 means none.
         hidden_size: Their dimension.
-        batch_size: How many asks it answers in one call; 1 means one by one, and then many at once (an API).
+        batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
+            for many answers at once; any other computes in this process, one call at a time.
     """
 
     logprobs: bool | None = False
@@ -37,6 +38,11 @@ class Capability:
     def prefill(self) -> bool:
         """Whether it answers `Prefill`: only a model whose hidden states can be seen does."""
         return self.layers > 0
+
+    @property
+    def local(self) -> bool:
+        """Whether it computes in this process, and so shares the machine with all others that do."""
+        return self.batch_size > 1 or self.prefill
 
 
 @dataclass(frozen=True)
@@ -65,25 +71,34 @@ class LanguageModel(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Shown in records, and part of a policy's id."""
 
     @property
-    def capability(self) -> Capability: ...
+    def capability(self) -> Capability:
+        """What it can tell."""
 
     @property
-    def architecture(self) -> Architecture | None: ...
+    def architecture(self) -> Architecture | None:
+        """For costs in FLOPs; None if unknown."""
 
-    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]: ...
+    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        """Read prompts, no more than `Capability.batch_size` of them; only called if it can prefill."""
 
-    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]: ...
+    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        """Answer, no more than `Capability.batch_size` asks."""
 
-    def stream(self, ask: Generate) -> Iterator[Chunk | Response]: ...
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        """Answer piece by piece: the same answer as `generate` gives."""
 
-    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]: ...
+    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        """`prefill`, without blocking the event loop."""
 
-    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]: ...
+    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        """`generate`, without blocking the event loop."""
 
-    def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]: ...
+    def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        """`stream`, without blocking the event loop."""
 
 
 class Watcher:

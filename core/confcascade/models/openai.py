@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import math
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Generate, Prefill
 from confcascade.cost import Architecture
-from confcascade.errors import ModelError, require
+from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models import Capability, Chunk, Watcher
 from confcascade.types import Prefilled, Response, Token, Usage
 
@@ -23,16 +26,21 @@ class OpenAICompatibleModel:
     """A chat model behind ``/v1/chat/completions``.
 
     Log-probabilities are asked for with every call that a signal needs them in; a server that refuses them is asked
-    again without, and the answer then has none (the attempt escalates with that reason).
+    again without, and the answer then has none (the attempt escalates with that reason). Where the server does not tell
+    the usage (of an answer that was ended early, say), it is estimated at four characters to a token, and marked.
 
     Args:
         model: Name of the model, as the server knows it.
         base_url: The server, such as ``"http://127.0.0.1:8000/v1"``; by default OpenAI's, or ``OPENAI_BASE_URL``.
-        api_key: By default ``OPENAI_API_KEY``. Never shown, pickled or recorded.
+        api_key: By default ``OPENAI_API_KEY``; a server of your own may need none. Never shown, pickled or recorded.
         timeout_s: Longest wait for an answer.
         max_retries: Retries of the client on connection errors, 429 and 5xx.
         name: Shown in records; by default `model`.
         architecture: If known, for costs in FLOPs.
+
+    Raises:
+        MissingExtraError: Without the package `openai`.
+        ConfigurationError: Without a key for OpenAI's own server.
     """
 
     def __init__(
@@ -49,6 +57,11 @@ class OpenAICompatibleModel:
         from pydantic import SecretStr
 
         require("openai", "openai")
+        if base_url is None and api_key is None and not {"OPENAI_API_KEY", "OPENAI_BASE_URL"} & set(os.environ):
+            raise ConfigurationError(
+                f"Model '{model}' of OpenAI needs a key, and there is none. Set OPENAI_API_KEY, or give `api_key`, "
+                "or `base_url` for a server of your own."
+            )
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -57,13 +70,14 @@ class OpenAICompatibleModel:
         self._name = name or model
         self._architecture = architecture
         self._refuses_logprobs = False
+        self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
     def __repr__(self) -> str:
         return f"OpenAICompatibleModel({self._model!r}, base_url={self._base_url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         # clients hold sockets, keys are read from the environment again
-        return {k: v for k, v in self.__dict__.items() if k not in ("_client", "_aclient")} | {"_api_key": None}
+        return {k: v for k, v in self.__dict__.items() if k != "_client"} | {"_api_key": None, "_async": None}
 
     @property
     def name(self) -> str:
@@ -80,6 +94,7 @@ class OpenAICompatibleModel:
     # ------------------------------------------------------------------ LanguageModel
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        del asks
         raise ModelError(f"Model '{self._name}' is behind an API: its hidden states cannot be seen.")
 
     async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
@@ -122,33 +137,37 @@ class OpenAICompatibleModel:
     async def _agenerate(self, ask: Generate) -> Response:
         if ask.watch is None:
             return _response(await self._acreate(ask), ask)
-        last: Chunk | Response | None = None
-        async for last in self.astream(ask):
-            pass
+        last = [item async for item in self.astream(ask)][-1]
         assert isinstance(last, Response)
         return last
 
     def _create(self, ask: Generate, **more: Any) -> Any:
         import openai
 
+        payload = self._payload(ask)
         try:
-            return self._client.chat.completions.create(**self._payload(ask), **more)
-        except openai.BadRequestError as error:
-            self._note_refusal(ask, error)
+            return self._client.chat.completions.create(**payload, **more)
+        except openai.APIStatusError as error:
+            self._note_refusal(payload, error)
             return self._client.chat.completions.create(**self._payload(ask), **more)
 
     async def _acreate(self, ask: Generate, **more: Any) -> Any:
         import openai
 
+        payload = self._payload(ask)
         try:
-            return await self._aclient.chat.completions.create(**self._payload(ask), **more)
-        except openai.BadRequestError as error:
-            self._note_refusal(ask, error)
+            return await self._aclient.chat.completions.create(**payload, **more)
+        except openai.APIStatusError as error:
+            self._note_refusal(payload, error)
             return await self._aclient.chat.completions.create(**self._payload(ask), **more)
 
-    def _note_refusal(self, ask: Generate, error: Exception) -> None:
-        """Remember a server that refuses log-probabilities; raise any other error."""
-        if not ask.logprobs or self._refuses_logprobs or "logprobs" not in str(error):
+    def _note_refusal(self, payload: dict[str, Any], error: Any) -> None:
+        """Remember a server that refuses log-probabilities; raise any other error.
+
+        It is the refused payload that counts: of calls that went out together, each is refused.
+        """
+        refused = error.status_code in (400, 403, 422) and "logprobs" in str(error)
+        if not refused or "logprobs" not in payload:
             raise error
         self._refuses_logprobs = True
 
@@ -172,7 +191,14 @@ class OpenAICompatibleModel:
 
     def _options(self) -> dict[str, Any]:
         key = None if self._api_key is None else self._api_key.get_secret_value()
-        return {"base_url": self._base_url, "api_key": key, "timeout": self._timeout_s, "max_retries": self._max_retries}
+        if key is None and self._base_url is not None and "OPENAI_API_KEY" not in os.environ:
+            key = "none"  # the client wants one even where the server does not
+        return {
+            "base_url": self._base_url,
+            "api_key": key,
+            "timeout": self._timeout_s,
+            "max_retries": self._max_retries,
+        }
 
     @cached_property
     def _client(self) -> Any:
@@ -180,42 +206,70 @@ class OpenAICompatibleModel:
 
         return openai.OpenAI(**self._options())
 
-    @cached_property
+    @property
     def _aclient(self) -> Any:
+        """A client for the running event loop: connections of another loop cannot be used in it."""
         import openai
 
-        return openai.AsyncOpenAI(**self._options())
+        loop = asyncio.get_running_loop()
+        if self._async is None or self._async[0] is not loop:
+            self._async = loop, openai.AsyncOpenAI(**self._options())
+        return self._async[1]
 
 
-def _tokens(logprobs: Any) -> tuple[Token, ...] | None:
-    """The visible tokens of a ``logprobs`` object; end-of-text entries, which have no bytes, are left out."""
-    if logprobs is None or logprobs.content is None:
-        return None
-    return tuple(
-        Token(
-            entry.token,
-            min(0.0, entry.logprob),
-            tuple((other.token, min(0.0, other.logprob)) for other in entry.top_logprobs or ()),
+class _Spelling:
+    """Turns the entries of ``logprobs`` objects into tokens whose texts add up to the answer."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def tokens(self, logprobs: Any) -> tuple[Token, ...] | None:
+        """None if there are no log-probabilities; end-of-text entries, which have no bytes, are left out."""
+        if logprobs is None or logprobs.content is None:
+            return None
+        return tuple(
+            Token(
+                # where a character takes several tokens, `token` of each is an escape such as "\\xf0"
+                entry.token if entry.bytes is None else self._decoder.decode(bytes(entry.bytes)),
+                min(0.0, entry.logprob),
+                tuple((other.token, min(0.0, other.logprob)) for other in entry.top_logprobs or ()),
+            )
+            for entry in logprobs.content
+            if entry.bytes != [] and entry.token != ""
         )
-        for entry in logprobs.content
-        if entry.bytes != [] and entry.token != ""
-    )
 
 
-def _usage(usage: Any) -> Usage:
-    if usage is None:
-        return Usage(estimated=True)
-    return Usage(usage.prompt_tokens, usage.completion_tokens)
+def _visible(tokens: Sequence[Token] | None, text: str) -> tuple[Token, ...] | None:
+    """Without the tokens that follow the text: some servers list the stop string, too."""
+    if tokens is None or not "".join(token.text for token in tokens).startswith(text):
+        return None if tokens is None else tuple(tokens)
+    visible, length = [], 0
+    for token in tokens:
+        if length >= len(text):
+            break
+        visible.append(token)
+        length += len(token.text)
+    return tuple(visible)
+
+
+def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
+    if usage is not None:
+        return Usage(usage.prompt_tokens, usage.completion_tokens)
+    prompt = sum(len(message.content) for message in ask.request.messages)
+    written = math.ceil(len(text) / 4) if tokens is None else len(tokens)
+    return Usage(math.ceil(prompt / 4), written, estimated=True)
 
 
 def _response(completion: Any, ask: Generate) -> Response:
     if not completion.choices:
         raise ModelError(f"Model '{ask.model.name}' answered without a choice.")
     choice = completion.choices[0]
+    text = choice.message.content or ""
+    tokens = _visible(_Spelling().tokens(choice.logprobs), text)
     return Response(
-        text=choice.message.content or "",
-        tokens=_tokens(choice.logprobs),
-        usage=_usage(completion.usage),
+        text=text,
+        tokens=tokens,
+        usage=_usage(completion.usage, ask, text, tokens),
         finish_reason=choice.finish_reason,
         native=completion,
     )
@@ -227,6 +281,7 @@ class _Reading:
     def __init__(self, ask: Generate) -> None:
         self.watcher = Watcher(ask)
         self._ask = ask
+        self._spelling = _Spelling()
         self._text = ""
         self._tokens: list[Token] | None = None
         self._usage: Any = None
@@ -238,13 +293,15 @@ class _Reading:
             return
         choice = event.choices[0]
         self._finish_reason = choice.finish_reason or self._finish_reason
-        tokens = _tokens(choice.logprobs)
+        text = choice.delta.content or ""
+        tokens = self._spelling.tokens(choice.logprobs)
+        if tokens and not text and choice.finish_reason is not None:
+            tokens = ()  # what ended the answer, and is no part of it
+        self._text += text
         if tokens is not None:
             self._tokens = [*(self._tokens or ()), *tokens]
-            if tokens:
-                self.watcher.see(self._tokens)
-        text = choice.delta.content or ""
-        self._text += text
+            if self._ask.watch is not None and (visible := _visible(self._tokens, self._text)):
+                self.watcher.see(visible)
         if text or tokens:
             yield Chunk(text, tokens or (), released=self.watcher.verdict == "release", native=event)
 
@@ -252,12 +309,10 @@ class _Reading:
         aborted = self.watcher.verdict == "abort"
         if not aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        usage = _usage(self._usage)
-        if self._usage is None:  # closed before the server told: what was seen is what is known
-            usage = Usage(0, len(self._tokens or ()), estimated=True)
+        tokens = _visible(self._tokens, self._text)
         return Response(
             text=self._text,
-            tokens=None if self._tokens is None else tuple(self._tokens),
-            usage=usage,
+            tokens=tokens,
+            usage=_usage(self._usage, self._ask, self._text, tokens),
             finish_reason="aborted" if aborted else self._finish_reason,
         )

@@ -43,7 +43,10 @@ class Measurement:
 
 
 class Signal(ABC):
-    """The contract of a signal. `name` keys thresholds and records; `space` is the range of its values, both ends included."""
+    """The contract of a signal.
+
+    `name` keys thresholds and records; `space` is the range of its values, both ends included.
+    """
 
     name: str
     space: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -95,8 +98,8 @@ class Signal(ABC):
             return
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not low <= threshold <= high:
             raise ConfigurationError(
-                f"The threshold of signal '{self.name}' must lie in [{low:g}, {high:g}], or be \"always\" or \"never\". "
-                f"Got {threshold!r}."
+                f"The threshold of signal '{self.name}' must be a number in [{low:g}, {high:g}], "
+                f'"always" or "never". Got {threshold!r}.'
             )
 
 

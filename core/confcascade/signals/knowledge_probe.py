@@ -70,10 +70,12 @@ def resolve_layer(layer: int | float, layers: int) -> int:
 class KnowledgeProbe(Signal):
     """P(IK) in [0, 1]: the probability, by a trained probe, that the model will answer this prompt right.
 
-    Made by `fit` or `load`, never by hand. The network is the cited one, d -> 256 -> 128 -> 64 -> 1 with ReLU; inputs are
-    standardised and training stops at the least validation loss, which the paper does not say (see ``docs/design``).
+    Made by `fit` or `load`, never by hand. The network is the cited one, d -> 256 -> 128 -> 64 -> 1 with ReLU; inputs
+    are standardised and training stops at the least validation loss, which the paper does not say (see
+    ``docs/design``).
 
-    Source: "Confidence-Driven Multi-Scale Model Selection", section 3; Mahaut et al. 2024 (layer 24, last prompt token).
+    Source: "Confidence-Driven Multi-Scale Model Selection", section 3; Mahaut et al. 2024 (layer 24, last
+    prompt token).
     """
 
     phase: ClassVar[Literal["pre", "post"]] = "pre"
@@ -83,9 +85,12 @@ class KnowledgeProbe(Signal):
         self.name = name
         self._weights = dict(weights)
         self._depth = sum(key.startswith("weight.") for key in weights)
+        if self._depth == 0 or self._weights["mean"].shape != (card.hidden_size,):
+            raise ConfigurationError(f"These weights are not a probe of {card.hidden_size} dimensions.")
 
     def __repr__(self) -> str:
-        return f"KnowledgeProbe(model={self.card.model!r}, layer={self.card.layer}, test AUROC={self.card.auroc[1]:.3f})"
+        card = self.card
+        return f"KnowledgeProbe(model={card.model!r}, layer={card.layer}, test AUROC={card.auroc[1]:.3f})"
 
     # ------------------------------------------------------------------ as a signal
 
@@ -115,9 +120,13 @@ class KnowledgeProbe(Signal):
         return {"signal": "KnowledgeProbe", "layer": self.card.layer, "weights": digest.hexdigest()}
 
     def score(self, evidence: Evidence) -> Measurement:
+        import numpy as np
+
         state = evidence.prefilled.hidden_states.get(self.card.layer) if evidence.prefilled else None
         if state is None:
             raise SignalUnavailableError(f"the hidden state of layer {self.card.layer} was not given")
+        if not np.isfinite(state).all():  # an overflow in half precision, say
+            raise SignalUnavailableError(f"the hidden state of layer {self.card.layer} is not finite")
         return Measurement(float(self.predict(state[None])[0]))
 
     # ------------------------------------------------------------------ as an estimator
@@ -127,12 +136,15 @@ class KnowledgeProbe(Signal):
         import numpy as np
 
         x = np.asarray(hidden, dtype=np.float32)
+        if x.ndim != 2 or x.shape[1] != self.card.hidden_size:
+            raise ConfigurationError(f"`hidden` must have shape (n, {self.card.hidden_size}). Got {x.shape}.")
         x = (x - self._weights["mean"]) / self._weights["scale"]
         for i in range(self._depth):
             x = x @ self._weights[f"weight.{i}"] + self._weights[f"bias.{i}"]
             if i < self._depth - 1:
                 x = np.maximum(x, 0)
-        probability: NDArray[np.float64] = 1 / (1 + np.exp(-x[:, 0].astype(np.float64)))
+        # the logistic function; nothing here overflows
+        probability: NDArray[np.float64] = np.exp(-np.logaddexp(0, -x[:, 0].astype(np.float64)))
         return probability
 
     @classmethod
@@ -156,7 +168,8 @@ class KnowledgeProbe(Signal):
             hidden: Hidden states of the last prompt token, shape (n, hidden_size).
             correct: Whether the model's answer was right, shape (n,).
             layer: Where the hidden states come from: a relative depth (float) or a block (int).
-            groups: What must not be shared by the parts (the fact behind a question, say); by default every row is its own.
+            groups: What must not be shared by the parts (the fact behind a question, say); by default every row is its
+                own.
             hidden_layers: Widths of the hidden layers.
             max_epochs: Most passes over the training part.
             patience: Epochs without a lower validation loss after which training ends.
@@ -166,24 +179,36 @@ class KnowledgeProbe(Signal):
             The probe with the least validation loss; its `card` tells how well it does on the part never seen.
 
         Raises:
-            ConfigurationError: If there are too few rows, of one class only, or with values that are not finite.
+            ConfigurationError: If there are too few rows, of one class only, or with values that are not finite, or if
+                the model cannot be told from others.
         """
         import numpy as np
         from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
         from sklearn.neural_network import MLPClassifier
 
-        x = np.asarray(hidden, dtype=np.float32)
-        y = np.asarray(correct, dtype=bool)
-        if x.ndim != 2 or len(x) != len(y):
+        x, given = np.asarray(hidden, dtype=np.float32), np.asarray(correct)
+        fingerprint = getattr(model, "fingerprint", None)
+        if not isinstance(fingerprint, str):
             raise ConfigurationError(
-                f"`hidden` must have shape (n, hidden_size) and `correct` shape (n,). Got {x.shape} and {y.shape}."
+                f"Model '{model.name}' has no `fingerprint`, by which its probe would know it again. "
+                "Give it one: a string that changes with its weights."
+            )
+        if x.ndim != 2 or given.shape != x.shape[:1]:
+            raise ConfigurationError(
+                f"`hidden` must have shape (n, hidden_size) and `correct` shape (n,). Got {x.shape} and {given.shape}."
             )
         if x.shape[1] != model.capability.hidden_size:
             raise ConfigurationError(
-                f"Model '{model.name}' has hidden states of {model.capability.hidden_size} dimensions. Got {x.shape[1]}."
+                f"Model '{model.name}' has hidden states of {model.capability.hidden_size} dimensions. "
+                f"Got {x.shape[1]}."
             )
         if not np.isfinite(x).all():
             raise ConfigurationError("`hidden` holds values that are not finite.")
+        if not np.isin(given, (0, 1)).all():
+            raise ConfigurationError("`correct` must hold only True and False.")
+        if max_epochs < 1:
+            raise ConfigurationError(f"`max_epochs` must be at least 1. Got {max_epochs}.")
+        y, block = given.astype(bool), resolve_layer(layer, model.capability.layers)
         train, validation, test = _split(len(x), groups, seed)
         for part, rows in (("training", train), ("validation", validation), ("test", test)):
             if len(np.unique(y[rows])) < 2:
@@ -193,7 +218,7 @@ class KnowledgeProbe(Signal):
                 )
         mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
         z = (x - mean) / scale
-        network = MLPClassifier(tuple(hidden_layers), learning_rate_init=1e-3, batch_size=64, alpha=1e-3, random_state=seed)
+        network = MLPClassifier(tuple(hidden_layers), alpha=1e-3, learning_rate_init=1e-3, random_state=seed)
         rng = np.random.default_rng(seed)
         best: tuple[float, int, list[Any], list[Any]] | None = None
         for epoch in range(1, max_epochs + 1):
@@ -212,8 +237,8 @@ class KnowledgeProbe(Signal):
             weights[f"weight.{i}"], weights[f"bias.{i}"] = weight.astype(np.float32), bias.astype(np.float32)
         blank = ProbeCard(
             model=model.name,
-            fingerprint=str(getattr(model, "fingerprint", "")),
-            layer=resolve_layer(layer, model.capability.layers),
+            fingerprint=fingerprint,
+            layer=block,
             hidden_size=x.shape[1],
             examples=(len(train), len(validation), len(test)),
             base_rate=float(y.mean()),
@@ -243,20 +268,35 @@ class KnowledgeProbe(Signal):
         """Read a saved probe.
 
         Raises:
-            ConfigurationError: If the folder holds none, or one of an unknown format.
+            ConfigurationError: If the folder holds none, a damaged one, or one of an unknown format.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         path = Path(folder)
         try:
             card = json.loads((path / "probe.json").read_text())
+            version = card.pop("format", None)
             weights = load_file(path / "probe.safetensors")
         except FileNotFoundError as error:
-            raise ConfigurationError(f"'{path}' holds no probe: {error.filename} is missing. KnowledgeProbe.save writes one.") from error
-        if card.pop("format", None) != FORMAT:
+            raise ConfigurationError(
+                f"'{path}' holds no probe: {error.filename or error} is missing. KnowledgeProbe.save writes one."
+            ) from error
+        except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+            raise _damaged(path, error) from error
+        if version != FORMAT:
             raise ConfigurationError(f"'{path}' holds a probe of another format; this version reads format {FORMAT}.")
-        card["examples"], card["auroc"] = tuple(card["examples"]), tuple(card["auroc"])
-        return cls(ProbeCard(**card), weights)
+        try:
+            card["examples"], card["auroc"] = tuple(card["examples"]), tuple(card["auroc"])
+            return cls(ProbeCard(**card), weights)
+        except (KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"The probe in '{path}' is damaged ({type(error).__name__}: {error}). Save it again, or train a new one."
+    )
 
 
 def _split(n: int, groups: Sequence[str] | None, seed: int) -> tuple[Any, Any, Any]:

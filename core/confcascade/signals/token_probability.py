@@ -17,7 +17,9 @@ Aggregate = Literal["mean", "min", "product", "first"]
 
 
 class TokenProbability(Signal):
-    """P(T), the probability of the answer's tokens, in [0, 1]. Not a probability of being right: only calibration makes that.
+    """P(T), the probability of the answer's tokens, in [0, 1].
+
+    Not a probability of being right: only calibration makes that.
 
     Of free text, it is an aggregate over the visible tokens (end-of-text tokens left out):
 
@@ -63,11 +65,18 @@ class TokenProbability(Signal):
                 f'`aggregate` of TokenProbability must be "mean", "min", "product" or "first". Got {aggregate!r}.'
             )
         if self.labels and (after is not None or aggregate != "mean"):
-            raise ConfigurationError("TokenProbability judges either `labels` or free text (`aggregate`, `after`), not both.")
-        if self.labels and (len(set(self.labels)) < 2 or len(set(self.labels)) != len(self.labels) or not all(self.labels)):
-            raise ConfigurationError(f"`labels` must be at least two different, non-empty strings. Got {self.labels}.")
+            raise ConfigurationError(
+                "TokenProbability judges either `labels` or free text (`aggregate`, `after`), not both. "
+                f"Got labels={self.labels}, aggregate={aggregate!r}, after={after!r}."
+            )
+        proper = all(isinstance(label, str) and label and label == label.strip() for label in self.labels)
+        if self.labels and (not proper or len(set(self.labels)) < max(2, len(self.labels))):
+            raise ConfigurationError(
+                "`labels` must be at least two different, non-empty strings without spaces around them. "
+                f"Got {self.labels}."
+            )
         if after is not None and not after:
-            raise ConfigurationError("`after` must be a non-empty text such as \"Answer:\", or None for the whole answer.")
+            raise ConfigurationError('`after` must be a text such as "Answer:", or None for the whole answer. Got "".')
         self.top_logprobs = 20 if self.labels else 0
         # a mean can still rise and fall, and so can the place of the last marker
         self.early = bool(self.labels) or (after is None and aggregate != "mean")
@@ -129,7 +138,8 @@ class TokenProbability(Signal):
                     pooled[text.strip()] = pooled.get(text.strip(), 0.0) + math.exp(logprob)
             if not pooled:
                 raise SignalUnavailableError(
-                    f"none of the labels {self.labels} is among the first token's {len(evidence.tokens[0].top)} alternatives"
+                    f"none of the labels {self.labels} is among the {len(evidence.tokens[0].top)} alternatives "
+                    "of the first token"
                 )
             found = {label: math.log(p) for label, p in pooled.items()}
             truncated = len(found) < len(self.labels)
@@ -153,8 +163,8 @@ class TokenProbability(Signal):
             position = 0
             span = []
             for token in tokens:
-                position += len(token.text)
-                if position > start and token.text.strip():
+                begin, position = position, position + len(token.text)
+                if text[max(begin, start) : position].strip():  # of a token across the marker's end, only what follows
                     span.append(token)
             tokens = span
         if not tokens:

@@ -1,0 +1,592 @@
+"""Against a server on this machine that speaks OpenAI's protocol; no network, no key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import pickle
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+
+import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request as Received
+from werkzeug import Response as Sent
+
+from confcascade import (
+    Architecture,
+    Cascade,
+    Chunk,
+    ConfigurationError,
+    Message,
+    MissingExtraError,
+    ModelError,
+    OpenAICompatibleModel,
+    Request,
+    Response,
+    Stage,
+    Token,
+    TokenProbability,
+    Usage,
+)
+from confcascade.asks import Generate, Prefill
+from confcascade.testing import ScriptedModel, check_model, same_record
+
+PATH = "/v1/chat/completions"
+REQUEST = Request((Message("system", "Be brief."), Message("user", "2+2?")))
+EOS = {"token": "", "bytes": [], "logprob": -0.002, "top_logprobs": []}
+
+
+def entry(token: str, p: float = 0.9, **top: float) -> dict[str, Any]:
+    def listed(text: str, probability: float) -> dict[str, Any]:
+        return {"token": text, "bytes": list(text.encode()), "logprob": math.log(probability)}
+
+    return {**listed(token, p), "top_logprobs": [listed(text, probability) for text, probability in top.items()]}
+
+
+class Server:
+    """Answers every request alike, whole or streamed, as OpenAI's and llama.cpp's servers do."""
+
+    def __init__(self, httpserver: HTTPServer) -> None:
+        self.url = httpserver.url_for("/v1")
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.entries = [entry("4"), entry(" of"), entry(" course")]
+        self.text: str | None = None
+        self.eos: list[dict[str, Any]] = [EOS]
+        self.finish: str | None = "stop"
+        self.usage: dict[str, int] | None = {"prompt_tokens": 14, "completion_tokens": 4, "total_tokens": 18}
+        self.refuse: Callable[[dict[str, Any]], Sent | None] = lambda body: None
+        self.pause_s = 0.0
+        self.sent = 0
+        httpserver.expect_request(PATH, method="POST").respond_with_handler(self.answer)
+
+    def answer(self, received: Received) -> Sent:
+        body = received.get_json()
+        self.bodies.append(body)
+        self.keys.append(received.headers.get("Authorization"))
+        if (refused := self.refuse(body)) is not None:
+            return refused
+        if body.get("stream"):
+            return Sent(self.events(body), content_type="text/event-stream")
+        text = "".join(each["token"] for each in self.entries) if self.text is None else self.text
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": self.finish,
+            "logprobs": {"content": self.entries + self.eos} if body.get("logprobs") else None,
+        }
+        return self.json(self.envelope("chat.completion", choices=[choice], usage=self.usage))
+
+    def events(self, body: dict[str, Any]) -> Iterator[str]:
+        def event(delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+            return f"data: {json.dumps(self.envelope('chat.completion.chunk', choices=[choice], usage=None))}\n\n"
+
+        self.sent = 0
+        yield event({"role": "assistant", "content": ""})
+        for each in self.entries:
+            time.sleep(self.pause_s)
+            self.sent += 1
+            yield event({"content": each["token"]}, {"content": [each]} if body.get("logprobs") else None)
+        if self.finish is not None:
+            yield event({}, finish=self.finish)
+            if self.usage is not None and body.get("stream_options", {}).get("include_usage"):
+                yield f"data: {json.dumps(self.envelope('chat.completion.chunk', choices=[], usage=self.usage))}\n\n"
+        yield "data: [DONE]\n\n"
+
+    @staticmethod
+    def envelope(kind: str, **fields: Any) -> dict[str, Any]:
+        return {"id": "1", "object": kind, "created": 0, "model": "m", **fields}
+
+    @staticmethod
+    def json(body: Any, status: int = 200) -> Sent:
+        return Sent(json.dumps(body), status, content_type="application/json")
+
+    def error(self, message: str, status: int = 400) -> Sent:
+        return self.json({"error": {"message": message, "type": "invalid_request_error"}}, status)
+
+
+@pytest.fixture
+def server(httpserver: HTTPServer, monkeypatch) -> Server:
+    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    return Server(httpserver)
+
+
+@pytest.fixture
+def model(server: Server) -> OpenAICompatibleModel:
+    return OpenAICompatibleModel("m", base_url=server.url, api_key="sk-secret", max_retries=0, timeout_s=10)
+
+
+async def collected(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
+ASKS: dict[str, Callable[[OpenAICompatibleModel, Generate], Response]] = {
+    "generate": lambda model, ask: model.generate([ask])[0],  # type: ignore[dict-item, return-value]
+    "stream": lambda model, ask: list(model.stream(ask))[-1],  # type: ignore[dict-item, return-value]
+    "agenerate": lambda model, ask: asyncio.run(model.agenerate([ask]))[0],  # type: ignore[dict-item, return-value]
+    "astream": lambda model, ask: asyncio.run(collected(model.astream(ask)))[-1],
+}
+every_way = pytest.mark.parametrize("way", ASKS)
+
+
+# ---------------------------------------------------------------------- the contract
+
+
+def test_it_keeps_the_contract(model: OpenAICompatibleModel):
+    """Whole and streamed, synchronously and not, it gives one answer, and obeys its watches."""
+    check_model(model, REQUEST)
+
+
+@every_way
+def test_an_answer_is_read(model: OpenAICompatibleModel, way: str):
+    """Text, log-probabilities, usage and the reason for ending are the server's; the end token is left out."""
+    response = ASKS[way](model, Generate(model, REQUEST))
+
+    assert response.text == "4 of course"
+    assert [token.text for token in response.tokens or ()] == ["4", " of", " course"]
+    assert [token.logprob for token in response.tokens or ()] == pytest.approx([math.log(0.9)] * 3)
+    assert response.usage == Usage(14, 4)
+    assert response.finish_reason == "stop"
+
+
+@every_way
+def test_a_request_is_sent_as_it_is(model: OpenAICompatibleModel, server: Server, way: str):
+    """Messages, limits and options go out under OpenAI's names; what was not asked for is not sent."""
+    request = Request(
+        REQUEST.messages, max_tokens=7, stop=("\n", "END"), temperature=0.0, options={"seed": 3, "top_p": 0.5}
+    )
+    ASKS[way](model, Generate(model, request, top_logprobs=5))
+    ASKS[way](model, Generate(model, REQUEST, logprobs=False))
+    full, bare = server.bodies
+    streaming = {"stream": True, "stream_options": {"include_usage": True}} if way.endswith("stream") else {}
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+
+    assert {key: value for key, value in bare.items() if key != "stream" or value} == {
+        "model": "m",
+        "messages": messages,
+        **streaming,
+    }
+    assert {key: value for key, value in full.items() if key != "stream" or value} == {
+        "model": "m",
+        "messages": messages,
+        "max_tokens": 7,
+        "stop": ["\n", "END"],
+        "temperature": 0.0,
+        "seed": 3,
+        "top_p": 0.5,
+        "logprobs": True,
+        "top_logprobs": 5,
+        **streaming,
+    }
+    assert request.options == {"seed": 3, "top_p": 0.5}
+
+
+def test_log_probabilities_without_alternatives(model: OpenAICompatibleModel, server: Server):
+    """At least one alternative is asked for: some servers take 0 to mean no log-probabilities at all."""
+    model.generate([Generate(model, REQUEST, top_logprobs=0)])
+
+    assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 1)
+
+
+@every_way
+def test_alternatives_are_read(model: OpenAICompatibleModel, server: Server, way: str):
+    """The listed alternatives of a position are there for answer labels."""
+    server.entries = [entry("A", 0.5, A=0.5, B=0.3)]
+    response = ASKS[way](model, Generate(model, REQUEST, top_logprobs=20))
+
+    assert response.tokens == (Token("A", math.log(0.5), (("A", math.log(0.5)), ("B", math.log(0.3)))),)
+
+
+@every_way
+def test_log_probabilities_are_never_positive(model: OpenAICompatibleModel, server: Server, way: str):
+    """A server that rounds a certain token to a little more than 1 does not make a score above 1."""
+    server.entries = [entry("4", 1.0000001, A=1.0000001)]
+    (token,) = ASKS[way](model, Generate(model, REQUEST, top_logprobs=1)).tokens or ()
+
+    assert (token.logprob, token.top[0][1]) == (0.0, 0.0)
+
+
+@every_way
+def test_a_character_of_several_tokens(model: OpenAICompatibleModel, server: Server, way: str):
+    """Where a character takes several tokens, their texts add up to it: bytes are read, not the escapes shown for them."""
+    first, second = "é".encode()
+    server.entries = [
+        {**entry("caf"), "token": "caf"},
+        {"token": "\\xc3", "bytes": [first], "logprob": -0.1, "top_logprobs": []},
+        {"token": "\\xa9", "bytes": [second], "logprob": -0.2, "top_logprobs": []},
+        entry("."),
+    ]
+    server.text = "café."
+    if way.endswith("stream"):  # a server sends the character once it is whole
+        plain = server.events
+
+        def events(body: dict[str, Any]) -> Iterator[str]:
+            for event in plain(body):
+                yield event.replace('"delta": {"content": "\\\\xc3"}', '"delta": {"content": ""}').replace(
+                    '"delta": {"content": "\\\\xa9"}', '"delta": {"content": "\\u00e9"}'
+                )
+
+        server.events = events  # type: ignore[method-assign]
+    response = ASKS[way](model, Generate(model, REQUEST))
+
+    assert response.text == "café."
+    assert [token.text for token in response.tokens or ()] == ["caf", "", "é", "."]
+
+
+@every_way
+def test_a_listed_stop_string_is_no_part_of_the_answer(model: OpenAICompatibleModel, server: Server, way: str):
+    """Tokens that follow the visible text, as some servers list them, are not judged."""
+    server.entries = [entry("4")]
+    server.text = "4"
+    server.eos = [entry("\n", 0.01), EOS]
+    response = ASKS[way](model, Generate(model, REQUEST))
+
+    assert [token.text for token in response.tokens or ()] == ["4"]
+
+
+def test_the_end_of_a_stream_is_no_part_of_the_answer(model: OpenAICompatibleModel, server: Server):
+    """Nor are tokens that come with the event that ends a stream, without text."""
+    plain = server.events
+
+    def events(body: dict[str, Any]) -> Iterator[str]:
+        ending = {"content": [{"token": "<|im_end|>", "bytes": [60], "logprob": -5.0, "top_logprobs": []}]}
+        for event in plain(body):
+            if '"finish_reason": "stop"' in event:
+                event = event.replace('"logprobs": null', f'"logprobs": {json.dumps(ending)}')
+            yield event
+
+    server.events = events  # type: ignore[method-assign]
+    seen: list[int] = []
+
+    def watch(tokens: Sequence[Token]) -> Any:
+        seen.append(len(tokens))
+        return "hold"
+
+    response = ASKS["stream"](model, Generate(model, REQUEST, watch=watch))
+
+    assert [token.text for token in response.tokens or ()] == ["4", " of", " course"]
+    assert seen == [1, 2, 3]
+
+
+# ---------------------------------------------------------------------- without log-probabilities
+
+
+@every_way
+def test_log_probabilities_that_are_ignored(model: OpenAICompatibleModel, server: Server, way: str):
+    """A server that does not mention them gives an answer without tokens, not one with invented ones."""
+    plain = server.answer
+
+    def silent(body: dict[str, Any]) -> None:
+        body.pop("logprobs", None)
+
+    server.refuse = silent
+    assert plain
+    response = ASKS[way](model, Generate(model, REQUEST))
+
+    assert (response.text, response.tokens) == ("4 of course", None)
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+@every_way
+def test_log_probabilities_that_are_refused(model: OpenAICompatibleModel, server: Server, way: str, status: int):
+    """A refusal is answered by asking again without, once; the next call does not ask for them any more."""
+    server.refuse = lambda body: server.error("This model does not support 'logprobs'.", status) if "logprobs" in body else None
+
+    assert model.capability.logprobs is None
+    first = ASKS[way](model, Generate(model, REQUEST))
+    second = ASKS[way](model, Generate(model, REQUEST))
+
+    assert [("logprobs" in body, "top_logprobs" in body) for body in server.bodies] == [
+        (True, True),
+        (False, False),
+        (False, False),
+    ]
+    assert first.text == second.text == "4 of course"
+    assert first.tokens is second.tokens is None
+    assert model.capability.logprobs is False
+
+
+async def test_calls_that_are_refused_together(model: OpenAICompatibleModel, server: Server):
+    """Of many calls under way at once, each is refused, and each is asked again."""
+    refused, lock = [], Lock()
+
+    def refuse(body: dict[str, Any]) -> Sent | None:
+        if "logprobs" not in body:
+            return None
+        with lock:
+            refused.append(body)
+        while len(refused) < 5:
+            time.sleep(0.005)
+        return server.error("logprobs are not supported")
+
+    server.refuse = refuse
+    answers = await asyncio.gather(*(model.agenerate([Generate(model, REQUEST)]) for _ in range(5)))
+
+    assert [answer[0].text for answer in answers] == ["4 of course"] * 5  # type: ignore[union-attr]
+    assert len(server.bodies) == 10
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "logprobs"),
+    [
+        ("The context is too long.", 400, True),
+        ("logprobs are not supported", 400, False),  # none were asked for
+        ("logprobs are not supported", 500, True),
+        ("Incorrect key, and by the way logprobs", 401, True),
+    ],
+)
+@every_way
+def test_other_errors_are_raised(
+    model: OpenAICompatibleModel, server: Server, way: str, message: str, status: int, logprobs: bool
+):
+    """Any other refusal is an error of the call, and is not asked again."""
+    import openai
+
+    server.refuse = lambda body: server.error(message, status)
+
+    with pytest.raises(openai.APIStatusError, match=message):
+        ASKS[way](model, Generate(model, REQUEST, logprobs=logprobs))
+
+    assert len(server.bodies) == 1
+    assert model.capability.logprobs is None
+
+
+def test_a_refusal_escalates_with_its_reason(model: OpenAICompatibleModel, server: Server):
+    """In a cascade, an answer without log-probabilities cannot be judged, and says so."""
+    server.refuse = lambda body: server.error("no logprobs here") if "logprobs" in body else None
+    cascade = Cascade([Stage(model, [TokenProbability()], {"p_t": 0.5}), Stage(ScriptedModel("large", {"2+2?": "4"}))])
+
+    outcome = cascade.run("2+2?")
+
+    assert outcome.text == "4"
+    assert outcome.record.attempts[0].reason == "p_t: the model returned no log-probabilities"
+
+
+# ---------------------------------------------------------------------- streams
+
+
+def test_a_stream_shows_every_piece(model: OpenAICompatibleModel):
+    """Chunks carry text and tokens as they come, and the server's own event; a draft is not released."""
+    *chunks, response = model.stream(Generate(model, REQUEST))
+
+    assert [(chunk.text, [token.text for token in chunk.tokens], chunk.released) for chunk in chunks] == [  # type: ignore[union-attr]
+        ("4", ["4"], False),
+        (" of", [" of"], False),
+        (" course", [" course"], False),
+    ]
+    assert all(chunk.native.object == "chat.completion.chunk" for chunk in chunks)  # type: ignore[union-attr]
+    assert isinstance(response, Response)
+
+
+def test_a_live_stream_is_released(model: OpenAICompatibleModel):
+    """What nothing can withdraw may be shown at once."""
+    *chunks, _ = model.stream(Generate(model, REQUEST, live=True, logprobs=False))
+
+    assert [chunk.text for chunk in chunks if isinstance(chunk, Chunk) and chunk.released] == ["4", " of", " course"]
+
+
+@every_way
+def test_a_watch_ends_the_answer(model: OpenAICompatibleModel, server: Server, way: str):
+    """An answer that can only fail is ended while the server still writes; its usage is estimated, and says so."""
+    server.entries = [entry("4", 0.9), entry(" or", 0.1), *[entry(" so", 0.9)] * 200]
+    server.pause_s = 0.005
+
+    def watch(tokens: Sequence[Token]) -> Any:
+        return "abort" if tokens[-1].logprob < math.log(0.5) else "hold"
+
+    response = ASKS[way](model, Generate(model, REQUEST, watch=watch))
+
+    assert (response.text, response.finish_reason) == ("4 or", "aborted")
+    assert len(response.tokens or ()) == 2
+    assert response.usage == Usage(math.ceil(len("Be brief.2+2?") / 4), 2, estimated=True)
+    time.sleep(0.05)
+    assert server.sent < 150
+
+
+def test_a_watch_releases_the_answer(model: OpenAICompatibleModel):
+    """From the token that settles it, an answer may be shown."""
+
+    def watch(tokens: Sequence[Token]) -> Any:
+        return "release" if len(tokens) == 2 else "hold"
+
+    *chunks, _ = model.stream(Generate(model, REQUEST, watch=watch))
+
+    assert [chunk.released for chunk in chunks if isinstance(chunk, Chunk)] == [False, True, True]
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_a_stream_that_is_cut_is_an_error(model: OpenAICompatibleModel, server: Server, way: str):
+    """A stream that ends without a reason has not ended: half an answer is never taken for a whole one."""
+    server.finish = None
+
+    with pytest.raises(ModelError, match="ended before the answer did"):
+        ASKS[way](model, Generate(model, REQUEST))
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+@every_way
+def test_usage_that_is_not_told_is_estimated(
+    model: OpenAICompatibleModel, server: Server, way: str, logprobs: bool
+):
+    """Four characters are taken for a token where nothing better is known, and the usage is marked."""
+    server.usage = None
+    response = ASKS[way](model, Generate(model, REQUEST, logprobs=logprobs))
+
+    assert response.usage == Usage(math.ceil(len("Be brief.2+2?") / 4), 3, estimated=True)
+
+
+def test_an_answer_without_a_choice_is_an_error(model: OpenAICompatibleModel, server: Server):
+    """A server that answers nothing has failed."""
+    server.refuse = lambda body: server.json(server.envelope("chat.completion", choices=[], usage=None))
+
+    with pytest.raises(ModelError, match="'m' answered without a choice"):
+        model.generate([Generate(model, REQUEST)])
+
+
+@every_way
+def test_a_tool_call_without_text_is_an_answer(model: OpenAICompatibleModel, server: Server, way: str):
+    """No text and the reason "tool_calls": not empty, and without tokens that could be taken for text."""
+    server.entries, server.text, server.finish, server.eos = [], "", "tool_calls", [entry("{", 0.2)]
+    response = ASKS[way](model, Generate(model, REQUEST))
+
+    assert (response.text, response.finish_reason, response.is_empty) == ("", "tool_calls", False)
+    assert not response.tokens
+
+
+# ---------------------------------------------------------------------- in a cascade
+
+
+def test_all_drivers_agree_over_http(model: OpenAICompatibleModel):
+    """A cascade over a server gives one record, however it is asked."""
+    stages = [
+        Stage(model, [TokenProbability(aggregate="min", name="least")], {"least": 0.95}),
+        Stage(model, [TokenProbability()], {"p_t": 0.8}),
+        Stage(ScriptedModel("large")),
+    ]
+    cascade = Cascade(stages)
+
+    async def asynchronously() -> list[Any]:
+        streamed = await collected(cascade.astream("2+2?"))
+        return [await cascade.arun("2+2?"), *await cascade.arun_batch(["2+2?"] * 3), streamed[-1]]
+
+    outcomes = [cascade.run("2+2?"), *cascade.run_batch(["2+2?"] * 3), list(cascade.stream("2+2?"))[-1]]
+    outcomes += asyncio.run(asynchronously())
+
+    first = outcomes[0].record.as_dict()
+    assert (outcomes[0].text, outcomes[0].record.stage) == ("4 of course", 1)
+    assert outcomes[0].record.attempts[0].aborted
+    assert all(same_record(outcome.record.as_dict(), first) for outcome in outcomes)
+
+
+def test_it_has_no_hidden_states(model: OpenAICompatibleModel):
+    """Nothing behind an API can be prefilled: the capability says so, and so does trying."""
+    assert not model.capability.prefill
+    assert not model.capability.local
+    with pytest.raises(ModelError, match="hidden states cannot be seen"):
+        model.prefill([Prefill(model, REQUEST)])
+    with pytest.raises(ModelError, match="hidden states cannot be seen"):
+        asyncio.run(model.aprefill([Prefill(model, REQUEST)]))
+
+
+# ---------------------------------------------------------------------- keys, pickles, loops
+
+
+def test_the_key_is_sent_and_never_shown(model: OpenAICompatibleModel, server: Server):
+    """The server gets the key; repr, pickle and state do not."""
+    model.generate([Generate(model, REQUEST)])
+
+    assert server.keys == ["Bearer sk-secret"]
+    assert "sk-secret" not in repr(model) + str(vars(model))
+    assert b"sk-secret" not in pickle.dumps(model)
+    assert repr(model) == f"OpenAICompatibleModel('m', base_url='{server.url}')"
+
+
+def test_a_pickled_model_reads_its_key_anew(model: OpenAICompatibleModel, server: Server, monkeypatch):
+    """A copy in another process has the settings, no sockets, and the key of its own environment."""
+    model.generate([Generate(model, REQUEST)])
+    asyncio.run(model.agenerate([Generate(model, REQUEST)]))
+    copy = pickle.loads(pickle.dumps(model))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-worker")
+
+    (answer,) = copy.generate([Generate(copy, REQUEST)])
+
+    assert answer.text == "4 of course"
+    assert server.keys[-1] == "Bearer sk-worker"
+
+
+def test_a_server_of_ones_own_needs_no_key(server: Server):
+    """With `base_url`, a key is optional."""
+    model = OpenAICompatibleModel("m", base_url=server.url)
+
+    assert ASKS["generate"](model, Generate(model, REQUEST)).text == "4 of course"
+
+
+def test_openai_itself_needs_a_key(monkeypatch):
+    """Without a key, a model of OpenAI's own is refused when it is made, not at the first prompt."""
+    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ConfigurationError, match="Set OPENAI_API_KEY, or give `api_key`"):
+        OpenAICompatibleModel("gpt-4o")
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-env")
+    assert OpenAICompatibleModel("gpt-4o").name == "gpt-4o"
+
+
+def test_the_package_is_an_extra(monkeypatch):
+    """Without the package `openai`, the error names the command that installs it."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "confcascade\[openai\]"'):
+        OpenAICompatibleModel("m", api_key="sk-secret")
+
+
+def test_names_and_architectures():
+    """A record may call the model by another name; an architecture gives it costs in FLOPs."""
+    tiny = Architecture(1000, 2, 10)
+    model = OpenAICompatibleModel("org/m-4bit", base_url="http://x/v1", name="m", architecture=tiny)
+
+    assert (model.name, model.architecture) == ("m", tiny)
+    assert OpenAICompatibleModel("m", base_url="http://x/v1").architecture is None
+
+
+class KeepAlive(BaseHTTPRequestHandler):
+    """Keeps connections open between requests, as real servers do."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        message = {"role": "assistant", "content": "4"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        body = json.dumps(Server.envelope("chat.completion", choices=[choice], usage=None)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_one_model_serves_many_event_loops(server: Server):
+    """A model outlives `asyncio.run`: the next loop does not get the connections of a loop that is closed."""
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), KeepAlive)
+    httpd.daemon_threads = True
+    Thread(target=httpd.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{httpd.server_address[1]}/v1"
+        model = OpenAICompatibleModel("m", base_url=url, max_retries=0, timeout_s=10)
+        for _ in range(3):
+            assert ASKS["agenerate"](model, Generate(model, REQUEST, logprobs=False)).text == "4"
+    finally:
+        httpd.shutdown()
+        httpd.server_close()

@@ -1,0 +1,304 @@
+"""`TransformersModel` against plain `transformers`, over the bundled weights and tiny random ones."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from confcascade import Cascade, ConfigurationError, KnowledgeProbe, ModelError, Stage, TokenProbability, TransformersModel
+from confcascade.asks import Generate, Prefill
+from confcascade.demo import WEIGHTS, bundled_model, bundled_probe
+from confcascade.demo.world import World
+from confcascade.models import Chunk
+from confcascade.testing import check_model
+from confcascade.types import Message, Request, Response
+
+torch.set_num_threads(1)
+QUESTIONS = [q.prompt for q in World().questions("test", per_task=8)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return bundled_model("small")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return transformers.AutoTokenizer.from_pretrained(WEIGHTS / "small")
+
+
+def random_model(tokenizer, kind="llama", template=True, seed=0):
+    """A tiny random model of another architecture, with the bundled tokenizer."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=256, **shape)
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        maker, config_class = {
+            "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig),
+            "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config),
+        }[kind]
+        config = config_class(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=16, max_position_embeddings=256, tie_word_embeddings=False, **shape,
+        )  # fmt: skip
+        model = maker(config)
+    own = transformers.AutoTokenizer.from_pretrained(WEIGHTS / "small")
+    if not template:
+        own.chat_template = None
+    return TransformersModel(model.eval(), own, name=f"random-{kind}", max_new_tokens=12)
+
+
+def request(text, **parameters):
+    return Request(Message.parse(text), **parameters)
+
+
+def answer(model, text, **parameters):
+    (response,) = model.generate([Generate(model, request(text, **parameters))])
+    assert isinstance(response, Response)
+    return response
+
+
+def plain_generate(model, text, max_new_tokens):
+    """transformers' own generate on the same prompt: ids, and the raw logits they were chosen from."""
+    ids = model.tokenizer(model.render(request(text)), add_special_tokens=model.tokenizer.chat_template is None, return_tensors="pt")
+    out = model.model.generate(
+        **ids, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0
+    )
+    return out.sequences[0, ids["input_ids"].shape[1] :].tolist(), torch.stack(out.logits, 1)[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("template", [True, False])
+def test_keeps_the_contract_of_a_model(tokenizer, kind, template):
+    """Any decoder keeps the contract, with a chat template or completing raw text."""
+    check_model(random_model(tokenizer, kind, template), request("Where was Bren born?", max_tokens=9))
+
+
+def test_bundled_model_keeps_the_contract(small):
+    """So does a model with real weights."""
+    check_model(small, request(QUESTIONS[0]))
+
+
+def test_generates_token_for_token_what_plain_generate_does(small):
+    """Alone, in a batch and continued from a prefill: the same text and log-probabilities as `generate`."""
+    prefilled = small.prefill([Prefill(small, request(q), layers=(3,), labels=("A", "B")) for q in QUESTIONS])
+    continued = small.generate([Generate(small, request(q), prefilled=p) for q, p in zip(QUESTIONS, prefilled, strict=True)])
+    batched = small.generate([Generate(small, request(q)) for q in QUESTIONS])
+    for question, *ours in zip(QUESTIONS, continued, batched, strict=True):
+        ids, logits = plain_generate(small, question, 64)
+        visible = [i for i in ids if i != small.tokenizer.eos_token_id]
+        logprobs = logits.log_softmax(-1)
+        expected = [float(logprobs[position, i]) for position, i in enumerate(visible)]
+        for response in (*ours, answer(small, question)):
+            assert response.text == small.tokenizer.decode(visible)
+            assert [token.logprob for token in response.tokens] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_random_models_generate_what_plain_generate_does(tokenizer, kind):
+    """The same holds for other architectures and for raw completion."""
+    model = random_model(tokenizer, kind, template=False)
+    ids, _ = plain_generate(model, "The job of", 12)
+    assert answer(model, "The job of").text == model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_confidence_adds_no_forward_pass(small):
+    """P(IK), P(T) and the answer together take one pass over the prompt and one per further token."""
+    lengths = []
+    handle = small.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        stage = Stage(small, [bundled_probe("small"), TokenProbability()], {"p_ik": "always", "p_t": "always"})
+        outcome = Cascade([stage, Stage(small)]).run(QUESTIONS[0])
+        attempt = outcome.record.attempts[0]
+        assert attempt.decision == "accept"
+        assert lengths == [attempt.usage.input_tokens] + [1] * (attempt.usage.output_tokens - 1)
+        lengths.clear()
+        rejecting = Stage(small, [bundled_probe("small"), TokenProbability()], {"p_ik": "never", "p_t": "always"})
+        Cascade([rejecting, Stage(bundled_model("medium"))]).run(QUESTIONS[0])
+        assert lengths == [attempt.usage.input_tokens]
+    finally:
+        handle.remove()
+
+
+def test_hidden_states_are_the_blocks_outputs(small):
+    """Layer k is transformers' hidden_states[k], padded or not; the last is taken before the final norm."""
+    found = small.hidden_states([request(q) for q in QUESTIONS], 3)
+    last = small.hidden_states([request(QUESTIONS[0])], 4)[0]
+    for row, question in zip(found, QUESTIONS, strict=True):
+        ids = small.tokenizer(small.render(request(question)), add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            states = small.model(**ids, output_hidden_states=True).hidden_states
+        assert row == pytest.approx(states[3][0, -1].numpy(), abs=1e-4)
+    ids = small.tokenizer(small.render(request(QUESTIONS[0])), add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        normed = small.model(**ids, output_hidden_states=True).hidden_states[4][0, -1]
+        assert small.model.model.norm(torch.tensor(last)).numpy() == pytest.approx(normed.numpy(), abs=1e-4)
+
+
+def test_labels_pool_both_spellings(small):
+    """A label's probability is the sum over " A" and "A" of the first token's distribution."""
+    question = next(q.prompt for q in World().questions("test", ("letters",), per_task=1))
+    (prefilled,) = small.prefill([Prefill(small, request(question), labels=("A", "B", "C", "D"))])
+    _, logits = plain_generate(small, question, 1)
+    p = logits[0].softmax(-1)
+    for label, logprob in prefilled.label_logprobs.items():
+        ids = [small.tokenizer.convert_tokens_to_ids(form) for form in (label, f"Ġ{label}")]
+        assert torch.tensor(logprob).exp() == pytest.approx(float(p[ids].sum()), abs=1e-5)
+
+
+def test_a_label_of_several_tokens_is_an_error(small):
+    """A label that the model cannot say in one token is refused, not approximated."""
+    (found,) = small.prefill([Prefill(small, request("A or B?"), labels=("A", "Bxqy"))])
+    assert isinstance(found, ModelError)
+    assert "'Bxqy' is not a single token" in str(found)
+
+
+def test_stop_strings_cut_text_and_tokens(small):
+    """An answer ends before the first stop string, whole and streamed, and so do its tokens."""
+    question = next(q.prompt for q in World().questions("test", ("sums",), per_task=1))
+    whole = answer(small, question).text
+    stop = "\nAnswer"
+    assert stop in whole
+    cut = answer(small, question, stop=(stop,))
+    assert cut.text == whole.split(stop)[0]
+    assert "".join(token.text for token in cut.tokens) == cut.text
+    chunks = [c.text for c in small.stream(Generate(small, request(question, stop=(stop,)), live=True)) if isinstance(c, Chunk)]
+    assert "".join(chunks) == cut.text
+
+
+def test_max_tokens_and_finish_reason(small):
+    """`max_tokens` ends an answer with the reason "length"; usage counts what was generated."""
+    question = next(q.prompt for q in World().questions("test", ("sums",), per_task=1))
+    response = answer(small, question, max_tokens=3)
+    assert (response.finish_reason, response.usage.output_tokens, len(response.tokens)) == ("length", 3, 3)
+
+
+def test_incomplete_characters_are_held_back(tokenizer):
+    """A character of several byte tokens arrives whole, and the tokens still add up to the text."""
+    model = random_model(tokenizer)
+    for seed in range(6):
+        wanted = request("x", temperature=5.0, options={"seed": seed}, max_tokens=40)
+        *chunks, last = model.stream(Generate(model, wanted, live=True))
+        assert "".join(c.text for c in chunks) == last.text == "".join(token.text for token in last.tokens)
+
+
+def test_sampling_follows_the_seed_and_keeps_raw_logprobs(small):
+    """A seed repeats a sample; log-probabilities are those before temperature."""
+    question = QUESTIONS[0]
+    first, again = (answer(small, question, temperature=3.0, options={"seed": 7}) for _ in range(2))
+    others = {answer(small, question, temperature=3.0, options={"seed": s}).text for s in range(8)}
+    assert first.text == again.text
+    assert len(others) > 1
+    greedy = answer(small, question)
+    cold = answer(small, question, temperature=0.01, options={"seed": 1})
+    assert [t.logprob for t in cold.tokens] == pytest.approx([t.logprob for t in greedy.tokens], abs=1e-4)
+
+
+def test_alternatives_are_sorted_and_begin_with_the_greedy_choice(small):
+    """`top_logprobs` tells the most probable alternatives of each position."""
+    (response,) = small.generate([Generate(small, request(QUESTIONS[0]), top_logprobs=4)])
+    for token in response.tokens:
+        values = [value for _, value in token.top]
+        assert len(values) == 4
+        assert values == sorted(values, reverse=True)
+        assert values[0] == pytest.approx(token.logprob, abs=1e-6)
+
+
+def test_a_prefill_is_continued_once_and_in_parts(small):
+    """Rows of one pass may go on in different calls; a row goes on once."""
+    asks = [Prefill(small, request(q)) for q in QUESTIONS[:3]]
+    first, second, third = small.prefill(asks)
+    (last,) = small.generate([Generate(small, request(QUESTIONS[2]), prefilled=third)])
+    first.close()
+    (middle,) = small.generate([Generate(small, request(QUESTIONS[1]), prefilled=second)])
+    assert [middle.text, last.text] == [answer(small, q).text for q in QUESTIONS[1:3]]
+    with pytest.raises(ModelError, match="continued once"):
+        small.generate([Generate(small, request(QUESTIONS[2]), prefilled=third)])
+
+
+def test_caches_are_freed(small):
+    """Once every row of a pass is closed or continued, its cache is gone."""
+    first, second = small.prefill([Prefill(small, request(q)) for q in QUESTIONS[:2]])
+    batch = first.state.batch
+    first.close()
+    assert batch.cache is not None
+    second.close()
+    assert batch.cache is None
+
+
+def test_threads_do_not_mix(small):
+    """Sixteen threads get what one gets: hidden states are captured per thread."""
+    expected = small.hidden_states([request(QUESTIONS[0])], 3)[0]
+    barrier = threading.Barrier(8)
+
+    def work(i):
+        barrier.wait()
+        text = QUESTIONS[0] if i % 2 == 0 else QUESTIONS[i]
+        return i, small.hidden_states([request(text)], 3)[0], answer(small, text).text
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, state, text in pool.map(work, range(8)):
+            assert text == answer(small, QUESTIONS[0] if i % 2 == 0 else QUESTIONS[i]).text
+            if i % 2 == 0:
+                assert state == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_callers_objects_stay_as_they_are(small):
+    """Neither tokenizer nor generation settings are changed by a call."""
+    before = small.tokenizer.padding_side, small.tokenizer.pad_token, small.model.generation_config.to_dict()
+    small.generate([Generate(small, request(q)) for q in QUESTIONS[:4]])
+    assert (small.tokenizer.padding_side, small.tokenizer.pad_token, small.model.generation_config.to_dict()) == before
+
+
+def test_a_prompt_longer_than_the_context_is_an_error(tokenizer):
+    """The message names both lengths."""
+    model = random_model(tokenizer)
+    with pytest.raises(ModelError, match=r"tokens; the context of model 'random-llama' holds 256"):
+        answer(model, "salt " * 300)
+
+
+def test_unknown_options_are_an_error(small):
+    """An option that would be ignored is refused."""
+    with pytest.raises(ModelError, match="knows the options top_p, top_k and seed. Got tools"):
+        answer(small, "x", options={"tools": []})
+
+
+def test_what_cannot_be_loaded_is_one_line():
+    """A folder without a model is a one-line error that says what to give."""
+    with pytest.raises(ConfigurationError, match="No causal language model can be loaded from '/nowhere'") as caught:
+        TransformersModel.from_pretrained("/nowhere")
+    assert "\n" not in str(caught.value)
+
+
+def test_fingerprint_tells_models_apart(small, tokenizer):
+    """Equal weights, template and precision have equal fingerprints; another template or weights another."""
+    assert bundled_model("small").fingerprint == small.fingerprint
+    found = {
+        small.fingerprint,
+        bundled_model("medium").fingerprint,
+        random_model(tokenizer, seed=0).fingerprint,
+        random_model(tokenizer, seed=1).fingerprint,
+        random_model(tokenizer, seed=0, template=False).fingerprint,
+    }
+    assert len(found) == 5
+
+
+def test_a_probe_is_refused_on_another_model():
+    """A probe serves the model that it was trained for, and no other."""
+    probe = KnowledgeProbe.load(WEIGHTS / "small" / "probe")
+    with pytest.raises(ConfigurationError, match="trained for model 'small'"):
+        Cascade([Stage(bundled_model("medium"), [probe], {"p_ik": 0.5}), Stage(bundled_model("large"))])
+
+
+def test_parameters_are_counted_as_multiplied(tokenizer, small):
+    """Tied embeddings count once; untied input embeddings, which are looked up, not at all."""
+    assert small.architecture.parameters == small.model.num_parameters()
+    untied = random_model(tokenizer)
+    assert untied.architecture.parameters == untied.model.num_parameters() - len(tokenizer) * 32

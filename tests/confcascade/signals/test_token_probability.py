@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from confcascade import (
+    ConfigurationError,
+    Evidence,
+    Message,
+    Prefilled,
+    Request,
+    SignalUnavailableError,
+    Token,
+    TokenProbability,
+    Usage,
+)
+from confcascade.testing import ScriptedModel
+
+REQUEST = Request((Message("user", "q"),))
+
+logprobs = st.lists(st.floats(-30, 0), min_size=1, max_size=20)
+
+
+def answer(*tokens: Token) -> Evidence:
+    return Evidence(REQUEST, tokens=tokens)
+
+
+def score(aggregate: Any, logprobs: list[float], **options: Any) -> float:
+    signal = TokenProbability(aggregate=aggregate, **options)
+    return signal.score(answer(*(Token("x", logprob) for logprob in logprobs))).value
+
+
+# ---------------------------------------------------------------------- free text
+
+
+@given(logprobs)
+def test_aggregates_are_what_they_say(logprobs: list[float]):
+    """Each aggregate is the formula of its docstring."""
+    n = len(logprobs)
+
+    assert score("mean", logprobs) == pytest.approx(math.exp(sum(logprobs) / n))
+    assert score("min", logprobs) == pytest.approx(min(math.exp(x) for x in logprobs))
+    assert score("product", logprobs) == pytest.approx(math.prod(math.exp(x) for x in logprobs))
+    assert score("first", logprobs) == pytest.approx(math.exp(logprobs[0]))
+
+
+@given(logprobs)
+def test_aggregates_are_ordered(logprobs: list[float]):
+    """product <= min <= mean <= max, and all lie in [0, 1]."""
+    mean, least, product = (score(aggregate, logprobs) for aggregate in ("mean", "min", "product"))
+    tiny = 1e-12  # of rounding
+
+    assert 0 <= product <= least * (1 + tiny)
+    assert least <= mean * (1 + tiny)
+    assert mean <= math.exp(max(logprobs)) * (1 + tiny) <= 1 + tiny
+    assert 0 <= score("first", logprobs) <= 1
+
+
+@given(logprobs)
+def test_the_mean_is_the_reciprocal_perplexity(logprobs: list[float]):
+    """exp of the mean log-probability is 1 / perplexity."""
+    perplexity = math.exp(-sum(logprobs) / len(logprobs))
+
+    assert score("mean", logprobs) == pytest.approx(1 / perplexity)
+
+
+@given(logprobs, st.sampled_from(["mean", "min", "product", "first"]))
+def test_bounds_hold_whatever_follows(logprobs: list[float], aggregate: Any):
+    """For every beginning of an answer, the final score lies within the bounds that were given then."""
+    signal = TokenProbability(aggregate=aggregate)
+    tokens = [Token("x", logprob) for logprob in logprobs]
+    final = signal.score(answer(*tokens)).value
+
+    for length in range(len(tokens) + 1):
+        low, high = signal.bounds(answer(*tokens[:length]))
+        assert low <= final <= high
+
+
+@given(logprobs, st.sampled_from(["mean", "min", "product", "first"]))
+def test_bounds_never_loosen(logprobs: list[float], aggregate: Any):
+    """A verdict once given stays right: bounds only get tighter with every token."""
+    signal = TokenProbability(aggregate=aggregate)
+    tokens = [Token("x", logprob) for logprob in logprobs]
+    bounds = [signal.bounds(answer(*tokens[:length])) for length in range(len(tokens) + 1)]
+
+    assert bounds[0] == (0.0, 1.0)
+    for (low, high), (later_low, later_high) in zip(bounds, bounds[1:], strict=False):
+        assert low <= later_low
+        assert later_high <= high
+
+
+def test_bounds_are_tight_where_they_can_be():
+    """The first token is final at once; a minimum and a product can only fall; a mean tells nothing before the end."""
+    tokens = answer(Token("x", math.log(0.5)), Token("y", math.log(0.8)))
+
+    assert TokenProbability(aggregate="first").bounds(tokens) == (0.5, 0.5)
+    assert TokenProbability(aggregate="min").bounds(tokens) == (0.0, 0.5)
+    assert TokenProbability(aggregate="product").bounds(tokens) == pytest.approx((0.0, 0.4))
+    assert TokenProbability().bounds(tokens) == (0.0, 1.0)
+    assert TokenProbability(aggregate="min", after="x").bounds(tokens) == (0.0, 1.0)
+
+
+def test_only_sound_aggregates_claim_to_be_early():
+    """`early` says where watching is worth it."""
+    early = {aggregate: TokenProbability(aggregate=aggregate).early for aggregate in ("mean", "min", "product", "first")}
+
+    assert early == {"mean": False, "min": True, "product": True, "first": True}
+    assert TokenProbability("AB").early
+    assert not TokenProbability(aggregate="first", after=":").early
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [(None, "the model returned no log-probabilities"), ((), "there are no tokens to judge")],
+    ids=["none told", "no tokens"],
+)
+@pytest.mark.parametrize("aggregate", ["mean", "min", "product", "first"])
+def test_without_tokens_there_is_no_score(aggregate: Any, tokens: Any, said: str):
+    """No value is invented where there is nothing to judge."""
+    with pytest.raises(SignalUnavailableError, match=said):
+        TokenProbability(aggregate=aggregate).score(Evidence(REQUEST, tokens=tokens))
+
+
+def test_an_impossible_token_has_probability_zero():
+    """A log-probability of minus infinity is a score of 0, not an error."""
+    assert [score(aggregate, [-0.1, -math.inf]) for aggregate in ("mean", "min", "product")] == [0.0, 0.0, 0.0]
+
+
+# ---------------------------------------------------------------------- after a marker
+
+
+@pytest.mark.parametrize(
+    ("tokens", "judged"),
+    [
+        (["Answer", ":", " 4"], [2]),
+        (["Answer:", " 4"], [1]),
+        (["Answer: 4"], [0]),  # the marker's own token carries the answer, too
+        (["Ans", "wer", ": 4"], [2]),
+        (["Answer", ": ", "4"], [2]),  # what follows the marker in its token is a space only
+        (["Answer", ":", " ", "\n", "4"], [4]),
+        (["Answer: 3", " no, Answer:", " 4"], [2]),  # the last occurrence
+        (["", "Answer:", "", "4"], [3]),
+        (["Answer:", " 4", " 2"], [1, 2]),
+    ],
+    ids=str,
+)
+def test_only_what_follows_the_last_marker_is_judged(tokens: list[str], judged: list[int]):
+    """Tokens after the last occurrence count, and of one that lies across the marker's end, if it carries the answer."""
+    primes = [2, 3, 5, 7, 11]
+    evidence = answer(*(Token(text, -math.log(primes[i])) for i, text in enumerate(tokens)))
+
+    value = TokenProbability(after="Answer:", aggregate="product").score(evidence).value
+
+    assert value == pytest.approx(math.prod(1 / primes[i] for i in judged))
+
+
+@given(
+    reasoning=st.lists(st.sampled_from(["so", " 4", " Answer:", "\n", " Ans"]), max_size=6),
+    final=st.lists(st.sampled_from(["4", " two", "\n", " or"]), min_size=1, max_size=4),
+    p=st.floats(0.01, 1.0),
+)
+def test_reasoning_does_not_count(reasoning: list[str], final: list[str], p: float):
+    """However long and however sure the reasoning, only the final answer decides."""
+    assume("".join(final).strip())
+    tokens = [Token(text, -9.0) for text in reasoning] + [Token(" Answer:", -9.0)]
+    tokens += [Token(text, math.log(p)) for text in final]
+
+    for aggregate in ("mean", "min", "first"):
+        value = TokenProbability(after="Answer:", aggregate=aggregate).score(answer(*tokens)).value  # type: ignore[arg-type]
+        assert value == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (["4"], "the answer does not contain 'Answer:'"),
+        (["answer: 4"], "the answer does not contain 'Answer:'"),
+        (["Answer:"], "no tokens"),
+        (["Answer:", " \n"], "no tokens"),
+    ],
+    ids=str,
+)
+def test_without_a_final_answer_there_is_no_score(tokens: list[str], said: str):
+    """A marker that is missing, or that nothing follows, leaves nothing to judge."""
+    with pytest.raises(SignalUnavailableError, match=said):
+        TokenProbability(after="Answer:").score(answer(*(Token(text, -0.1) for text in tokens)))
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def top(**probabilities: float) -> Token:
+    listed = tuple((text.replace("_", " "), math.log(p)) for text, p in probabilities.items())
+    return Token(listed[0][0], listed[0][1], listed)
+
+
+def test_labels_with_and_without_a_space_are_pooled():
+    """ " A" and "A" are one label; the most likely label's share is the score, the sum of all the label mass."""
+    measured = TokenProbability("AB").score(answer(top(A=0.3, _A=0.25, B=0.2, _B=0.2, C=0.04)))
+
+    assert measured.value == pytest.approx(0.55)
+    assert measured.details == {"label": "A", "label_mass": pytest.approx(0.95)}
+
+
+def test_labels_that_are_not_listed_are_told():
+    """An API lists a few alternatives only: where a label is not among them, the label mass is a lower bound."""
+    measured = TokenProbability("ABC").score(answer(top(A=0.7, B=0.2)))
+
+    assert measured.value == pytest.approx(0.7)
+    assert measured.details["label_mass_is_lower_bound"] is True
+
+
+def test_labels_are_read_from_the_prompt_where_possible():
+    """What the prefill measured comes before what the first token lists."""
+    prefilled = Prefilled(Usage(3), label_logprobs={"A": math.log(0.2), "B": math.log(0.6)})
+    evidence = Evidence(REQUEST, prefilled, (top(A=0.9),))
+
+    assert TokenProbability("AB").score(evidence).value == pytest.approx(0.6)
+    assert TokenProbability("AB").bounds(evidence) == pytest.approx((0.6, 0.6))
+
+
+def test_labels_are_known_before_anything_is_generated():
+    """With a prefill, the bounds are exact from the start; without, from the first token on."""
+    signal = TokenProbability("AB")
+    prefilled = Prefilled(Usage(3), label_logprobs={"A": math.log(0.2), "B": math.log(0.6)})
+
+    assert signal.bounds(Evidence(REQUEST, prefilled, ())) == pytest.approx((0.6, 0.6))
+    assert signal.bounds(answer()) == (0.0, 1.0)
+    assert signal.bounds(answer(top(A=0.7, B=0.2))) == pytest.approx((0.7, 0.7))
+
+
+@given(
+    listed=st.dictionaries(
+        st.sampled_from(["A", " A", "B", " B", "C", " C", "\n", "The"]), st.floats(0.001, 0.12), min_size=1
+    ),
+    later=st.lists(st.floats(-9, 0), max_size=4),
+)
+def test_bounds_of_labels_hold_whatever_follows(listed: dict[str, float], later: list[float]):
+    """The first token decides: the final score, or that there is none, follows from it."""
+    signal = TokenProbability("ABC")
+    first = Token("A", -1.0, tuple((text, math.log(p)) for text, p in listed.items()))
+    tokens = [first, *(Token("x", logprob) for logprob in later)]
+    pooled = {label: listed.get(label, 0) + listed.get(f" {label}", 0) for label in "ABC"}
+
+    if not any(pooled.values()):
+        with pytest.raises(SignalUnavailableError, match="none of the labels"):
+            signal.score(answer(*tokens))
+        assert signal.bounds(answer(*tokens)) == (0.0, 1.0)
+        return
+    measured = signal.score(answer(*tokens))
+    assert measured.value == pytest.approx(max(pooled.values()))
+    assert measured.details["label"] in [label for label, p in pooled.items() if p >= max(pooled.values()) * (1 - 1e-9)]
+    assert measured.details["label_mass"] == pytest.approx(sum(pooled.values()))
+    for length in range(1, len(tokens) + 1):
+        low, high = signal.bounds(answer(*tokens[:length]))
+        assert low <= measured.value <= high
+
+
+@pytest.mark.parametrize("tokens", [None, ()], ids=["none told", "no tokens"])
+def test_labels_without_evidence_have_no_score(tokens: Any):
+    """Neither a prefill nor a first token: no value is invented."""
+    with pytest.raises(SignalUnavailableError, match="no log-probabilities"):
+        TokenProbability("AB").score(Evidence(REQUEST, tokens=tokens))
+
+
+def test_rounding_does_not_leave_the_space():
+    """Pooled probabilities that round to more than 1 are a score of 1."""
+    measured = TokenProbability("AB").score(answer(top(A=0.7, _A=0.3000001)))
+
+    assert (measured.value, measured.details["label_mass"]) == (1.0, 1.0)
+
+
+# ---------------------------------------------------------------------- as a signal
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"aggregate": "median"}, "'median'"),
+        ({"labels": "A"}, "at least two"),
+        ({"labels": "AA"}, "different"),
+        ({"labels": ["A", "B", "A"]}, "different"),
+        ({"labels": ["A", ""]}, "non-empty"),
+        ({"labels": [" A", " B"]}, "without spaces"),
+        ({"labels": [1, 2]}, "strings"),
+        ({"labels": "AB", "after": ":"}, "either `labels` or free text"),
+        ({"labels": "AB", "aggregate": "min"}, "either `labels` or free text"),
+        ({"after": ""}, "`after` must be a text"),
+    ],
+    ids=str,
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], said: str):
+    """A signal that could not mean anything is refused when it is made."""
+    with pytest.raises(ConfigurationError, match=said):
+        TokenProbability(**options)
+
+
+def test_it_asks_for_what_it_needs():
+    """Labels need alternatives, free text does not; both need log-probabilities, neither a hidden state."""
+    text, labels = TokenProbability(), TokenProbability("AB")
+
+    assert (text.logprobs, text.top_logprobs, text.labels) == (True, 0, ())
+    assert (labels.logprobs, labels.top_logprobs, labels.labels) == (True, 20, ("A", "B"))
+    assert text.layers(ScriptedModel("m")) == ()
+
+
+def test_it_is_refused_on_a_model_without_log_probabilities():
+    """Where it is known that there are none, the stage cannot be built; where only the answer will tell, it can."""
+    with pytest.raises(ConfigurationError, match="'m' does not return them"):
+        TokenProbability().check(ScriptedModel("m", logprobs=False))
+    TokenProbability().check(ScriptedModel("m", logprobs=None))
+
+
+def test_its_identity_is_its_options():
+    """Signals that score differently have different identities; the name, which keys the record, is not part of it."""
+    identities = [
+        signal.identity()
+        for signal in (
+            TokenProbability(),
+            TokenProbability(aggregate="min"),
+            TokenProbability(after=":"),
+            TokenProbability("AB"),
+            TokenProbability("BA"),
+        )
+    ]
+
+    assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
+    assert TokenProbability(name="x").identity() == TokenProbability().identity()
+    assert repr(TokenProbability(aggregate="min")) == "TokenProbability(aggregate='min', after=None)"
+    assert repr(TokenProbability("AB")) == "TokenProbability(labels=('A', 'B'))"

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from confcascade import (
+    Cascade,
+    ConfigurationError,
+    KnowledgeProbe,
+    Message,
+    MissingExtraError,
+    Outcome,
+    Prices,
+    Request,
+    Signal,
+    Stage,
+    TokenProbability,
+    build_stages,
+)
+from confcascade.signals.knowledge_probe import ProbeCard
+from confcascade.testing import Reply, ScriptedModel
+
+SMALL, MIDDLE, LARGE = (ScriptedModel(name) for name in ("small", "middle", "large"))
+SILENT = ScriptedModel("silent", logprobs=False)
+SEEN = ScriptedModel("seen", hidden_size=2)
+
+
+def probe(model: str = "seen", size: int = 2) -> KnowledgeProbe:
+    card = ProbeCard(model, f"scripted-{model}", 2, size, (1, 1, 1), 0.5, (0.5, 0.5), 0.25, 1, 0)
+    ones = np.ones(size, np.float32)
+    return KnowledgeProbe(card, {"mean": ones, "scale": ones, "weight.0": ones[:, None], "bias.0": ones[:1]})
+
+
+def judged(*signals: Any, model: Any = SMALL, **thresholds: Any) -> list[Stage]:
+    return [Stage(model, signals, thresholds), Stage(LARGE)]
+
+
+WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    # what is built, and what the error must say: what was given, the rule, the way out
+    "neither models nor stages": (lambda: build_stages(), ["`models`", "`stages`", "Got neither"]),
+    "models and stages": (
+        lambda: build_stages(models=[SMALL], stages=[Stage(LARGE)]),
+        ["either `models`", "or `stages`", "Got both"],
+    ),
+    "no models": (lambda: build_stages(models=[]), ["at least one stage", "empty"]),
+    "no stages": (lambda: Cascade([]), ["at least one stage", "empty"]),
+    "stages is one stage": (lambda: Cascade(Stage(SMALL)), ["`stages` must be a list", "Got Stage"]),  # type: ignore[arg-type]
+    "models is a string": (lambda: build_stages(models="openai:gpt-4o"), ["`models` must be a list", "Got str"]),
+    "bare models as stages": (lambda: Cascade([SMALL, LARGE]), ["Stage objects", "ScriptedModel", "`models`"]),  # type: ignore[list-item]
+    "stages with a threshold": (
+        lambda: build_stages(stages=judged(TokenProbability(), p_t=0.5), threshold=0.9),
+        ["With `stages`", "drop `threshold`"],
+    ),
+    "stages with signals": (
+        lambda: build_stages(stages=judged(TokenProbability(), p_t=0.5), signals=[TokenProbability()]),
+        ["With `stages`", "drop", "`signals`"],
+    ),
+    "unknown provider": (lambda: build_stages(models=["mistral:large"]), ['"openai:NAME"', 'Got "mistral:large"']),
+    "no provider": (lambda: build_stages(models=["gpt-4o"]), ['"local:FOLDER_OR_NAME"', 'Got "gpt-4o"', "object"]),
+    "provider without a name": (lambda: build_stages(models=["openai:"]), ['"openai:NAME"', 'Got "openai:"']),
+    "not a model": (lambda: Cascade([Stage(object())]), ["LanguageModel", "Got object", "langchain_confcascade"]),
+    "threshold missing": (lambda: build_stages(models=[SMALL, LARGE]), ["`threshold` is missing", "0.9", "p_t"]),
+    "no threshold for a signal": (
+        lambda: Cascade(judged(TokenProbability())),
+        ["Stage 'small'", "one threshold for each", "['p_t']", "{'p_t': 0.9}", "Got []"],
+    ),
+    "threshold of another signal": (
+        lambda: Cascade(judged(TokenProbability(), p_ik=0.5)),
+        ["['p_t']", "{'p_t': 0.9}", "Got ['p_ik']"],
+    ),
+    "threshold too many": (
+        lambda: build_stages(models=[SMALL, LARGE], threshold={"p_t": 0.5, "p_ik": 0.5}),
+        ["['p_t']", "Got ['p_t', 'p_ik']"],
+    ),
+    "thresholds not a mapping": (
+        lambda: Cascade([Stage(SMALL, [TokenProbability()], 0.9), Stage(LARGE)]),  # type: ignore[arg-type]
+        ["a mapping such as {'p_t': 0.9}", "Got 0.9"],
+    ),
+    "one number for two signals": (
+        lambda: build_stages(models=[SEEN, LARGE], signals=[probe(), TokenProbability()], threshold=0.9),
+        ["['p_ik', 'p_t']", "mapping such as {'p_ik': 0.9, 'p_t': 0.9}", "Got 0.9"],
+    ),
+    "signals empty": (
+        lambda: build_stages(models=[SMALL, LARGE], signals=[], threshold=0.9),
+        ["`signals` is empty", "TokenProbability()"],
+    ),
+    "signals is one signal": (
+        lambda: build_stages(models=[SMALL, LARGE], signals=TokenProbability(), threshold=0.9),  # type: ignore[arg-type]
+        ["`signals` must be a list", "Got TokenProbability"],
+    ),
+    "a stage's signals are one signal": (
+        lambda: Cascade([Stage(SMALL, TokenProbability(), {"p_t": 0.9}), Stage(LARGE)]),  # type: ignore[arg-type]
+        ["Stage 'small'".lower(), "list of signals", "[TokenProbability()]"],
+    ),
+    "a class for a signal": (
+        lambda: Cascade(judged(TokenProbability, p_t=0.9)),
+        ["'small'", "[TokenProbability()]", "<class"],
+    ),
+    "signals of one name": (
+        lambda: Cascade(judged(TokenProbability(), TokenProbability(aggregate="min"), p_t=0.9)),
+        ["'small'", "different names", "`name`", "['p_t', 'p_t']"],
+    ),
+    "no log-probabilities": (
+        lambda: build_stages(models=[SILENT, LARGE], threshold=0.9),
+        ["TokenProbability needs log-probabilities", "'silent'", "put this one last"],
+    ),
+    "no hidden states": (
+        lambda: Cascade(judged(probe(), p_ik=0.5)),
+        ["KnowledgeProbe reads hidden states", "'small'", "TransformersModel"],
+    ),
+    "a probe of another model": (
+        lambda: Cascade(judged(probe("other"), model=SEEN, p_ik=0.5)),
+        ["'other'", "scripted-other", "'seen'", "scripted-seen", "KnowledgeProbe.fit"],
+    ),
+    "a probe of another size": (
+        lambda: Cascade(judged(probe("seen", 3), model=SEEN, p_ik=0.5)),
+        ["3 dimensions", "2 dimensions", "KnowledgeProbe.fit"],
+    ),
+    "no signal in the middle": (
+        lambda: Cascade([*judged(TokenProbability(), p_t=0.5)[:1], Stage(MIDDLE), Stage(LARGE)]),
+        ["Stage 'middle' has no signal", "TokenProbability()"],
+    ),
+    "on_error": (lambda: Cascade([Stage(LARGE)], on_error="skip"), ['"escalate" or "raise"', "'skip'"]),  # type: ignore[arg-type]
+    "on_exhausted": (lambda: Cascade([Stage(LARGE)], on_exhausted="worst"), ['"best" or "raise"', "'worst'"]),  # type: ignore[arg-type]
+    "no messages": (lambda: Cascade([Stage(LARGE)]).run([]), ["at least one message", "empty"]),
+    "a batch of one string": (lambda: Cascade([Stage(LARGE)]).run_batch("2+2?"), ["`queries`", "Got one str", "`run`"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_refused_when_it_is_built(case: str):
+    """Every mistake is one line that names what was given, the rule, and the way out; nothing waits for a prompt."""
+    build, said = WRONG[case]
+
+    with pytest.raises(ConfigurationError) as raised:
+        build()
+
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan, math.inf, True, "0.9", "Always", None, [0.9]], ids=repr)
+def test_a_threshold_outside_its_signals_space_is_refused(wrong: Any):
+    """Thresholds are numbers in the signal's own space, or one of two words."""
+    with pytest.raises(ConfigurationError) as raised:
+        Cascade(judged(TokenProbability(), p_t=wrong))
+
+    assert "'p_t' must be a number in [0, 1]" in str(raised.value)
+    assert f"Got {wrong!r}" in str(raised.value)
+
+
+@pytest.mark.parametrize("right", [0, 0.0, 0.5, 1, 1.0, np.float64(0.5), "always", "never"], ids=repr)
+def test_a_threshold_of_its_signals_space_is_taken(right: Any):
+    """Both ends of the space belong to it."""
+    assert Cascade(judged(TokenProbability(), p_t=right)).stages[0].thresholds == {"p_t": right}
+
+
+@pytest.mark.parametrize(("model", "module", "extra"), [("openai:gpt-4o", "openai", "openai"), ("local:qwen", "torch", "local")])
+def test_a_missing_extra_is_named(monkeypatch, model: str, module: str, extra: str):
+    """A model string whose package is not installed says which command installs it."""
+    monkeypatch.setitem(sys.modules, module, None)
+
+    with pytest.raises(MissingExtraError) as raised:
+        build_stages(models=[model])
+
+    assert f'pip install "confcascade[{extra}]"' in str(raised.value)
+
+
+def test_models_with_a_threshold_become_stages():
+    """Every model but the last gets P(T) and the threshold; the last always answers."""
+    stages = build_stages(models=[SMALL, MIDDLE, LARGE], threshold=0.7)
+
+    assert [stage.model for stage in stages] == [SMALL, MIDDLE, LARGE]
+    assert [[signal.name for signal in stage.signals] for stage in stages] == [["p_t"], ["p_t"], []]
+    assert [dict(stage.thresholds) for stage in stages] == [{"p_t": 0.7}, {"p_t": 0.7}, {}]
+
+
+def test_one_model_needs_no_threshold():
+    """A cascade of one is that model; a threshold would have nothing to decide."""
+    assert build_stages(models=[SILENT]) == (Stage(SILENT),)
+
+
+def test_signals_can_be_chosen():
+    """With several signals, thresholds are given by name; the caller's list and mapping stay as they were."""
+    signals: list[Signal] = [probe(), TokenProbability()]
+    threshold = {"p_ik": 0.5, "p_t": "always"}
+
+    stages = build_stages(models=[SEEN, LARGE], signals=signals, threshold=threshold)  # type: ignore[arg-type]
+
+    assert list(stages[0].signals) == signals
+    assert stages[0].thresholds == threshold
+    assert (len(signals), threshold) == (2, {"p_ik": 0.5, "p_t": "always"})
+
+
+def test_models_are_wrapped():
+    """An integration turns its framework's models into language models."""
+    wrapped = build_stages(models=[object()], wrap=lambda _: LARGE)
+
+    assert wrapped == (Stage(LARGE),)
+
+
+def test_the_callers_stages_are_not_changed(monkeypatch):
+    """A stage whose model was a string keeps the string; the cascade has its own."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    stage = Stage("openai:gpt-4o", prices=Prices(1, 2))
+
+    cascade = Cascade([stage])
+
+    assert stage.model == "openai:gpt-4o"
+    assert (cascade.stages[0].model.name, cascade.stages[0].prices) == ("gpt-4o", Prices(1, 2))
+
+
+def test_parameters_reach_every_stage():
+    """Fields of a request are keyword arguments of every driver, and are the same for all stages."""
+    small = ScriptedModel("small", {"q": ("a b c d", 0.1)})
+    large = ScriptedModel("large", {"q": "e f g h"})
+    cascade = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.5}), Stage(large)])
+
+    assert cascade.run("q", max_tokens=2, stop=("x",)).text == "e f"
+    asked = Request((Message("user", "q"),), max_tokens=2, stop=("x",))
+    assert [call[0].request for call in small.calls + large.calls] == [asked, asked]
+
+
+def test_a_request_is_taken_as_it_is():
+    """A `Request` of the caller's own goes through, native messages and all; parameters beside it are applied."""
+    model = ScriptedModel("m", {"q": "a b c d"})
+    request = Request((Message("user", "q"),), native=object(), max_tokens=3)
+    cascade = Cascade([Stage(model)])
+
+    assert cascade.run(request).text == "a b c"
+    assert model.calls[0][0].request is request
+    assert cascade.run(request, max_tokens=1).text == "a"
+    assert request.max_tokens == 3
+
+
+def test_a_record_names_its_policy():
+    """Every record carries the id of the cascade that made it, and so does the cascade's repr."""
+    cascade = Cascade(judged(TokenProbability(), p_t=0.5))
+
+    assert cascade.run("q").record.policy_id == cascade.policy_id
+    assert repr(cascade) == f"Cascade(small -> large, policy_id='{cascade.policy_id}')"
+
+
+def test_equal_cascades_have_equal_ids():
+    """Built twice, from models or from stages, it is the same policy; another threshold, signal or model is not."""
+
+    def id_of(**changes: Any) -> str:
+        settings = {"models": [SMALL, LARGE], "threshold": 0.5, **changes}
+        return Cascade(build_stages(**settings)).policy_id
+
+    assert id_of() == id_of() == Cascade(judged(TokenProbability(), p_t=0.5)).policy_id
+    different = {
+        id_of(),
+        id_of(threshold=0.6),
+        id_of(signals=[TokenProbability(aggregate="min")]),
+        id_of(models=[MIDDLE, LARGE]),
+        id_of(models=[SMALL, MIDDLE]),
+        id_of(models=[SMALL, MIDDLE, LARGE]),
+    }
+    assert len(different) == 6
+
+
+def test_policies_of_errors():
+    """`on_error` and `on_exhausted` reach the flow of every query."""
+    down = ScriptedModel("down", {"q": Reply("", error=TimeoutError("60 s"))})
+    stages = [Stage(down, [TokenProbability()], {"p_t": 0.5}), Stage(ScriptedModel("large", {"q": "4"}))]
+
+    assert Cascade(stages).run("q").text == "4"
+    with pytest.raises(TimeoutError, match="60 s"):
+        Cascade(stages, on_error="raise").run("q")
+
+
+def test_an_outcome_is_its_text():
+    """The text of the answer is at hand, and the answer itself below it."""
+    outcome = Cascade([Stage(ScriptedModel("m", {"q": "4"}))]).run("q")
+
+    assert isinstance(outcome, Outcome)
+    assert outcome.text == outcome.response.text == "4"

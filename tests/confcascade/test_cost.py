@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confcascade import Architecture, ConfigurationError, Cost, Prices, Usage
+from confcascade.cost import attempt_cost, forward_flops
+
+architectures = st.builds(Architecture, st.integers(1, 10**12), st.integers(1, 200), st.integers(1, 20_000))
+
+
+@given(architecture=architectures, p=st.integers(0, 300), o=st.integers(0, 300))
+def test_flops_are_the_sum_over_tokens(architecture: Architecture, p: int, o: int):
+    """The closed form is equation 2, summed token by token with each token's own context."""
+    total = 0
+    for context in range(1, p + o + 1):
+        total += 2 * architecture.parameters + 2 * architecture.layers * context * architecture.hidden_size
+
+    assert forward_flops(architecture, Usage(p, o)) == pytest.approx(total, rel=1e-12)
+
+
+@given(architecture=architectures, p=st.integers(0, 300), o=st.integers(1, 300))
+def test_a_token_more_costs_more(architecture: Architecture, p: int, o: int):
+    """Every token has a price in FLOPs, and the later one costs at least as much."""
+    first = forward_flops(architecture, Usage(p, o)) - forward_flops(architecture, Usage(p, o - 1))
+    second = forward_flops(architecture, Usage(p, o + 1)) - forward_flops(architecture, Usage(p, o))
+
+    assert first > 0
+    assert second >= first * (1 - 1e-6)
+
+
+amounts = st.none() | st.floats(0, 1e15)
+costs = st.builds(Cost, amounts, st.integers(0, 10**9), amounts, st.floats(0, 1e6))
+
+
+@given(a=costs, b=costs)
+def test_costs_add_up(a: Cost, b: Cost):
+    """Each figure is added to its like; what is unknown in one is unknown in the sum, never zero."""
+    both = a + b
+
+    assert both.tokens == a.tokens + b.tokens
+    assert both.seconds == a.seconds + b.seconds
+    for name in ("flops", "usd"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert getattr(both, name) == (None if x is None or y is None else x + y)
+    assert sum([a], Cost()) == a
+
+
+def test_an_attempt_costs_what_its_tokens_cost():
+    """Prices are per million tokens, input and output apart."""
+    cost = attempt_cost(Usage(2_000, 500), 1.5, Architecture(1000, 2, 10), Prices(input_usd=0.15, output_usd=0.60))
+
+    assert cost.usd == pytest.approx(2_000 * 0.15e-6 + 500 * 0.60e-6)
+    assert cost.tokens == 2_500
+    assert cost.seconds == 1.5
+    assert cost.flops == forward_flops(Architecture(1000, 2, 10), Usage(2_000, 500))
+
+
+def test_what_is_unknown_is_none():
+    """Without an architecture there are no FLOPs, without prices no dollars; neither is made up."""
+    cost = attempt_cost(Usage(10, 10), 0.0, None, None)
+
+    assert (cost.flops, cost.usd) == (None, None)
+    assert json.loads(json.dumps(cost.as_dict())) == {"flops": None, "tokens": 20, "usd": None, "seconds": 0.0}
+
+
+def test_prices_may_be_zero():
+    """A model that costs nothing has a price of 0, not an unknown one."""
+    assert attempt_cost(Usage(10, 10), 0.0, None, Prices(0, 0.0)).usd == 0.0
+
+
+@pytest.mark.parametrize("wrong", [-0.01, math.nan, math.inf, "0.15", None, True], ids=str)
+@pytest.mark.parametrize("name", ["input_usd", "output_usd"])
+def test_a_price_that_is_none_is_refused(name: str, wrong: object):
+    """Negative, infinite, undefined and non-numeric prices are refused by name, with what was given."""
+    with pytest.raises(ConfigurationError) as raised:
+        Prices(**{"input_usd": 1.0, "output_usd": 1.0, name: wrong})  # type: ignore[arg-type]
+
+    assert f"`{name}`" in str(raised.value)
+    assert f"Got {wrong!r}" in str(raised.value)

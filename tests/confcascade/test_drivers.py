@@ -1,0 +1,873 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from confcascade import (
+    Cascade,
+    CascadeExhaustedError,
+    Chunk,
+    ConfigurationError,
+    KnowledgeProbe,
+    Message,
+    ModelError,
+    Outcome,
+    Prefilled,
+    Request,
+    Response,
+    Signal,
+    Stage,
+    StreamBrokenError,
+    TokenProbability,
+    Usage,
+    trace,
+)
+from confcascade import drivers
+from confcascade.asks import Answer, Flow, Generate, Prefill
+from confcascade.models import Blocking
+from confcascade.signals.knowledge_probe import ProbeCard
+from confcascade.testing import Reply, ScriptedModel, same_record
+
+FIVE = "one two three four five"
+
+
+def probe(model: str = "small") -> KnowledgeProbe:
+    """A probe that reads the first of two dimensions: P(IK) = 1 / (1 + exp(-x))."""
+    card = ProbeCard(model, f"scripted-{model}", 2, 2, (1, 1, 1), 0.5, (0.5, 0.5), 0.25, 1, 0)
+    flat = {"mean": np.zeros(2, np.float32), "scale": np.ones(2, np.float32)}
+    weights = {"weight.0": np.array([[1], [0]], np.float32), "bias.0": np.zeros(1, np.float32)}
+    return KnowledgeProbe(card, {**flat, **weights})
+
+
+CONFIGURATIONS: dict[str, tuple[Callable[[], list[Signal]], bool]] = {
+    # signals, and whether the model prefills
+    "mean": (lambda: [TokenProbability()], False),
+    "min": (lambda: [TokenProbability(aggregate="min")], False),
+    "product": (lambda: [TokenProbability(aggregate="product")], False),
+    "first": (lambda: [TokenProbability(aggregate="first")], False),
+    "after": (lambda: [TokenProbability(after="two")], False),
+    "labels, no prefill": (lambda: [TokenProbability("AB")], False),
+    "labels, prefill": (lambda: [TokenProbability("AB")], True),
+    "mean, prefill": (lambda: [TokenProbability()], True),
+    "probe": (lambda: [probe()], True),
+    "probe and mean": (lambda: [probe(), TokenProbability()], True),
+    "probe and min": (lambda: [probe(), TokenProbability(aggregate="min")], True),
+    "probe and first": (lambda: [probe(), TokenProbability(aggregate="first")], True),
+    "probe and labels": (lambda: [probe(), TokenProbability("AB")], True),
+    "first and product": (
+        lambda: [TokenProbability(aggregate="first"), TokenProbability(aggregate="product", name="all")],
+        False,
+    ),
+    "labels and mean": (lambda: [TokenProbability("AB"), TokenProbability(name="mean")], True),
+}
+
+
+@st.composite
+def replies(draw: Any, name: str) -> Reply:
+    """What one model says to one query; its words tell whose they are."""
+    words = draw(st.lists(st.sampled_from(["one", "two", "three", "A", "B"]), max_size=5))
+    p = st.floats(0.05, 1.0)
+    return Reply(
+        " ".join(f"{name}:{word}" for word in words),
+        probability=draw(st.none() | st.lists(p, min_size=len(words), max_size=len(words))),
+        labels=draw(st.sampled_from([{}, {"A": 0.6, "B": 0.3}, {" A": 0.3, "A": 0.4}, {"B": 0.2}, {"C": 0.9}])),
+        hidden=(draw(st.floats(-3, 3)), 1.0),
+        error=draw(st.sampled_from([None, None, None, ModelError(f"{name} is down")])),
+        after=draw(st.integers(0, 3)),
+    )
+
+
+@st.composite
+def scripts(draw: Any) -> dict[str, dict[str, Reply]]:
+    """What three models say to up to four queries."""
+    queries = [f"q{i}" for i in range(draw(st.integers(1, 4)))]
+    return {name: {query: draw(replies(name)) for query in queries} for name in ("small", "middle", "large")}
+
+
+class Shown:
+    """What a stream showed, and how it ended."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.outcome: Any = None
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    def add(self, item: Chunk | Outcome) -> None:
+        assert self.outcome is None, "the outcome is the last item"
+        if isinstance(item, Outcome):
+            self.outcome = item
+        else:
+            self.chunks.append(item)
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def streamed(cascade: Cascade, query: Any) -> Shown:
+    shown = Shown()
+    try:
+        for item in cascade.stream(query):
+            shown.add(item)
+    except Exception as error:
+        shown.outcome = error
+    return shown
+
+
+async def astreamed(cascade: Cascade, query: Any) -> Shown:
+    shown = Shown()
+    try:
+        async for item in cascade.astream(query):
+            shown.add(item)
+    except Exception as error:
+        shown.outcome = error
+    return shown
+
+
+async def every_async(cascade: Cascade, queries: Sequence[str]) -> tuple[list[Any], list[Any], list[Shown]]:
+    single = []
+    for query in queries:
+        try:
+            single.append(await cascade.arun(query))
+        except Exception as error:
+            single.append(error)
+    batch = await cascade.arun_batch(queries, return_exceptions=True)
+    return single, batch, [await astreamed(cascade, query) for query in queries]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Outcome) and isinstance(b, Outcome):
+        return a.response == b.response and same_record(a.record.as_dict(), b.record.as_dict())
+    return type(a) is type(b) and str(a) == str(b)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(script=scripts(), batch_size=st.integers(1, 3), threshold=st.floats(0.2, 0.9))
+def test_all_drivers_decide_alike(configuration: str, script: Any, batch_size: int, threshold: float):
+    """Six drivers give one record and one answer for the same query, whatever the models say and however they fail.
+
+    The one exception is a model that breaks off an answer of which a part was shown: a stream cannot take it back.
+    """
+    make, prefills = CONFIGURATIONS[configuration]
+    signals = make()
+    small = ScriptedModel("small", script["small"], hidden_size=2 if prefills else 0, batch_size=batch_size)
+    middle = ScriptedModel("middle", script["middle"])
+    large = ScriptedModel("large", script["large"], batch_size=2)
+    thresholds = {signal.name: threshold for signal in signals}
+    cascade = Cascade(
+        [Stage(small, signals, thresholds), Stage(middle, [TokenProbability()], {"p_t": threshold}), Stage(large)]
+    )
+    queries = list(script["small"])
+
+    run = [attempt(lambda query=query: cascade.run(query)) for query in queries]
+    small.calls.clear()
+    small.most_open_caches = 0
+    batch = cascade.run_batch(queries, return_exceptions=True)
+    calls, most_open_caches = list(small.calls), small.most_open_caches
+    arun, abatch, astream = asyncio.run(every_async(cascade, queries))
+    stream = [streamed(cascade, query) for query in queries]
+
+    for i in range(len(queries)):
+        assert same(run[i], batch[i])
+        assert same(run[i], arun[i])
+        assert same(run[i], abatch[i])
+        assert same(stream[i].outcome, astream[i].outcome)
+        assert stream[i].chunks == astream[i].chunks
+        assert all(chunk.released for chunk in stream[i].chunks)
+        if isinstance(stream[i].outcome, StreamBrokenError):
+            assert stream[i].text.strip()
+            assert "is down" in str(stream[i].outcome)
+        else:
+            assert same(run[i], stream[i].outcome)
+            assert stream[i].text == (run[i].text if isinstance(run[i], Outcome) else "")
+    assert all(len(call) <= batch_size for call in calls)
+    assert most_open_caches <= batch_size
+    assert small.open_caches == 0
+
+
+# ---------------------------------------------------------------------- what a stream shows, and when
+
+
+class Stepping(ScriptedModel):
+    """Tells how many pieces of its last stream were taken from it, and whether it was closed."""
+
+    taken = 0
+    closed = False
+
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        self.taken, self.closed = 0, False
+        try:
+            for item in super().stream(ask):
+                self.taken += 1
+                yield item
+        finally:
+            self.closed = True
+
+
+def stepping(aggregate: Any, probabilities: Sequence[float], threshold: float = 0.5) -> tuple[Stepping, Cascade]:
+    small = Stepping("small", {"q": Reply(FIVE, probabilities)})
+    signal = TokenProbability(aggregate=aggregate)
+    return small, Cascade([Stage(small, [signal], {"p_t": threshold}), Stage(ScriptedModel("large", {"q": "6"}))])
+
+
+def test_an_accepted_answer_streams_from_its_first_token():
+    """With the first token as the signal, a word is shown before the model has generated the next."""
+    small, cascade = stepping("first", [0.9, 0.1, 0.1, 0.1, 0.1])
+    taken = []
+    for item in cascade.stream("q"):
+        taken.append(small.taken)
+        assert isinstance(item, Outcome) or item.text == FIVE.split()[len(taken) - 1].rjust(len(item.text))
+
+    assert taken == [1, 2, 3, 4, 5, 6]
+
+
+async def test_an_accepted_answer_streams_from_its_first_token_asynchronously():
+    """The asynchronous stream is as early."""
+    small, cascade = stepping("first", [0.9, 0.1, 0.1, 0.1, 0.1])
+
+    assert [small.taken async for _ in cascade.astream("q")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_undecided_answer_is_held_back():
+    """A mean is known at the end: nothing is shown before, and everything then."""
+    small, cascade = stepping("mean", [0.9] * 5)
+
+    assert [(small.taken, item.text) for item in cascade.stream("q")][:2] == [(6, "one"), (6, " two")]
+
+
+def test_the_last_stage_streams_live():
+    """Nothing can withdraw the last stage's answer: it streams from its first token, without any signal."""
+    model = Stepping("m", {"q": FIVE})
+    cascade = Cascade([Stage(model)])
+
+    assert [model.taken for _ in cascade.stream("q")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_rejected_draft_is_never_shown():
+    """Of a cascade that escalates, only the answer is seen."""
+    _, cascade = stepping("mean", [0.1] * 5)
+    *chunks, outcome = cascade.stream("q")
+
+    assert "".join(chunk.text for chunk in chunks) == "6" == outcome.text
+
+
+def test_a_degraded_answer_is_shown_at_last():
+    """If the last stage fails, the stream shows the earlier answer that is returned."""
+    small = ScriptedModel("small", {"q": (FIVE, 0.1)})
+    large = ScriptedModel("large", {"q": Reply("", error=ModelError("down"))})
+    *chunks, outcome = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.5}), Stage(large)]).stream("q")
+
+    assert ("".join(chunk.text for chunk in chunks), outcome.record.degraded) == (FIVE, True)
+
+
+def test_a_doomed_answer_is_ended():
+    """With the least probable token as the signal, generation ends where it fell below the threshold, in every driver."""
+    small, cascade = stepping("min", [0.9, 0.9, 0.2, 0.9, 0.9])
+
+    *_, outcome = cascade.stream("q")
+    assert small.taken == 4  # three words, and the response that says "aborted"
+
+    others = [cascade.run("q"), *cascade.run_batch(["q"]), asyncio.run(cascade.arun("q"))]
+    for each in [outcome, *others]:
+        first = each.record.attempts[0]
+        assert (first.aborted, first.decision, first.usage.output_tokens) == (True, "escalate", 3)
+        assert each.text == "6"
+
+
+class Saying(ScriptedModel):
+    """Answers with the items it was given, whatever it is asked."""
+
+    def __init__(self, *items: Any) -> None:
+        super().__init__("saying")
+        self.items = items
+
+    def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        return [self.items[-1] for _ in asks]
+
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        for item in self.items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        for item in self.stream(ask):
+            yield item
+
+
+def before(last: ScriptedModel) -> Cascade:
+    small = ScriptedModel("small", {"q": ("3", 0.1)})
+    return Cascade([Stage(small, [TokenProbability()], {"p_t": 0.9}), Stage(last)])
+
+
+@pytest.mark.parametrize("end", [Response(" \n"), ModelError("down")], ids=["empty", "error"])
+def test_white_space_is_not_shown_before_there_is_text(end: Any):
+    """An answer of white space is empty, and withdrawn; so it must not have been shown, not even live."""
+    cascade = before(Saying(Chunk(" ", released=True), Chunk("\n", released=True), end))
+
+    *chunks, outcome = cascade.stream("q")
+    shown = asyncio.run(astreamed(cascade, "q"))
+
+    assert "".join(chunk.text for chunk in chunks) == outcome.text == cascade.run("q").text == "3"
+    assert (shown.text, shown.outcome.text) == ("3", "3")
+
+
+def test_white_space_is_shown_with_the_text_that_follows():
+    """Nothing of an answer gets lost by holding white space back."""
+    cascade = Cascade([Stage(Saying(Chunk("\n", released=True), Chunk("4", released=True), Response("\n4")))])
+
+    assert streamed(cascade, "q").text == "\n4"
+
+
+def test_a_stream_that_breaks_after_text_was_shown_is_an_error():
+    """What was shown cannot be taken back: the query fails with the cause, and no other stage is asked."""
+    error = ModelError("cut")
+    for stream in (lambda: streamed(cascade, "q"), lambda: asyncio.run(astreamed(cascade, "q"))):
+        cascade = before(Saying(Chunk("4", released=True), error))
+        shown = stream()
+        assert shown.text == "4"
+        assert isinstance(shown.outcome, StreamBrokenError)
+        assert shown.outcome.__cause__ is error
+
+
+def test_a_stream_that_breaks_before_anything_was_shown_escalates():
+    """A draft that was held back can be withdrawn: the next stage answers, as in every other driver."""
+    small = ScriptedModel("small", {"q": Reply(FIVE, 0.9, error=ModelError("cut"), after=3)})
+    cascade = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.5}), Stage(ScriptedModel("large", {"q": "6"}))])
+
+    assert streamed(cascade, "q").text == "6"
+    assert cascade.run("q").text == "6"
+
+
+def test_a_stream_without_a_response_is_an_error_of_the_model():
+    """A model that breaks the contract fails by a name that can be understood."""
+    shown = streamed(before(Saying(Chunk("4"))), "q")
+
+    assert shown.outcome.record.attempts[1].error == "ModelError: The stream ended without a response."
+
+
+def test_a_stream_that_cannot_even_begin_is_an_error_of_the_model():
+    """A `stream` that raises when it is called, and not when it is read, reaches the flow as well."""
+
+    class Refusing(ScriptedModel):
+        def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+            raise ModelError("no")
+
+        def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+            raise ModelError("no")
+
+    cascade = before(Refusing("large"))
+
+    assert streamed(cascade, "q").text == asyncio.run(astreamed(cascade, "q")).text == "3"
+
+
+def test_latency_is_the_models_not_the_readers():
+    """A reader who takes his time between chunks does not make the model slower, nor dearer."""
+    cascade = Cascade([Stage(ScriptedModel("m", {"q": FIVE}))])
+    for item in cascade.stream("q"):
+        if isinstance(item, Chunk):
+            time.sleep(0.03)
+        else:
+            assert item.record.attempts[0].latency_s < 0.1
+            assert item.record.cost.seconds < 0.1
+
+
+# ---------------------------------------------------------------------- leaving early
+
+
+def leaving(delay_s: float = 0.0) -> tuple[Stepping, Cascade]:
+    """A model whose answer streams while its KV cache is open."""
+    small = Stepping("small", {"q": Reply(FIVE, 0.9, hidden=(3.0, 0.0), delay_s=delay_s)}, hidden_size=2, batch_size=2)
+    signals = [probe(), TokenProbability(aggregate="first")]
+    return small, Cascade([Stage(small, signals, {"p_ik": 0.5, "p_t": 0.5}), Stage(ScriptedModel("large"))])
+
+
+def test_a_reader_may_leave_a_stream():
+    """Closing a stream ends the model's, and frees its KV cache at once."""
+    small, cascade = leaving()
+    items = cascade.stream("q")
+    next(items)
+    assert (small.open_caches, small.closed) == (1, False)
+
+    items.close()
+
+    assert (small.open_caches, small.closed, small.taken) == (0, True, 1)
+
+
+async def test_a_reader_may_leave_an_asynchronous_stream():
+    """The same holds for the asynchronous stream."""
+    small, cascade = leaving()
+    items = cascade.astream("q")
+    await anext(items)
+    assert small.open_caches == 1
+
+    await items.aclose()
+
+    assert (small.open_caches, small.taken) == (0, 1)
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_a_batch_may_be_left(driver: str):
+    """A callback that raises ends the batch; what is under way is waited for, and no KV cache stays open."""
+    queries = [f"q{i}" for i in range(9)]
+    small = ScriptedModel("small", {q: Reply(FIVE, 0.9, hidden=(3.0, 0.0)) for q in queries}, hidden_size=2, batch_size=3)
+    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large"))])
+
+    def stop(index: int, result: Any) -> None:
+        raise KeyError(index)
+
+    with pytest.raises(KeyError):
+        if driver == "run_batch":
+            cascade.run_batch(queries, on_result=stop)
+        else:
+            asyncio.run(cascade.arun_batch(queries, on_result=stop))
+
+    assert small.open_caches == 0
+    assert sum(isinstance(call[0], Generate) for call in small.calls) < 3
+
+
+class Waiting(ScriptedModel):
+    """Never answers, and tells that it was cancelled."""
+
+    waiting = 0
+    cancelled = 0
+
+    async def agenerate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        self.waiting += 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return []
+
+    async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        await self.agenerate([ask])
+        yield Chunk("")
+
+
+@pytest.mark.parametrize("driver", ["arun", "astream", "arun_batch"])
+async def test_cancelling_reaches_the_model(driver: str):
+    """A cancelled query cancels the call under way, frees its KV cache, and asks no further stage."""
+    small = Waiting("small", {"q": Reply("3", hidden=(3.0, 0.0))}, hidden_size=2, batch_size=2)
+    large = ScriptedModel("large")
+    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(large)])
+
+    async def ask() -> None:
+        if driver == "arun":
+            await cascade.arun("q")
+        elif driver == "arun_batch":
+            await cascade.arun_batch(["q", "q"])
+        else:
+            async for _ in cascade.astream("q"):
+                pass
+
+    task = asyncio.create_task(ask())
+    while not small.waiting:
+        await asyncio.sleep(0)
+    assert small.open_caches == (2 if driver == "arun_batch" else 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert small.cancelled == small.waiting == 1
+    assert small.open_caches == 0
+    assert large.calls == []
+
+
+async def test_cancelling_a_batch_reaches_every_call():
+    """Calls to an API that are under way at the same time are all cancelled by the time the batch has ended."""
+    model = Waiting("m")
+    task = asyncio.create_task(Cascade([Stage(model)]).arun_batch(["q"] * 7, max_concurrency=5))
+    while model.waiting < 5:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert (model.waiting, model.cancelled) == (5, 5)
+
+
+# ---------------------------------------------------------------------- many at once
+
+
+class Counting(ScriptedModel):
+    """Counts how many of its calls are under way at the same time.
+
+    With `together`, none of the first calls is answered before that many are under way, or two seconds have passed.
+    """
+
+    def __init__(self, *args: Any, together: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.now = self.most = 0
+        self._together = together
+        self._lock = threading.Lock()
+        self._met = threading.Event()
+
+    def _enter(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            if self.now >= self._together:
+                self._met.set()
+
+    def prefill(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
+        self._enter()
+        found = super().prefill(asks)
+        with self._lock:
+            self.now -= 1
+        return found
+
+    def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        self._enter()
+        self._met.wait(2)
+        answers = super().generate(asks)
+        with self._lock:
+            self.now -= 1
+        return answers
+
+    async def agenerate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        self._enter()
+        for _ in range(200):
+            await asyncio.sleep(0 if self._met.is_set() else 0.01)
+            if self._met.is_set():
+                break
+        answers = ScriptedModel.generate(self, asks)
+        self.now -= 1
+        return answers
+
+
+def batch_by(driver: str, cascade: Cascade, queries: Sequence[str], **options: Any) -> list[Any]:
+    if driver == "run_batch":
+        return cascade.run_batch(queries, **options)
+    return asyncio.run(cascade.arun_batch(queries, **options))
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+@pytest.mark.parametrize("concurrency", [1, 3, 10])
+def test_an_api_is_asked_many_things_at_once(driver: str, concurrency: int):
+    """Remote calls overlap up to `max_concurrency`, and never exceed it; each carries one query."""
+    model = Counting("m", lambda request: f"to {request.messages[-1].content}", together=concurrency)
+    queries = [f"q{i}" for i in range(20)]
+
+    outcomes = batch_by(driver, Cascade([Stage(model)]), queries, max_concurrency=concurrency)
+
+    assert [outcome.text for outcome in outcomes] == [f"to {query}" for query in queries]
+    assert model.most == concurrency
+    assert all(len(call) == 1 for call in model.calls)
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_an_api_answers_many_in_the_time_of_few(driver: str):
+    """Twenty answers of 0.05 s each, ten at a time, take much less than a second."""
+    model = ScriptedModel("m", lambda _: Reply("ok", delay_s=0.05))
+
+    started = time.perf_counter()
+    batch_by(driver, Cascade([Stage(model)]), ["q"] * 20, max_concurrency=10)
+
+    assert time.perf_counter() - started < 0.6
+
+
+class Gated(ScriptedModel):
+    """Answers "slow" only once everything else has ended, or after five seconds."""
+
+    opened = False
+
+    def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        for _ in range(1000):
+            if self.opened or asks[0].request.messages[0].content != "slow":
+                break
+            time.sleep(0.005)
+        return super().generate(asks)
+
+    async def agenerate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        return await asyncio.to_thread(self.generate, asks)
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_slow_queries_do_not_hold_others_up(driver: str):
+    """An answer from an API never waits at a barrier: each query ends as soon as its own answers are there."""
+    model = Gated("m")
+    ended: list[int] = []
+
+    def note(index: int, _: Any) -> None:
+        ended.append(index)
+        model.opened = len(ended) == 8
+
+    batch_by(driver, Cascade([Stage(model)]), ["slow", *["quick"] * 8], max_concurrency=2, on_result=note)
+
+    assert ended[-1] == 0
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_a_local_model_is_asked_in_full_batches(driver: str):
+    """Ten queries go to a model of batch size 4 in three calls, as full as they can be, one call at a time."""
+    model = Counting("m", lambda request: "ok", batch_size=4)
+
+    batch_by(driver, Cascade([Stage(model)]), ["q"] * 10)
+
+    assert [len(call) for call in model.calls] == [4, 4, 2]
+    assert model.most == 1
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_what_was_prefilled_is_generated_first(driver: str, batch_size: int):
+    """KV caches never exceed one batch: each is read, decided and generated before the next is read.
+
+    Also where the batch size is 1: a model that prefills computes in this process, one call at a time.
+    """
+    queries = [f"q{i}" for i in range(10)]
+    script = {q: Reply(q, 0.9, hidden=(3.0 if i % 3 else -3.0, 0.0)) for i, q in enumerate(queries)}
+    small = Counting("small", script, hidden_size=2, batch_size=batch_size)
+    large = ScriptedModel("large", batch_size=2)
+    cascade = Cascade([Stage(small, [probe(), TokenProbability()], {"p_ik": 0.5, "p_t": 0.5}), Stage(large)])
+
+    outcomes = batch_by(driver, cascade, queries)
+
+    assert [outcome.record.answered_by for outcome in outcomes] == ["large" if i % 3 == 0 else "small" for i in range(10)]
+    assert (small.most_open_caches, small.open_caches, small.most) == (batch_size, 0, 1)
+    assert all(len(call) <= batch_size for call in small.calls)
+    waiting = 0
+    for call in small.calls:
+        if isinstance(call[0], Prefill):
+            assert waiting == 0, "the next batch is read only after the last was generated"
+            waiting = sum(small.reply(ask.request).hidden[0] > 0 for ask in call)
+        else:
+            waiting -= len(call)
+    assert waiting == 0
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_a_failing_batch_fails_its_own_queries(driver: str):
+    """An exception of a whole call, or in one answer's place, meets just the queries it was for."""
+
+    class Failing(ScriptedModel):
+        def prefill(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
+            if any(ask.request.messages[0].content == "poison" for ask in asks):
+                raise MemoryError("no room")
+            found = super().prefill(asks)
+            return [ModelError("odd") if a.request.messages[0].content == "odd" else f for a, f in zip(asks, found, strict=True)]
+
+    small = Failing("small", lambda request: Reply("3", hidden=(3.0, 0.0)), hidden_size=2, batch_size=2)
+    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large", lambda _: "4"))])
+
+    outcomes = batch_by(driver, cascade, ["poison", "b", "odd", "d", "e"])
+
+    assert [outcome.text for outcome in outcomes] == ["4", "4", "4", "3", "3"]
+    assert [outcome.record.attempts[0].error for outcome in outcomes] == [
+        "MemoryError: no room",
+        "MemoryError: no room",
+        "ModelError: odd",
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_errors_take_their_querys_place(driver: str):
+    """With `return_exceptions`, an error stands where the outcome would; without, the first of them is raised."""
+    script = {"b": Reply("", error=ModelError("b")), "d": Reply("", error=ModelError("d"))}
+    cascade = Cascade([Stage(ScriptedModel("m", script))])
+    results: dict[int, Any] = {}
+
+    listed = batch_by(driver, cascade, "a b c d".split(), return_exceptions=True, on_result=results.__setitem__)
+
+    assert [type(result) for result in listed] == [Outcome, CascadeExhaustedError, Outcome, CascadeExhaustedError]
+    assert listed == [results[i] for i in range(4)]
+    with pytest.raises(CascadeExhaustedError, match="ModelError: b"):
+        batch_by(driver, cascade, "a b c d".split())
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None, "4"], ids=str)
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_a_concurrency_that_cannot_work_is_refused(driver: str, wrong: Any):
+    """No concurrency would mean waiting for ever; it is refused instead."""
+    with pytest.raises(ConfigurationError, match="`max_concurrency` must be a whole number of at least 1"):
+        batch_by(driver, Cascade([Stage(ScriptedModel("m"))]), ["q"], max_concurrency=wrong)
+
+
+def test_a_batch_of_nothing():
+    """No queries, no outcomes."""
+    cascade = Cascade([Stage(ScriptedModel("m"))])
+
+    assert cascade.run_batch([]) == asyncio.run(cascade.arun_batch(iter(()))) == []
+
+
+# ---------------------------------------------------------------------- flows of any kind
+
+
+REQUEST = Request((Message("user", "q"),))
+
+
+def two_at_once(first: ScriptedModel, second: ScriptedModel) -> Flow[str]:
+    """Asks two models in one step; their answers come in the order of the asks."""
+    one, two = yield Generate(first, REQUEST), Generate(second, REQUEST)
+    return f"{one.unwrap().text}, {two.unwrap().text}"
+
+
+def nothing(result: str) -> Flow[str]:
+    """Ends without asking anything."""
+    if not result:
+        raise ModelError("nothing")
+    return result
+    yield ()
+
+
+async def listed(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
+def test_a_flow_may_ask_several_things_at_once():
+    """All asks of a step are answered together, in their order, by every driver, one model being local and slow."""
+    slow = ScriptedModel("slow", {"q": Reply("slow", delay_s=0.03)})
+    quick = ScriptedModel("quick", {"q": "quick"}, batch_size=2)
+
+    assert drivers.run(two_at_once(slow, quick)) == "slow, quick"
+    assert asyncio.run(drivers.arun(two_at_once(slow, quick))) == "slow, quick"
+    for many in (
+        list(drivers.run_many([two_at_once(slow, quick), two_at_once(quick, slow)], 4)),
+        asyncio.run(listed(drivers.arun_many([two_at_once(slow, quick), two_at_once(quick, slow)], 4))),
+    ):
+        assert sorted(many) == [(0, "slow, quick"), (1, "quick, slow")]
+
+
+def test_a_flow_may_ask_nothing():
+    """A flow that ends at once has its result, or its error, like any other."""
+    assert drivers.run(nothing("a")) == asyncio.run(drivers.arun(nothing("a"))) == "a"
+    for many in (
+        list(drivers.run_many([nothing("a"), nothing(""), nothing("c")], 4)),
+        asyncio.run(listed(drivers.arun_many([nothing("a"), nothing(""), nothing("c")], 4))),
+    ):
+        results = dict(many)
+        assert (results[0], type(results[1]), results[2]) == ("a", ModelError, "c")
+
+
+def test_prefills_that_are_not_continued_are_freed():
+    """Of several prefills in one step, those that the next step continues from stay open, the others are freed."""
+    model = ScriptedModel("m", {"q": "a"}, hidden_size=2, batch_size=2)
+    seen: list[int] = []
+
+    def flow() -> Flow[str]:
+        one, _ = yield Prefill(model, REQUEST, (1,)), Prefill(model, REQUEST, (1,))
+        (answer,) = yield (Generate(model, REQUEST, prefilled=one.unwrap()),)
+        seen.append(model.open_caches)
+        return answer.unwrap().text
+
+    assert drivers.run(flow()) == "a"
+    assert (seen, model.open_caches, model.most_open_caches) == ([1], 0, 2)
+
+
+def test_time_is_measured_and_shared():
+    """Every answer knows how long its call took, and its share of a call for several."""
+    answers: list[Answer[Any]] = []
+
+    def flow() -> Flow[None]:
+        answers.extend((yield (Generate(slow, REQUEST),)))
+
+    slow = ScriptedModel("m", {"q": Reply("a", delay_s=0.04)}, batch_size=2)
+    drivers.run(flow())
+    list(drivers.run_many([flow(), flow()], 2))
+
+    alone, *pair = answers
+    assert alone.busy_s == alone.elapsed_s >= 0.04
+    assert all(each.elapsed_s >= 0.08 and each.busy_s == each.elapsed_s / 2 for each in pair)
+
+
+# ---------------------------------------------------------------------- threads, loops and contexts
+
+
+class Sleepy(Blocking, ScriptedModel):  # type: ignore[misc]  # a scripted model that computes in this process
+    """Sleeps in the thread that calls it."""
+
+
+@pytest.mark.parametrize("driver", ["arun", "astream", "arun_batch"])
+async def test_the_event_loop_goes_on(driver: str):
+    """While a local model computes, other tasks of the event loop run."""
+    model = Sleepy("m", {"q": Reply("a", delay_s=0.15)}, batch_size=2)
+    cascade = Cascade([Stage(model)])
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.005)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    if driver == "arun":
+        await cascade.arun("q")
+    elif driver == "arun_batch":
+        await cascade.arun_batch(["q"])
+    else:
+        assert [type(item) async for item in cascade.astream("q")] == [Chunk, Outcome]
+    ticking.cancel()
+
+    assert ticks >= 5
+
+
+def test_trace_collects_in_all_drivers():
+    """However a query is asked, its record reaches the trace around it; nothing of it is left behind."""
+    cascade = before(ScriptedModel("large", {"q": "4"}))
+
+    async def asynchronously() -> None:
+        await cascade.arun("q")
+        await cascade.arun_batch(["q", "q"])
+        await listed(cascade.astream("q"))
+
+    with trace() as t:
+        cascade.run("q")
+        cascade.run_batch(["q", "q"])
+        list(cascade.stream("q"))
+        asyncio.run(asynchronously())
+    cascade.run("q")
+
+    assert len(t.records) == 8
+    assert all(same_record(record.as_dict(), t.records[0].as_dict()) for record in t.records)
+
+
+def test_models_see_the_callers_context():
+    """A context variable that the caller has set is seen in the threads of a batch; what a model sets stays there."""
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+
+    def script(request: Request) -> str:
+        seen = who.get()
+        who.set("the model")
+        return seen
+
+    who.set("the caller")
+    outcomes = Cascade([Stage(ScriptedModel("m", script))]).run_batch(["a", "b", "c"])
+
+    assert [outcome.text for outcome in outcomes] == ["the caller"] * 3
+    assert who.get() == "the caller"
+
+
+def test_no_thread_outlives_its_batch():
+    """The threads of a batch end with it, also if it was left early or failed."""
+
+    def stop(index: int, result: Any) -> None:
+        raise KeyError
+
+    cascade = Cascade([Stage(ScriptedModel("m", {"b": Reply("", error=ModelError("b"))}))])
+    cascade.run_batch(["a"] * 5)
+    for options in ({"on_result": stop}, {}):
+        with pytest.raises((KeyError, CascadeExhaustedError)):
+            cascade.run_batch(["a", "b", "c"], **options)
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("confcascade")]

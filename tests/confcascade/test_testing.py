@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from confcascade import Chunk, Message, ModelError, Prefilled, Request, Response, Token, Usage
+from confcascade.asks import Generate, Prefill
+from confcascade.testing import Reply, ScriptedModel, check_model, same_record
+
+REQUEST = Request((Message("user", "q"),))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ScriptedModel("api", {"q": ("one two three", 0.5)}),
+        ScriptedModel("local", {"q": Reply("one two three", [0.1, 0.2, 1.0], hidden=(1, 2))}, hidden_size=2, batch_size=4),
+        ScriptedModel("silent", {"q": "one"}, logprobs=False),
+        ScriptedModel("uncertain", {"q": Reply("one", None)}, logprobs=None),
+    ],
+    ids=lambda model: model.name,
+)
+def test_the_scripted_model_keeps_the_contract(model: ScriptedModel):
+    """What stands in for real models behaves like them, with and without hidden states and log-probabilities."""
+    check_model(model, REQUEST)
+
+    assert model.open_caches == 0
+
+
+async def test_models_can_be_checked_inside_an_event_loop():
+    """`check_model` can be called from an asynchronous test as well."""
+    check_model(ScriptedModel("m", {"q": "one"}), REQUEST)
+
+
+class Answers(ScriptedModel):
+    """Changes every response."""
+
+    def _stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        for item in super()._stream(ask):
+            yield self.changed(ask, item)
+
+    def changed(self, ask: Generate, item: Any) -> Any:
+        raise NotImplementedError
+
+
+class StreamsOtherwise(ScriptedModel):
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        yield from [Chunk("else"), Response("else", usage=Usage(2, 1))]
+
+
+class NeverEnds(ScriptedModel):
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        yield Chunk("one")
+
+
+class ReleasesUnasked(Answers):
+    def changed(self, ask: Generate, item: Any) -> Any:
+        return replace(item, released=True) if isinstance(item, Chunk) else item
+
+
+class LosesChunks(Answers):
+    def changed(self, ask: Generate, item: Any) -> Any:
+        return Chunk("") if isinstance(item, Chunk) else item
+
+
+class TooLikely(Answers):
+    def changed(self, ask: Generate, item: Any) -> Any:
+        return replace(item, tokens=(Token("one", 0.1),)) if isinstance(item, Response) else item
+
+
+class OtherTokens(Answers):
+    def changed(self, ask: Generate, item: Any) -> Any:
+        return replace(item, tokens=(Token("two", -0.1),)) if isinstance(item, Response) else item
+
+
+class KeepsTokens(Answers):
+    def changed(self, ask: Generate, item: Any) -> Any:
+        return replace(item, tokens=None) if isinstance(item, Response) else item
+
+
+class NeverAborts(ScriptedModel):
+    def _stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        return super()._stream(replace(ask, watch=None))
+
+
+class OtherAsynchronously(ScriptedModel):
+    async def agenerate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        return [Response("else", usage=Usage(2, 1)) for _ in asks]
+
+
+class RaisesOneByOne(ScriptedModel):
+    def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        return [ModelError("down") for _ in asks]
+
+
+class WrongSize(ScriptedModel):
+    def prefill(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
+        return [replace(found, hidden_states={4: found.hidden_states[4][:1]}) for found in super().prefill(asks)]  # type: ignore[union-attr, type-var]
+
+
+class CountsThePromptTwice(ScriptedModel):
+    def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        return [
+            answer.replace(usage=answer.usage + answer.usage) if ask.prefilled else answer  # type: ignore[union-attr]
+            for ask, answer in zip(asks, super().generate(asks), strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (StreamsOtherwise, "stream answered"),
+        (NeverEnds, "must be the Response"),
+        (ReleasesUnasked, "released without leave"),
+        (LosesChunks, "do not add up to the answer"),
+        (TooLikely, "log-probability is positive"),
+        (OtherTokens, "tokens do not add up"),
+        (KeepsTokens, "tokens are missing"),
+        (NeverAborts, "must end the answer"),
+        (OtherAsynchronously, "asynchronously it answered"),
+        (RaisesOneByOne, "must answer with a Response"),
+        (WrongSize, "shape"),
+        (CountsThePromptTwice, "generation from a prefill differs"),
+    ],
+)
+def test_a_broken_model_is_found(broken: type[ScriptedModel], said: str):
+    """`check_model` fails on every way of breaking the contract, and says which it was."""
+    model = broken("broken", {"q": Reply("one", hidden=(1, 2))}, hidden_size=2, batch_size=2)
+
+    with pytest.raises(AssertionError, match=said):
+        check_model(model, REQUEST)
+
+
+def test_what_lacks_a_method_is_no_model():
+    """`check_model` begins with the protocol itself."""
+    with pytest.raises(AssertionError, match="lacks a method"):
+        check_model(object(), REQUEST)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- the scripted model
+
+
+def said(model: ScriptedModel, query: str = "q", **more: Any) -> Response:
+    (response,) = model.generate([Generate(model, Request((Message("user", query),), **more))])
+    assert isinstance(response, Response)
+    return response
+
+
+def test_a_script_may_be_short():
+    """A text, a pair with a probability, a reply or a function of the request: all say the same."""
+    for script in (
+        {"q": "one two"},
+        {"q": ("one two", 0.99)},
+        {"q": Reply("one two", [0.99, 0.99])},
+        lambda request: "one two" if request.messages[-1].content == "q" else "",
+    ):
+        response = said(ScriptedModel("m", script))
+        assert response.text == "one two"
+        assert [token.text for token in response.tokens or ()] == ["one", " two"]
+        assert [math.exp(token.logprob) for token in response.tokens or ()] == pytest.approx([0.99, 0.99])
+
+
+def test_what_is_not_in_the_script_names_the_model():
+    """An unscripted query shows who was asked what."""
+    assert said(ScriptedModel("m", {"q": "one"}), "r").text == "m: r"
+
+
+def test_answers_are_cut_at_their_limit():
+    """`max_tokens` ends an answer, which says so."""
+    response = said(ScriptedModel("m", {"q": "one two three"}), max_tokens=2)
+
+    assert (response.text, response.finish_reason, response.usage.output_tokens) == ("one two", "length", 2)
+
+
+def test_log_probabilities_are_told_only_if_asked_for():
+    """A flow that forgets to ask for log-probabilities or alternatives gets none, as from a real model."""
+    model = ScriptedModel("m", {"q": Reply("A", labels={"A": 0.5, "B": 0.25})})
+    plain, top, none = model.generate(
+        [Generate(model, REQUEST), Generate(model, REQUEST, top_logprobs=1), Generate(model, REQUEST, logprobs=False)]
+    )
+
+    assert plain.tokens[0].top == ()  # type: ignore[union-attr, index]
+    assert top.tokens[0].top == (("A", math.log(0.5)),)  # type: ignore[union-attr, index]
+    assert none.tokens is None  # type: ignore[union-attr]
+
+
+def test_a_closed_prefill_cannot_be_continued():
+    """A driver that frees a KV cache too early is found out; one that frees it too late, by `open_caches`."""
+    model = ScriptedModel("m", {"q": "one"}, hidden_size=2, batch_size=2)
+    (prefilled,) = model.prefill([Prefill(model, REQUEST)])
+    assert isinstance(prefilled, Prefilled)
+    assert (model.open_caches, model.most_open_caches) == (1, 1)
+
+    prefilled.close()
+    prefilled.close()
+    (answer,) = model.generate([Generate(model, REQUEST, prefilled=prefilled)])
+
+    assert isinstance(answer, ModelError)
+    assert (model.open_caches, model.most_open_caches) == (0, 1)
+
+
+def test_a_scripted_error_is_raised_where_it_was_scripted():
+    """An error comes after as many words as the script says; other asks of the call are answered."""
+    error = ModelError("cut")
+    model = ScriptedModel("m", {"q": Reply("one two three", error=error, after=2)}, batch_size=2)
+
+    failed, fine = model.generate([Generate(model, REQUEST), Generate(model, Request((Message("user", "r"),)))])
+    assert failed is error
+    assert isinstance(fine, Response)
+
+    stream = model.stream(Generate(model, REQUEST))
+    assert [next(stream).text for _ in range(2)] == ["one", " two"]
+    with pytest.raises(ModelError):
+        next(stream)
+
+
+async def test_a_delay_does_not_block_the_event_loop():
+    """A scripted delay is slept in the event loop's own way."""
+    model = ScriptedModel("m", {"q": Reply("one", delay_s=0.05)})
+
+    answers = await asyncio.wait_for(asyncio.gather(*(model.agenerate([Generate(model, REQUEST)]) for _ in range(20))), 0.9)
+
+    assert len(answers) == 20
+
+
+# ---------------------------------------------------------------------- same_record
+
+
+RECORD = {"stage": 1, "attempts": [{"model": "m", "value": 0.5, "latency_s": 1.0, "reason": "p_t 0.5"}], "cost": {"seconds": 1}}
+
+
+def test_records_are_the_same_but_for_their_times():
+    """Measured times and the wording of reasons are left out; scores may differ in their last digits."""
+    other = {"stage": 1, "attempts": ({"model": "m", "value": 0.50001, "latency_s": 9.0},), "cost": {"seconds": 7}}
+
+    assert same_record(RECORD, other)
+    assert same_record(RECORD, RECORD, tolerance=0.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**RECORD, "stage": 2},
+        {**RECORD, "more": None},
+        {**RECORD, "attempts": []},
+        {**RECORD, "attempts": RECORD["attempts"] * 2},  # type: ignore[operator]
+        {**RECORD, "attempts": [{**RECORD["attempts"][0], "model": "n"}]},  # type: ignore[index]
+        {**RECORD, "attempts": [{**RECORD["attempts"][0], "value": 0.51}]},  # type: ignore[index]
+        {**RECORD, "attempts": [{**RECORD["attempts"][0], "value": None}]},  # type: ignore[index]
+        {"stage": 1},
+        None,
+    ],
+    ids=range(9),
+)
+def test_records_that_differ_are_not_the_same(other: Any):
+    """Anything else that differs, on either side, is a difference."""
+    assert not same_record(RECORD, other)
+    assert not same_record(other, RECORD)
