@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # a Python block, and the block of its output where there is one; a comment before it may say why it is not run
-BLOCK = re.compile(r"(?P<skip><!-- not run: .*? -->\n)?```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
+BLOCK = re.compile(
+    r"(?P<skip><!-- not run: .*? -->\n)?```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL
+)
 
 
 def blocks():

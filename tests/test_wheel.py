@@ -26,7 +26,18 @@ assert "torch" not in sys.modules
 def wheel(tmp_path_factory):
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, timeout=200)
     (path,) = folder.glob("*.whl")
     return path
@@ -37,7 +48,13 @@ def test_wheel_holds_all_that_is_not_code(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     demo = "confcascade/demo"
     for size in ("small", "medium", "large"):
-        for file in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "probe/probe.safetensors"):
+        for file in (
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "chat_template.jinja",
+            "probe/probe.safetensors",
+        ):
             assert f"{demo}/weights/{size}/{file}" in names
     for file in (f"{demo}/weights/policy.json", f"{demo}/documents/questions.tsv", f"{demo}/documents/market.txt"):
         assert file in names
@@ -50,7 +67,11 @@ def test_wheel_opens_the_weights_without_torch(wheel, tmp_path):
     """Unpacked elsewhere, it finds its own weights and probes, and needs no torch to read them."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", OPEN_WEIGHTS, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-I", "-c", OPEN_WEIGHTS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert [line.split()[::2] for line in done.stdout.splitlines()] == [[s, s] for s in ("small", "medium", "large")]

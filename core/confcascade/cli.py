@@ -29,7 +29,7 @@ def demo(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model string, smallest first; repeat for each: --models local:Qwen/Qwen3-0.6B --models openai:gpt-4o. "
+            help="A model string; repeat, smallest first: --models local:Qwen/Qwen3-0.6B --models openai:gpt-4o. "
             "By default the bundled models."
         ),
     ] = None,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from confcascade import Message, ModelError, Request
 from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.testing import ScriptedModel

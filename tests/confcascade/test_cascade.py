@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from confcascade import (
     Cascade,
     ConfigurationError,
@@ -163,7 +162,9 @@ def test_a_threshold_of_its_signals_space_is_taken(right: Any):
     assert Cascade(judged(TokenProbability(), p_t=right)).stages[0].thresholds == {"p_t": right}
 
 
-@pytest.mark.parametrize(("model", "module", "extra"), [("openai:gpt-4o", "openai", "openai"), ("local:qwen", "torch", "local")])
+@pytest.mark.parametrize(
+    ("model", "module", "extra"), [("openai:gpt-4o", "openai", "openai"), ("local:qwen", "torch", "local")]
+)
 def test_a_missing_extra_is_named(monkeypatch, model: str, module: str, extra: str):
     """A model string whose package is not installed says which command installs it."""
     monkeypatch.setitem(sys.modules, module, None)

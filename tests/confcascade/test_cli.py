@@ -14,7 +14,12 @@ pytest.importorskip("llama_index.core")
 def confcascade(*arguments):
     environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "confcascade.cli", *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False
+        [sys.executable, "-m", "confcascade.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
     )
 
 
@@ -30,7 +35,14 @@ def test_demo_answers_and_plots(tmp_path):
     plot = tmp_path / "demo.png"
     done = confcascade("demo", "--questions", "4", "--plot", str(plot))
     assert done.returncode == 0, done.stderr
-    for part in ("prompt | llm | StrOutputParser()", "query engine over 6 documents", "held-out questions", "McNemar", "p_ik", "p_t"):
+    for part in (
+        "prompt | llm | StrOutputParser()",
+        "query engine over 6 documents",
+        "held-out questions",
+        "McNemar",
+        "p_ik",
+        "p_t",
+    ):
         assert part in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -39,7 +51,9 @@ def test_demo_takes_other_models():
     """`--models` takes model strings; here folders, loaded as any model is."""
     from confcascade.demo import WEIGHTS
 
-    done = confcascade("demo", "--models", f"local:{WEIGHTS / 'small'}", "--models", f"local:{WEIGHTS / 'large'}", "--questions", "4")
+    done = confcascade(
+        "demo", "--models", f"local:{WEIGHTS / 'small'}", "--models", f"local:{WEIGHTS / 'large'}", "--questions", "4"
+    )
     assert done.returncode == 0, done.stderr
     assert "small -> large" in done.stdout
 

@@ -4,11 +4,10 @@ import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from confcascade import Architecture, ConfigurationError, Cost, Prices, Usage
 from confcascade.cost import attempt_cost, forward_flops
+from hypothesis import given
+from hypothesis import strategies as st
 
 architectures = st.builds(Architecture, st.integers(1, 10**12), st.integers(1, 200), st.integers(1, 20_000))
 

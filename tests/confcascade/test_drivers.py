@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from confcascade import (
     Cascade,
     CascadeExhaustedError,
@@ -28,14 +25,15 @@ from confcascade import (
     Stage,
     StreamBrokenError,
     TokenProbability,
-    Usage,
+    drivers,
     trace,
 )
-from confcascade import drivers
 from confcascade.asks import Answer, Flow, Generate, Prefill
 from confcascade.models import Blocking
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel, same_record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 FIVE = "one two three four five"
 
@@ -148,6 +146,12 @@ async def every_async(cascade: Cascade, queries: Sequence[str]) -> tuple[list[An
             single.append(error)
     batch = await cascade.arun_batch(queries, return_exceptions=True)
     return single, batch, [await astreamed(cascade, query) for query in queries]
+
+
+def batch_by(driver: str, cascade: Cascade, queries: Sequence[str], **options: Any) -> list[Any]:
+    if driver == "run_batch":
+        return cascade.run_batch(queries, **options)
+    return asyncio.run(cascade.arun_batch(queries, **options))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -277,7 +281,7 @@ def test_a_degraded_answer_is_shown_at_last():
 
 
 def test_a_doomed_answer_is_ended():
-    """With the least probable token as the signal, generation ends where it fell below the threshold, in every driver."""
+    """With the least probable token as the signal, generation ends where it fell too low, in all drivers."""
     small, cascade = stepping("min", [0.9, 0.9, 0.2, 0.9, 0.9])
 
     *_, outcome = cascade.stream("q")
@@ -288,6 +292,18 @@ def test_a_doomed_answer_is_ended():
         first = each.record.attempts[0]
         assert (first.aborted, first.decision, first.usage.output_tokens) == (True, "escalate", 3)
         assert each.text == "6"
+
+
+def test_a_degraded_answer_keeps_its_native_object():
+    """A tool call has no text to show: where it is what is returned, the chunk carries its native object."""
+    call = Response("", finish_reason="tool_calls", native=object())
+    down = ScriptedModel("large", {"q": Reply("", error=ModelError("down"))})
+    cascade = Cascade([Stage(Saying(call), [TokenProbability()], {"p_t": 0.5}), Stage(down)])
+
+    shown = streamed(cascade, "q")
+
+    assert [(chunk.text, chunk.native) for chunk in shown.chunks] == [("", call.native)]
+    assert shown.outcome.record.degraded
 
 
 class Saying(ScriptedModel):
@@ -338,9 +354,8 @@ def test_white_space_is_shown_with_the_text_that_follows():
 def test_a_stream_that_breaks_after_text_was_shown_is_an_error():
     """What was shown cannot be taken back: the query fails with the cause, and no other stage is asked."""
     error = ModelError("cut")
-    for stream in (lambda: streamed(cascade, "q"), lambda: asyncio.run(astreamed(cascade, "q"))):
-        cascade = before(Saying(Chunk("4", released=True), error))
-        shown = stream()
+    cascade = before(Saying(Chunk("4", released=True), error))
+    for shown in (streamed(cascade, "q"), asyncio.run(astreamed(cascade, "q"))):
         assert shown.text == "4"
         assert isinstance(shown.outcome, StreamBrokenError)
         assert shown.outcome.__cause__ is error
@@ -424,22 +439,44 @@ async def test_a_reader_may_leave_an_asynchronous_stream():
 
 @pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
 def test_a_batch_may_be_left(driver: str):
-    """A callback that raises ends the batch; what is under way is waited for, and no KV cache stays open."""
-    queries = [f"q{i}" for i in range(9)]
-    small = ScriptedModel("small", {q: Reply(FIVE, 0.9, hidden=(3.0, 0.0)) for q in queries}, hidden_size=2, batch_size=3)
+    """A callback that raises ends the batch: no further model is asked, and no KV cache stays open."""
+    small = ScriptedModel("small", lambda _: Reply(FIVE, 0.9, hidden=(3.0, 0.0)), hidden_size=2, batch_size=3)
     cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large"))])
 
     def stop(index: int, result: Any) -> None:
         raise KeyError(index)
 
     with pytest.raises(KeyError):
-        if driver == "run_batch":
-            cascade.run_batch(queries, on_result=stop)
-        else:
-            asyncio.run(cascade.arun_batch(queries, on_result=stop))
+        batch_by(driver, cascade, ["q"] * 9, on_result=stop)
 
     assert small.open_caches == 0
-    assert sum(isinstance(call[0], Generate) for call in small.calls) < 3
+    assert [type(call[0]) for call in small.calls].count(Generate) == 1
+
+
+def test_a_call_that_ended_after_its_reader_left():
+    """What was under way when a batch was left ends by itself: its KV caches are freed, too."""
+    small = ScriptedModel("small", lambda _: Reply(FIVE, 0.9, hidden=(3.0, 0.0)), hidden_size=2, batch_size=3)
+    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large"))])
+
+    def flows() -> list[Flow[Outcome]]:
+        return [cascade.flow(REQUEST) for _ in range(9)]
+
+    async def asynchronously() -> None:
+        ended = drivers.arun_many(flows(), 4)
+        await anext(ended)
+        while small.open_caches < 3:  # the next prompts have been read in the meantime
+            await asyncio.sleep(0)
+        await ended.aclose()  # type: ignore[attr-defined]
+
+    ended = drivers.run_many(flows(), 4)
+    next(ended)
+    while small.open_caches < 3:
+        time.sleep(0.001)
+    ended.close()  # type: ignore[attr-defined]
+    assert small.open_caches == 0
+
+    asyncio.run(asynchronously())
+    assert small.open_caches == 0
 
 
 class Waiting(ScriptedModel):
@@ -529,10 +566,14 @@ class Counting(ScriptedModel):
 
     def prefill(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
         self._enter()
+        time.sleep(0.005)
         found = super().prefill(asks)
         with self._lock:
             self.now -= 1
         return found
+
+    async def aprefill(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
+        return await asyncio.to_thread(self.prefill, asks)
 
     def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
         self._enter()
@@ -551,12 +592,6 @@ class Counting(ScriptedModel):
         answers = ScriptedModel.generate(self, asks)
         self.now -= 1
         return answers
-
-
-def batch_by(driver: str, cascade: Cascade, queries: Sequence[str], **options: Any) -> list[Any]:
-    if driver == "run_batch":
-        return cascade.run_batch(queries, **options)
-    return asyncio.run(cascade.arun_batch(queries, **options))
 
 
 @pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
@@ -627,6 +662,23 @@ def test_a_local_model_is_asked_in_full_batches(driver: str):
 
 
 @pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_limits_hold_for_later_stages(driver: str):
+    """A whole batch that escalates at once meets the next model's batch size, and the last one's concurrency."""
+    small = ScriptedModel("small", lambda _: ("3", 0.1), batch_size=8)
+    middle = ScriptedModel("middle", lambda _: ("3", 0.1), batch_size=3)
+    large = Counting("large", lambda _: "4", together=2)
+    signals, thresholds = [TokenProbability()], {"p_t": 0.5}
+    cascade = Cascade([Stage(small, signals, thresholds), Stage(middle, signals, thresholds), Stage(large)])
+
+    outcomes = batch_by(driver, cascade, ["q"] * 16, max_concurrency=2)
+
+    assert [outcome.text for outcome in outcomes] == ["4"] * 16
+    assert max(len(call) for call in small.calls) == 8
+    assert max(len(call) for call in middle.calls) == 3
+    assert large.most == 2
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 def test_what_was_prefilled_is_generated_first(driver: str, batch_size: int):
     """KV caches never exceed one batch: each is read, decided and generated before the next is read.
@@ -636,12 +688,15 @@ def test_what_was_prefilled_is_generated_first(driver: str, batch_size: int):
     queries = [f"q{i}" for i in range(10)]
     script = {q: Reply(q, 0.9, hidden=(3.0 if i % 3 else -3.0, 0.0)) for i, q in enumerate(queries)}
     small = Counting("small", script, hidden_size=2, batch_size=batch_size)
-    large = ScriptedModel("large", batch_size=2)
+    # the other model answers while this one reads: those flows end, and let new ones start
+    large = ScriptedModel("large")
     cascade = Cascade([Stage(small, [probe(), TokenProbability()], {"p_ik": 0.5, "p_t": 0.5}), Stage(large)])
 
     outcomes = batch_by(driver, cascade, queries)
 
-    assert [outcome.record.answered_by for outcome in outcomes] == ["large" if i % 3 == 0 else "small" for i in range(10)]
+    assert [outcome.record.answered_by for outcome in outcomes] == [
+        "large" if i % 3 == 0 else "small" for i in range(10)
+    ]
     assert (small.most_open_caches, small.open_caches, small.most) == (batch_size, 0, 1)
     assert all(len(call) <= batch_size for call in small.calls)
     waiting = 0
@@ -663,7 +718,10 @@ def test_a_failing_batch_fails_its_own_queries(driver: str):
             if any(ask.request.messages[0].content == "poison" for ask in asks):
                 raise MemoryError("no room")
             found = super().prefill(asks)
-            return [ModelError("odd") if a.request.messages[0].content == "odd" else f for a, f in zip(asks, found, strict=True)]
+            return [
+                ModelError("odd") if a.request.messages[0].content == "odd" else f
+                for a, f in zip(asks, found, strict=True)
+            ]
 
     small = Failing("small", lambda request: Reply("3", hidden=(3.0, 0.0)), hidden_size=2, batch_size=2)
     cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large", lambda _: "4"))])
@@ -775,7 +833,7 @@ def test_prefills_that_are_not_continued_are_freed():
 
 
 def test_time_is_measured_and_shared():
-    """Every answer knows how long its call took, and its share of a call for several."""
+    """Every answer, an error too, knows how long its call took, and its share of a call for several."""
     answers: list[Answer[Any]] = []
 
     def flow() -> Flow[None]:
@@ -784,8 +842,15 @@ def test_time_is_measured_and_shared():
     slow = ScriptedModel("m", {"q": Reply("a", delay_s=0.04)}, batch_size=2)
     drivers.run(flow())
     list(drivers.run_many([flow(), flow()], 2))
+    slow = ScriptedModel("m", {"q": Reply("a", delay_s=0.04, error=ModelError("late"))})
+    drivers.run(flow())
+    asyncio.run(drivers.arun(flow()))
 
-    alone, *pair = answers
+    alone, *pair, failed, afailed = answers
+    assert isinstance(failed.error, ModelError)
+    assert isinstance(afailed.error, ModelError)
+    assert failed.busy_s == failed.elapsed_s >= 0.04
+    assert afailed.busy_s == afailed.elapsed_s >= 0.04
     assert alone.busy_s == alone.elapsed_s >= 0.04
     assert all(each.elapsed_s >= 0.08 and each.busy_s == each.elapsed_s / 2 for each in pair)
 

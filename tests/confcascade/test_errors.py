@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import sys
 
-import pytest
-
 import confcascade
+import pytest
 from confcascade import errors
 from confcascade.errors import MissingExtraError, require
 

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from confcascade import (
     Architecture,
     CascadeExhaustedError,
@@ -35,6 +32,8 @@ from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
 from confcascade.flow import cascade_flow, policy_id
 from confcascade.testing import ScriptedModel
+from hypothesis import given
+from hypothesis import strategies as st
 
 REQUEST = Request((Message("user", "2+2?"),), max_tokens=5, stop=("\n",))
 
@@ -596,7 +595,7 @@ def test_a_failure_costs_what_it_had_used():
 
 @given(st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(0, 500)), min_size=1, max_size=6))
 def test_usage_adds_up_over_any_number_of_stages(script: list[tuple[float, int]]):
-    """Whatever the scores, the record's total is the sum over the stages that were asked, and ends at the first pass."""
+    """The record's total is the sum over the stages that were asked, up to the first that passed."""
     stages = [sure(0.5) for _ in script[:-1]] + [Stage(LARGE)]
     flow = cascade_flow(stages, REQUEST)
 

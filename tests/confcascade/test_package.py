@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import pytest
-
 import confcascade
+import pytest
 
 APART = ("confcascade.demo", "confcascade.cli")  # with tests of their own
 HEAVY = """
@@ -99,9 +98,7 @@ def test_every_public_thing_is_documented():
 
 def test_every_public_method_is_documented():
     """So do the methods that a user calls. Those of a protocol are explained once, where it is defined."""
-    protocol = {
-        name for name in (*vars(confcascade.LanguageModel), "fingerprint") if not name.startswith("_")
-    }
+    protocol = {name for name in (*vars(confcascade.LanguageModel), "fingerprint") if not name.startswith("_")}
     for name in confcascade.__all__:
         value = getattr(confcascade, name)
         if not inspect.isclass(value):

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
 from confcascade import Chunk, Message, ModelError, Prefilled, Request, Response, Token, Usage
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import Reply, ScriptedModel, check_model, same_record
@@ -19,7 +18,9 @@ REQUEST = Request((Message("user", "q"),))
     "model",
     [
         ScriptedModel("api", {"q": ("one two three", 0.5)}),
-        ScriptedModel("local", {"q": Reply("one two three", [0.1, 0.2, 1.0], hidden=(1, 2))}, hidden_size=2, batch_size=4),
+        ScriptedModel(
+            "local", {"q": Reply("one two three", [0.1, 0.2, 1.0], hidden=(1, 2))}, hidden_size=2, batch_size=4
+        ),
         ScriptedModel("silent", {"q": "one"}, logprobs=False),
         ScriptedModel("uncertain", {"q": Reply("one", None)}, logprobs=None),
     ],
@@ -223,7 +224,9 @@ async def test_a_delay_does_not_block_the_event_loop():
     """A scripted delay is slept in the event loop's own way."""
     model = ScriptedModel("m", {"q": Reply("one", delay_s=0.05)})
 
-    answers = await asyncio.wait_for(asyncio.gather(*(model.agenerate([Generate(model, REQUEST)]) for _ in range(20))), 0.9)
+    answers = await asyncio.wait_for(
+        asyncio.gather(*(model.agenerate([Generate(model, REQUEST)]) for _ in range(20))), 0.9
+    )
 
     assert len(answers) == 20
 
@@ -231,7 +234,11 @@ async def test_a_delay_does_not_block_the_event_loop():
 # ---------------------------------------------------------------------- same_record
 
 
-RECORD = {"stage": 1, "attempts": [{"model": "m", "value": 0.5, "latency_s": 1.0, "reason": "p_t 0.5"}], "cost": {"seconds": 1}}
+RECORD = {
+    "stage": 1,
+    "attempts": [{"model": "m", "value": 0.5, "latency_s": 1.0, "reason": "p_t 0.5"}],
+    "cost": {"seconds": 1},
+}
 
 
 def test_records_are_the_same_but_for_their_times():

@@ -3,10 +3,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from confcascade import ConfigurationError, Message, Prefilled, Request, Response, Usage
 from hypothesis import given
 from hypothesis import strategies as st
-
-from confcascade import ConfigurationError, Message, Prefilled, Request, Response, Usage
 
 HELLO = (Message("user", "Hello"),)
 
@@ -24,7 +23,7 @@ HELLO = (Message("user", "Hello"),)
         [{"role": "user", "content": "Hello", "name": "ignored"}],
         iter(["Hello"]),
     ],
-    ids=str,
+    ids=lambda written: type(written).__name__,
 )
 def test_a_message_may_be_written_in_many_ways(given):
     """A string, a Message, a pair and a mapping are the same message, alone or in a list."""
@@ -33,7 +32,9 @@ def test_a_message_may_be_written_in_many_ways(given):
 
 def test_messages_keep_their_order_and_roles():
     """A conversation stays the conversation it was, whatever mixture of forms it came in."""
-    parsed = Message.parse([("system", "Be brief."), "Hi", {"role": "assistant", "content": "Hello."}, Message("user", "?")])
+    parsed = Message.parse(
+        [("system", "Be brief."), "Hi", {"role": "assistant", "content": "Hello."}, Message("user", "?")]
+    )
 
     assert parsed == (
         Message("system", "Be brief."),
@@ -100,7 +101,10 @@ def test_usage_adds_up(a: Usage, b: Usage):
     both = a + b
 
     assert both.total_tokens == a.total_tokens + b.total_tokens
-    assert (both.input_tokens, both.output_tokens) == (a.input_tokens + b.input_tokens, a.output_tokens + b.output_tokens)
+    assert (both.input_tokens, both.output_tokens) == (
+        a.input_tokens + b.input_tokens,
+        a.output_tokens + b.output_tokens,
+    )
     assert both.estimated == (a.estimated or b.estimated)
     assert Usage() + a == a
 

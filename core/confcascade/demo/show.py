@@ -12,17 +12,16 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from confcascade.asks import Generate
 from confcascade.cascade import Cascade, build_stages
 from confcascade.demo import bundled_stages
-from confcascade.demo.measure import Measured, ask_all, compare, mcnemar, request
+from confcascade.demo.measure import mcnemar
 from confcascade.demo.world import Question, Task, World
 from confcascade.errors import ConfigurationError, require
 from confcascade.flow import Outcome, Stage
 from confcascade.trace import Record, trace
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 __all__ = ["show"]
 
@@ -43,7 +42,12 @@ def show(models: Sequence[str] = (), threshold: float = 0.9, questions: int = 60
     started = time.perf_counter()
     console = Console()
     _quiet()
-    stages = list(build_stages(models=models, threshold=threshold)) if models else bundled_stages()
+    if models:
+        stages = list(build_stages(models=models, threshold=threshold))
+    else:
+        torch = require("torch", "demo")
+        torch.set_num_threads(1)  # such small models are slower on more
+        stages = bundled_stages()
     if len(stages) < 2:
         raise ConfigurationError("A cascade needs at least two models. Give --models twice or more, smallest first.")
     world = World()
@@ -61,6 +65,7 @@ def show(models: Sequence[str] = (), threshold: float = 0.9, questions: int = 60
 
 
 def _quiet() -> None:
+    """Keep the libraries' own messages out of the tables."""
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     for name in ("transformers", "llama_index"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -99,7 +104,9 @@ def _compute(record: Record) -> str:
     flops, answering = record.cost.flops, record.cost_answering_stage.flops
     if flops is None or answering is None:
         return f"{record.cost.tokens} tokens"
-    return f"{flops / 1e6:.1f} MFLOP" + ("" if len(record.attempts) == 1 else f"\n({answering / 1e6:.1f} of it answering)")
+    return f"{flops / 1e6:.1f} MFLOP" + (
+        "" if len(record.attempts) == 1 else f"\n({answering / 1e6:.1f} of it answering)"
+    )
 
 
 # ---------------------------------------------------------------------- (a) a LangChain chain
@@ -175,7 +182,8 @@ def _comparison(console: Console, stages: Sequence[Stage], questions: Sequence[Q
         cascaded = play(stages, "the cascade")
     rows = {**alone, "cascade": cascaded}
     right = {
-        name: np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)]) for name, outcomes in rows.items()
+        name: np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)])
+        for name, outcomes in rows.items()
     }
     total = Table(title=f"{len(questions)} held-out questions", title_justify="left", title_style="bold")
     for column in ("who", "accuracy", "every model that ran", "answering stage only", "seconds"):

@@ -58,7 +58,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(hidden=28, layers=3, heads=2, million_tokens=10, learning_rate=4e-3, batch_tokens=2048),
+    "small": Size(hidden=28, layers=3, heads=2, million_tokens=20, learning_rate=4e-3, batch_tokens=2048),
     "medium": Size(hidden=64, layers=4, heads=2, million_tokens=12, learning_rate=4e-3, batch_tokens=2048),
     "large": Size(hidden=128, layers=6, heads=4, million_tokens=13, learning_rate=3e-3, batch_tokens=3072),
 }
@@ -71,12 +71,20 @@ def build_tokenizer(world: World, seed: int = 7, conversations: int = 40_000) ->
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
-    # a reply opens with a space, so that a value is the same token there as inside a passage; decoding takes it away again
+    # a reply opens with a space, so that a value is the same token there as in a passage; decoding takes it away
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     rng = random.Random(seed)
-    texts = [text for _ in range(conversations) for asked, answered in world.example(rng).turns for text in (asked, f" {answered}")]
+    texts = [
+        text
+        for _ in range(conversations)
+        for asked, answered in world.example(rng).turns
+        for text in (asked, f" {answered}")
+    ]
     values = [value for group in world.values.values() for value in group]
     names = [*world.first_names, *world.last_names, *ADJECTIVES, *NOUNS, *SUFFIXES]
     texts += [f" {word}" for word in [*values, *names]] * 400
@@ -108,7 +116,7 @@ def batches(
     """Endless batches of conversations of similar length, right-padded to a multiple of 8.
 
     Yields:
-        Token ids of shape (rows, length); a mask of the same shape, true where a token is the assistant's; the rows' tasks.
+        Token ids (rows, length); a mask of the same shape, true where a token is the assistant's; the rows' tasks.
     """
     import torch
 
@@ -172,9 +180,9 @@ def new_model(size: Size) -> LlamaForCausalLM:
 
 
 def answer_logits(model: LlamaForCausalLM, tokens: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Llama's forward pass in bfloat16, the head only where it is needed: five times as fast as float32 on a CPU with AVX-512.
+    """Llama's forward pass in bfloat16, the head only where it is needed: much faster than float32 on a recent CPU.
 
-    Written out because autocast would convert at every operation; `tests/demo/test_train.py` holds it to transformers' own.
+    Written out because autocast would convert at every operation; the tests hold it to transformers' own.
 
     Args:
         model: Weights in float32 (converted here, so gradients reach them).
@@ -235,7 +243,9 @@ def train(name: str, out: Path, seed: int = 0, million_tokens: float | None = No
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(hidden, lr=size.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            hidden, lr=size.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
     seen, reported = 0, 0
@@ -263,7 +273,9 @@ def train(name: str, out: Path, seed: int = 0, million_tokens: float | None = No
             losses[task].append(part.mean().item())
         if seen - reported > 5e5:
             reported = seen
-            history.append({"tokens": seen} | {task: round(sum(each) / len(each), 3) for task, each in losses.items() if each})
+            history.append(
+                {"tokens": seen} | {task: round(sum(each) / len(each), 3) for task, each in losses.items() if each}
+            )
             losses = {task: [] for task in MIX}
             print(f"{name}: {history[-1]}, {seen / (time.time() - started):.0f} tokens/s", flush=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -271,7 +283,7 @@ def train(name: str, out: Path, seed: int = 0, million_tokens: float | None = No
     tokenizer.save_pretrained(out)
     weights = (out / "model.safetensors").read_bytes()
     record = {
-        "command": f"python -m confcascade.demo.train {name}",
+        "command": f"python -m confcascade.demo.train {name} --seed {seed} --out FOLDER",
         "seed": seed,
         "size": asdict(size),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -290,7 +302,9 @@ def main() -> None:
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--million-tokens", type=float, help="stop earlier or later than the recipe (for trying things out)")
+    parser.add_argument(
+        "--million-tokens", type=float, help="stop earlier or later than the recipe (for trying things out)"
+    )
     arguments = parser.parse_args()
     train(arguments.size, arguments.out, arguments.seed, arguments.million_tokens)
 

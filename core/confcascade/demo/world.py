@@ -33,7 +33,9 @@ OCCUPATIONS = (
     "baker sailor painter lawyer doctor farmer poet judge singer tailor miner nurse "
     "pilot actor potter weaver mason clerk hunter dancer monk smith cook scribe"
 ).split()
-PRODUCTS = "steel glass paper cotton timber coffee salt wine silk copper leather sugar rubber bricks boats clocks".split()
+PRODUCTS = (
+    "steel glass paper cotton timber coffee salt wine silk copper leather sugar rubber bricks boats clocks"
+).split()
 GENRES = "horror comedy romance mystery fantasy drama satire war travel history crime fable".split()
 ADJECTIVES = (
     "Silent Broken Golden Hidden Last Burning Frozen Crooked Distant Hollow Pale Quiet Restless Scarlet Wooden "
@@ -132,7 +134,7 @@ class Question:
     labels: tuple[str, ...] = ()
 
     def is_correct(self, answer: str) -> bool:
-        """Whether `answer` is right: of a worked sum, what stands after its last "Answer:"; case-sensitive otherwise."""
+        """Whether `answer` is right, case and all; of a worked sum, what stands after its last "Answer:"."""
         return answer.rsplit("Answer:", 1)[-1].strip().rstrip(".") == self.reference
 
 
@@ -364,7 +366,9 @@ class World:
 
     # ---------------------------------------------------------------- measuring
 
-    def questions(self, split: Split, tasks: Sequence[Task] = TASKS, per_task: int | None = None, seed: int = 1) -> list[Question]:
+    def questions(
+        self, split: Split, tasks: Sequence[Task] = TASKS, per_task: int | None = None, seed: int = 1
+    ) -> list[Question]:
         """Held-out questions: wordings, operands and strangers that no training conversation contains.
 
         Facts are asked about uniformly, popular or not. No fact, sum or stranger appears in two splits.
@@ -372,7 +376,7 @@ class World:
         Args:
             split: "fit" (probes), "calibration" (thresholds) or "test".
             tasks: Which tasks, in this order.
-            per_task: Most questions per task (of refusals there are some 250 in the test split); by default as many as facts.
+            per_task: Most questions per task (of some tasks there are fewer); by default as many as facts.
             seed: Chooses distractors, passages and sums, and which facts come first.
 
         Returns:
@@ -393,6 +397,15 @@ class World:
                     made.setdefault(question.prompt, question)
             found += made.values()
         return found
+
+    def facts_in_every_wording(self, split: Split) -> list[Question]:
+        """The facts of a split, each asked in all its wordings, trained on or not: what a probe learns from."""
+        return [
+            Question("facts", wording.format(subject=fact.subject), fact.value, fact.key)
+            for fact in self.facts
+            if self.split_of(fact.key) == split
+            for wording in WORDINGS[fact.relation]
+        ]
 
     def _question(self, task: Task, order: list[Fact], rng: random.Random) -> Question:
         if task == "facts":

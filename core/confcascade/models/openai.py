@@ -300,7 +300,7 @@ class _Reading:
         self._text += text
         if tokens is not None:
             self._tokens = [*(self._tokens or ()), *tokens]
-            if self._ask.watch is not None and (visible := _visible(self._tokens, self._text)):
+            if tokens and self._ask.watch is not None and (visible := _visible(self._tokens, self._text)):
                 self.watcher.see(visible)
         if text or tokens:
             yield Chunk(text, tokens or (), released=self.watcher.verdict == "release", native=event)

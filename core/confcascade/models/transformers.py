@@ -113,7 +113,9 @@ class TransformersModel(Blocking):
         transformers = require("transformers", "local")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(name_or_path), trust_remote_code=trust_remote_code
+            )
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 str(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **loading
             )
@@ -144,7 +146,7 @@ class TransformersModel(Blocking):
         return self._capability
 
     @cached_property
-    def architecture(self) -> Architecture:  # type: ignore[override]  # a cached property satisfies the protocol
+    def architecture(self) -> Architecture:
         config = self.model.config.get_text_config(decoder=True)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         if not config.tie_word_embeddings:  # an input embedding is looked up, not multiplied
@@ -157,7 +159,11 @@ class TransformersModel(Blocking):
         config = self.model.config.to_dict()
         for volatile in ("transformers_version", "_name_or_path"):
             config.pop(volatile, None)
-        described = [json.dumps(config, sort_keys=True, default=str), str(self.model.dtype), str(self.tokenizer.chat_template)]
+        described = [
+            json.dumps(config, sort_keys=True, default=str),
+            str(self.model.dtype),
+            str(self.tokenizer.chat_template),
+        ]
         digest = hashlib.sha256("\n".join(described).encode())
         for parameter in self.model.parameters():  # the first 256 numbers of every tensor
             digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
@@ -181,7 +187,9 @@ class TransformersModel(Blocking):
                 Prefilled(
                     usage=Usage(batch.prompt_lengths[row], 0),
                     hidden_states={layer: hidden[layer][row] for layer in ask.layers},
-                    label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
+                    label_logprobs={
+                        label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()
+                    },
                     state=_State(batch, row),
                 )
             )
@@ -216,7 +224,7 @@ class TransformersModel(Blocking):
         return text
 
     def hidden_states(self, requests: Sequence[Request], layer: int) -> Any:
-        """Hidden states of the last prompt token after block `layer` (from 1), before any final norm: float32 (n, hidden_size)."""
+        """Hidden states of the last prompt token after block `layer`, before any final norm: (n, hidden_size)."""
         import numpy as np
 
         size = self._capability.batch_size
@@ -232,7 +240,7 @@ class TransformersModel(Blocking):
         return ids
 
     def _label_ids(self, prompt: str, label: str) -> tuple[int, ...]:
-        """The tokens that begin `label` right after `prompt`, with and without a space: found in context, never alone."""
+        """The tokens that say `label` right after `prompt`, with and without a space: found in context, never alone."""
         key = prompt[-32:], label
         if key not in self._labels:
             before = self._tokenize(prompt)
@@ -242,7 +250,9 @@ class TransformersModel(Blocking):
                 if len(after) == len(before) + 1 and after[:-1] == before:
                     ids[after[-1]] = None
             if not ids:
-                raise ModelError(f"The label {label!r} is not a single token of model '{self._name}' after this prompt.")
+                raise ModelError(
+                    f"The label {label!r} is not a single token of model '{self._name}' after this prompt."
+                )
             self._labels[key] = tuple(ids)
         return self._labels[key]
 
@@ -257,7 +267,9 @@ class TransformersModel(Blocking):
         if min(map(len, encoded)) == 0:
             raise ModelError("The prompt has no tokens.")
         if self._context is not None and longest >= self._context:
-            raise ModelError(f"The prompt has {longest} tokens; the context of model '{self._name}' holds {self._context}.")
+            raise ModelError(
+                f"The prompt has {longest} tokens; the context of model '{self._name}' holds {self._context}."
+            )
         device = self.model.device
         ids = torch.zeros(len(encoded), longest, dtype=torch.long)
         mask = torch.zeros(len(encoded), longest, dtype=torch.long)
@@ -489,12 +501,13 @@ class _Row:
         if self.finish_reason is not None:
             self._flush()
         self._settle()
-        if self.ask.logprobs and self._watcher.verdict == "hold":
-            # judged as a finished answer is, once it is finished: a watch speaks of answers that go on
-            if self.finish_reason is None and self._settled and self._watcher.see(self._tokens[: self._settled]) == "abort":
-                self.finish_reason = "aborted"
-                self._tokens = self._tokens[: self._settled]
-                self._text = "".join(each.text for each in self._tokens)
+        # a watch speaks of answers that go on; a finished one is judged by its scores
+        if self.finish_reason is not None or not self._settled or not self.ask.logprobs:
+            return
+        if self._watcher.see(self._tokens[: self._settled]) == "abort":
+            self.finish_reason = "aborted"
+            self._tokens = self._tokens[: self._settled]
+            self._text = "".join(each.text for each in self._tokens)
 
     def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
         if not self.ask.top_logprobs:
@@ -548,7 +561,8 @@ class _Row:
             self._settled = len(self._tokens)
             return
         held = max(
-            (n for stop in self.ask.request.stop for n in range(1, len(stop)) if self._text.endswith(stop[:n])), default=0
+            (n for stop in self.ask.request.stop for n in range(1, len(stop)) if self._text.endswith(stop[:n])),
+            default=0,
         )
         safe, length, count = len(self._text) - held, 0, 0
         for token in self._tokens:

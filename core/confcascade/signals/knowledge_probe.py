@@ -157,8 +157,8 @@ class KnowledgeProbe(Signal):
         layer: int | float = 0.75,
         groups: Sequence[str] | None = None,
         hidden_layers: Sequence[int] = (256, 128, 64),
-        max_epochs: int = 60,
-        patience: int = 8,
+        max_epochs: int = 300,
+        patience: int = 20,
         seed: int = 0,
     ) -> KnowledgeProbe:
         """Train a probe on what `model` knew.
@@ -218,7 +218,7 @@ class KnowledgeProbe(Signal):
                 )
         mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
         z = (x - mean) / scale
-        network = MLPClassifier(tuple(hidden_layers), alpha=1e-3, learning_rate_init=1e-3, random_state=seed)
+        network = MLPClassifier(tuple(hidden_layers), alpha=1e-3, learning_rate_init=1e-4, random_state=seed)
         rng = np.random.default_rng(seed)
         best: tuple[float, int, list[Any], list[Any]] | None = None
         for epoch in range(1, max_epochs + 1):

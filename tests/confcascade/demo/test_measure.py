@@ -42,7 +42,9 @@ def test_choose_takes_the_cheapest_within_tolerance():
     n = 400
 
     def made(right, p_t, cost):
-        return Measured(right, np.zeros(n, bool), p_t, np.zeros((n, 2), np.float32), np.full(n, cost), np.full(n, cost / 2))
+        return Measured(
+            right, np.zeros(n, bool), p_t, np.zeros((n, 2), np.float32), np.full(n, cost), np.full(n, cost / 2)
+        )
 
     hard = rng.random(n) < 0.5
     knowing = made(~hard, np.where(hard, 0.1, 0.999), 1.0)

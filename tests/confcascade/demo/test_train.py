@@ -54,11 +54,15 @@ def test_values_are_one_token(tokenizer):
 
 def test_training_learns_and_repeats(tmp_path, monkeypatch):
     """A short training of a tiny size lowers the loss, is the same twice, and loads as any model does."""
-    monkeypatch.setitem(SIZES, "tiny", Size(hidden=16, layers=2, heads=2, million_tokens=1, learning_rate=4e-3, batch_tokens=1024))
+    monkeypatch.setitem(
+        SIZES, "tiny", Size(hidden=16, layers=2, heads=2, million_tokens=1, learning_rate=4e-3, batch_tokens=1024)
+    )
     first = train("tiny", tmp_path / "a", million_tokens=0.03)
     second = train("tiny", tmp_path / "b", million_tokens=0.03)
     assert first["sha256"] == second["sha256"]
     from confcascade import Cascade, Stage, TransformersModel
 
-    outcome = Cascade([Stage(TransformersModel.from_pretrained(tmp_path / "a"))]).run("Which letter is each?", max_tokens=3)
+    outcome = Cascade([Stage(TransformersModel.from_pretrained(tmp_path / "a"))]).run(
+        "Which letter is each?", max_tokens=3
+    )
     assert outcome.record.answered_by == "a"

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-
 from confcascade.demo.world import MIX, OPENING_MIX, TASKS, UNKNOWN, Question, World
 
 WORLD = World()
@@ -68,7 +67,10 @@ def test_references_are_right(task):
             assert options[question.reference] == values[subject + relation]
         if task == "sums":
             numbers = [int(word.strip(",.")) for word in question.prompt.split() if word.strip(",.").isdigit()]
-            signs = [1, *(1 if word == "finds" else -1 for word in question.prompt.split() if word in ("finds", "loses"))]
+            signs = [
+                1,
+                *(1 if word == "finds" else -1 for word in question.prompt.split() if word in ("finds", "loses")),
+            ]
             assert sum(a * b for a, b in zip(numbers, signs, strict=True)) == int(question.reference)
         if task == "reading":
             assert question.reference in question.prompt

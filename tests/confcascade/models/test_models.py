@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-
 from confcascade import (
     Capability,
     Chunk,

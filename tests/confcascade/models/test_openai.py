@@ -13,10 +13,6 @@ from threading import Lock, Thread
 from typing import Any
 
 import pytest
-from pytest_httpserver import HTTPServer
-from werkzeug import Request as Received
-from werkzeug import Response as Sent
-
 from confcascade import (
     Architecture,
     Cascade,
@@ -35,6 +31,9 @@ from confcascade import (
 )
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import ScriptedModel, check_model, same_record
+from pytest_httpserver import HTTPServer
+from werkzeug import Request as Received
+from werkzeug import Response as Sent
 
 PATH = "/v1/chat/completions"
 REQUEST = Request((Message("system", "Be brief."), Message("user", "2+2?")))
@@ -111,11 +110,18 @@ class Server:
         return self.json({"error": {"message": message, "type": "invalid_request_error"}}, status)
 
 
+@pytest.fixture(scope="module")
+def threaded() -> Iterator[HTTPServer]:
+    with HTTPServer(threaded=True) as server:
+        yield server
+
+
 @pytest.fixture
-def server(httpserver: HTTPServer, monkeypatch) -> Server:
+def server(threaded: HTTPServer, monkeypatch) -> Server:
+    threaded.clear()
     for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    return Server(httpserver)
+    return Server(threaded)
 
 
 @pytest.fixture
@@ -215,7 +221,7 @@ def test_log_probabilities_are_never_positive(model: OpenAICompatibleModel, serv
 
 @every_way
 def test_a_character_of_several_tokens(model: OpenAICompatibleModel, server: Server, way: str):
-    """Where a character takes several tokens, their texts add up to it: bytes are read, not the escapes shown for them."""
+    """Where a character takes several tokens, their texts add up to it: bytes are read, not escapes."""
     first, second = "é".encode()
     server.entries = [
         {**entry("caf"), "token": "caf"},
@@ -251,6 +257,14 @@ def test_a_listed_stop_string_is_no_part_of_the_answer(model: OpenAICompatibleMo
     assert [token.text for token in response.tokens or ()] == ["4"]
 
 
+def test_an_end_token_is_left_out_of_a_stripped_answer(model: OpenAICompatibleModel, server: Server):
+    """Where the server strips the text, its tokens no longer spell it; the end token is known by having no bytes."""
+    server.entries, server.text = [entry(" 4"), entry(".")], "4."
+    response = ASKS["generate"](model, Generate(model, REQUEST))
+
+    assert [token.text for token in response.tokens or ()] == [" 4", "."]
+
+
 def test_the_end_of_a_stream_is_no_part_of_the_answer(model: OpenAICompatibleModel, server: Server):
     """Nor are tokens that come with the event that ends a stream, without text."""
     plain = server.events
@@ -281,13 +295,11 @@ def test_the_end_of_a_stream_is_no_part_of_the_answer(model: OpenAICompatibleMod
 @every_way
 def test_log_probabilities_that_are_ignored(model: OpenAICompatibleModel, server: Server, way: str):
     """A server that does not mention them gives an answer without tokens, not one with invented ones."""
-    plain = server.answer
 
-    def silent(body: dict[str, Any]) -> None:
+    def ignore(body: dict[str, Any]) -> None:
         body.pop("logprobs", None)
 
-    server.refuse = silent
-    assert plain
+    server.refuse = ignore
     response = ASKS[way](model, Generate(model, REQUEST))
 
     assert (response.text, response.tokens) == ("4 of course", None)
@@ -297,7 +309,9 @@ def test_log_probabilities_that_are_ignored(model: OpenAICompatibleModel, server
 @every_way
 def test_log_probabilities_that_are_refused(model: OpenAICompatibleModel, server: Server, way: str, status: int):
     """A refusal is answered by asking again without, once; the next call does not ask for them any more."""
-    server.refuse = lambda body: server.error("This model does not support 'logprobs'.", status) if "logprobs" in body else None
+    server.refuse = lambda body: (
+        server.error("This model does not support 'logprobs'.", status) if "logprobs" in body else None
+    )
 
     assert model.capability.logprobs is None
     first = ASKS[way](model, Generate(model, REQUEST))
@@ -322,7 +336,9 @@ async def test_calls_that_are_refused_together(model: OpenAICompatibleModel, ser
             return None
         with lock:
             refused.append(body)
-        while len(refused) < 5:
+        for _ in range(1000):
+            if len(refused) == 5:
+                break
             time.sleep(0.005)
         return server.error("logprobs are not supported")
 
@@ -432,9 +448,7 @@ def test_a_stream_that_is_cut_is_an_error(model: OpenAICompatibleModel, server: 
 
 @pytest.mark.parametrize("logprobs", [True, False])
 @every_way
-def test_usage_that_is_not_told_is_estimated(
-    model: OpenAICompatibleModel, server: Server, way: str, logprobs: bool
-):
+def test_usage_that_is_not_told_is_estimated(model: OpenAICompatibleModel, server: Server, way: str, logprobs: bool):
     """Four characters are taken for a token where nothing better is known, and the usage is marked."""
     server.usage = None
     response = ASKS[way](model, Generate(model, REQUEST, logprobs=logprobs))

@@ -8,7 +8,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from confcascade import Cascade, ConfigurationError, KnowledgeProbe, ModelError, Stage, TokenProbability, TransformersModel
+from confcascade import (
+    Cascade,
+    ConfigurationError,
+    KnowledgeProbe,
+    ModelError,
+    Stage,
+    TokenProbability,
+    TransformersModel,
+)
 from confcascade.asks import Generate, Prefill
 from confcascade.demo import WEIGHTS, bundled_model, bundled_probe
 from confcascade.demo.world import World
@@ -65,9 +73,16 @@ def answer(model, text, **parameters):
 
 def plain_generate(model, text, max_new_tokens):
     """transformers' own generate on the same prompt: ids, and the raw logits they were chosen from."""
-    ids = model.tokenizer(model.render(request(text)), add_special_tokens=model.tokenizer.chat_template is None, return_tensors="pt")
+    ids = model.tokenizer(
+        model.render(request(text)), add_special_tokens=model.tokenizer.chat_template is None, return_tensors="pt"
+    )
     out = model.model.generate(
-        **ids, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0
+        **ids,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=0,
     )
     return out.sequences[0, ids["input_ids"].shape[1] :].tolist(), torch.stack(out.logits, 1)[0]
 
@@ -87,7 +102,9 @@ def test_bundled_model_keeps_the_contract(small):
 def test_generates_token_for_token_what_plain_generate_does(small):
     """Alone, in a batch and continued from a prefill: the same text and log-probabilities as `generate`."""
     prefilled = small.prefill([Prefill(small, request(q), layers=(3,), labels=("A", "B")) for q in QUESTIONS])
-    continued = small.generate([Generate(small, request(q), prefilled=p) for q, p in zip(QUESTIONS, prefilled, strict=True)])
+    continued = small.generate(
+        [Generate(small, request(q), prefilled=p) for q, p in zip(QUESTIONS, prefilled, strict=True)]
+    )
     batched = small.generate([Generate(small, request(q)) for q in QUESTIONS])
     for question, *ours in zip(QUESTIONS, continued, batched, strict=True):
         ids, logits = plain_generate(small, question, 64)
@@ -129,16 +146,17 @@ def test_confidence_adds_no_forward_pass(small):
 
 def test_hidden_states_are_the_blocks_outputs(small):
     """Layer k is transformers' hidden_states[k], padded or not; the last is taken before the final norm."""
-    found = small.hidden_states([request(q) for q in QUESTIONS], 3)
-    last = small.hidden_states([request(QUESTIONS[0])], 4)[0]
+    depth = small.capability.layers
+    found = small.hidden_states([request(q) for q in QUESTIONS], depth - 1)
+    last = small.hidden_states([request(QUESTIONS[0])], depth)[0]
     for row, question in zip(found, QUESTIONS, strict=True):
         ids = small.tokenizer(small.render(request(question)), add_special_tokens=False, return_tensors="pt")
         with torch.no_grad():
             states = small.model(**ids, output_hidden_states=True).hidden_states
-        assert row == pytest.approx(states[3][0, -1].numpy(), abs=1e-4)
+        assert row == pytest.approx(states[depth - 1][0, -1].numpy(), abs=1e-4)
     ids = small.tokenizer(small.render(request(QUESTIONS[0])), add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
-        normed = small.model(**ids, output_hidden_states=True).hidden_states[4][0, -1]
+        normed = small.model(**ids, output_hidden_states=True).hidden_states[depth][0, -1]
         assert small.model.model.norm(torch.tensor(last)).numpy() == pytest.approx(normed.numpy(), abs=1e-4)
 
 
@@ -169,7 +187,11 @@ def test_stop_strings_cut_text_and_tokens(small):
     cut = answer(small, question, stop=(stop,))
     assert cut.text == whole.split(stop)[0]
     assert "".join(token.text for token in cut.tokens) == cut.text
-    chunks = [c.text for c in small.stream(Generate(small, request(question, stop=(stop,)), live=True)) if isinstance(c, Chunk)]
+    chunks = [
+        c.text
+        for c in small.stream(Generate(small, request(question, stop=(stop,)), live=True))
+        if isinstance(c, Chunk)
+    ]
     assert "".join(chunks) == cut.text
 
 
@@ -266,7 +288,7 @@ def test_a_prompt_longer_than_the_context_is_an_error(tokenizer):
 
 def test_unknown_options_are_an_error(small):
     """An option that would be ignored is refused."""
-    with pytest.raises(ModelError, match="knows the options top_p, top_k and seed. Got tools"):
+    with pytest.raises(ModelError, match=r"knows the options top_p, top_k and seed\. Got tools"):
         answer(small, "x", options={"tools": []})
 
 

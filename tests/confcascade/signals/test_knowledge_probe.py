@@ -10,12 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from sklearn.metrics import roc_auc_score
-from sklearn.neural_network import MLPClassifier
-
 from confcascade import (
     ConfigurationError,
     Evidence,
@@ -28,11 +22,16 @@ from confcascade import (
 )
 from confcascade.signals.knowledge_probe import ProbeCard, _split, resolve_layer
 from confcascade.testing import ScriptedModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import roc_auc_score
+from sklearn.neural_network import MLPClassifier
 
 D = 8
 MODEL = ScriptedModel("m", hidden_size=D, batch_size=4)
 REQUEST = Request((Message("user", "q"),))
-QUICK: dict[str, Any] = {"hidden_layers": (16, 8), "max_epochs": 25, "patience": 4}
+QUICK: dict[str, Any] = {"hidden_layers": (16, 8), "max_epochs": 300, "patience": 4}
 
 
 def states(n: int, seed: int) -> np.ndarray:
@@ -61,7 +60,9 @@ def oracle() -> tuple[MLPClassifier, KnowledgeProbe, np.ndarray, np.ndarray]:
     mean, scale = x.mean(0), x.std(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it need not converge
-        network = MLPClassifier((12, 6, 3), max_iter=15, random_state=0).fit((x - mean) / scale, y)
+        network = MLPClassifier((16, 8), max_iter=30, learning_rate_init=0.01, random_state=0).fit(
+            (x - mean) / scale, y
+        )
     weights = {"mean": mean, "scale": scale}
     for i, (w, b) in enumerate(zip(network.coefs_, network.intercepts_, strict=True)):
         weights |= {f"weight.{i}": w.astype(np.float32), f"bias.{i}": b.astype(np.float32)}
@@ -77,6 +78,17 @@ def test_it_predicts_what_scikit_learn_does(oracle: Any, x: np.ndarray):
 
     expected = network.predict_proba((x - mean) / scale)[:, 1]
 
+    np.testing.assert_allclose(probe.predict(x), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_it_decides_as_scikit_learn_does(oracle: Any):
+    """On examples of both kinds, too, the two agree to the last digits."""
+    network, probe, mean, scale = oracle
+    x, _ = planted(500, seed=4)
+
+    expected = network.predict_proba((x - mean) / scale)[:, 1]
+
+    assert expected.min() < 0.2 < 0.8 < expected.max()
     np.testing.assert_allclose(probe.predict(x), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -159,13 +171,22 @@ def test_fitting_is_quiet_and_changes_nothing():
     assert np.array_equal(y, before[1])
 
 
-def test_the_best_epoch_is_kept():
-    """Training ends once the validation loss has stopped falling, and the weights are those of its least."""
-    x, y = planted(120, seed=2)
-    stopped = KnowledgeProbe.fit(MODEL, x, y, hidden_layers=(16,), max_epochs=200, patience=2)
-    again = KnowledgeProbe.fit(MODEL, x, y, hidden_layers=(16,), max_epochs=stopped.card.epochs)
+def test_the_best_epoch_is_kept(monkeypatch):
+    """Training ends `patience` epochs after the least validation loss, and the weights are those of the least."""
+    steps = []
+    partial_fit = MLPClassifier.partial_fit
 
-    assert stopped.card.epochs < 200
+    def counted(self: MLPClassifier, *args: Any, **kwargs: Any) -> Any:
+        steps.append(1)
+        return partial_fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(MLPClassifier, "partial_fit", counted)
+    x, y = states(120, seed=2), np.random.default_rng(2).random(120) < 0.5
+    stopped = KnowledgeProbe.fit(MODEL, x, y, hidden_layers=(64, 64), max_epochs=80, patience=3)
+    assert stopped.card.epochs + 3 < 80
+    assert len(steps) == 2 * (stopped.card.epochs + 3)  # 96 rows are two batches
+
+    again = KnowledgeProbe.fit(MODEL, x, y, hidden_layers=(64, 64), max_epochs=stopped.card.epochs)
     assert again.identity() == stopped.identity()
 
 
@@ -198,7 +219,7 @@ def test_groups_do_not_leak():
     rng = np.random.default_rng(2)
     facts = np.repeat(np.arange(100), 4)
     x, y = states(100, seed=2)[facts], (rng.random(100) < 0.5)[facts]
-    settings: dict[str, Any] = {"hidden_layers": (64,), "max_epochs": 20, "patience": 20}
+    settings: dict[str, Any] = {"hidden_layers": (64,), "max_epochs": 150, "patience": 150}
 
     apart = KnowledgeProbe.fit(MODEL, x, y, groups=[f"fact {fact}" for fact in facts], **settings)
     mixed = KnowledgeProbe.fit(MODEL, x, y, **settings)
@@ -271,7 +292,10 @@ def test_what_cannot_be_learnt_from_is_refused(fit: Callable[[], Any], said: str
     ("model", "said"),
     [
         (ScriptedModel("m"), "'m' does not give any"),
-        (ScriptedModel("other", hidden_size=D), "the stage's model is 'other' (fingerprint scripted-other, 8 dimensions)"),
+        (
+            ScriptedModel("other", hidden_size=D),
+            "the stage's model is 'other' (fingerprint scripted-other, 8 dimensions)",
+        ),
         (ScriptedModel("m", hidden_size=D + 1), "9 dimensions"),
         (Nameless("m", hidden_size=D), "fingerprint None"),
     ],

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-
 from confcascade import (
     ConfigurationError,
     Evidence,
@@ -19,6 +17,8 @@ from confcascade import (
     Usage,
 )
 from confcascade.testing import ScriptedModel
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 REQUEST = Request((Message("user", "q"),))
 
@@ -88,7 +88,7 @@ def test_bounds_never_loosen(logprobs: list[float], aggregate: Any):
     bounds = [signal.bounds(answer(*tokens[:length])) for length in range(len(tokens) + 1)]
 
     assert bounds[0] == (0.0, 1.0)
-    for (low, high), (later_low, later_high) in zip(bounds, bounds[1:], strict=False):
+    for (low, high), (later_low, later_high) in itertools.pairwise(bounds):
         assert low <= later_low
         assert later_high <= high
 
@@ -106,7 +106,9 @@ def test_bounds_are_tight_where_they_can_be():
 
 def test_only_sound_aggregates_claim_to_be_early():
     """`early` says where watching is worth it."""
-    early = {aggregate: TokenProbability(aggregate=aggregate).early for aggregate in ("mean", "min", "product", "first")}
+    early = {
+        aggregate: TokenProbability(aggregate=aggregate).early for aggregate in ("mean", "min", "product", "first")
+    }
 
     assert early == {"mean": False, "min": True, "product": True, "first": True}
     assert TokenProbability("AB").early
@@ -149,7 +151,7 @@ def test_an_impossible_token_has_probability_zero():
     ids=str,
 )
 def test_only_what_follows_the_last_marker_is_judged(tokens: list[str], judged: list[int]):
-    """Tokens after the last occurrence count, and of one that lies across the marker's end, if it carries the answer."""
+    """Tokens after the last occurrence count; one across the marker's end does if the answer begins in it."""
     primes = [2, 3, 5, 7, 11]
     evidence = answer(*(Token(text, -math.log(primes[i])) for i, text in enumerate(tokens)))
 
