@@ -22,7 +22,7 @@ def blocks():
             yield pytest.param(match, id=f"{page.relative_to(ROOT)}:{line}")
 
 
-@pytest.mark.parametrize("match", blocks())
+@pytest.mark.parametrize("match", list(blocks()))
 def test_block(match):
     """A block runs as it stands, and its output is the output shown."""
     if match["skip"]:

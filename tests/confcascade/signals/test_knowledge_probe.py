@@ -27,11 +27,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 D = 8
 MODEL = ScriptedModel("m", hidden_size=D, batch_size=4)
 REQUEST = Request((Message("user", "q"),))
-QUICK: dict[str, Any] = {"hidden_layers": (16, 8), "max_epochs": 300, "patience": 4}
+QUICK: dict[str, Any] = {"hidden_layers": (256, 128), "max_epochs": 40, "patience": 5}
 
 
 def states(n: int, seed: int) -> np.ndarray:
@@ -43,6 +44,13 @@ def planted(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     x = states(n, seed)
     noise = np.random.default_rng(seed + 1).normal(size=n)
     return x, (x[:, 0] - 3) * 2 + (x[:, 5] - 3) + noise > 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small are slower with more threads."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -216,16 +224,15 @@ def test_groups_do_not_leak():
 
     Kept together they cannot be, and the card is honest about it.
     """
-    rng = np.random.default_rng(2)
     facts = np.repeat(np.arange(100), 4)
-    x, y = states(100, seed=2)[facts], (rng.random(100) < 0.5)[facts]
-    settings: dict[str, Any] = {"hidden_layers": (64,), "max_epochs": 150, "patience": 150}
+    x, y = states(100, seed=2)[facts], (np.random.default_rng(2).random(100) < 0.5)[facts]
+    settings: dict[str, Any] = {"hidden_layers": (256, 128), "max_epochs": 60, "patience": 60}
 
     apart = KnowledgeProbe.fit(MODEL, x, y, groups=[f"fact {fact}" for fact in facts], **settings)
     mixed = KnowledgeProbe.fit(MODEL, x, y, **settings)
 
-    assert mixed.card.auroc[1] > 0.7
-    assert apart.card.auroc[1] < 0.6
+    assert mixed.card.auroc[1] > 0.85
+    assert apart.card.auroc[1] < 0.75
 
 
 def test_depth_is_relative_or_absolute():
