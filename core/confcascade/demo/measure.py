@@ -5,7 +5,8 @@
 3. Choose stages and thresholds on the split "calibration": the cheapest within half a point of the largest model.
 4. Run that cascade, live, on the split "test", and write every figure to ``weights/figures.json``.
 
-No question, fact, sum or passage is shared by two splits, and no test question has a hand in steps 2 and 3.
+No question, fact or stranger that is asked about is shared by two splits (a passage may mention others), and no test
+question has a hand in steps 2 and 3. Overwrites the probes, the policy and the figures beside the weights.
 """
 
 from __future__ import annotations

@@ -189,9 +189,11 @@ def _comparison(console: Console, stages: Sequence[Stage], questions: Sequence[Q
     total = Table(title=f"{len(questions)} held-out questions", title_justify="left", title_style="bold")
     for column in ("who", "accuracy", "every model that ran", "answering stage only", "seconds"):
         total.add_column(column, justify="left" if column == "who" else "right")
-    whole, units = _spent(rows[largest.model.name], every=True)
+    in_flops = all(o.record.cost.flops is not None for outcomes in rows.values() for o in outcomes)
+    units = "Compute (FLOPs)" if in_flops else "Tokens"
+    whole = _spent(rows[largest.model.name], in_flops, every=True)
     for name, outcomes in rows.items():
-        every, answering = (_spent(outcomes, every=which)[0] for which in (True, False))
+        every, answering = (_spent(outcomes, in_flops, every=which) for which in (True, False))
         total.add_row(
             name,
             f"{right[name].mean():.1%}",
@@ -208,36 +210,37 @@ def _comparison(console: Console, stages: Sequence[Stage], questions: Sequence[Q
         f"{mcnemar(right['cascade'], right[largest.model.name]):.2f}\n"
     )
     if plot is not None:
-        _plot(plot, stages, rows, right, whole)
+        _plot(plot, stages, rows, right, in_flops)
         console.print(f"Plot written to {plot}")
 
 
-def _spent(outcomes: Sequence[Outcome], every: bool) -> tuple[float, str]:
-    """Total compute of the outcomes, in FLOPs where all models tell, else in tokens; and what was counted."""
+def _spent(outcomes: Sequence[Outcome], in_flops: bool, every: bool) -> float:
+    """Total compute of the outcomes, of every model that ran or of those that answered: FLOPs, or else tokens."""
     costs = [outcome.record.cost if every else outcome.record.cost_answering_stage for outcome in outcomes]
-    flops = [cost.flops for cost in costs]
-    if any(f is None for f in flops):
-        return float(sum(cost.tokens for cost in costs)), "Tokens"
-    return float(sum(f for f in flops if f is not None)), "Compute (FLOPs)"
+    return float(sum((cost.flops or 0.0) if in_flops else cost.tokens for cost in costs))
 
 
-def _plot(path: Path, stages: Sequence[Stage], rows: Any, right: Any, whole: float) -> None:
+def _plot(path: Path, stages: Sequence[Stage], rows: Any, right: Any, in_flops: bool) -> None:
     require("matplotlib", "plots")
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    whole = _spent(rows[stages[-1].model.name], in_flops, every=True)
     figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
     for name, outcomes in rows.items():
-        every = _spent(outcomes, every=True)[0] / whole
-        answering = _spent(outcomes, every=False)[0] / whole
+        every, answering = (_spent(outcomes, in_flops, every=which) / whole for which in (True, False))
         (point,) = axes.plot([100 * every], [100 * right[name].mean()], "o", markersize=9, label=name)
         if answering != every:
             axes.plot([100 * answering], [100 * right[name].mean()], "o", color=point.get_color(), fillstyle="none",
                       label=f"{name}, answering stage only (the papers' accounting)")  # fmt: skip
     axes.axhline(100 * right[stages[-1].model.name].mean() - 1, linestyle=":", linewidth=1, color="gray")
-    axes.set(xlabel=f"compute, % of {stages[-1].model.name} alone", ylabel="accuracy, %", title="Accuracy over compute")
+    axes.set(
+        xlabel=f"{'compute' if in_flops else 'tokens'}, % of {stages[-1].model.name} alone",
+        ylabel="accuracy, %",
+        title="Accuracy over compute",
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)

@@ -371,7 +371,7 @@ class World:
     ) -> list[Question]:
         """Held-out questions: wordings, operands and strangers that no training conversation contains.
 
-        Facts are asked about uniformly, popular or not. No fact, sum or stranger appears in two splits.
+        Facts are asked about uniformly, popular or not. No fact, story or stranger is asked about in two splits.
 
         Args:
             split: "fit" (probes), "calibration" (thresholds) or "test".

@@ -71,7 +71,13 @@ class TransformersModel(Blocking):
             hidden_size=config.hidden_size,
             batch_size=batch_size,
         )
-        self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        if not {"past_key_values", "attention_mask", "position_ids"} <= takes.keys():
+            raise ConfigurationError(
+                f"{type(model).__name__} keeps no KV cache that generation can continue from. "
+                "TransformersModel needs a decoder with attention; serve this model and use OpenAICompatibleModel."
+            )
+        self._keeps_last = "logits_to_keep" in takes
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = frozenset(ends if isinstance(ends, list | tuple) else [ends])
@@ -120,8 +126,9 @@ class TransformersModel(Blocking):
                 str(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **loading
             )
         except (OSError, ValueError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigurationError(
-                f"No causal language model can be loaded from '{name_or_path}': {str(error).splitlines()[0]} "
+                f"No causal language model can be loaded from '{name_or_path}': {why} "
                 "Give a folder with config.json, weights and tokenizer, or the name of one on the hub."
             ) from error
         if device == "cpu" and model.dtype == torch.float16:
@@ -173,35 +180,42 @@ class TransformersModel(Blocking):
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
         layers = sorted({layer for ask in asks for layer in ask.layers})
-        texts = [self.render(ask.request) for ask in asks]
-        batch, hidden = self._read(texts, layers)
-        logprobs = batch.logits.float().log_softmax(-1)
-        found: list[Prefilled | Exception] = []
-        for row, ask in enumerate(asks):
+        found: list[Any] = [None] * len(asks)
+        readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]]]] = []
+        for i, ask in enumerate(asks):  # a prompt that cannot be read fails alone, not its batch
             try:
-                ids = {label: self._label_ids(texts[row], label) for label in ask.labels}
-            except ModelError as error:
-                found.append(error)
-                continue
-            found.append(
-                Prefilled(
-                    usage=Usage(batch.prompt_lengths[row], 0),
-                    hidden_states={layer: hidden[layer][row] for layer in ask.layers},
-                    label_logprobs={
-                        label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()
-                    },
-                    state=_State(batch, row),
-                )
+                text = self.render(ask.request)
+                ids = {label: self._label_ids(text, label) for label in ask.labels}
+                readable.append((i, ask, self._encode(text), ids))
+            except Exception as error:
+                found[i] = error
+        if not readable:
+            return found
+        batch, hidden = self._read([encoded for _, _, encoded, _ in readable], layers)
+        logprobs = batch.logits.float().log_softmax(-1)
+        for row, (i, ask, _, ids) in enumerate(readable):
+            found[i] = Prefilled(
+                usage=Usage(batch.prompt_lengths[row], 0),
+                hidden_states={layer: hidden[layer][row] for layer in ask.layers},
+                label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
+                state=_State(batch, row),
             )
         return found
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         answers: list[Any] = [None] * len(asks)
         for group in self._groups(asks):
-            rows = [_Row(asks[i], self, position) for position, i in enumerate(group)]
+            rows: list[_Row] = []
+            kept: list[int] = []
+            for i in group:  # a prompt that cannot be read fails alone, not its batch
+                try:
+                    rows.append(_Row(asks[i], self, len(rows)))
+                    kept.append(i)
+                except Exception as error:
+                    answers[i] = error
             for _ in self._decode(rows):
                 pass
-            for i, row in zip(group, rows, strict=True):
+            for i, row in zip(kept, rows, strict=True):
                 answers[i] = row.response()
         return answers
 
@@ -230,13 +244,25 @@ class TransformersModel(Blocking):
         size = self._capability.batch_size
         found = []
         for start in range(0, len(requests), size):
-            _, hidden = self._read([self.render(request) for request in requests[start : start + size]], [layer])
+            part = [self._encode(self.render(request)) for request in requests[start : start + size]]
+            _, hidden = self._read(part, [layer])
             found.append(hidden[layer])
         return np.concatenate(found)
 
     def _tokenize(self, text: str) -> list[int]:
         # a rendered template brings its special tokens; raw text gets the tokenizer's own
         ids: list[int] = self.tokenizer(text, add_special_tokens=self.tokenizer.chat_template is None)["input_ids"]
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        """The tokens of a rendered prompt that fits the context."""
+        ids = self._tokenize(text)
+        if not ids:
+            raise ModelError("The prompt has no tokens.")
+        if self._context is not None and len(ids) >= self._context:
+            raise ModelError(
+                f"The prompt has {len(ids)} tokens; the context of model '{self._name}' holds {self._context}."
+            )
         return ids
 
     def _label_ids(self, prompt: str, label: str) -> tuple[int, ...]:
@@ -258,18 +284,11 @@ class TransformersModel(Blocking):
 
     # ------------------------------------------------------------------ forward passes
 
-    def _read(self, texts: Sequence[str], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
+    def _read(self, encoded: Sequence[list[int]], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
         import torch
 
-        encoded = [self._tokenize(text) for text in texts]
         longest = max(map(len, encoded))
-        if min(map(len, encoded)) == 0:
-            raise ModelError("The prompt has no tokens.")
-        if self._context is not None and longest >= self._context:
-            raise ModelError(
-                f"The prompt has {longest} tokens; the context of model '{self._name}' holds {self._context}."
-            )
         device = self.model.device
         ids = torch.zeros(len(encoded), longest, dtype=torch.long)
         mask = torch.zeros(len(encoded), longest, dtype=torch.long)
@@ -308,11 +327,13 @@ class TransformersModel(Blocking):
         """Generate token by token until every row has ended; yields after each step."""
         import torch
 
+        if not rows:
+            return
         states = [row.ask.prefilled.state for row in rows if row.ask.prefilled is not None]
         if states:
             batch = states[0].batch.take([state.row for state in states])
         else:
-            batch, _ = self._read([self.render(row.ask.request) for row in rows], [])
+            batch, _ = self._read([row.prompt for row in rows], [])
         for row in rows:
             row.begin(batch.prompt_lengths[row.position], self._context)
         active = rows
@@ -436,6 +457,7 @@ class _Row:
         self._prompt = 0
         self._limit = 0
         self._warpers, self._random = self._sampling()
+        self.prompt = [] if ask.prefilled else owner._encode(owner.render(ask.request))
 
     # ------------------------------------------------------------------ sampling
 

@@ -22,7 +22,7 @@ from confcascade.demo import WEIGHTS, bundled_model, bundled_probe
 from confcascade.demo.world import World
 from confcascade.models import Chunk
 from confcascade.testing import check_model
-from confcascade.types import Message, Request, Response
+from confcascade.types import Message, Request
 
 torch.set_num_threads(1)
 QUESTIONS = [q.prompt for q in World().questions("test", per_task=8)]
@@ -67,7 +67,8 @@ def request(text, **parameters):
 
 def answer(model, text, **parameters):
     (response,) = model.generate([Generate(model, request(text, **parameters))])
-    assert isinstance(response, Response)
+    if isinstance(response, Exception):
+        raise response
     return response
 
 
@@ -284,6 +285,27 @@ def test_a_prompt_longer_than_the_context_is_an_error(tokenizer):
     model = random_model(tokenizer)
     with pytest.raises(ModelError, match=r"tokens; the context of model 'random-llama' holds 256"):
         answer(model, "salt " * 300)
+
+
+def test_a_prompt_that_cannot_be_read_fails_alone(tokenizer):
+    """In a batch, prefilled or not, the other prompts are answered as if it were not there."""
+    model = random_model(tokenizer)
+    texts = ["Where was Bren born?", "salt " * 300, "What is it?"]
+    first, long, last = model.generate([Generate(model, request(text)) for text in texts])
+    assert isinstance(long, ModelError)
+    assert (first.text, last.text) == (answer(model, texts[0]).text, answer(model, texts[2]).text)
+    first, long, last = model.prefill([Prefill(model, request(text), layers=(2,)) for text in texts])
+    assert isinstance(long, ModelError)
+    assert last.hidden_states[2] == pytest.approx(model.hidden_states([request(texts[2])], 2)[0], abs=1e-5)
+    first.close()
+    last.close()
+
+
+def test_a_model_without_a_cache_is_refused(tokenizer):
+    """A model that generation cannot continue from is refused when it is wrapped, not at the first query."""
+    config = transformers.MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2)
+    with pytest.raises(ConfigurationError, match="MambaForCausalLM keeps no KV cache"):
+        TransformersModel(transformers.MambaForCausalLM(config), tokenizer)
 
 
 def test_unknown_options_are_an_error(small):
