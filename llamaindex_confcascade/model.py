@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import gc
 import inspect
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -98,10 +99,21 @@ class LlamaIndexModel:
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reading = _Reading(ask, must_finish=self._is_openai)
-        for response in self._responses(self._call(ask, stream=True)):
-            yield from reading.add(response)
-            if reading.aborted:
-                break
+        responses, whole = self._responses(self._call(ask, stream=True)), False
+        try:
+            for response in responses:
+                yield from reading.add(response)
+                if reading.aborted:
+                    break
+            else:
+                whole = True
+        finally:
+            if not whole:
+                responses.close()
+                if self._is_openai:
+                    # openai's abandoned stream is a cycle that LlamaIndex never closes; were it collected later, inside
+                    # the connection pool's lock, closing it would wait for that lock for ever
+                    gc.collect()
         yield reading.response()
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
@@ -155,7 +167,7 @@ class LlamaIndexModel:
                 call.succeeded()
                 return _response(response, ask)
 
-    def _responses(self, call: _Call) -> Iterator[ChatResponse]:
+    def _responses(self, call: _Call) -> Generator[ChatResponse, None, None]:
         while not call.done:
             try:
                 for response in self.native.stream_chat(call.messages, **call.parameters):
