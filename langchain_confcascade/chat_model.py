@@ -7,10 +7,20 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any
 
-from confcascade import Cascade, Chunk, ConfigurationError, LanguageModel, Outcome, Signal, Stage, build_stages
-from confcascade.flow import OnError, OnExhausted
-from confcascade.models import from_string
-from confcascade.signals import Threshold
+from confcascade import (
+    Cascade,
+    Chunk,
+    ConfigurationError,
+    LanguageModel,
+    OnError,
+    OnExhausted,
+    Outcome,
+    Signal,
+    Stage,
+    Threshold,
+    build_stages,
+    from_string,
+)
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage

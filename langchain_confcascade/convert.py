@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confcascade import Chunk, ConfigurationError, Message, ModelError, Request, Response, Token, Usage
-from confcascade.asks import Generate
-from confcascade.models import Watcher
+from confcascade import (
+    Chunk,
+    ConfigurationError,
+    Generate,
+    Message,
+    ModelError,
+    Request,
+    Response,
+    Token,
+    Usage,
+    Watcher,
+)
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from typing import Any
 
@@ -13,11 +12,10 @@ from confcascade import (
     Capability,
     Chunk,
     ConfigurationError,
-    ModelError,
-    Prefilled,
+    Generate,
     Response,
 )
-from confcascade.asks import Generate, Prefill
+from confcascade.models.remote import Remote
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import convert_to_messages
 from langchain_core.runnables import RunnableConfig
@@ -34,7 +32,7 @@ _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGo
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
 
-class LangChainModel:
+class LangChainModel(Remote):
     """A LangChain chat model, or one with parameters bound to it, as a `LanguageModel` of the core.
 
     The model is never changed: what a signal needs (log-probabilities) goes along with each call, and a server that
@@ -91,24 +89,7 @@ class LangChainModel:
 
     # ------------------------------------------------------------------ LanguageModel
 
-    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        del asks
-        raise ModelError(f"Model '{self._name}' is a LangChain model: its hidden states cannot be seen.")
-
-    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        return self.prefill(asks)
-
-    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return [self._generate(ask) for ask in asks]
-
-    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return await asyncio.gather(*map(self._agenerate, asks))
-
-    def _generate(self, ask: Generate) -> Response:
-        if ask.watch is not None:
-            *_, last = self.stream(ask)
-            assert isinstance(last, Response)
-            return last
+    def answer(self, ask: Generate) -> Response:
         call = _Call(self._takes, ask, streamed=False)
         while True:
             try:
@@ -120,11 +101,7 @@ class LangChainModel:
                 call.answered()
                 return response_from(message)
 
-    async def _agenerate(self, ask: Generate) -> Response:
-        if ask.watch is not None:
-            *_, last = [item async for item in self.astream(ask)]
-            assert isinstance(last, Response)
-            return last
+    async def aanswer(self, ask: Generate) -> Response:
         call = _Call(self._takes, ask, streamed=False)
         while True:
             try:

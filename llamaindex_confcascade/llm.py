@@ -18,10 +18,10 @@ from confcascade import (
     Response,
     Signal,
     Stage,
+    Threshold,
     Token,
     build_stages,
 )
-from confcascade.signals import Threshold
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,

@@ -6,7 +6,6 @@ import asyncio
 import codecs
 import gc
 import inspect
-import math
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -16,14 +15,14 @@ from confcascade import (
     Capability,
     Chunk,
     ConfigurationError,
+    Generate,
     ModelError,
-    Prefilled,
     Response,
     Token,
     Usage,
+    Watcher,
 )
-from confcascade.asks import Generate, Prefill
-from confcascade.models import Watcher
+from confcascade.models.remote import Remote, estimated_usage, visible
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, ToolCallBlock
 from llama_index.core.llms.llm import LLM
 
@@ -37,7 +36,7 @@ _OPENAI = {"OpenAI", "OpenAILike"}
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
 
-class LlamaIndexModel:
+class LlamaIndexModel(Remote):
     """A LlamaIndex LLM as a `LanguageModel` of the core.
 
     The LLM is never changed: log-probabilities are asked for per call, where a signal needs them and the LLM has a
@@ -84,19 +83,6 @@ class LlamaIndexModel:
 
     # ------------------------------------------------------------------ LanguageModel
 
-    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        del asks
-        raise ModelError(f"Model '{self._name}' is a LlamaIndex LLM: its hidden states cannot be seen.")
-
-    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        return self.prefill(asks)
-
-    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return [self._generate(ask) for ask in asks]
-
-    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return await asyncio.gather(*map(self._agenerate, asks))
-
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reading = _Reading(ask, must_finish=self._is_openai)
         responses, whole = self._responses(self._call(ask, stream=True)), False
@@ -135,11 +121,7 @@ class LlamaIndexModel:
 
     # ------------------------------------------------------------------ calls
 
-    def _generate(self, ask: Generate) -> Response:
-        if ask.watch is not None:  # only a stream can be ended early
-            *_, last = self.stream(ask)
-            assert isinstance(last, Response)
-            return last
+    def answer(self, ask: Generate) -> Response:
         call = self._call(ask)
         while True:
             try:
@@ -150,13 +132,9 @@ class LlamaIndexModel:
                 call.succeeded()
                 return _response(response, ask)
 
-    async def _agenerate(self, ask: Generate) -> Response:
-        if ask.watch is not None:
-            last = [item async for item in self.astream(ask)][-1]
-            assert isinstance(last, Response)
-            return last
+    async def aanswer(self, ask: Generate) -> Response:
         if self._blocks("achat"):
-            return await asyncio.to_thread(self._generate, ask)
+            return await asyncio.to_thread(self.answer, ask)
         call = self._call(ask)
         while True:
             try:
@@ -336,19 +314,6 @@ class _Spelling:
         return Token(text, min(0.0, logprob), top)
 
 
-def _visible(tokens: Sequence[Token] | None, text: str) -> tuple[Token, ...] | None:
-    """Without the tokens that follow the text: some servers list the stop string, too."""
-    if tokens is None or not "".join(token.text for token in tokens).startswith(text):
-        return None if tokens is None else tuple(tokens)
-    visible, length = [], 0
-    for token in tokens:
-        if length >= len(text):
-            break
-        visible.append(token)
-        length += len(token.text)
-    return tuple(visible)
-
-
 def _usage(response: ChatResponse) -> Usage | None:
     for counts in (_get(response.raw, "usage"), _get(response.raw, "usage_metadata"), response.additional_kwargs):
         read, written = (
@@ -363,12 +328,6 @@ def _usage(response: ChatResponse) -> Usage | None:
     return None
 
 
-def _estimated(ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
-    """Four characters a token, where the LLM does not tell."""
-    prompt = sum(len(message.content) for message in ask.request.messages)
-    return Usage(math.ceil(prompt / 4), math.ceil(len(text) / 4) if tokens is None else len(tokens), estimated=True)
-
-
 def _finish_reason(response: ChatResponse) -> str | None:
     message = response.message
     if message.additional_kwargs.get("tool_calls") or any(isinstance(block, ToolCallBlock) for block in message.blocks):
@@ -379,11 +338,11 @@ def _finish_reason(response: ChatResponse) -> str | None:
 
 def _response(response: ChatResponse, ask: Generate) -> Response:
     text = response.message.content or ""
-    tokens = _visible(_Spelling().tokens(response), text)
+    tokens = visible(_Spelling().tokens(response), text)
     return Response(
         text=text,
         tokens=tokens,
-        usage=_usage(response) or _estimated(ask, text, tokens),
+        usage=_usage(response) or estimated_usage(ask, text, tokens),
         finish_reason=_finish_reason(response) or "stop",
         native=response,
     )
@@ -423,19 +382,19 @@ class _Reading:
         self._text += text
         if tokens is not None:
             self._tokens = [*(self._tokens or ()), *tokens]
-            if self._ask.watch is not None and (visible := _visible(self._tokens, self._text)):
-                self._watcher.see(visible)
+            if self._ask.watch is not None and (seen := visible(self._tokens, self._text)):
+                self._watcher.see(seen)
         if text or tokens:
             yield Chunk(text, tokens or (), released=self._watcher.verdict == "release", native=response)
 
     def response(self) -> Response:
         if self._must_finish and not self.aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        tokens = _visible(self._tokens, self._text)
+        tokens = visible(self._tokens, self._text)
         return Response(
             text=self._text,
             tokens=tokens,
-            usage=self._usage or _estimated(self._ask, self._text, tokens),
+            usage=self._usage or estimated_usage(self._ask, self._text, tokens),
             finish_reason="aborted" if self.aborted else self._finish_reason or "stop",
             native=self._last,
         )

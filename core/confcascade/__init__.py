@@ -3,6 +3,7 @@
 Importing this package is cheap: torch, transformers, scikit-learn and the frameworks come in where they are used.
 """
 
+from confcascade.asks import Generate, Prefill
 from confcascade.cascade import Cascade, build_stages
 from confcascade.cost import Architecture, Cost, Prices
 from confcascade.errors import (
@@ -14,11 +15,11 @@ from confcascade.errors import (
     SignalUnavailableError,
     StreamBrokenError,
 )
-from confcascade.flow import Outcome, Stage
-from confcascade.models import Capability, Chunk, LanguageModel
+from confcascade.flow import OnError, OnExhausted, Outcome, Stage
+from confcascade.models import Capability, Chunk, LanguageModel, Watcher, from_string
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
-from confcascade.signals import Evidence, Measurement, Signal
+from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt, Record, Score, Trace, trace
@@ -37,14 +38,18 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Evidence",
+    "Generate",
     "KnowledgeProbe",
     "LanguageModel",
     "Measurement",
     "Message",
     "MissingExtraError",
     "ModelError",
+    "OnError",
+    "OnExhausted",
     "OpenAICompatibleModel",
     "Outcome",
+    "Prefill",
     "Prefilled",
     "Prices",
     "Record",
@@ -55,12 +60,15 @@ __all__ = [
     "SignalUnavailableError",
     "Stage",
     "StreamBrokenError",
+    "Threshold",
     "Token",
     "TokenProbability",
     "Trace",
     "TransformersModel",
     "Usage",
+    "Watcher",
     "__version__",
     "build_stages",
+    "from_string",
     "trace",
 ]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import math
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from confcascade.asks import Generate, Prefill
+from confcascade.asks import Generate
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models import Capability, Chunk, Watcher
-from confcascade.types import Prefilled, Response, Token, Usage
+from confcascade.models.remote import Remote, estimated_usage, visible
+from confcascade.types import Response, Token, Usage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAICompatibleModel"]
 
 
-class OpenAICompatibleModel:
+class OpenAICompatibleModel(Remote):
     """A chat model behind ``/v1/chat/completions``.
 
     Log-probabilities are asked for with every call that a signal needs them in; a server that refuses them is asked
@@ -93,19 +93,6 @@ class OpenAICompatibleModel:
 
     # ------------------------------------------------------------------ LanguageModel
 
-    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        del asks
-        raise ModelError(f"Model '{self._name}' is behind an API: its hidden states cannot be seen.")
-
-    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        return self.prefill(asks)
-
-    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return [self._generate(ask) for ask in asks]
-
-    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return await asyncio.gather(*map(self._agenerate, asks))
-
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reading = _Reading(ask)
         with self._create(ask, stream=True, stream_options={"include_usage": True}) as events:
@@ -127,19 +114,11 @@ class OpenAICompatibleModel:
 
     # ------------------------------------------------------------------ calls
 
-    def _generate(self, ask: Generate) -> Response:
-        if ask.watch is None:
-            return _response(self._create(ask), ask)
-        *_, last = self.stream(ask)
-        assert isinstance(last, Response)
-        return last
+    def answer(self, ask: Generate) -> Response:
+        return _response(self._create(ask), ask)
 
-    async def _agenerate(self, ask: Generate) -> Response:
-        if ask.watch is None:
-            return _response(await self._acreate(ask), ask)
-        last = [item async for item in self.astream(ask)][-1]
-        assert isinstance(last, Response)
-        return last
+    async def aanswer(self, ask: Generate) -> Response:
+        return _response(await self._acreate(ask), ask)
 
     def _create(self, ask: Generate, **more: Any) -> Any:
         import openai
@@ -239,25 +218,10 @@ class _Spelling:
         )
 
 
-def _visible(tokens: Sequence[Token] | None, text: str) -> tuple[Token, ...] | None:
-    """Without the tokens that follow the text: some servers list the stop string, too."""
-    if tokens is None or not "".join(token.text for token in tokens).startswith(text):
-        return None if tokens is None else tuple(tokens)
-    visible, length = [], 0
-    for token in tokens:
-        if length >= len(text):
-            break
-        visible.append(token)
-        length += len(token.text)
-    return tuple(visible)
-
-
 def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
-    if usage is not None:
-        return Usage(usage.prompt_tokens, usage.completion_tokens)
-    prompt = sum(len(message.content) for message in ask.request.messages)
-    written = math.ceil(len(text) / 4) if tokens is None else len(tokens)
-    return Usage(math.ceil(prompt / 4), written, estimated=True)
+    if usage is None:
+        return estimated_usage(ask, text, tokens)
+    return Usage(usage.prompt_tokens, usage.completion_tokens)
 
 
 def _response(completion: Any, ask: Generate) -> Response:
@@ -265,7 +229,7 @@ def _response(completion: Any, ask: Generate) -> Response:
         raise ModelError(f"Model '{ask.model.name}' answered without a choice.")
     choice = completion.choices[0]
     text = choice.message.content or ""
-    tokens = _visible(_Spelling().tokens(choice.logprobs), text)
+    tokens = visible(_Spelling().tokens(choice.logprobs), text)
     return Response(
         text=text,
         tokens=tokens,
@@ -300,8 +264,8 @@ class _Reading:
         self._text += text
         if tokens is not None:
             self._tokens = [*(self._tokens or ()), *tokens]
-            if tokens and self._ask.watch is not None and (visible := _visible(self._tokens, self._text)):
-                self.watcher.see(visible)
+            if tokens and self._ask.watch is not None and (seen := visible(self._tokens, self._text)):
+                self.watcher.see(seen)
         if text or tokens:
             yield Chunk(text, tokens or (), released=self.watcher.verdict == "release", native=event)
 
@@ -309,7 +273,7 @@ class _Reading:
         aborted = self.watcher.verdict == "abort"
         if not aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        tokens = _visible(self._tokens, self._text)
+        tokens = visible(self._tokens, self._text)
         return Response(
             text=self._text,
             tokens=tokens,

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from confcascade.asks import Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
-from confcascade.models import Blocking, Capability, Chunk, Watcher
-from confcascade.types import Prefilled, Request, Response, Token, Usage
+from confcascade.models import Blocking, Capability, Chunk
+from confcascade.models.generation import Row, Speaker
+from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +60,8 @@ class TransformersModel(Blocking):
         self.model = model
         self.tokenizer = tokenizer
         self._name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
-        self._max_new_tokens = max_new_tokens
         self._template_options = dict(template_options or {})
         config = model.config.get_text_config(decoder=True)
-        self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._blocks = _blocks(model, config.num_hidden_layers)
         self._capability = Capability(
             logprobs=True,
@@ -80,7 +79,14 @@ class TransformersModel(Blocking):
         self._keeps_last = "logits_to_keep" in takes
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = tokenizer.eos_token_id if ends is None else ends
-        self._ends = frozenset(ends if isinstance(ends, list | tuple) else [ends])
+        self._speaker = Speaker(
+            name=self._name,
+            tokenizer=tokenizer,
+            ends=frozenset(ends if isinstance(ends, list | tuple) else [ends]),
+            max_new_tokens=max_new_tokens,
+            context=getattr(config, "max_position_embeddings", None),
+            device=model.device,
+        )
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
@@ -205,11 +211,11 @@ class TransformersModel(Blocking):
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         answers: list[Any] = [None] * len(asks)
         for group in self._groups(asks):
-            rows: list[_Row] = []
+            rows: list[Row] = []
             kept: list[int] = []
             for i in group:  # a prompt that cannot be read fails alone, not its batch
                 try:
-                    rows.append(_Row(asks[i], self, len(rows)))
+                    rows.append(self._row(asks[i], len(rows)))
                     kept.append(i)
                 except Exception as error:
                     answers[i] = error
@@ -220,7 +226,7 @@ class TransformersModel(Blocking):
         return answers
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        row = _Row(ask, self, 0)
+        row = self._row(ask, 0)
         for _ in self._decode([row]):
             yield from row.new_chunks()
         yield row.response()
@@ -259,10 +265,9 @@ class TransformersModel(Blocking):
         ids = self._tokenize(text)
         if not ids:
             raise ModelError("The prompt has no tokens.")
-        if self._context is not None and len(ids) >= self._context:
-            raise ModelError(
-                f"The prompt has {len(ids)} tokens; the context of model '{self._name}' holds {self._context}."
-            )
+        context = self._speaker.context
+        if context is not None and len(ids) >= context:
+            raise ModelError(f"The prompt has {len(ids)} tokens; the context of model '{self._name}' holds {context}.")
         return ids
 
     def _label_ids(self, prompt: str, label: str) -> tuple[int, ...]:
@@ -284,7 +289,7 @@ class TransformersModel(Blocking):
 
     # ------------------------------------------------------------------ forward passes
 
-    def _read(self, encoded: Sequence[list[int]], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
+    def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
         import torch
 
@@ -323,7 +328,10 @@ class TransformersModel(Blocking):
             groups.setdefault(id(ask.prefilled.state.batch) if ask.prefilled else 0, []).append(i)
         return list(groups.values())
 
-    def _decode(self, rows: list[_Row]) -> Iterator[None]:
+    def _row(self, ask: Generate, position: int) -> Row:
+        return Row(ask, self._speaker, [] if ask.prefilled else self._encode(self.render(ask.request)), position)
+
+    def _decode(self, rows: list[Row]) -> Iterator[None]:
         """Generate token by token until every row has ended; yields after each step."""
         import torch
 
@@ -335,7 +343,7 @@ class TransformersModel(Blocking):
         else:
             batch, _ = self._read([row.prompt for row in rows], [])
         for row in rows:
-            row.begin(batch.prompt_lengths[row.position], self._context)
+            row.begin(batch.prompt_lengths[row.position])
         active = rows
         while active:
             raw = batch.logits.float()
@@ -435,185 +443,6 @@ class _Capture:
                 self.states[index] = hidden[:, -1].detach().float().cpu().numpy()
 
         return hook
-
-
-class _Row:
-    """One answer while it is generated: its text, its tokens, and when it ends."""
-
-    def __init__(self, ask: Generate, owner: TransformersModel, position: int) -> None:
-        self.ask = ask
-        self.position = position
-        self.finish_reason: str | None = None
-        self._owner = owner
-        self._tokenizer = owner.tokenizer
-        self._watcher = Watcher(ask)
-        self._tokens: list[Token] = []
-        self._settled = 0  # tokens that no stop string can still cut
-        self._shown = 0
-        self._ids: list[int] = []
-        self._decoded = (0, 0)  # where the last undecoded window begins, and up to where it was decoded
-        self._text = ""
-        self._generated = 0
-        self._prompt = 0
-        self._limit = 0
-        self._warpers, self._random = self._sampling()
-        self.prompt = [] if ask.prefilled else owner._encode(owner.render(ask.request))
-
-    # ------------------------------------------------------------------ sampling
-
-    @property
-    def samples(self) -> bool:
-        return self._warpers is not None
-
-    def _sampling(self) -> tuple[Any, Any]:
-        options = dict(self.ask.request.options)
-        top_p, top_k, seed = options.pop("top_p", None), options.pop("top_k", None), options.pop("seed", None)
-        if options:
-            raise ModelError(
-                f"Model '{self._owner.name}' knows the options top_p, top_k and seed. Got {', '.join(sorted(options))}."
-            )
-        temperature = self.ask.request.temperature
-        if not temperature:
-            return None, None
-        import torch
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
-        if top_k is not None:
-            warpers.append(TopKLogitsWarper(top_k))
-        if top_p is not None:
-            warpers.append(TopPLogitsWarper(top_p))
-        generator = torch.Generator(device=self._owner.model.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        return warpers, generator
-
-    def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw a token from raw logits (vocabulary,)."""
-        import torch
-
-        warped = self._warpers(None, logits[None])[0]
-        return torch.multinomial(warped.softmax(-1), 1, generator=self._random)[0]
-
-    # ------------------------------------------------------------------ growing
-
-    def begin(self, prompt_tokens: int, context: int | None) -> None:
-        limit = self.ask.request.max_tokens
-        self._limit = self._owner._max_new_tokens if limit is None else limit
-        if context is not None:
-            self._limit = min(self._limit, context - prompt_tokens)
-        self._prompt = prompt_tokens
-
-    def push(self, token: int, logprob: float, logprobs: torch.Tensor) -> None:
-        """Take the next token; `logprobs` is the whole distribution (vocabulary,) it came from."""
-        self._generated += 1
-        if token in self._owner._ends:
-            self.finish_reason = "stop"
-        else:
-            self._ids.append(token)
-            piece = self._decode_new()
-            self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs)))
-            self._text += piece
-            if self._cut_at_stop():
-                self.finish_reason = "stop"
-            elif self._generated >= self._limit:
-                self.finish_reason = "length"
-        if self.finish_reason is not None:
-            self._flush()
-        self._settle()
-        # a watch speaks of answers that go on; a finished one is judged by its scores
-        if self.finish_reason is not None or not self._settled or not self.ask.logprobs:
-            return
-        if self._watcher.see(self._tokens[: self._settled]) == "abort":
-            self.finish_reason = "aborted"
-            self._tokens = self._tokens[: self._settled]
-            self._text = "".join(each.text for each in self._tokens)
-
-    def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
-        if not self.ask.top_logprobs:
-            return ()
-        values, ids = logprobs.topk(min(self.ask.top_logprobs, logprobs.shape[-1]))
-        return tuple((self._tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
-
-    def _decode_new(self) -> str:
-        """Text that the last token adds; empty while a character is incomplete."""
-        start, done = self._decoded
-        before = self._tokenizer.decode(self._ids[start:done], skip_special_tokens=True)
-        now: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)
-        if now.endswith("\ufffd") or len(now) <= len(before):
-            return ""
-        self._decoded = (done, len(self._ids))
-        return now[len(before) :]
-
-    def _flush(self) -> None:
-        """Show what an incomplete character left behind."""
-        start, done = self._decoded
-        if self.finish_reason != "aborted" and self._tokens and done < len(self._ids) and not self._was_cut:
-            before = self._tokenizer.decode(self._ids[start:done], skip_special_tokens=True)
-            rest: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)[len(before) :]
-            if rest:
-                last = self._tokens[-1]
-                self._tokens[-1] = Token(last.text + rest, last.logprob, last.top)
-                self._text += rest
-
-    _was_cut = False
-
-    def _cut_at_stop(self) -> bool:
-        """End the text before the first stop string, if one has appeared."""
-        ends = [at for stop in self.ask.request.stop if stop and (at := self._text.find(stop)) >= 0]
-        if not ends:
-            return False
-        self._was_cut = True
-        self._text = self._text[: min(ends)]
-        kept, length = [], 0
-        for token in self._tokens:
-            if length >= len(self._text):
-                break
-            text = token.text[: len(self._text) - length]
-            kept.append(Token(text, token.logprob, token.top))
-            length += len(text)
-        self._tokens = kept
-        return True
-
-    def _settle(self) -> None:
-        """Count the tokens that cannot turn out to begin a stop string."""
-        if self.finish_reason is not None or not self.ask.request.stop:
-            self._settled = len(self._tokens)
-            return
-        held = max(
-            (n for stop in self.ask.request.stop for n in range(1, len(stop)) if self._text.endswith(stop[:n])),
-            default=0,
-        )
-        safe, length, count = len(self._text) - held, 0, 0
-        for token in self._tokens:
-            length += len(token.text)
-            if length > safe:
-                break
-            count += 1
-        self._settled = max(self._settled, count)
-
-    # ------------------------------------------------------------------ showing
-
-    def new_chunks(self) -> Iterator[Chunk]:
-        """What has settled since the last call."""
-        if self._settled > self._shown:
-            fresh = tuple(self._tokens[self._shown : self._settled])
-            self._shown = self._settled
-            yield Chunk(
-                "".join(token.text for token in fresh),
-                fresh if self.ask.logprobs else (),
-                released=self._watcher.verdict == "release",
-            )
-
-    def response(self) -> Response:
-        return Response(
-            text=self._text,
-            tokens=tuple(self._tokens) if self.ask.logprobs else None,
-            usage=Usage(self._prompt, self._generated),
-            finish_reason=self.finish_reason,
-        )
 
 
 def _blocks(model: Any, count: int) -> Any:

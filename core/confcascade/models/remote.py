@@ -1,0 +1,75 @@
+"""What models behind an API have in common, whichever client speaks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+from confcascade.asks import Generate, Prefill
+from confcascade.errors import ModelError
+from confcascade.models import Chunk
+from confcascade.types import Prefilled, Response, Token, Usage
+
+__all__ = ["Remote", "estimated_usage", "visible"]
+
+
+class Remote:
+    """Half of a `LanguageModel`: one call for each ask, no hidden states, and a watched answer is streamed.
+
+    The other half is the subclass's: `answer` and `aanswer` for one ask whose answer comes whole, `stream` and
+    `astream` for one that comes in pieces (only those can be ended early).
+    """
+
+    answer: Callable[[Generate], Response]
+    aanswer: Callable[[Generate], Coroutine[Any, Any, Response]]
+    stream: Callable[[Generate], Iterator[Chunk | Response]]
+    astream: Callable[[Generate], AsyncIterator[Chunk | Response]]
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        del asks
+        raise ModelError(f"Model '{self.name}' is behind an API: its hidden states cannot be seen.")
+
+    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        return self.prefill(asks)
+
+    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        return [self.answer(ask) if ask.watch is None else _last(list(self.stream(ask))) for ask in asks]
+
+    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        async def one(ask: Generate) -> Response:
+            if ask.watch is None:
+                return await self.aanswer(ask)
+            return _last([item async for item in self.astream(ask)])
+
+        return await asyncio.gather(*map(one, asks))
+
+
+def _last(items: list[Chunk | Response]) -> Response:
+    response = items[-1]
+    assert isinstance(response, Response)
+    return response
+
+
+def visible(tokens: Sequence[Token] | None, text: str) -> tuple[Token, ...] | None:
+    """Without the tokens that follow the text: some servers list the stop string, too."""
+    if tokens is None or not "".join(token.text for token in tokens).startswith(text):
+        return None if tokens is None else tuple(tokens)
+    seen, length = [], 0
+    for token in tokens:
+        if length >= len(text):
+            break
+        seen.append(token)
+        length += len(token.text)
+    return tuple(seen)
+
+
+def estimated_usage(ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
+    """Four characters a token, where the server does not tell; an answer's tokens are counted if they are known."""
+    prompt = sum(len(message.content) for message in ask.request.messages)
+    return Usage(math.ceil(prompt / 4), math.ceil(len(text) / 4) if tokens is None else len(tokens), estimated=True)
