@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
@@ -53,3 +54,72 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
     yield serve
     servers.clear()  # a server stops when nobody holds it
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a cascade over the bundled models in this process does, for cascades over served ones to be held against.
+
+    Attributes:
+        prompts: Held-out questions whose answers hang on no tie.
+        threshold: Of P(T); a third of the answers at least lie on either side, none close to it.
+        outcomes: What the local cascade made of the prompts.
+    """
+
+    # Server and library compute in float32 and add up in another order: log-probabilities differ by 3e-5
+    tolerance: ClassVar[float] = 1e-3
+
+    prompts: list[str]
+    threshold: float
+    outcomes: list[Any]
+
+    def check(self, outcome: Any, text: str, record: dict[str, Any]) -> None:
+        """Hold an answer and its record, as `Record.as_dict` gives it, against the local cascade's `outcome`."""
+        assert text.removeprefix(" ") == outcome.text  # the local tokenizer's decoder takes a first space away
+        ours, theirs = outcome.record.as_dict(), record
+        assert (theirs["stage"], theirs["answered_by"]) == (ours["stage"], ours["answered_by"])
+        assert len(theirs["attempts"]) == len(ours["attempts"])
+        for mine, other in zip(ours["attempts"], theirs["attempts"], strict=True):
+            assert other["decision"] == mine["decision"]
+            for name, score in mine["scores"].items():
+                assert other["scores"][name]["value"] == pytest.approx(score["value"], abs=self.tolerance)
+                assert other["scores"][name]["passed"] == score["passed"]
+        assert theirs["usage"] == ours["usage"]
+
+
+@pytest.fixture(scope="session")
+def yardstick() -> Yardstick:
+    """The bundled models "small" and "large" with P(T) of the answer between them, greedy, on 24 questions or so."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import math
+
+    from confcascade import Cascade, Message, Request, Stage, TokenProbability
+    from confcascade.asks import Generate
+    from confcascade.demo import bundled_model
+    from confcascade.demo.world import World
+
+    models = [bundled_model("small"), bundled_model("large")]
+    asked = [question.prompt for question in World().questions("test", ("facts", "sums"), per_task=13)]
+    requests = [Request((Message("user", prompt),)) for prompt in asked]
+    answers = [
+        model.generate([Generate(model, request, top_logprobs=2) for request in requests]) for model in models
+    ]
+    tolerance = Yardstick.tolerance
+    tied = {
+        i
+        for answered in answers
+        for i, answer in enumerate(answered)
+        if any(token.top[0][1] - token.top[1][1] < tolerance for token in answer.tokens)
+    }
+    kept = [i for i in range(len(asked)) if i not in tied]
+    logprobs = [[token.logprob for token in answers[0][i].tokens] for i in kept]
+    scores = sorted(math.exp(math.fsum(each) / len(each)) for each in logprobs)
+    # the widest gap in the middle third
+    lowest, highest = len(scores) // 3, 2 * len(scores) // 3
+    gap, threshold = max((b - a, (a + b) / 2) for a, b in zip(scores[lowest:], scores[lowest + 1 : highest], strict=False))
+    assert len(kept) >= 20
+    assert gap > 2 * tolerance
+    cascade = Cascade([Stage(models[0], [TokenProbability()], {"p_t": threshold}), Stage(models[1])])
+    prompts = [asked[i] for i in kept]
+    return Yardstick(prompts, threshold, cascade.run_batch(prompts))
