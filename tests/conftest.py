@@ -102,9 +102,7 @@ def yardstick() -> Yardstick:
     models = [bundled_model("small"), bundled_model("large")]
     asked = [question.prompt for question in World().questions("test", ("facts", "sums"), per_task=13)]
     requests = [Request((Message("user", prompt),)) for prompt in asked]
-    answers = [
-        model.generate([Generate(model, request, top_logprobs=2) for request in requests]) for model in models
-    ]
+    answers = [model.generate([Generate(model, request, top_logprobs=2) for request in requests]) for model in models]
     tolerance = Yardstick.tolerance
     tied = {
         i
@@ -117,7 +115,9 @@ def yardstick() -> Yardstick:
     scores = sorted(math.exp(math.fsum(each) / len(each)) for each in logprobs)
     # the widest gap in the middle third
     lowest, highest = len(scores) // 3, 2 * len(scores) // 3
-    gap, threshold = max((b - a, (a + b) / 2) for a, b in zip(scores[lowest:], scores[lowest + 1 : highest], strict=False))
+    gap, threshold = max(
+        (b - a, (a + b) / 2) for a, b in zip(scores[lowest:], scores[lowest + 1 : highest], strict=False)
+    )
     assert len(kept) >= 20
     assert gap > 2 * tolerance
     cascade = Cascade([Stage(models[0], [TokenProbability()], {"p_t": threshold}), Stage(models[1])])

@@ -6,7 +6,6 @@ import functools
 import operator
 
 import pytest
-
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate

@@ -1,4 +1,4 @@
-"""A bundled model as one GGUF file, for llama.cpp and what is built on it: ``python -m confcascade.demo.gguf SIZE --out FILE``.
+"""A bundled model as a GGUF file: ``python -m confcascade.demo.gguf SIZE --out FILE``, for llama.cpp and its kin.
 
 llama.cpp's own converter knows tokenizers by a hash of what they do, and refuses one made at home.  The bundled
 models need no such list: they are Llamas with a byte-level BPE that splits words as Qwen2 does.
@@ -66,7 +66,7 @@ def write_gguf(folder: str | Path, out: str | Path) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     _add_tokenizer(writer, folder, config)
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    names: Any = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, stored in load_file(folder / "model.safetensors").items():
         tensor = stored.astype(np.float32)
         if name.endswith("q_proj.weight"):
@@ -84,7 +84,8 @@ def _add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     from gguf import TokenType
 
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    split = next(iter((tokenizer["pre_tokenizer"] or {}).get("pretokenizers", [])), {}).get("pattern", {}).get("Regex")
+    parts = (tokenizer["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
+    split = (parts[0].get("pattern") or {}).get("Regex")
     if tokenizer["model"]["type"] != "BPE" or split != SPLIT:
         raise ConfigurationError(
             f"Only a BPE that splits words as the bundled models' can be written; that in '{folder}' does not."

@@ -59,7 +59,9 @@ def test_the_command_writes_the_file(tmp_path):
     sizes = []
     for size in SIZES[:2]:
         path = tmp_path / f"{size}.gguf"
-        subprocess.run([sys.executable, "-m", "confcascade.demo.gguf", size, "--out", str(path)], check=True, timeout=100)
+        subprocess.run(
+            [sys.executable, "-m", "confcascade.demo.gguf", size, "--out", str(path)], check=True, timeout=100
+        )
         fields = gguf.GGUFReader(path).fields
         config = json.loads((WEIGHTS / size / "config.json").read_text())
         assert fields["llama.block_count"].contents() == config["num_hidden_layers"]

@@ -1,4 +1,4 @@
-"""`OpenAICompatibleModel` and cascades of it against llama.cpp's own server, held against the same models in process."""
+"""`OpenAICompatibleModel` and cascades of it against llama.cpp's own server, held against the same models here."""
 
 from __future__ import annotations
 
