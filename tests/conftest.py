@@ -56,6 +56,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     servers.clear()  # a server stops when nobody holds it
 
 
+@pytest.fixture(scope="session")
+def chat_openai(served: Callable[[str], str]) -> Callable[..., Any]:
+    """Makes LangChain's `ChatOpenAI` of a served bundled model: ``chat_openai("small")``. Greedy."""
+    httpx = pytest.importorskip("httpx")
+    langchain_openai = pytest.importorskip("langchain_openai")
+
+    def make(size: str, **parameters: Any) -> Any:
+        # a client of its own: langchain-openai shares asynchronous clients by address, over event loops
+        client = httpx.AsyncClient(verify=False, timeout=60)
+        return langchain_openai.ChatOpenAI(
+            model=size, base_url=served(size), api_key="none", temperature=0, http_async_client=client, **parameters
+        )
+
+    return make
+
+
 @dataclass(frozen=True)
 class Yardstick:
     """What a cascade over the bundled models in this process does, for cascades over served ones to be held against.

@@ -244,6 +244,7 @@ class Accepted(OverRules):
     chat_model_params: ClassVar[dict[str, Any]] = {
         "models": [RuleBased(model="small"), Forbidden(model="large")],
         "threshold": 0.9,
+        "on_exhausted": "raise",
     }
 
 
@@ -255,6 +256,23 @@ class Escalated(OverRules):
         "threshold": 0.9,
     }
     structured_output_kwargs: ClassVar[dict[str, Any]] = {"method": "json_schema"}
+
+
+@pytest.mark.parametrize(
+    ("topology", "decisions"),
+    [(OneStage, ["accept"]), (Accepted, ["accept"]), (Escalated, ["escalate", "accept"])],
+)
+def test_a_topology_is_what_it_says(topology: Any, decisions: list[str]) -> None:
+    """Also where tools are called and structured output is given: the suite does not look who answered."""
+    llm = ConfidenceCascadeLLM(**topology.chat_model_params)
+    messages = [llm.invoke("Hello"), *llm.stream("Hello")]
+    if TOOLS:
+        schema = {"title": "Pet", "description": "A pet.", "type": "object", "properties": {"name": {"type": "string"}}}
+        structured = llm.with_structured_output(schema, include_raw=True)
+        messages += [llm.bind_tools([schema]).invoke("Which?"), structured.invoke("Which?")["raw"]]
+    records = [each.response_metadata["confcascade"] for each in messages if "confcascade" in each.response_metadata]
+    assert len(records) == (4 if TOOLS else 2)
+    assert all([attempt["decision"] for attempt in record["attempts"]] == decisions for record in records)
 
 
 class TestRulesAlone(AllSwitchesOn, ChatModelIntegrationTests):
