@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from confcascade import (
     Cascade,
@@ -22,15 +23,19 @@ from confcascade import (
     from_string,
 )
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBindingBase
-from pydantic import PrivateAttr, SkipValidation
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from langchain_confcascade.convert import request_from, shown, usage_metadata
 from langchain_confcascade.model import LangChainModel
+from langchain_confcascade.structured import CARRIED, Structured, StructuredOutputParser
+from langchain_confcascade.tools import bound_tool
 
 __all__ = ["ConfidenceCascadeLLM"]
 
@@ -133,6 +138,79 @@ class ConfidenceCascadeLLM(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return {**super()._get_ls_params(stop=stop, **kwargs), "ls_provider": "confcascade"}
 
+    # ------------------------------------------------------------------ tools and structured output
+
+    @override
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Give the models tools, each in its own provider's form when it is called.
+
+        A call that cannot be used (an unknown tool, arguments that do not fit, none where one is forced) passes the
+        query on, and so does a stage whose model cannot call tools.
+
+        Args:
+            tools: Functions, pydantic classes, `BaseTool` objects, mappings in OpenAI's form or a provider's own.
+            tool_choice: "auto", "none", "any", the name of a tool, or a provider's own form.
+            **kwargs: What the stages' own `bind_tools` take, and parameters of their calls.
+
+        Raises:
+            ConfigurationError: If the last stage, which always answers, cannot call tools.
+            ValueError: If LangChain cannot read a tool.
+        """
+        self._require("tools", "call tools")
+        choice = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=[bound_tool(tool) for tool in tools], **choice, **kwargs)
+
+    @override
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["function_calling", "json_mode", "json_schema"] | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Answer in the form of a schema, each model asked for it in its own way.
+
+        Output that does not validate passes the query on; the last stage fails as it would alone.  A stream gives one
+        object, at its end.
+
+        Args:
+            schema: A pydantic class, a TypedDict, a JSON Schema or a function in OpenAI's form.
+            include_raw: Give ``{"raw": message, "parsed": object, "parsing_error": error}`` and never raise.
+            method: By default each model's own; core models are always asked with a JSON Schema.
+            strict: See the models' own.
+            **kwargs: What else the models' own `with_structured_output` take.
+
+        Raises:
+            ConfigurationError: If the last stage, which always answers, cannot give structured output.
+                Or the schema cannot be read.
+            ValueError: And what else that stage's own `with_structured_output` raises.
+        """
+        self._require("structured", "give structured output")
+        options = {"method": method, "strict": strict, **kwargs}
+        structured = Structured(schema, {key: value for key, value in options.items() if value is not None})
+        if isinstance(last := self.cascade.stages[-1].model, LangChainModel):
+            last.check_structured(structured)
+        llm = self.bind(
+            structured_output=structured,
+            ls_structured_output_format={"kwargs": {"method": method, "strict": strict}, "schema": schema},
+        )
+        return llm | StructuredOutputParser(structured=structured, include_raw=include_raw)
+
+    def _require(self, capability: Literal["tools", "structured"], what: str) -> None:
+        model = self.cascade.stages[-1].model
+        if not getattr(model.capability, capability):
+            raise ConfigurationError(
+                f"The last stage, '{model.name}', always answers, and cannot {what}. Put a model that can last."
+            )
+
     # ------------------------------------------------------------------ calls
 
     @override
@@ -184,14 +262,16 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     def _result(self, outcome: Outcome) -> ChatResult:
         native = outcome.response.native
-        message = native if isinstance(native, AIMessage) else AIMessage(content=outcome.text)
+        message = native if isinstance(native, AIMessage) else AIMessage(outcome.text, tool_calls=_tool_calls(outcome))
         # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
         message = message.model_copy(update={"id": None, **self._account(outcome)})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _chunks(self, item: Chunk | Outcome) -> Iterator[ChatGenerationChunk]:
         if isinstance(item, Outcome):
-            yield ChatGenerationChunk(message=AIMessageChunk(content="", chunk_position="last", **self._account(item)))
+            yield ChatGenerationChunk(
+                message=AIMessageChunk(content="", chunk_position="last", **_last(item), **self._account(item))
+            )
         elif (message := shown(item)) is not None:
             yield ChatGenerationChunk(message=message)
 
@@ -208,6 +288,28 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 "confcascade": outcome.record.as_dict(),
             },
         }
+
+
+def _tool_calls(outcome: Outcome) -> list[Any]:
+    calls = outcome.response.tool_calls
+    return [{"name": call.name, "args": dict(call.arguments), "id": call.id} for call in calls]
+
+
+def _last(outcome: Outcome) -> dict[str, Any]:
+    """What only the end of a stream can tell: structured output, and the tool calls of core models."""
+    native = outcome.response.native
+    if isinstance(native, AIMessage):
+        return {
+            "additional_kwargs": {
+                key: native.additional_kwargs[key] for key in CARRIED if key in native.additional_kwargs
+            }
+        }
+    return {
+        "tool_call_chunks": [
+            {"name": call["name"], "args": json.dumps(call["args"]), "id": call["id"], "index": i}
+            for i, call in enumerate(_tool_calls(outcome))
+        ]
+    }
 
 
 def _loaded(given: Any) -> Any:

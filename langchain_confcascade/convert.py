@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from confcascade import (
     Request,
     Response,
     Token,
+    ToolCall,
     Usage,
     Watcher,
 )
+from confcascade.tools import CUT
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -24,9 +27,13 @@ from langchain_core.messages import (
     ChatMessage,
     HumanMessage,
     SystemMessage,
+    ToolMessage,
     message_chunk_to_message,
 )
 from langchain_core.messages.ai import UsageMetadata
+
+from langchain_confcascade.structured import CARRIED, Structured
+from langchain_confcascade.tools import plain_tool
 
 __all__ = ["Reading", "chunk_from", "request_from", "response_from", "shown", "tokens_from", "usage_metadata"]
 
@@ -42,14 +49,32 @@ def request_from(
     if "model" in parameters:
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
     options = {key: value for key, value in parameters.items() if key != "stream"}
+    tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
+    structured: Structured | None = options.pop("structured_output", None)
     return Request(
-        messages=tuple(Message(_role(message), str(message.text)) for message in messages),
+        messages=tuple(map(_message, messages)),
         max_tokens=options.pop("max_tokens", None),
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         temperature=options.pop("temperature", None),
+        tools=tools,
+        tool_choice=options.pop("tool_choice", None) if tools else None,
+        output=None if structured is None else structured.output,
         options=options,
         native=list(messages),
     )
+
+
+def _message(message: BaseMessage) -> Message:
+    return Message(
+        _role(message),
+        str(message.text),
+        _calls(message) if isinstance(message, AIMessage) else (),
+        message.tool_call_id if isinstance(message, ToolMessage) else None,
+    )
+
+
+def _calls(message: AIMessage) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(call["name"], call["args"], call.get("id")) for call in message.tool_calls)
 
 
 def _role(message: BaseMessage) -> str:
@@ -80,14 +105,16 @@ def shown(chunk: Chunk) -> AIMessageChunk | None:
     if not isinstance(native, AIMessage):
         return AIMessageChunk(content=chunk.text) if chunk.text else None
     native = chunk_from(native)
-    if not (native.content or native.tool_call_chunks or native.additional_kwargs):
+    # structured output is shown once, at the end: LangChain would merge two
+    shown_kwargs = {key: value for key, value in native.additional_kwargs.items() if key not in CARRIED}
+    if not (native.content or native.tool_call_chunks or shown_kwargs):
         return None
     # how its content is to be read stays with it; LangChain merges these two
     kept = {
         key: value for key, value in native.response_metadata.items() if key in ("model_provider", "output_version")
     }
     changes = {"id": None, "usage_metadata": None, "response_metadata": kept, "chunk_position": None}
-    return native.model_copy(update=changes)
+    return native.model_copy(update=changes | {"additional_kwargs": shown_kwargs})
 
 
 class Reading:
@@ -117,7 +144,13 @@ class Reading:
             if tokens:
                 self._watcher.see(self._tokens)
         self.ended = self._watcher.verdict == "abort"
-        yield Chunk(str(chunk.text), tokens or (), released=self._watcher.verdict == "release", native=chunk)
+        yield Chunk(
+            str(chunk.text),
+            tokens or (),
+            released=self._watcher.verdict == "release",
+            is_call=bool(chunk.tool_call_chunks),
+            native=chunk,
+        )
 
     def response(self) -> Response:
         if not self._chunks:
@@ -146,19 +179,39 @@ def response_from(message: BaseMessage) -> Response:
     Raises:
         ModelError: If it is no AIMessage.
     """
+    problem = _unread_call(message)
     message = message_chunk_to_message(message)
     if not isinstance(message, AIMessage):
         raise ModelError(f"A chat model must answer with an AIMessage. Got {type(message).__name__}.")
     metadata = message.response_metadata
     reason = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
     usage = message.usage_metadata
+    called = message.tool_calls or message.invalid_tool_calls
     return Response(
         text=str(message.text),
         tokens=tokens_from(metadata),
         usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
-        finish_reason="tool_calls" if message.tool_calls else reason,
+        finish_reason="tool_calls" if called and reason not in CUT else reason,
+        tool_calls=_calls(message),
+        problem=problem,
         native=message,
     )
+
+
+def _unread_call(message: BaseMessage) -> str | None:
+    """Says if a tool call could not be read, which streams forgive: they complete what was cut off."""
+    if isinstance(message, AIMessageChunk):
+        readable = all(_is_object(chunk["args"] or "{}") for chunk in message.tool_call_chunks)
+    else:
+        readable = not (isinstance(message, AIMessage) and message.invalid_tool_calls)
+    return None if readable else "the arguments of a tool call are no JSON object"
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text, strict=False), dict)
+    except ValueError:
+        return False
 
 
 def tokens_from(metadata: Mapping[str, Any]) -> tuple[Token, ...] | None:

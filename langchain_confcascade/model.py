@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+import operator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from confcascade import (
@@ -13,16 +15,19 @@ from confcascade import (
     Chunk,
     ConfigurationError,
     Generate,
+    Request,
     Response,
 )
 from confcascade.models.remote import Remote
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import convert_to_messages
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_confcascade.convert import Reading, response_from
+from langchain_confcascade.structured import Structured, can_give_structured_output, judged, taken_apart
+from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
 
@@ -49,15 +54,16 @@ class LangChainModel(Remote):
     """
 
     def __init__(self, native: Any, *, name: str | None = None, architecture: Architecture | None = None) -> None:
-        chat, bound = native, []
+        chat, layers = native, []
         while isinstance(chat, RunnableBindingBase):
-            bound.append(chat.kwargs)
+            layers.append(chat)
             chat = chat.bound
         if not isinstance(chat, BaseChatModel):
             raise ConfigurationError(f"LangChainModel takes a LangChain chat model. Got {type(chat).__name__}.")
         self.native = native
         self._chat = chat
-        self._bound = bound
+        self._layers = layers
+        self._last_way: _Way | None = None
         self._name = name or chat._get_ls_params().get("ls_model_name") or type(chat).__name__
         self._architecture = architecture
         fields = type(chat).model_fields
@@ -69,6 +75,9 @@ class LangChainModel(Remote):
     def __repr__(self) -> str:
         return f"LangChainModel({type(self._chat).__name__}, name={self._name!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last_way": None}  # the caller's tools may be functions
+
     @property
     def name(self) -> str:
         return self._name
@@ -76,7 +85,12 @@ class LangChainModel(Remote):
     @property
     def capability(self) -> Capability:
         silent = any(cls.__name__ in _NO_LOGPROBS for cls in type(self._chat).__mro__)
-        return Capability(logprobs=False if silent else None, top_logprobs=20)
+        return Capability(
+            logprobs=False if silent else None,
+            top_logprobs=20,
+            tools=can_call_tools(self._chat),
+            structured=can_give_structured_output(self._chat),
+        )
 
     @property
     def architecture(self) -> Architecture | None:
@@ -85,38 +99,69 @@ class LangChainModel(Remote):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the model's class and settings, none of which can be read from them."""
-        return hashlib.sha256(f"{self._chat._get_llm_string()}{self._bound}".encode()).hexdigest()[:12]
+        bound = [layer.kwargs for layer in self._layers]
+        return hashlib.sha256(f"{self._chat._get_llm_string()}{bound}".encode()).hexdigest()[:12]
+
+    def way(self, request: Request) -> _Way:
+        """How to ask for what `request` wants, tools and structured output bound the model's own way."""
+        if not request.judged_whole:
+            return _Way(self.native)
+        wanted = [tool.native for tool in request.tools] if request.output is None else [request.output.native]
+        options = binding_options(self._chat, request) if request.tools else {}
+        # kept while the same tools or schema come again, as in every turn of an agent
+        if (last := self._last_way) is not None and last.serves(wanted, options):
+            return last
+        if request.output is not None:
+            runnable, parser = taken_apart(self._chat, request.output.native)
+            way = _Way(self._wrapped(runnable), parser, wanted)
+        else:
+            way = _Way(self._wrapped(self._chat.bind_tools(wanted, **options)), None, wanted, options)
+        self._last_way = way
+        return way
+
+    def check_structured(self, structured: Structured) -> None:
+        """Raise what the chat model's own `with_structured_output` raises."""
+        taken_apart(self._chat, structured)
+
+    def _wrapped(self, runnable: Any) -> Any:
+        """With all that was bound around the chat model (parameters, retries) around it."""
+        for layer in reversed(self._layers):
+            runnable = layer.model_copy(update={"bound": runnable})
+        return runnable
 
     # ------------------------------------------------------------------ LanguageModel
 
     def answer(self, ask: Generate) -> Response:
-        call = _Call(self._takes, ask, streamed=False)
+        way = self.way(ask.request)
+        call = _Call(self._takes, ask, streamed=False, taken=way.options)
         while True:
             try:
                 with _apart():
-                    message = self.native.invoke(call.messages, _config(), **call.parameters)
+                    message = way.runnable.invoke(call.messages, _config(), **call.parameters)
             except Exception as error:
                 call.retry_without(error)
             else:
                 call.answered()
-                return response_from(message)
+                return way.judged(response_from(message), ask.request)
 
     async def aanswer(self, ask: Generate) -> Response:
-        call = _Call(self._takes, ask, streamed=False)
+        way = self.way(ask.request)
+        call = _Call(self._takes, ask, streamed=False, taken=way.options)
         while True:
             try:
                 with _apart():
-                    message = await self.native.ainvoke(call.messages, _config(), **call.parameters)
+                    message = await way.runnable.ainvoke(call.messages, _config(), **call.parameters)
             except Exception as error:
                 call.retry_without(error)
             else:
                 call.answered()
-                return response_from(message)
+                return way.judged(response_from(message), ask.request)
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        call, reading = _Call(self._takes, ask, streamed=True), Reading(ask)
+        way, reading = self.way(ask.request), Reading(ask)
+        call = _Call(self._takes, ask, streamed=True, taken=way.options)
         while not reading.ended:
-            with closing(self.native.stream(call.messages, _config(), **call.parameters)) as chunks:
+            with closing(way.runnable.stream(call.messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with _apart():
@@ -128,12 +173,13 @@ class LangChainModel(Remote):
                         break
                     call.answered()
                     yield from reading.add(chunk)
-        yield reading.response()
+        yield way.judged(reading.response(), ask.request)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
-        call, reading = _Call(self._takes, ask, streamed=True), Reading(ask)
+        way, reading = self.way(ask.request), Reading(ask)
+        call = _Call(self._takes, ask, streamed=True, taken=way.options)
         while not reading.ended:
-            async with aclosing(self.native.astream(call.messages, _config(), **call.parameters)) as chunks:
+            async with aclosing(way.runnable.astream(call.messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with _apart():
@@ -146,10 +192,37 @@ class LangChainModel(Remote):
                     call.answered()
                     for piece in reading.add(chunk):
                         yield piece
-        yield reading.response()
+        yield way.judged(reading.response(), ask.request)
 
 
 # ---------------------------------------------------------------------- a call
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is called for a request, and what is made of the answer.
+
+    Attributes:
+        runnable: The model, with what the request wants bound to it.
+        parser: What reads structured output from its message.
+        wanted: The tools, or the schema, that are bound.
+        options: Those of the request that are bound.
+    """
+
+    runnable: Any  # a Runnable
+    parser: Runnable[Any, Any] | None = None
+    wanted: Sequence[Any] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def serves(self, wanted: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        same = len(wanted) == len(self.wanted) and all(map(operator.is_, wanted, self.wanted))
+        return same and options == self.options
+
+    def judged(self, response: Response, request: Request) -> Response:
+        if self.parser is None or request.output is None:
+            return response
+        with _apart():
+            return judged(response, request.output, self.parser)
 
 
 class _Call:
@@ -157,14 +230,15 @@ class _Call:
 
     Args:
         takes: What may be added for this model; a refusal that was followed by an answer is taken out.
+        taken: Options of the request that are bound already.
     """
 
-    def __init__(self, takes: set[str], ask: Generate, streamed: bool) -> None:
+    def __init__(self, takes: set[str], ask: Generate, streamed: bool, taken: Collection[str] = ()) -> None:
         request = ask.request
         self._takes = takes
         self._refused: set[str] = set()
         self._added: dict[str, dict[str, Any]] = {}
-        self._options = dict(request.options)
+        self._options = {key: value for key, value in request.options.items() if key not in taken}
         if request.stop:
             self._options["stop"] = list(request.stop)
         if request.max_tokens is not None:

@@ -23,7 +23,7 @@ from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt, Record, Score, Trace, trace
-from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
+from confcascade.types import Message, OutputSchema, Prefilled, Request, Response, Token, Tool, ToolCall, Usage
 
 __version__ = "0.1.0"
 
@@ -49,6 +49,7 @@ __all__ = [
     "OnExhausted",
     "OpenAICompatibleModel",
     "Outcome",
+    "OutputSchema",
     "Prefill",
     "Prefilled",
     "Prices",
@@ -63,6 +64,8 @@ __all__ = [
     "Threshold",
     "Token",
     "TokenProbability",
+    "Tool",
+    "ToolCall",
     "Trace",
     "TransformersModel",
     "Usage",

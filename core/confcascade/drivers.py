@@ -201,7 +201,7 @@ class _Draft:
             return []
         self._held.append(item)
         # an answer of nothing but white space is empty, and is withdrawn
-        if not self._shown and not (item.released and any(chunk.text.strip() for chunk in self._held)):
+        if not self._shown and not (item.released and any(chunk.text.strip() or chunk.is_call for chunk in self._held)):
             return []
         self._shown = True
         return self._release()

@@ -2,6 +2,7 @@
 
 Ascending the stages, each is first judged before it generates (P(IK)), then by what it generated (P(T)); a stage
 whose scores all reach their thresholds answers, any other passes the query on; the last stage always answers.
+An answer that cannot be used (a call of an unknown tool, say) is passed on before it is scored.
 
 Nothing here awaits, reads a clock or touches a model: `drivers` do.
 """
@@ -19,6 +20,7 @@ from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Signal, Threshold, passes
+from confcascade.tools import problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
@@ -114,8 +116,8 @@ def cascade_flow(
         stages: Smallest first; the last always answers.
         request: The question.
         on_error: "escalate" passes a query whose model failed on to the next stage, "raise" raises.
-        on_exhausted: What follows if the last stage fails: "best" returns the last complete earlier answer, flagged
-            as degraded, "raise" raises.
+        on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer,
+            flagged as degraded, "raise" raises.
         policy: The cascade's `policy_id`.
 
     Raises:
@@ -131,7 +133,7 @@ def cascade_flow(
             raise error
         if attempt.decision == "accept" and response is not None:
             return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name))
-        if response is not None and not response.is_empty and not attempt.aborted:
+        if response is not None and response.problem is None and not response.is_empty and not attempt.aborted:
             kept = index, response
     if kept is None or on_exhausted == "raise":
         failed = attempts[-1]
@@ -171,6 +173,8 @@ def _attempt(
         )
         return attempt, response, error
 
+    if reason := _inability(stage.model, request):
+        return ended("fail" if last else "escalate", reason)
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
@@ -186,7 +190,8 @@ def _attempt(
 
         # generation, ended early where the rest cannot change the decision
         judges = tuple(signal for signal in signals if signal.phase == "post")
-        watch = _Watch(judges, stage, evidence) if any(signal.early for signal in judges) else None
+        early = not request.judged_whole and any(signal.early for signal in judges)
+        watch = _Watch(judges, stage, evidence) if early else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
             yield from _score(judges, stage, evidence, scores)
             return ended("escalate", _explain(scores) + " (before generating)")
@@ -198,17 +203,20 @@ def _attempt(
                 logprobs=any(signal.logprobs for signal in signals),
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
                 watch=watch,
-                live=last or not judges,
+                live=last or not (judges or request.judged_whole),
             )
         )
         response = bill.add(answer)
         bill.usage = response.usage
 
         # after it
-        if last:
-            if response.is_empty:
+        problem = problem_of(request, response)
+        if last:  # answers as it would alone
+            if response.is_empty and problem is None:
                 return ended("fail", "empty answer", response)
-            return ended("accept", "last stage", response)
+            return ended("accept", "last stage" + (f" ({problem})" if problem else ""), response)
+        if problem is not None:
+            return ended("escalate", problem, response.replace(problem=problem))
         if response.is_empty and response.finish_reason != "aborted":
             return ended("escalate", "empty answer", response)
         evidence = Evidence(request, prefilled, response.tokens, response)
@@ -220,6 +228,15 @@ def _attempt(
         return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
     except Exception as error:  # a model's; cancellation and the like are no Exception
         return ended("fail", f"{type(error).__name__}: {error}", error=error)
+
+
+def _inability(model: LanguageModel, request: Request) -> str | None:
+    """Why `model` is not even asked: what it would answer instead is no answer."""
+    if request.tools and not model.capability.tools:
+        return "the model cannot call tools"
+    if request.output is not None and not model.capability.structured:
+        return "the model cannot give structured output"
+    return None
 
 
 class _Bill:

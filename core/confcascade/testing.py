@@ -15,7 +15,7 @@ from confcascade.asks import Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
 from confcascade.models import Capability, Chunk, LanguageModel, Watcher
-from confcascade.types import Prefilled, Request, Response, Token, Usage
+from confcascade.types import Prefilled, Request, Response, Token, ToolCall, Usage
 
 __all__ = ["Reply", "ScriptedModel", "check_model", "same_record"]
 
@@ -32,6 +32,7 @@ class Reply:
         error: Raised instead of generating.
         after: With `error`, how many words are generated before it.
         delay_s: Seconds before the answer.
+        tool_calls: Calls to make: `text` is then how the model writes them, whose tokens are told but never shown.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Reply:
     error: Exception | None = None
     after: int = 0
     delay_s: float = 0.0
+    tool_calls: Sequence[ToolCall] = ()
 
     @property
     def words(self) -> list[str]:
@@ -86,6 +88,7 @@ class ScriptedModel:
         hidden_size: Dimension of the hidden states; 0 means that it gives none.
         logprobs: See `Capability`; False gives none, whatever the script says.
         batch_size: See `Capability`.
+        tools: Whether it can be given tools.
         architecture: For costs in FLOPs.
 
     Attributes:
@@ -102,6 +105,7 @@ class ScriptedModel:
         hidden_size: int = 0,
         logprobs: bool | None = True,
         batch_size: int = 1,
+        tools: bool = False,
         architecture: Architecture | None = None,
     ) -> None:
         self._name = name
@@ -113,6 +117,7 @@ class ScriptedModel:
             layers=4 if hidden_size else 0,
             hidden_size=hidden_size,
             batch_size=batch_size,
+            tools=tools,
         )
         self.calls: list[tuple[Prefill | Generate, ...]] = []
         self.open_caches = 0
@@ -211,19 +216,21 @@ class ScriptedModel:
             if reply.error is not None and i >= reply.after:
                 raise reply.error
             verdict = watcher.see(tokens[: i + 1]) if tokens is not None else watcher.verdict
-            yield Chunk(word, () if tokens is None else tokens[i : i + 1], released=verdict == "release")
+            shown = "" if reply.tool_calls else word
+            yield Chunk(shown, () if tokens is None else tokens[i : i + 1], released=verdict == "release")
             if verdict == "abort":
                 text = "".join(words[: i + 1])
                 yield Response(text, tokens and tokens[: i + 1], Usage(prompt, i + 1), "aborted")
                 return
         if reply.error is not None:
             raise reply.error
-        cut = limit < len(words)
+        reason = "length" if limit < len(words) else "tool_calls" if reply.tool_calls else "stop"
         yield Response(
-            "".join(words[:limit]),
+            "" if reply.tool_calls else "".join(words[:limit]),
             tokens and tokens[:limit],
             Usage(prompt, min(limit, len(words))),
-            "length" if cut else "stop",
+            reason,
+            tool_calls=tuple(reply.tool_calls),
         )
 
     def _tokens(self, reply: Reply, ask: Generate) -> tuple[Token, ...] | None:

@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confcascade.errors import ConfigurationError
 
-__all__ = ["Message", "Prefilled", "Request", "Response", "Token", "Usage"]
+__all__ = ["Message", "OutputSchema", "Prefilled", "Request", "Response", "Token", "Tool", "ToolCall", "Usage"]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool that a model may call.
+
+    Attributes:
+        name: By which it is called.
+        parameters: JSON Schema of its arguments; None if unknown, as of a provider's own tools: then all fit.
+        description: For the model to read.
+        native: The framework's own tool, or the provider's own form, carried through untouched.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] | None = None
+    description: str = ""
+    native: Any = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A model's call of a tool; ``id`` is the provider's, which the tool's result refers to."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class OutputSchema:
+    """What structured output must fit.
+
+    Attributes:
+        name: Of the schema.
+        schema: A JSON Schema.
+        native: The framework's own way to ask for it, carried through untouched.
+    """
+
+    name: str
+    schema: Mapping[str, Any]
+    native: Any = None
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: ``role`` is "system", "user", "assistant" or "tool"."""
+    """One turn of a conversation: ``role`` is "system", "user", "assistant" or "tool".
+
+    An assistant's turn may carry ``tool_calls``, and a tool's the ``tool_call_id`` of the call that it answers.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
     @classmethod
     def parse(cls, messages: str | Message | Iterable[Any]) -> tuple[Message, ...]:
@@ -40,20 +87,36 @@ class Message:
             return message
         if isinstance(message, str):
             return cls("user", message)
+        calls: tuple[ToolCall, ...] = ()
+        answered: str | None = None
         if isinstance(message, Mapping):
             role, content = message.get("role"), message.get("content")
             content = "" if content is None else content  # a turn that only calls tools
+            calls = tuple(map(cls._parse_call, message.get("tool_calls") or ()))
+            answered = message.get("tool_call_id")
         elif isinstance(message, Sequence) and len(message) == 2:
             role, content = message
         else:
             role = content = None
         if isinstance(role, str) and isinstance(content, str):
-            return cls(role, content)
+            return cls(role, content, calls, answered)
         raise ConfigurationError(
             "A message must be a Message, a string, a (role, content) pair or a mapping with `role` and `content`, "
             f"its content a string. Got {type(message).__name__}"
             + (f" with content of type {type(content).__name__}." if isinstance(role, str) else ".")
         )
+
+    @staticmethod
+    def _parse_call(call: Any) -> ToolCall:
+        try:  # OpenAI's form
+            function = call["function"]
+            arguments = json.loads(function["arguments"] or "{}")
+            return ToolCall(function["name"], arguments, call.get("id"))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ConfigurationError(
+                'The `tool_calls` of a message must be of the form {"id": ..., "function": {"name": ..., '
+                '"arguments": "{...}"}}, the arguments a JSON object.'
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -66,6 +129,9 @@ class Request:
         stop: Strings that end the answer and are not part of it.
         temperature: 0 or None means greedy for models of our own; None leaves an API model's default.
         options: Further per-call parameters, handed to the model as they are.
+        tools: Those that may be called; a stage whose model cannot call tools passes such a request on.
+        tool_choice: "auto" (or None), "none", "any" (or "required"), the name of a tool, or a provider's own form.
+        output: What the answer must fit, if it is to be structured output.
         native: The framework's own messages, carried through untouched for the framework's own models.
     """
 
@@ -74,7 +140,15 @@ class Request:
     stop: tuple[str, ...] = ()
     temperature: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Any = None
+    output: OutputSchema | None = None
     native: Any = None
+
+    @property
+    def judged_whole(self) -> bool:
+        """Whether only a whole answer can be judged: it may be a tool call, or must fit a schema."""
+        return bool(self.tools) or self.output is not None
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -83,6 +157,8 @@ class Request:
             raise ConfigurationError(f"`max_tokens` must be at least 1, or None for no limit. Got {self.max_tokens}.")
         if isinstance(self.stop, str):
             raise ConfigurationError(f"`stop` must be a sequence of strings, such as [{self.stop!r}]. Got a string.")
+        if self.tools and self.output is not None:
+            raise ConfigurationError("A request can carry either `tools` or `output`. Got both.")
 
 
 @dataclass(frozen=True)
@@ -152,6 +228,9 @@ class Response:
         tokens: Its tokens with log-probabilities, or None where the model tells none.
         usage: Tokens paid for, those of the prompt included.
         finish_reason: "stop", "length", "tool_calls", "aborted" or a provider's own word.
+        tool_calls: The calls in it that could be read.
+        problem: Why it cannot be used, in one line without its content, as far as the model's adapter can tell (a call
+            that could not be read, output that does not validate); None if it can.
         native: The framework's own response object, carried through untouched.
     """
 
@@ -159,12 +238,14 @@ class Response:
     tokens: tuple[Token, ...] | None = None
     usage: Usage = Usage()
     finish_reason: str | None = "stop"
+    tool_calls: tuple[ToolCall, ...] = ()
+    problem: str | None = None
     native: Any = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show: no text and no tool call."""
-        return not self.text.strip() and self.finish_reason != "tool_calls"
+        return not self.text.strip() and not self.tool_calls and self.finish_reason != "tool_calls"
 
     def replace(self, **changes: Any) -> Response:
         """A copy with other values in some fields."""

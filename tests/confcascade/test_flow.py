@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,7 @@ from confcascade import (
     Message,
     ModelError,
     Outcome,
+    OutputSchema,
     Prefilled,
     Prices,
     Request,
@@ -26,6 +28,8 @@ from confcascade import (
     StreamBrokenError,
     Token,
     TokenProbability,
+    Tool,
+    ToolCall,
     Usage,
 )
 from confcascade.asks import Answer, Generate, Prefill, ask
@@ -648,3 +652,122 @@ def test_equal_policies_have_equal_ids():
 def test_policies_that_decide_differently_have_different_ids(changed: list[Stage]):
     """A threshold, a signal, one of its options, a model, or the order: each makes another policy."""
     assert policy_id(changed) != policy_id([sure(0.9), Stage(LARGE)])
+
+
+# ---------------------------------------------------------------------- tools and structured output
+
+CALLING = ScriptedModel("calling", tools=True)
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+WITH_TOOLS = Request((Message("user", "q"),), tools=(Tool("plot", POINT),))
+ANSWER = Response(
+    "", (Token('{"name": "plot", "arguments": {"x": 1}}', -0.01),), tool_calls=(ToolCall("plot", {"x": 1}),)
+)
+
+
+def step(flow: Any, response: Response | None = None) -> Any:
+    """The next ask of a flow, or its outcome."""
+    try:
+        return flow.send(None if response is None else (Answer(response),))[0]
+    except StopIteration as ended:
+        return ended.value
+
+
+def test_a_usable_call_is_scored_and_kept():
+    flow = cascade_flow([sure(model=CALLING), Stage(CALLING)], WITH_TOOLS)
+
+    step(flow)
+    outcome = step(flow, ANSWER)
+
+    assert outcome.response is ANSWER
+    assert outcome.record.attempts[0].reason == "p_t 0.99 >= 0.9"
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (ANSWER.replace(tool_calls=(ToolCall("draw", {}),)), "unknown tool 'draw'"),
+        (
+            ANSWER.replace(tool_calls=(ToolCall("plot", {}),)),
+            "the arguments of its call to 'plot' do not fit: 'x' is missing",
+        ),
+        (ANSWER.replace(problem="it is unreadable"), "it is unreadable"),
+        (Response("", finish_reason="tool_calls", problem="it is unreadable"), "it is unreadable"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_passed_on_without_a_score(response, reason):
+    flow = cascade_flow([sure("always", CALLING), Stage(CALLING)], WITH_TOOLS)
+
+    step(flow)
+    step(flow, response)
+    outcome = step(flow, ANSWER)
+
+    attempt = outcome.record.attempts[0]
+    assert (attempt.decision, attempt.reason, attempt.scores) == ("escalate", reason, {})
+
+
+def test_the_last_stage_answers_whatever_can_be_said_of_it():
+    unusable = ANSWER.replace(tool_calls=(ToolCall("draw", {}),))
+    flow = cascade_flow([Stage(CALLING)], WITH_TOOLS)
+
+    step(flow)
+    outcome = step(flow, unusable)
+
+    assert outcome.response is unusable
+    assert outcome.record.attempts[0].reason == "last stage (unknown tool 'draw')"
+
+
+@pytest.mark.parametrize(
+    "request_", [WITH_TOOLS, Request((Message("user", "q"),), output=OutputSchema("Point", POINT))]
+)
+def test_answers_that_must_be_whole_are_held(request_):
+    """No watch may end or release them, and none is streamed live but the last stage's."""
+    able = ScriptedModel("able", tools=True)
+    able._capability = dataclasses.replace(able.capability, structured=True)
+    early = Stage(able, [TokenProbability(aggregate="product")], {"p_t": "always"})
+    gated = Stage(able)  # nothing would judge it after it is generated
+    flow = cascade_flow([early, gated, Stage(able)], request_)
+
+    first = step(flow)
+    second = step(flow, Response("", problem="no"))
+    last = step(flow, Response("", problem="no"))
+
+    assert [(ask.watch, ask.live) for ask in (first, second, last)] == [(None, False), (None, False), (None, True)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (WITH_TOOLS, "the model cannot call tools"),
+        (
+            Request((Message("user", "q"),), output=OutputSchema("Point", POINT)),
+            "the model cannot give structured output",
+        ),
+    ],
+)
+def test_a_model_is_not_asked_for_what_it_cannot_give(request_, reason):
+    flow = cascade_flow([sure(), Stage(LARGE)], request_)
+
+    with pytest.raises(CascadeExhaustedError, match=f"gave no answer .{reason}. and no earlier stage"):
+        next(flow)
+
+
+def test_a_skipped_last_stage_leaves_the_earlier_answer():
+    flow = cascade_flow([sure("never", CALLING), Stage(LARGE)], WITH_TOOLS)
+
+    step(flow)
+    outcome = step(flow, ANSWER)
+
+    assert (outcome.response, outcome.record.degraded) == (ANSWER, True)
+    assert [attempt.reason for attempt in outcome.record.attempts] == [
+        "p_t 0.99 (never)",
+        "the model cannot call tools",
+    ]
+
+
+def test_an_unusable_answer_is_not_kept_for_want_of_a_better():
+    flow = cascade_flow([sure(model=CALLING), Stage(CALLING)], WITH_TOOLS)
+
+    step(flow)
+    step(flow, ANSWER.replace(tool_calls=(ToolCall("draw", {}),)))
+    with pytest.raises(CascadeExhaustedError, match="no earlier stage has a complete one"):
+        flow.send((Answer(error=ModelError("down")),))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from confcascade import ConfigurationError, Message, Prefilled, Request, Response, Usage
+from confcascade import ConfigurationError, Message, OutputSchema, Prefilled, Request, Response, Tool, ToolCall, Usage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,3 +146,40 @@ def test_closing_a_prefill_frees_its_state():
     Prefilled(Usage(3)).close()
 
     assert state.closed == 1
+
+
+def test_a_mapping_may_carry_tool_calls_and_the_call_it_answers():
+    """OpenAI's form, as transcripts have it."""
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+
+    calling, answering = Message.parse(
+        [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "1", "tool_call_id": "c1"},
+        ]
+    )
+
+    assert calling == Message("assistant", "", (ToolCall("add", {"a": 1}, "c1"),))
+    assert answering == Message("tool", "1", tool_call_id="c1")
+
+
+@pytest.mark.parametrize("call", [3, {}, {"function": {"name": "f", "arguments": "{"}}])
+def test_tool_calls_of_another_form_are_refused(call):
+    with pytest.raises(ConfigurationError, match="`tool_calls` of a message must be"):
+        Message.parse({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def test_an_answer_that_only_calls_tools_is_not_empty():
+    assert not Response("", tool_calls=(ToolCall("add", {}),)).is_empty
+    assert not Response("", finish_reason="tool_calls").is_empty
+    assert Response(" ").is_empty
+
+
+def test_a_request_is_for_tools_or_for_structured_output():
+    tools, output = (Tool("f"),), OutputSchema("S", {})
+
+    assert Request(HELLO, tools=tools).judged_whole
+    assert Request(HELLO, output=output).judged_whole
+    assert not Request(HELLO).judged_whole
+    with pytest.raises(ConfigurationError, match="either `tools` or `output`"):
+        Request(HELLO, tools=tools, output=output)

@@ -26,6 +26,8 @@ class Capability:
         hidden_size: Their dimension.
         batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
             for many answers at once; any other computes in this process, one call at a time.
+        tools: Whether it can be given tools; one that cannot is never asked without them instead.
+        structured: Whether it can be asked for structured output.
     """
 
     logprobs: bool | None = False
@@ -33,6 +35,8 @@ class Capability:
     layers: int = 0
     hidden_size: int = 0
     batch_size: int = 1
+    tools: bool = False
+    structured: bool = False
 
     @property
     def prefill(self) -> bool:
@@ -53,12 +57,14 @@ class Chunk:
         text: What it adds to the answer.
         tokens: Its tokens, where the model tells their log-probabilities.
         released: Nothing can withdraw it, nor what follows: it may be shown.
+        is_call: It holds a piece of a tool call: even without text, the answer is not empty.
         native: The framework's own chunk, carried through untouched.
     """
 
     text: str
     tokens: tuple[Token, ...] = ()
     released: bool = False
+    is_call: bool = False
     native: Any = None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import json
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models import Capability, Chunk, Watcher
 from confcascade.models.remote import Remote, estimated_usage, visible
-from confcascade.types import Response, Token, Usage
+from confcascade.tools import forced_call, json_problem
+from confcascade.types import Message, Request, Response, Token, ToolCall, Usage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -85,7 +87,9 @@ class OpenAICompatibleModel(Remote):
 
     @property
     def capability(self) -> Capability:
-        return Capability(logprobs=False if self._refuses_logprobs else None, top_logprobs=20)
+        return Capability(
+            logprobs=False if self._refuses_logprobs else None, top_logprobs=20, tools=True, structured=True
+        )
 
     @property
     def architecture(self) -> Architecture | None:
@@ -154,8 +158,9 @@ class OpenAICompatibleModel(Remote):
         request = ask.request
         payload: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "messages": [_message(message) for message in request.messages],
             **request.options,
+            **_constraints(request),
         }
         if request.max_tokens is not None:
             payload["max_tokens"] = request.max_tokens
@@ -196,6 +201,90 @@ class OpenAICompatibleModel(Remote):
         return self._async[1]
 
 
+def _message(message: Message) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        told["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    return told
+
+
+def _constraints(request: Request) -> dict[str, Any]:
+    """Tools and structured output, as the server takes them."""
+    told: dict[str, Any] = {}
+    if request.tools:
+        told["tools"] = [
+            tool.native
+            if tool.parameters is None and isinstance(tool.native, Mapping)  # a provider's own
+            else {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": tool.parameters or {"type": "object", "properties": {}},
+                },
+            }
+            for tool in request.tools
+        ]
+        forced = forced_call(request)
+        if forced == "":
+            told["tool_choice"] = "required"
+        elif forced is not None:
+            told["tool_choice"] = {"type": "function", "function": {"name": forced}}
+        elif request.tool_choice:
+            told["tool_choice"] = request.tool_choice
+    if request.output is not None:
+        schema = {"name": request.output.name, "schema": request.output.schema}
+        told["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return told
+
+
+class _Calls:
+    """The tool calls of an answer, whole or in pieces.
+
+    Attributes:
+        problem: Why one could not be read; None if all could.
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self._pieces: dict[int, dict[str, str]] = {}
+
+    def add(self, told: Any) -> None:
+        for position, piece in enumerate(told or ()):
+            # pieces are told with an index, whole calls without
+            call = self._pieces.setdefault(getattr(piece, "index", position), {"id": "", "name": "", "arguments": ""})
+            call["id"] = call["id"] or piece.id or ""
+            if getattr(piece, "function", None) is not None:
+                call["name"] += piece.function.name or ""
+                call["arguments"] += piece.function.arguments or ""
+
+    @property
+    def told(self) -> bool:
+        return bool(self._pieces)
+
+    def read(self) -> tuple[ToolCall, ...]:
+        calls = []
+        for piece in self._pieces.values():
+            try:
+                arguments = json.loads(piece["arguments"] or "{}", strict=False)
+            except ValueError:
+                arguments = None
+            if isinstance(arguments, dict):
+                calls.append(ToolCall(piece["name"], arguments, piece["id"] or None))
+            else:
+                self.problem = "the arguments of a tool call are no JSON object"
+        return tuple(calls)
+
+
 class _Spelling:
     """Turns the entries of ``logprobs`` objects into tokens whose texts add up to the answer."""
 
@@ -228,15 +317,23 @@ def _response(completion: Any, ask: Generate) -> Response:
     if not completion.choices:
         raise ModelError(f"Model '{ask.model.name}' answered without a choice.")
     choice = completion.choices[0]
-    text = choice.message.content or ""
-    tokens = visible(_Spelling().tokens(choice.logprobs), text)
-    return Response(
-        text=text,
-        tokens=tokens,
-        usage=_usage(completion.usage, ask, text, tokens),
+    calls = _Calls()
+    calls.add(choice.message.tool_calls)
+    response = _judged(choice.message.content or "", _Spelling().tokens(choice.logprobs), calls, ask)
+    return response.replace(
+        usage=_usage(completion.usage, ask, response.text, response.tokens),
         finish_reason=choice.finish_reason,
         native=completion,
     )
+
+
+def _judged(text: str, tokens: Sequence[Token] | None, calls: _Calls, ask: Generate) -> Response:
+    if not calls.told:
+        tokens = visible(tokens, text)
+    read, problem = calls.read(), calls.problem
+    if ask.request.output is not None:
+        problem = json_problem(text, ask.request.output.schema)
+    return Response(text, None if tokens is None else tuple(tokens), tool_calls=read, problem=problem)
 
 
 class _Reading:
@@ -250,6 +347,7 @@ class _Reading:
         self._tokens: list[Token] | None = None
         self._usage: Any = None
         self._finish_reason: str | None = None
+        self._calls = _Calls()
 
     def add(self, event: Any) -> Iterator[Chunk]:
         self._usage = event.usage or self._usage
@@ -258,8 +356,9 @@ class _Reading:
         choice = event.choices[0]
         self._finish_reason = choice.finish_reason or self._finish_reason
         text = choice.delta.content or ""
+        self._calls.add(choice.delta.tool_calls)
         tokens = self._spelling.tokens(choice.logprobs)
-        if tokens and not text and choice.finish_reason is not None:
+        if tokens and not text and choice.finish_reason is not None and not choice.delta.tool_calls:
             tokens = ()  # what ended the answer, and is no part of it
         self._text += text
         if tokens is not None:
@@ -273,10 +372,8 @@ class _Reading:
         aborted = self.watcher.verdict == "abort"
         if not aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        tokens = visible(self._tokens, self._text)
-        return Response(
-            text=self._text,
-            tokens=tokens,
-            usage=_usage(self._usage, self._ask, self._text, tokens),
+        response = _judged(self._text, self._tokens, self._calls, self._ask)
+        return response.replace(
+            usage=_usage(self._usage, self._ask, self._text, response.tokens),
             finish_reason="aborted" if aborted else self._finish_reason,
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
-from confcascade.types import Token
+from confcascade.types import Response, Token, ToolCall
 
 __all__ = ["TokenProbability"]
 
@@ -31,6 +33,11 @@ class TokenProbability(Signal):
     Of answer labels (multiple choice), it is the probability of the most confident option before anything is generated,
     P(T) = max_c p(c | x), where " A" and "A" are pooled; the sum over all labels is the detail ``label_mass``.
     Needs no generation: a label that is not likely enough escalates from the prompt alone.
+
+    Of tool calls, it is the same aggregate over the tokens that overlap the calls' names and argument values: braces,
+    quotes and keys follow from the tool's schema, and would make any call look sure.  Needs a model that lists the
+    calls' own tokens among its log-probabilities (llama.cpp and vLLM do, OpenAI does not) in JSON. With tools in the
+    request, nothing is decided before the answer is whole.
 
     Args:
         labels: The answer labels, such as "ABCD"; empty means free text. Labels are never guessed from a prompt.
@@ -101,9 +108,13 @@ class TokenProbability(Signal):
             )
 
     def score(self, evidence: Evidence) -> Measurement:
+        if evidence.response is not None and evidence.response.tool_calls:
+            return self._aggregated(_call_tokens(evidence.tokens, evidence.response))
         if self.labels:
             return self._score_labels(evidence)
-        tokens = self._answer_span(evidence.tokens)
+        return self._aggregated(self._answer_span(evidence.tokens))
+
+    def _aggregated(self, tokens: Sequence[Token]) -> Measurement:
         logprobs = [token.logprob for token in tokens]
         if self.aggregate == "first":
             return Measurement(math.exp(logprobs[0]))
@@ -113,6 +124,8 @@ class TokenProbability(Signal):
         return Measurement(math.exp(total if self.aggregate == "product" else total / len(logprobs)))
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:
+        if evidence.request.judged_whole:
+            return self.space  # these may be the tokens of a tool call, most of which do not count
         if self.labels:
             if (evidence.prefilled and evidence.prefilled.label_logprobs) or evidence.tokens:
                 try:
@@ -170,3 +183,56 @@ class TokenProbability(Signal):
         if not tokens:
             raise SignalUnavailableError("there are no tokens to judge")
         return tokens
+
+
+# ---------------------------------------------------------------------- tool calls
+
+# a scalar value: a string that is no key, without its quotes, a number or a literal
+_JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?|(?P<other>-?\d[\d.eE+-]*|true|false|null)')
+
+
+def _call_tokens(tokens: Sequence[Token] | None, response: Response) -> Sequence[Token]:
+    """The tokens of the names and argument values of an answer's tool calls; never empty.
+
+    Raises:
+        SignalUnavailableError: If the model tells none, or writes its calls otherwise than in JSON.
+    """
+    text = "".join(token.text for token in tokens or ())
+    visible = response.text if text.startswith(response.text) else ""
+    if not text[len(visible) :].strip():
+        raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")
+    spans, position = [], len(visible)
+    for call in response.tool_calls:
+        found, position = _call_spans(text, call, position)
+        spans += found
+    judged, end = [], 0
+    for token in tokens or ():
+        begin, end = end, end + len(token.text)
+        if any(begin < last and first < end for first, last in spans):
+            judged.append(token)
+    return judged
+
+
+def _call_spans(text: str, call: ToolCall, start: int) -> tuple[list[tuple[int, int]], int]:
+    """Where in `text`, from `start` on, the name and the argument values of a call are, and where it ends."""
+    name = re.compile(rf"(?<!\w){re.escape(call.name)}(?!\w)")
+    for first, last in _objects(text, call.arguments, start):
+        # the nearest before its arguments, for reasoning may mention a tool; some write the name after them
+        names = list(name.finditer(text, start, first)) or list(name.finditer(text, last))[:1]
+        if names:
+            scalars = [match for match in _JSON_SCALAR.finditer(text, first, last) if match["key"] is None]
+            values = [match.span("text" if match["other"] is None else "other") for match in scalars]
+            return [names[-1].span(), *values], max(last, names[-1].end())
+    raise SignalUnavailableError("the tool calls cannot be found among the tokens of the answer")
+
+
+def _objects(text: str, wanted: Mapping[str, Any], start: int) -> Iterator[tuple[int, int]]:
+    """Where in `text`, from `start` on, a JSON object equal to `wanted` is."""
+    decoder = json.JSONDecoder(strict=False)
+    for brace in re.compile(r"\{").finditer(text, start):
+        try:
+            value, end = decoder.raw_decode(text, brace.start())
+        except ValueError:
+            continue
+        if value == wanted:
+            yield brace.start(), end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import pickle
@@ -22,11 +23,14 @@ from confcascade import (
     MissingExtraError,
     ModelError,
     OpenAICompatibleModel,
+    OutputSchema,
     Request,
     Response,
     Stage,
     Token,
     TokenProbability,
+    Tool,
+    ToolCall,
     Usage,
 )
 from confcascade.asks import Generate, Prefill
@@ -56,6 +60,7 @@ class Server:
         self.keys: list[str | None] = []
         self.entries = [entry("4"), entry(" of"), entry(" course")]
         self.text: str | None = None
+        self.tool_calls: list[tuple[str, str]] = []  # whose tokens are the entries, as llama.cpp lists them
         self.eos: list[dict[str, Any]] = [EOS]
         self.finish: str | None = "stop"
         self.usage: dict[str, int] | None = {"prompt_tokens": 14, "completion_tokens": 4, "total_tokens": 18}
@@ -75,7 +80,7 @@ class Server:
         text = "".join(each["token"] for each in self.entries) if self.text is None else self.text
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text},
+            "message": {"role": "assistant", "content": text} | self.calls(),
             "finish_reason": self.finish,
             "logprobs": {"content": self.entries + self.eos} if body.get("logprobs") else None,
         }
@@ -91,12 +96,27 @@ class Server:
         for each in self.entries:
             time.sleep(self.pause_s)
             self.sent += 1
-            yield event({"content": each["token"]}, {"content": [each]} if body.get("logprobs") else None)
+            delta = {} if self.tool_calls else {"content": each["token"]}
+            yield event(delta, {"content": [each]} if body.get("logprobs") else None)
+        for i, (name, arguments) in enumerate(self.tool_calls):
+            for j, piece in enumerate((arguments[:3], arguments[3:])):
+                head = {"id": f"call_{i}", "type": "function"} if j == 0 else {}
+                function = {"arguments": piece} | ({"name": name} if j == 0 else {})
+                yield event({"tool_calls": [{"index": i, **head, "function": function}]})
         if self.finish is not None:
             yield event({}, finish=self.finish)
             if self.usage is not None and body.get("stream_options", {}).get("include_usage"):
                 yield f"data: {json.dumps(self.envelope('chat.completion.chunk', choices=[], usage=self.usage))}\n\n"
         yield "data: [DONE]\n\n"
+
+    def calls(self) -> dict[str, Any]:
+        if not self.tool_calls:
+            return {}
+        listed = [
+            {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for i, (name, arguments) in enumerate(self.tool_calls)
+        ]
+        return {"content": None, "tool_calls": listed}
 
     @staticmethod
     def envelope(kind: str, **fields: Any) -> dict[str, Any]:
@@ -604,3 +624,120 @@ def test_one_model_serves_many_event_loops(server: Server):
     finally:
         httpd.shutdown()
         httpd.server_close()
+
+
+# ---------------------------------------------------------------------- tools and structured output
+
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ADD = Tool("add", PARAMETERS, "Add.")
+
+
+@every_way
+def test_tool_calls_are_read_and_their_tokens_kept(server: Server, model: OpenAICompatibleModel, way: str):
+    """llama.cpp and vLLM list a call's own tokens, of a text that is empty."""
+    server.tool_calls, server.finish = [("add", '{"a": 1}'), ("add", "")], "tool_calls"
+    server.entries = [entry(piece) for piece in ('{"name": "', "add", '", "arguments": {"a": ', "1", "}}")]
+    ask = Generate(model, dataclasses.replace(REQUEST, tools=(ADD,)))
+
+    answer = ASKS[way](model, ask)
+
+    assert answer.tool_calls == (ToolCall("add", {"a": 1}, "call_0"), ToolCall("add", {}, "call_1"))
+    assert (answer.text, answer.problem, answer.finish_reason) == ("", None, "tool_calls")
+    assert answer.tokens is not None
+    assert "".join(token.text for token in answer.tokens) == '{"name": "add", "arguments": {"a": 1}}'
+
+
+@every_way
+@pytest.mark.parametrize("arguments", ['{"a": 1', "[1]", "one"])
+def test_a_call_that_cannot_be_read_is_a_problem(
+    server: Server, model: OpenAICompatibleModel, way: str, arguments: str
+):
+    server.tool_calls, server.finish = [("add", arguments)], "tool_calls"
+
+    answer = ASKS[way](model, Generate(model, dataclasses.replace(REQUEST, tools=(ADD,))))
+
+    assert (answer.tool_calls, answer.problem) == ((), "the arguments of a tool call are no JSON object")
+    assert not answer.is_empty
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        (None, None),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("any", "required"),
+        (True, "required"),
+        ("add", {"type": "function", "function": {"name": "add"}}),
+        ({"type": "tool", "name": "add"}, {"type": "function", "function": {"name": "add"}}),
+    ],
+)
+def test_tools_are_sent_in_openais_form(server: Server, model: OpenAICompatibleModel, choice: Any, sent: Any):
+    own = {"type": "web_search"}
+    tools = (ADD, Tool("web_search", native=own), Tool("bare"))
+    request = Request(
+        (
+            Message("user", "1?"),
+            Message("assistant", "", (ToolCall("add", {"a": 1}, "c1"),)),
+            Message("tool", "1", tool_call_id="c1"),
+        ),
+        tools=tools,
+        tool_choice=choice,
+    )
+
+    model.generate([Generate(model, request)])
+
+    (body,) = server.bodies
+    assert body["tools"] == [
+        {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": PARAMETERS}},
+        own,
+        {
+            "type": "function",
+            "function": {"name": "bare", "description": "", "parameters": {"type": "object", "properties": {}}},
+        },
+    ]
+    assert body.get("tool_choice") == sent
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    assert body["messages"][1:] == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": "c1"},
+    ]
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a": 1}', None),
+        ('{"a": "x"}', "the structured output does not fit: 'a' must be of type integer"),
+        ("no", "the structured output is no JSON"),
+    ],
+)
+def test_structured_output_is_asked_for_and_judged(
+    server: Server, model: OpenAICompatibleModel, way: str, text: str, problem: str | None
+):
+    server.entries = [entry(text)]
+    request = dataclasses.replace(REQUEST, output=OutputSchema("Answer", PARAMETERS))
+
+    answer = ASKS[way](model, Generate(model, request))
+
+    assert (answer.text, answer.problem) == (text, problem)
+    wanted = {"type": "json_schema", "json_schema": {"name": "Answer", "schema": PARAMETERS}}
+    assert server.bodies[0]["response_format"] == wanted
+
+
+@pytest.mark.parametrize("asked", ["run", "stream"])
+def test_a_cascade_of_servers_judges_calls_by_their_values(server: Server, model: OpenAICompatibleModel, asked: str):
+    """The core alone, without any framework."""
+    server.tool_calls, server.finish = [("add", '{"a": 1}')], "tool_calls"
+    pieces = {'{"name": "': 0.1, "add": 0.99, '", "arguments": {"a": ': 0.1, "1": 0.97, "}}": 0.1}
+    server.entries = [entry(piece, p) for piece, p in pieces.items()]
+    cascade = Cascade([Stage(model, [TokenProbability(aggregate="min")], {"p_t": 0.9}), Stage(ScriptedModel("large"))])
+
+    if asked == "run":
+        outcome = cascade.run("1?", tools=(ADD,))
+    else:
+        *_, outcome = cascade.stream("1?", tools=(ADD,))  # type: ignore[assignment]
+
+    assert outcome.record.attempts[0].reason == "p_t 0.97 >= 0.9"
+    assert outcome.response.tool_calls[0].arguments == {"a": 1}

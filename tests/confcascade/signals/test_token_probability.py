@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -9,15 +11,19 @@ from confcascade import (
     ConfigurationError,
     Evidence,
     Message,
+    OutputSchema,
     Prefilled,
     Request,
+    Response,
     SignalUnavailableError,
     Token,
     TokenProbability,
+    Tool,
+    ToolCall,
     Usage,
 )
 from confcascade.testing import ScriptedModel
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 REQUEST = Request((Message("user", "q"),))
@@ -334,3 +340,149 @@ def test_its_identity_is_its_options():
     assert TokenProbability(name="x").identity() == TokenProbability().identity()
     assert repr(TokenProbability(aggregate="min")) == "TokenProbability(aggregate='min', after=None)"
     assert repr(TokenProbability("AB")) == "TokenProbability(labels=('A', 'B'))"
+
+
+# ---------------------------------------------------------------------- tool calls
+
+WITH_TOOLS = Request((Message("user", "q"),), tools=(Tool("add"), Tool("note")))
+
+
+def written(*pieces: str | tuple[str, float]) -> tuple[Token, ...]:
+    """Tokens of a text: those with a probability, and certain ones."""
+    return tuple(Token(*piece) if isinstance(piece, tuple) else Token(piece, 0.0) for piece in pieces)
+
+
+def called(tokens: tuple[Token, ...] | None, *calls: ToolCall, text: str = "") -> Evidence:
+    return Evidence(WITH_TOOLS, None, tokens, Response(text, tokens, tool_calls=calls))
+
+
+def judged(tokens: tuple[Token, ...], *calls: ToolCall, text: str = "") -> list[str]:
+    """The texts of the tokens that count: those that change the score if they change."""
+    signal = TokenProbability(aggregate="product")
+    count = []
+    for i, token in enumerate(tokens):
+        doubted = (*tokens[:i], Token(token.text, -1.0), *tokens[i + 1 :])
+        if signal.score(called(doubted, *calls, text=text)).value < 1:
+            count.append(token.text)
+    return count
+
+
+ADD = ToolCall("add", {"a": 12, "b": "x y"})
+
+
+@pytest.mark.parametrize(
+    ("text", "calls", "counted"),
+    [
+        ('{"name": "add", "arguments": {"a": 12, "b": "x y"}}', [ADD], ["add", "12", "x", "y"]),
+        (
+            '<tool_call>\n{"name": "add", "arguments": {"a": 12, "b": "x y"}}\n</tool_call>',
+            [ADD],
+            ["add", "12", "x", "y"],
+        ),
+        ('<function=add>{"b": "x y", "a": 12}</function>', [ADD], ["add", "x", "y", "12"]),
+        ('{"arguments": {"a": 12, "b": "x y"}, "name": "add"}', [ADD], ["12", "x", "y", "add"]),
+        ('{"name": "add", "arguments": {}}', [ToolCall("add", {})], ["add"]),
+        ('I add, adding: add {"a": 1}', [ToolCall("add", {"a": 1})], ["add", "1"]),
+        (
+            '[{"name": "add", "arguments": {"a": 1}}, {"name": "note", "arguments": {"a": 1}}]',
+            [ToolCall("add", {"a": 1}), ToolCall("note", {"a": 1})],
+            ["add", "1", "note", "1"],
+        ),
+        (
+            '{"name": "note", "arguments": {"add": [1.5, true, null, {"add": "add"}], "t": "\\u00e9"}}',
+            [ToolCall("note", {"add": [1.5, True, None, {"add": "add"}], "t": "é"})],
+            ["note", "1", ".", "5", "true", "null", "add", "\\", "u00e9"],
+        ),
+    ],
+)
+def test_of_a_tool_call_only_its_name_and_values_count(text, calls, counted):
+    """Not its braces, quotes and keys, nor a tool's name that is only talked about."""
+    tokens = written(*re.findall(r"\s?\w+|\s?[^\w\s]|\s", text))
+
+    assert "".join(token.text for token in tokens) == text
+    assert [piece.strip() for piece in judged(tokens, *calls)] == counted
+
+
+def test_tokens_that_overlap_a_value_count_whole():
+    tokens = written('{"name', '": "ad', 'd", "arguments": {"a": 1', "2}}")
+
+    assert judged(tokens, ToolCall("add", {"a": 12})) == ['": "ad', 'd", "arguments": {"a": 1', "2}}"]
+
+
+def test_text_before_a_call_does_not_count():
+    tokens = written("I", " will", " add", ".", '{"name": "', "add", '", "arguments": {"a": ', "1", "}}")
+
+    assert judged(tokens, ToolCall("add", {"a": 1}), text="I will add.") == ["add", "1"]
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "min", "product", "first"])
+def test_aggregates_of_a_call_are_those_of_its_tokens(aggregate):
+    tokens = written(('{"name": "', -9.0), ("add", -0.1), ('", "arguments": {"a": ', -9.0), ("1", -0.3), ("}}", -9.0))
+    signal = TokenProbability(aggregate=aggregate)
+
+    found = signal.score(called(tokens, ToolCall("add", {"a": 1})))
+
+    assert found == signal.score(answer(Token("add", -0.1), Token("1", -0.3)))
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(min_size=1),
+        st.recursive(
+            st.booleans() | st.integers() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=5,
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+    st.integers(1, 7),
+)
+def test_every_json_call_is_found_however_it_is_cut_into_tokens(arguments, ascii_only, size):
+    text = json.dumps({"name": "add", "arguments": arguments}, ensure_ascii=ascii_only)
+    tokens = tuple(Token(text[i : i + size], -0.5) for i in range(0, len(text), size))
+
+    found = TokenProbability().score(called(tokens, ToolCall("add", arguments)))
+
+    assert found.value == pytest.approx(math.exp(-0.5))
+
+
+@pytest.mark.parametrize("tokens", [None, (), written(" ")])
+def test_a_call_without_tokens_is_not_scored(tokens):
+    """OpenAI lists none."""
+    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its tool calls"):
+        TokenProbability().score(called(tokens, ADD))
+    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its tool calls"):
+        TokenProbability(labels="AB").score(called(tokens, ADD))
+
+
+def test_tokens_of_the_text_do_not_stand_for_a_call():
+    tokens = written("I", " add")
+
+    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its tool calls"):
+        TokenProbability().score(called(tokens, ADD, text="I add"))
+
+
+def test_a_call_that_is_not_written_in_json_is_not_scored():
+    tokens = written("[add(a=", "12", ", b='", "x y", "')]")
+
+    with pytest.raises(SignalUnavailableError, match="cannot be found among the tokens"):
+        TokenProbability().score(called(tokens, ADD))
+
+
+def test_plain_text_is_scored_as_free_text_whatever_tools_there_were():
+    tokens = written(("Five", -0.2), (".", -0.4))
+
+    with_tools = TokenProbability().score(called(tokens, text="Five."))
+
+    assert with_tools == TokenProbability().score(answer(*tokens))
+
+
+@pytest.mark.parametrize("request_", [WITH_TOOLS, Request((Message("user", "q"),), output=OutputSchema("S", {}))])
+@pytest.mark.parametrize("signal", [TokenProbability(aggregate="product"), TokenProbability(labels="AB")])
+def test_nothing_is_decided_early_of_an_answer_that_must_be_whole(request_, signal):
+    """The next token may be the brace of a call, which does not count."""
+    tokens = (Token("A", -20.0, (("A", -20.0), ("B", -21.0))),)
+
+    assert signal.bounds(Evidence(request_, tokens=tokens)) == (0.0, 1.0)

@@ -1,0 +1,171 @@
+"""Whether an answer can be used: its tool calls, or its structured output, as the request wants them.
+
+The reasons name tools, keys and rules, but no values: records must not repeat what a model said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from confcascade.types import Request, Response
+
+__all__ = ["CUT", "forced_call", "json_problem", "misfit", "problem_of"]
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "object": (Mapping,),
+    "array": (list, tuple),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+# what providers say of an answer that reached its most tokens
+CUT = ("length", "max_tokens", "MAX_TOKENS")
+
+
+def problem_of(request: Request, response: Response) -> str | None:
+    """Why `response` cannot be used as an answer to `request`, in one line; None if it can."""
+    if response.problem is not None:
+        return response.problem
+    if response.finish_reason in CUT and (request.output is not None or response.tool_calls):
+        return "it was cut off at its most tokens"  # some readers complete what is missing
+    if not request.tools:
+        return None
+    tools = {tool.name: tool for tool in request.tools}
+    for call in response.tool_calls:
+        if call.name not in tools:
+            return f"unknown tool {_short(call.name)}"
+        if (parameters := tools[call.name].parameters) is not None and (why := misfit(call.arguments, parameters)):
+            return f"the arguments of its call to {_short(call.name)} do not fit: {why}"
+    forced = forced_call(request)
+    if forced is None or any(forced in ("", call.name) for call in response.tool_calls):
+        return None
+    return f"no call to {_short(forced)}, which was wanted" if forced else "no tool call, where one was wanted"
+
+
+def forced_call(request: Request) -> str | None:
+    """The tool that must be called; "" if it may be any; None if none must be."""
+    choice = request.tool_choice
+    if isinstance(choice, Mapping):  # OpenAI's forms, and Anthropic's
+        function = choice.get("function")
+        choice = (function if isinstance(function, Mapping) else choice).get("name") or choice.get("type")
+    if choice is True or choice in ("any", "required"):
+        return ""
+    return choice if any(choice == tool.name for tool in request.tools) else None
+
+
+def json_problem(text: str, schema: Mapping[str, Any]) -> str | None:
+    """Why `text` is no structured output, in one line; None if it is JSON that fits `schema`."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return "the structured output is no JSON"
+    why = misfit(value, schema)
+    return None if why is None else f"the structured output does not fit: {why}"
+
+
+def misfit(value: Any, schema: Any) -> str | None:
+    """Why a JSON value does not fit a JSON Schema, in one line; None if it does.
+
+    Keywords that are not known here (``format``, ``patternProperties``, ``if`` and the like) exclude nothing, and
+    neither do references to other documents.
+
+    >>> misfit({"a": "1"}, {"type": "object", "properties": {"a": {"type": "integer"}}})
+    "'a' must be of type integer"
+    """
+    return next(_misfits(value, schema, schema, ""), None)
+
+
+def _misfits(value: Any, schema: Any, root: Any, at: str) -> Iterator[str]:
+    if schema is False:
+        yield f"{_place(at)} is not allowed"
+    if not isinstance(schema, Mapping):
+        return
+    if "$ref" in schema and (target := _resolved(schema["$ref"], root)) is not schema:
+        yield from _misfits(value, target, root, at)
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        yield f"{_place(at)} must be of type {' or '.join(kinds)}"
+        return
+    if ("enum" in schema and value not in schema["enum"]) or ("const" in schema and value != schema["const"]):
+        yield f"{_place(at)} is none of the allowed values"
+    for part in schema.get("allOf", ()):
+        yield from _misfits(value, part, root, at)
+    for word in ("anyOf", "oneOf"):
+        if word in schema and all(any(_misfits(value, part, root, at)) for part in schema[word]):
+            yield f"{_place(at)} fits none of its alternatives"
+    if isinstance(value, Mapping):
+        yield from _object_misfits(value, schema, root, at)
+    elif isinstance(value, list | tuple):
+        yield from _range_misfits(len(value), schema, at, "minItems", "maxItems")
+        for i, item in enumerate(value):
+            yield from _misfits(item, schema.get("items", True), root, f"{at}[{i}]")
+    elif isinstance(value, str):
+        yield from _range_misfits(len(value), schema, at, "minLength", "maxLength")
+        if not _matches(schema.get("pattern"), value):
+            yield f"{_place(at)} does not match its pattern"
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield from _range_misfits(value, schema, at, "minimum", "maximum")
+        low: Any = schema.get("exclusiveMinimum")
+        high: Any = schema.get("exclusiveMaximum")
+        if (_is(low, "number") and value <= low) or (_is(high, "number") and value >= high):
+            yield f"{_place(at)} is out of range"
+
+
+def _object_misfits(value: Mapping[str, Any], schema: Mapping[str, Any], root: Any, at: str) -> Iterator[str]:
+    properties = schema.get("properties", {})
+    for key in schema.get("required", ()):
+        if key not in value:
+            yield f"{_place(f'{at}.{key}')} is missing"
+    for key, item in value.items():
+        # a model's own key may be any text: only those of the schema are named
+        rule, place = (
+            (properties[key], f"{at}.{key}") if key in properties else (schema.get("additionalProperties", True), at)
+        )
+        if rule is False:
+            yield f"{_place(at)} has a key that is not allowed"
+        else:
+            yield from _misfits(item, rule, root, place)
+
+
+def _range_misfits(size: float, schema: Mapping[str, Any], at: str, least: str, most: str) -> Iterator[str]:
+    if size < schema.get(least, size) or size > schema.get(most, size):
+        yield f"{_place(at)} is out of range"
+
+
+def _is(value: Any, kind: str) -> bool:
+    if isinstance(value, bool) and kind != "boolean":
+        return False
+    if kind == "integer" and isinstance(value, float) and not value.is_integer():
+        return False
+    return kind not in _KINDS or isinstance(value, _KINDS[kind])
+
+
+def _matches(pattern: Any, value: str) -> bool:
+    try:
+        return pattern is None or re.search(pattern, value) is not None
+    except (re.error, TypeError):  # of another dialect
+        return True
+
+
+def _resolved(reference: Any, root: Any) -> Any:
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return True
+    found = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        found = found.get(part.replace("~1", "/").replace("~0", "~"), True) if isinstance(found, Mapping) else True
+    return found
+
+
+def _place(at: str) -> str:
+    return f"'{at.removeprefix('.')}'" if at else "the whole"
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 64 else name[:61] + "...")

@@ -1,0 +1,400 @@
+"""Structured output through the cascade: every schema, method and way to ask, judged before it is kept."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from confcascade import ConfigurationError, OpenAICompatibleModel, trace
+from confcascade.testing import ScriptedModel
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic.v1 import BaseModel as BaseModelV1
+from pytest_httpserver import HTTPServer
+from werkzeug import Request as HTTPRequest
+from werkzeug import Response as HTTPResponse
+
+from langchain_confcascade import ConfidenceCascadeLLM
+from langchain_confcascade.structured import Structured
+
+
+class Joke(BaseModel):
+    """A joke."""
+
+    setup: str
+    punchline: str | None = Field(default=None, description="the answer")
+    stars: int = 3
+
+
+class JokeV1(BaseModelV1):
+    """A joke."""
+
+    setup: str
+    stars: int = 3
+
+
+class JokeDict(TypedDict):
+    """A joke."""
+
+    setup: Annotated[str, ..., "the question"]
+    stars: Annotated[int, ..., "how good"]
+
+
+SCHEMAS = {
+    "Joke": Joke,
+    "JokeV1": JokeV1,
+    "JokeDict": JokeDict,
+    "schema": Joke.model_json_schema(),
+}
+GOOD, BAD, BROKEN = '{"setup": "Why?", "stars": 4}', '{"setup": "Why?", "stars": "four"}', '{"stars": 4, "set'
+METHODS = ["function_calling", "json_mode", "json_schema"]
+
+
+def told(said: Any, method: str, schema: Any, text: str, **kwargs: Any) -> Any:
+    """What a model says that is asked by `method`."""
+    if method == "function_calling":
+        return said(calls=[(Structured(schema).output.name, text)], **kwargs)
+    return said(text, **kwargs)
+
+
+def cascade(*models: Any, threshold: Any = 0.9, **parameters: Any) -> ConfidenceCascadeLLM:
+    return ConfidenceCascadeLLM(models=list(models), threshold=threshold, **parameters)
+
+
+class Counting(BaseCallbackHandler):
+    """Counts what a user's callbacks see."""
+
+    def __init__(self) -> None:
+        self.starts: list[dict[str, Any]] = []
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, *, options: Any = None, **kwargs: Any) -> None:
+        self.starts.append(options)
+
+
+async def four_ways(llm: Runnable[Any, Any], query: Any) -> list[Any]:
+    streamed, astreamed = list(llm.stream(query)), [part async for part in llm.astream(query)]
+    assert len(streamed) == len(astreamed) == 1
+    return [llm.invoke(query), await llm.ainvoke(query), *streamed, *astreamed]
+
+
+# ---------------------------------------------------------------------- every schema and method
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("draft", "answered_by"), [(GOOD, "small"), (BAD, "large"), (BROKEN, "large")])
+async def test_output_that_does_not_validate_escalates(calling, said, schema, method, draft, answered_by):
+    small = calling("small", told(said, method, schema, draft))
+    large = calling("large", told(said, method, schema, GOOD))
+    llm = cascade(small, large).with_structured_output(schema, method=method)
+
+    with trace() as t:
+        answers = await four_ways(llm, "Tell me a joke.")
+
+    for answer in answers:
+        kind = schema if schema in (Joke, JokeV1) else dict
+        assert type(answer) is kind
+        found = answer if isinstance(answer, dict) else dict(answer)
+        assert (found["setup"], found["stars"]) == ("Why?", 4)
+    assert [record.answered_by for record in t.records] == [answered_by] * 4
+    assert all("Why" not in str(record) for record in t.records)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_doubtful_draft_escalates_however_well_it_validates(calling, said, method):
+    small = calling("small", told(said, method, Joke, GOOD, p=0.4))
+    large = calling("large", told(said, method, Joke, '{"setup": "Who?"}'))
+
+    with trace() as t:
+        answer = cascade(small, large).with_structured_output(Joke, method=method).invoke("q")
+
+    assert answer == Joke(setup="Who?")
+    assert t.records[0].attempts[0].reason == "p_t 0.4 < 0.9"
+
+
+def test_without_a_method_each_model_uses_its_own(calling, said):
+    """The scripted ones call a function; ChatOpenAI sends a schema (see below)."""
+    small = calling("small", told(said, "function_calling", Joke, GOOD))
+
+    assert cascade(small).with_structured_output(Joke).invoke("q") == Joke(setup="Why?", stars=4)
+    assert small.seen[0]["tools"][0]["function"]["name"] == "Joke"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_output_that_was_cut_off_escalates(calling, said, method):
+    """LangChain's JSON parser completes it, and it may even validate."""
+    cut = '{"setup": "Why did the ch' if method != "function_calling" else GOOD
+    small = calling("small", told(said, method, Joke, cut, cut=True))
+    large = calling("large", told(said, method, Joke, GOOD))
+
+    with trace() as t:
+        answer = cascade(small, large).with_structured_output(Joke, method=method).invoke("q")
+
+    assert answer == Joke(setup="Why?", stars=4)
+    assert "cut off" in t.records[0].attempts[0].reason
+
+
+def test_reasons_name_the_field_and_the_rule(calling, said):
+    large = calling("large", told(said, "json_mode", Joke, GOOD))
+    reasons = {}
+    for schema in (Joke, JokeDict):
+        for draft in (BAD, BROKEN, "{}", "no"):
+            with trace() as t:
+                llm = cascade(calling("small", said(draft)), large).with_structured_output(schema, method="json_mode")
+                llm.invoke("q")
+            reasons[schema.__name__, draft] = t.records[0].attempts[0].reason
+
+    assert reasons["Joke", BAD] == "the structured output does not validate ('stars': int_parsing)"
+    assert reasons["Joke", "{}"] == "the structured output does not validate ('setup': missing)"
+    assert reasons["JokeDict", BAD] == "the structured output does not fit: 'stars' must be of type integer"
+    assert reasons["JokeDict", "{}"] == "the structured output does not fit: 'setup' is missing"
+    assert reasons["Joke", "no"] == "the structured output cannot be read (OutputParserException)"
+
+
+# ---------------------------------------------------------------------- the last stage, and include_raw
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("text", [BAD, BROKEN, "", "Ha."])
+async def test_the_last_stage_fails_as_it_would_alone(calling, said, method, text):
+    def says() -> Any:
+        if method == "function_calling":
+            return said(calls=[("Joke", text)]) if text.startswith("{") else said(text)
+        return said(text)
+
+    alone = calling("large", says())
+    expected = alone.with_structured_output(Joke, method=method, include_raw=True).invoke("q")
+    llm = cascade(calling("small", says()), calling("large", says()))
+
+    for found in await four_ways(llm.with_structured_output(Joke, method=method, include_raw=True), "q"):
+        # a stream completes what was cut off, whoever reads it
+        streamed_gap = method == "function_calling" and text == BROKEN
+        assert streamed_gap or type(found["parsing_error"]) is type(expected["parsing_error"])
+        assert streamed_gap or found["parsed"] == expected["parsed"]
+        assert found["raw"].response_metadata["confcascade"]["answered_by"] == "large"
+        assert not {"parsed", "parsing_error"} & found["raw"].additional_kwargs.keys()
+    plain = llm.with_structured_output(Joke, method=method)
+    if expected["parsing_error"] is None:
+        assert plain.invoke("q") is None
+    else:
+        with pytest.raises(type(expected["parsing_error"])):
+            plain.invoke("q")
+        if not streamed_gap:
+            with pytest.raises((ValidationError, OutputParserException)):
+                list(plain.stream("q"))
+
+
+async def test_include_raw_gives_the_message_with_its_record(calling, said):
+    model = calling("small", told(said, "function_calling", Joke, GOOD))
+
+    for found in await four_ways(cascade(model).with_structured_output(Joke, include_raw=True), "q"):
+        assert found["parsed"] == Joke(setup="Why?", stars=4)
+        assert found["parsing_error"] is None
+        assert type(found["raw"]) is AIMessage
+        assert found["raw"].usage_metadata["input_tokens"] == 5
+        assert found["raw"].response_metadata["confcascade"]["answered_by"] == "small"
+
+
+def test_validators_of_the_users_own_decide_too(calling, said):
+    class Short(BaseModel):
+        word: str
+
+        @field_validator("word")
+        @classmethod
+        def is_short(cls, word: str) -> str:
+            if len(word) > 5:
+                raise ValueError("too long")
+            return word
+
+    small, large = (calling(name, said(json.dumps({"word": word}))) for name, word in [("s", "elephant"), ("l", "cat")])
+
+    assert cascade(small, large).with_structured_output(Short, method="json_mode").invoke("q") == Short(word="cat")
+
+
+# ---------------------------------------------------------------------- the rest of an application
+
+
+async def test_callbacks_see_one_call_with_the_schema(calling, said):
+    small, large = (
+        calling(name, told(said, "function_calling", Joke, text)) for name, text in [("s", BAD), ("l", GOOD)]
+    )
+    llm = cascade(small, large).with_structured_output(Joke)
+
+    for call in range(4):
+        counting = Counting()
+        config = {"callbacks": [counting]}
+        if call == 0:
+            llm.invoke("q", config)
+        elif call == 1:
+            await llm.ainvoke("q", config)
+        elif call == 2:
+            list(llm.stream("q", config))
+        else:
+            [part async for part in llm.astream("q", config)]
+        assert len(counting.starts) == 1
+        assert counting.starts[0]["ls_structured_output_format"]["schema"] == convert_to_json_schema(Joke)
+
+
+async def test_it_works_in_chains_batches_and_with_config(calling, said):
+    model = calling("small", told(said, "function_calling", Joke, GOOD))
+    llm = cascade(model).with_structured_output(Joke).with_config(tags=["mine"])
+    chain = ChatPromptTemplate.from_template("{q}") | llm | RunnableLambda(lambda joke: joke.stars)
+
+    with trace() as t:
+        assert chain.invoke({"q": "x"}) == 4
+        assert chain.batch([{"q": "x"}, {"q": "y"}]) == [4, 4]
+        assert await chain.abatch([{"q": "x"}]) == [4]
+        assert llm.with_retry().invoke("q").stars == 4
+    assert len(t.records) == 5
+
+
+def test_parameters_reach_each_stage(calling, said):
+    """Those of the call and those bound to the stage, log-probabilities among them: a chain would have dropped them."""
+    small, large = (calling(name, told(said, "json_mode", Joke, text)) for name, text in [("s", BAD), ("l", GOOD)])
+    llm = cascade(small.bind(seed=1), large.bind(seed=2)).with_structured_output(Joke, method="json_mode")
+
+    llm.invoke("q", stop=["END"], top_k=5)
+
+    assert [(model.seen[0]["seed"], model.seen[0]["stop"], model.seen[0]["top_k"]) for model in (small, large)] == [
+        (1, ["END"], 5),
+        (2, ["END"], 5),
+    ]
+    assert small.seen[0]["logprobs"]
+
+
+def test_the_cache_knows_schemas_by_what_they_ask_for(calling, said):
+    def variant(kind: type) -> type[BaseModel]:
+        class Answer(BaseModel):
+            setup: str
+            stars: kind  # type: ignore[valid-type]
+
+        return Answer
+
+    model = calling("small", said(GOOD))
+    llm = cascade(model, cache=InMemoryCache())
+
+    for kind in (int, int, float):
+        answer = llm.with_structured_output(variant(kind), method="json_mode").invoke("q")
+        assert answer.stars == 4
+    assert len(model.seen) == 2
+
+
+def test_nothing_of_a_draft_is_shown_by_the_model_behind_it(calling, said):
+    """The cascade's own chunks, before they are parsed."""
+    small, large = calling("small", said(BAD)), calling("large", said(GOOD))
+    binding = cascade(small, large, threshold="always").with_structured_output(Joke, method="json_mode").first
+
+    assert "".join(str(chunk.content) for chunk in binding.stream("q")) == GOOD
+
+
+def test_stages_that_cannot_are_skipped_or_an_error(calling, said):
+    large = calling("large", told(said, "function_calling", Joke, GOOD))
+
+    with trace() as t:
+        llm = cascade(FakeListChatModel(responses=["x"]), ScriptedModel("core"), large).with_structured_output(Joke)
+        assert llm.invoke("q") == Joke(setup="Why?", stars=4)
+    reasons = [attempt.reason for attempt in t.records[0].attempts]
+    assert reasons == ["the model cannot give structured output"] * 2 + ["last stage"]
+    with pytest.raises(ConfigurationError, match="cannot give structured output"):
+        cascade(large, ScriptedModel("core")).with_structured_output(Joke)
+
+
+def test_a_model_whose_structured_output_cannot_be_taken_apart_says_so(calling, said):
+    class Odd(type(calling("x", "y"))):
+        def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[Any, Any]:
+            return RunnableLambda(lambda _: {"raw": None, "parsed": None, "parsing_error": None})
+
+    large = calling("large", told(said, "function_calling", Joke, GOOD))
+    odd = Odd(model="odd", script=str)
+
+    with trace() as t:
+        cascade(odd, large).with_structured_output(Joke).invoke("q")
+    assert "no model followed by a parser" in t.records[0].attempts[0].reason
+    with pytest.raises(ConfigurationError, match="no model followed by a parser"):
+        cascade(odd).with_structured_output(Joke)
+
+
+@pytest.mark.parametrize("schema", [3, None, {"no": "schema"}])
+def test_what_is_no_schema_is_refused_at_once(calling, schema):
+    with pytest.raises(ConfigurationError, match="must be a pydantic class") as caught:
+        cascade(calling("small", "x")).with_structured_output(schema)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_last_stage_refuses_is_refused_at_once(calling):
+    model = ChatOpenAI(model="tiny", api_key="none")
+
+    with pytest.raises(ValueError, match="Unrecognized method"):
+        cascade(calling("small", "x"), model).with_structured_output(Joke, method="by_magic")
+
+
+# ---------------------------------------------------------------------- real clients
+
+
+class Server:
+    """An OpenAI-compatible server that says one text; remembers what it was asked."""
+
+    def __init__(self, server: HTTPServer, text: str) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.text = text
+        path = f"/{uuid.uuid4().hex}/v1"
+        self.url = server.url_for(path)
+        server.expect_request(f"{path}/chat/completions").respond_with_handler(self.answer)
+
+    def answer(self, request: HTTPRequest) -> HTTPResponse:
+        asked = json.loads(request.data)
+        self.asked.append(asked)
+        envelope = {"id": "x", "created": 0, "model": "tiny"}
+        if asked.get("stream"):
+            return HTTPResponse(self._events(envelope), content_type="text/event-stream")
+        message = {"role": "assistant", "content": self.text}
+        logprobs = {"content": [{"token": self.text, "logprob": -0.01, "bytes": None, "top_logprobs": []}]}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}
+        usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+        whole = {**envelope, "object": "chat.completion", "choices": [choice], "usage": usage}
+        return HTTPResponse(json.dumps(whole), content_type="application/json")
+
+    def _events(self, envelope: dict[str, Any]) -> Iterator[str]:
+        for delta, reason in [({"role": "assistant", "content": self.text}, None), ({}, "stop")]:
+            logprobs = None
+            if reason is None:
+                logprobs = {"content": [{"token": self.text, "logprob": -0.01, "bytes": None, "top_logprobs": []}]}
+            choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+            yield f"data: {json.dumps({**envelope, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("schema", [Joke, JokeDict], ids=["Joke", "JokeDict"])
+@pytest.mark.parametrize("kinds", [("langchain", "langchain"), ("core", "core"), ("core", "langchain")])
+@pytest.mark.parametrize(("draft", "answered_by"), [(GOOD, 0), (BAD, 1)])
+async def test_structured_output_of_real_clients(httpserver, schema, kinds, draft, answered_by):
+    """Our own and ChatOpenAI, which sends a JSON Schema by itself and parses in the client."""
+    servers = [Server(httpserver, draft), Server(httpserver, GOOD)]
+    models = [
+        OpenAICompatibleModel("tiny", base_url=server.url, api_key="none")
+        if kind == "core"
+        else ChatOpenAI(model="tiny", base_url=server.url, api_key="none", max_retries=0)
+        for kind, server in zip(kinds, servers, strict=True)
+    ]
+    llm = cascade(*models).with_structured_output(schema)
+
+    with trace() as t:
+        for answer in await four_ways(llm, "q"):
+            assert (answer if isinstance(answer, dict) else dict(answer))["stars"] == 4
+            assert isinstance(answer, Joke if schema is Joke else dict)
+
+    assert [record.stage for record in t.records] == [answered_by] * 4
+    for server in servers[: answered_by + 1]:
+        assert server.asked[0]["response_format"]["json_schema"]["name"] == schema.__name__
