@@ -196,23 +196,20 @@ class Forbidden(RuleBased):
 
 # ---------------------------------------------------------------------- three topologies
 
-# as the suite finds out for its other cases
-TOOLS = ConfidenceCascadeLLM.bind_tools is not BaseChatModel.bind_tools
-
 
 class AllSwitchesOn:
     """All that a chat model can be said to do; files that the suite would fetch come from here."""
 
     chat_model_class: type[BaseChatModel] = ConfidenceCascadeLLM
-    supports_json_mode = TOOLS
+    supports_json_mode = True
     supports_image_inputs = True
     supports_image_urls = True
     supports_pdf_inputs = True
     supports_audio_inputs = True
     supports_video_inputs = True
-    supports_anthropic_inputs = TOOLS
-    supports_image_tool_message = TOOLS
-    supports_pdf_tool_message = TOOLS
+    supports_anthropic_inputs = True
+    supports_image_tool_message = True
+    supports_pdf_tool_message = True
     enable_vcr_tests = True  # nothing goes over HTTP, so there is nothing to record
     supports_model_override = False  # a cascade's models are its stages
 
@@ -266,12 +263,11 @@ def test_a_topology_is_what_it_says(topology: Any, decisions: list[str]) -> None
     """Also where tools are called and structured output is given: the suite does not look who answered."""
     llm = ConfidenceCascadeLLM(**topology.chat_model_params)
     messages = [llm.invoke("Hello"), *llm.stream("Hello")]
-    if TOOLS:
-        schema = {"title": "Pet", "description": "A pet.", "type": "object", "properties": {"name": {"type": "string"}}}
-        structured = llm.with_structured_output(schema, include_raw=True)
-        messages += [llm.bind_tools([schema]).invoke("Which?"), structured.invoke("Which?")["raw"]]
+    schema = {"title": "Pet", "description": "A pet.", "type": "object", "properties": {"name": {"type": "string"}}}
+    structured = llm.with_structured_output(schema, include_raw=True)
+    messages += [llm.bind_tools([schema]).invoke("Which?"), structured.invoke("Which?")["raw"]]
     records = [each.response_metadata["confcascade"] for each in messages if "confcascade" in each.response_metadata]
-    assert len(records) == (4 if TOOLS else 2)
+    assert len(records) == 4
     assert all([attempt["decision"] for attempt in record["attempts"]] == decisions for record in records)
 
 
