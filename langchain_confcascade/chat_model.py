@@ -9,6 +9,7 @@ from typing import Any
 
 from confcascade import (
     Cascade,
+    CascadeExhaustedError,
     Chunk,
     ConfigurationError,
     LanguageModel,
@@ -22,15 +23,17 @@ from confcascade import (
     from_string,
 )
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from langchain_confcascade.convert import request_from, shown, usage_metadata
 from langchain_confcascade.model import LangChainModel
+from langchain_confcascade.runs import CascadeRun, current_run, under
 
 __all__ = ["ConfidenceCascadeLLM"]
 
@@ -42,7 +45,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
     stream alike; where no message survives, `confcascade.trace` collects the same records.  ``usage_metadata`` counts
     every attempt that was paid for.  A stream shows no token of an answer that may still be withdrawn.
 
-    Callbacks see one call, the cascade's; those of the stages' own objects see the stages.
+    Callbacks see one call of a model, the cascade's, and under it each attempt as a run of type chain, with what it
+    said, its scores and the decision.  Those of the stages' own objects see the stages.
 
     Args:
         models: Smallest first; the last always answers. LangChain chat models (also with `bind`), core models, or
@@ -143,7 +147,16 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(self.cascade.run(request_from(messages, stop, kwargs)))
+        run = CascadeRun.of(run_manager)
+        try:
+            outcome = self.cascade.run(request_from(messages, stop, kwargs))
+        except CascadeExhaustedError as error:
+            if run is not None:
+                run.report(messages, error)
+            raise
+        if run is not None:
+            run.report(messages, outcome)
+        return self._result(outcome)
 
     @override
     async def _agenerate(
@@ -153,7 +166,16 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(await self.cascade.arun(request_from(messages, stop, kwargs)))
+        run = CascadeRun.of(run_manager)
+        try:
+            outcome = await self.cascade.arun(request_from(messages, stop, kwargs))
+        except CascadeExhaustedError as error:
+            if run is not None:
+                await run.areport(messages, error)
+            raise
+        if run is not None:
+            await run.areport(messages, outcome)
+        return self._result(outcome)
 
     @override
     def _stream(
@@ -163,9 +185,17 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        run = CascadeRun.of(run_manager) or current_run.get()
         with closing(self.cascade.stream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
-            for item in items:
-                yield from self._chunks(item)
+            try:
+                for item in items:
+                    if run is not None and isinstance(item, Outcome):
+                        run.report(messages, item)
+                    yield from self._chunks(item)
+            except CascadeExhaustedError as error:
+                if run is not None:
+                    run.report(messages, error)
+                raise
 
     @override
     async def _astream(
@@ -175,10 +205,60 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        run = CascadeRun.of(run_manager) or current_run.get()
         async with aclosing(self.cascade.astream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
-            async for item in items:
-                for chunk in self._chunks(item):
+            try:
+                async for item in items:
+                    if run is not None and isinstance(item, Outcome):
+                        await run.areport(messages, item)
+                    for chunk in self._chunks(item):
+                        yield chunk
+            except CascadeExhaustedError as error:
+                if run is not None:
+                    await run.areport(messages, error)
+                raise
+
+    # ------------------------------------------------------------------ the way to `_stream`, which is not told its run
+
+    @override
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        run, config = CascadeRun.to_begin(ensure_config(config))
+        with closing(super().stream(input, config, **kwargs)) as chunks:  # type: ignore[type-var]
+            with under(run):
+                first = next(chunks, None)
+            if first is not None:
+                yield first
+                yield from chunks
+
+    @override
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        run, config = CascadeRun.to_begin(ensure_config(config))
+        async with aclosing(super().astream(input, config, **kwargs)) as chunks:  # type: ignore[type-var]
+            with under(run):
+                first = await anext(chunks, None)
+            if first is not None:
+                yield first
+                async for chunk in chunks:
                     yield chunk
+
+    @override
+    def _generate_with_cache(
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        # streams where a handler wants tokens (`astream_events`, LangGraph), though the caller invokes
+        with under(CascadeRun.of(run_manager)):
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        with under(CascadeRun.of(run_manager)):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     # ------------------------------------------------------------------ answers
 
