@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 from confcascade import (
+    Batching,
     Cascade,
     CascadeExhaustedError,
     Chunk,
@@ -28,6 +30,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import get_config_list
 from pydantic import PrivateAttr, SkipValidation
 from typing_extensions import override
 
@@ -36,6 +39,9 @@ from langchain_confcascade.model import LangChainModel
 from langchain_confcascade.runs import CascadeRun, current_run, under
 
 __all__ = ["ConfidenceCascadeLLM"]
+
+_MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
+_batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -149,7 +155,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     ) -> ChatResult:
         run = CascadeRun.of(run_manager)
         try:
-            outcome = self.cascade.run(request_from(messages, stop, kwargs))
+            outcome = self._answering.run(request_from(messages, stop, kwargs))
         except CascadeExhaustedError as error:
             if run is not None:
                 run.report(messages, error)
@@ -168,7 +174,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     ) -> ChatResult:
         run = CascadeRun.of(run_manager)
         try:
-            outcome = await self.cascade.arun(request_from(messages, stop, kwargs))
+            outcome = await self._answering.arun(request_from(messages, stop, kwargs))
         except CascadeExhaustedError as error:
             if run is not None:
                 await run.areport(messages, error)
@@ -217,6 +223,48 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 if run is not None:
                     await run.areport(messages, error)
                 raise
+
+    # ------------------------------------------------------------------ batches
+
+    @override
+    def batch(
+        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        with self._grouped(len(inputs), config) as configs:
+            return super().batch(inputs, configs, **kwargs)
+
+    @override
+    async def abatch(
+        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        with self._grouped(len(inputs), config) as configs:
+            return await super().abatch(inputs, configs, **kwargs)
+
+    @contextmanager
+    def _grouped(
+        self, count: int, config: RunnableConfig | list[RunnableConfig] | None
+    ) -> Iterator[RunnableConfig | list[RunnableConfig] | None]:
+        """While LangChain invokes each input by itself, with its callbacks and its cache: let their local calls meet.
+
+        A cascade without a local model needs no meeting: as it is, LangChain calls APIs concurrently.
+        """
+        local = [s.model.capability.batch_size for s in self.cascade.stages if s.model.capability.local]
+        if count < 2 or not local:
+            yield config
+            return
+        configs = get_config_list(config, count)
+        limit = configs[0].get("max_concurrency") or _MAX_CONCURRENCY
+        token = _batching.set(self.cascade.batching(max_concurrency=limit))
+        try:
+            # enough of them wait to fill a batch while another is computed; calls to APIs keep to the limit
+            yield [{**each, "max_concurrency": limit + 2 * max(local)} for each in configs]
+        finally:
+            _batching.reset(token)
+
+    @property
+    def _answering(self) -> Cascade | Batching:
+        batching = _batching.get()
+        return self.cascade if batching is None or batching.cascade is not self.cascade else batching
 
     # ------------------------------------------------------------------ the way to `_stream`, which is not told its run
 

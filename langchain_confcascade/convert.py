@@ -117,7 +117,13 @@ class Reading:
             if tokens:
                 self._watcher.see(self._tokens)
         self.ended = self._watcher.verdict == "abort"
-        yield Chunk(str(chunk.text), tokens or (), released=self._watcher.verdict == "release", native=chunk)
+        yield Chunk(
+            str(chunk.text),
+            tokens or (),
+            released=self._watcher.verdict == "release",
+            native=chunk,
+            calls_tool=bool(chunk.tool_call_chunks or chunk.tool_calls),
+        )
 
     def response(self) -> Response:
         if not self._chunks:
@@ -156,7 +162,8 @@ def response_from(message: BaseMessage) -> Response:
         text=str(message.text),
         tokens=tokens_from(metadata),
         usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
-        finish_reason="tool_calls" if message.tool_calls else reason,
+        # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
+        finish_reason="tool_calls" if message.tool_calls or message.invalid_tool_calls else reason,
         native=message,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -100,7 +100,7 @@ class CascadeRun:
                 await run.on_chain_end({"output": _message(response)})
 
     def _child(self, attempt: Attempt) -> dict[str, Any]:
-        told = {f"confcascade_{key}": value for key, value in asdict(attempt).items()}
+        told = {f"confcascade_{key}": value for key, value in attempt.as_dict().items()}
         return {
             "handlers": self.handlers,
             "inheritable_handlers": self.handlers,

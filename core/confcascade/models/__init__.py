@@ -53,6 +53,7 @@ class Chunk:
         text: What it adds to the answer.
         tokens: Its tokens, where the model tells their log-probabilities.
         released: Nothing can withdraw it, nor what follows: it may be shown.
+        calls_tool: It adds to a call of a tool, which is an answer even without text.
         native: The framework's own chunk, carried through untouched.
     """
 
@@ -60,6 +61,7 @@ class Chunk:
     tokens: tuple[Token, ...] = ()
     released: bool = False
     native: Any = None
+    calls_tool: bool = False
 
 
 @runtime_checkable
