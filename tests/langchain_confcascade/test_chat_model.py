@@ -73,7 +73,7 @@ class RuleModel(BaseChatModel):
             text = text.partition(word)[0]
         words = re.findall(r"\s*\S+", text) or [""]
         for i, word in enumerate(words):
-            entry = {"token": word, "logprob": math.log(p), "bytes": [1], "top_logprobs": []}
+            entry = {"token": word, "logprob": math.log(p), "bytes": list(word.encode()), "top_logprobs": []}
             chunk = AIMessageChunk(content=word, response_metadata={"model_provider": "rule"})
             if options.get("logprobs"):
                 chunk.response_metadata["logprobs"] = {"content": [entry]}
