@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal
 
 from confcascade import (
+    Batching,
     Cascade,
+    CascadeExhaustedError,
     Chunk,
     ConfigurationError,
     LanguageModel,
@@ -26,18 +29,23 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from langchain_confcascade.convert import request_from, shown, usage_metadata
 from langchain_confcascade.model import LangChainModel
+from langchain_confcascade.runs import CascadeRun, current_run, under
 from langchain_confcascade.structured import CARRIED, Structured, StructuredOutputParser
 from langchain_confcascade.tools import bound_tool
 
 __all__ = ["ConfidenceCascadeLLM"]
+
+_MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
+_batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -47,7 +55,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
     stream alike; where no message survives, `confcascade.trace` collects the same records.  ``usage_metadata`` counts
     every attempt that was paid for.  A stream shows no token of an answer that may still be withdrawn.
 
-    Callbacks see one call, the cascade's; those of the stages' own objects see the stages.
+    Callbacks see one call of a model, the cascade's, and under it each attempt as a run of type chain, with what it
+    said, its scores and the decision.  Those of the stages' own objects see the stages.
 
     Args:
         models: Smallest first; the last always answers. LangChain chat models (also with `bind`), core models, or
@@ -221,7 +230,16 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(self.cascade.run(request_from(messages, stop, kwargs)))
+        run = CascadeRun.of(run_manager)
+        try:
+            outcome = self._answering.run(request_from(messages, stop, kwargs))
+        except CascadeExhaustedError as error:
+            if run is not None:
+                run.report(messages, error)
+            raise
+        if run is not None:
+            run.report(messages, outcome)
+        return self._result(outcome)
 
     @override
     async def _agenerate(
@@ -231,7 +249,16 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(await self.cascade.arun(request_from(messages, stop, kwargs)))
+        run = CascadeRun.of(run_manager)
+        try:
+            outcome = await self._answering.arun(request_from(messages, stop, kwargs))
+        except CascadeExhaustedError as error:
+            if run is not None:
+                await run.areport(messages, error)
+            raise
+        if run is not None:
+            await run.areport(messages, outcome)
+        return self._result(outcome)
 
     @override
     def _stream(
@@ -241,9 +268,17 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        run = CascadeRun.of(run_manager) or current_run.get()
         with closing(self.cascade.stream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
-            for item in items:
-                yield from self._chunks(item)
+            try:
+                for item in items:
+                    if run is not None and isinstance(item, Outcome):
+                        run.report(messages, item)
+                    yield from self._chunks(item)
+            except CascadeExhaustedError as error:
+                if run is not None:
+                    run.report(messages, error)
+                raise
 
     @override
     async def _astream(
@@ -253,10 +288,102 @@ class ConfidenceCascadeLLM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        run = CascadeRun.of(run_manager) or current_run.get()
         async with aclosing(self.cascade.astream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
-            async for item in items:
-                for chunk in self._chunks(item):
+            try:
+                async for item in items:
+                    if run is not None and isinstance(item, Outcome):
+                        await run.areport(messages, item)
+                    for chunk in self._chunks(item):
+                        yield chunk
+            except CascadeExhaustedError as error:
+                if run is not None:
+                    await run.areport(messages, error)
+                raise
+
+    # ------------------------------------------------------------------ batches
+
+    @override
+    def batch(
+        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        with self._grouped(len(inputs), config) as configs:
+            return super().batch(inputs, configs, **kwargs)
+
+    @override
+    async def abatch(
+        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        with self._grouped(len(inputs), config) as configs:
+            return await super().abatch(inputs, configs, **kwargs)
+
+    @contextmanager
+    def _grouped(
+        self, count: int, config: RunnableConfig | list[RunnableConfig] | None
+    ) -> Iterator[RunnableConfig | list[RunnableConfig] | None]:
+        """While LangChain invokes each input by itself, with its callbacks and its cache: let their local calls meet.
+
+        A cascade without a local model needs no meeting: as it is, LangChain calls APIs concurrently.
+        """
+        local = [s.model.capability.batch_size for s in self.cascade.stages if s.model.capability.local]
+        if count < 2 or not local:
+            yield config
+            return
+        configs = get_config_list(config, count)
+        limit = configs[0].get("max_concurrency") or _MAX_CONCURRENCY
+        token = _batching.set(self.cascade.batching(max_concurrency=limit))
+        try:
+            # enough of them wait to fill a batch while another is computed; calls to APIs keep to the limit
+            yield [{**each, "max_concurrency": limit + 2 * max(local)} for each in configs]
+        finally:
+            _batching.reset(token)
+
+    @property
+    def _answering(self) -> Cascade | Batching:
+        batching = _batching.get()
+        return self.cascade if batching is None or batching.cascade is not self.cascade else batching
+
+    # ------------------------------------------------------------------ the way to `_stream`, which is not told its run
+
+    @override
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        run, config = CascadeRun.to_begin(ensure_config(config))
+        with closing(super().stream(input, config, **kwargs)) as chunks:  # type: ignore[type-var]
+            with under(run):
+                first = next(chunks, None)
+            if first is not None:
+                yield first
+                yield from chunks
+
+    @override
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        run, config = CascadeRun.to_begin(ensure_config(config))
+        async with aclosing(super().astream(input, config, **kwargs)) as chunks:  # type: ignore[type-var]
+            with under(run):
+                first = await anext(chunks, None)
+            if first is not None:
+                yield first
+                async for chunk in chunks:
                     yield chunk
+
+    @override
+    def _generate_with_cache(
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        # streams where a handler wants tokens (`astream_events`, LangGraph), though the caller invokes
+        with under(CascadeRun.of(run_manager)):
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        with under(CascadeRun.of(run_manager)):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     # ------------------------------------------------------------------ answers
 

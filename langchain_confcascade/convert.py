@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from confcascade import (
@@ -19,6 +22,7 @@ from confcascade import (
     Usage,
     Watcher,
 )
+from confcascade.models.remote import visible
 from confcascade.tools import CUT
 from langchain_core.messages import (
     AIMessage,
@@ -36,6 +40,8 @@ from langchain_confcascade.structured import CARRIED, Structured
 from langchain_confcascade.tools import plain_tool
 
 __all__ = ["Reading", "chunk_from", "request_from", "response_from", "shown", "tokens_from", "usage_metadata"]
+
+_LEAST_LOGPROB = -9999.0
 
 
 def request_from(
@@ -126,6 +132,8 @@ class Reading:
         self._name = ask.model.name
         self._chunks: list[AIMessageChunk] = []
         self._tokens: list[Token] | None = None
+        self._text = ""
+        self._decoder = _decoder()
 
     @property
     def begun(self) -> bool:
@@ -138,25 +146,26 @@ class Reading:
             return
         chunk = chunk_from(message)
         self._chunks.append(chunk)
-        tokens = tokens_from(chunk.response_metadata)
+        tokens = tokens_from(chunk.response_metadata, self._decoder)
+        self._text += str(chunk.text)
         if tokens is not None:
             self._tokens = [*(self._tokens or ()), *tokens]
-            if tokens:
-                self._watcher.see(self._tokens)
+            if tokens and (seen := _visible(self._tokens, self._text, False)):
+                self._watcher.see(seen)
         self.ended = self._watcher.verdict == "abort"
         yield Chunk(
             str(chunk.text),
             tokens or (),
             released=self._watcher.verdict == "release",
-            is_call=bool(chunk.tool_call_chunks),
             native=chunk,
+            calls_tool=bool(chunk.tool_call_chunks or chunk.tool_calls),
         )
 
     def response(self) -> Response:
         if not self._chunks:
             raise ModelError(f"The stream of model '{self._name}' ended before it began.")
         response = response_from(self._chunks[0] + self._chunks[1:])
-        response = response.replace(tokens=None if self._tokens is None else tuple(self._tokens))
+        response = response.replace(tokens=_visible(self._tokens, self._text, bool(response.tool_calls)))
         if self._watcher.verdict != "abort":
             return response
         # closed before the server told all: what was seen is what is known
@@ -189,8 +198,9 @@ def response_from(message: BaseMessage) -> Response:
     called = message.tool_calls or message.invalid_tool_calls
     return Response(
         text=str(message.text),
-        tokens=tokens_from(metadata),
+        tokens=_visible(tokens_from(metadata), str(message.text), bool(called)),
         usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
+        # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
         finish_reason="tool_calls" if called and reason not in CUT else reason,
         tool_calls=_calls(message),
         problem=problem,
@@ -214,33 +224,84 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def tokens_from(metadata: Mapping[str, Any]) -> tuple[Token, ...] | None:
+def tokens_from(
+    metadata: Mapping[str, Any], decoder: codecs.IncrementalDecoder | None = None
+) -> tuple[Token, ...] | None:
     """The visible tokens of an answer; end-of-text entries, which have no text or no bytes, are left out.
 
-    Reads ``{"content": [{token, logprob, top_logprobs}]}`` (OpenAI), the list alone (Ollama) and
-    ``{"tokens": [...], "token_logprobs": [...]}`` (Together). None if there are none, or of another form.
+    Where a character takes several tokens, its text comes with the last of them: the texts add up to the answer.
+
+    Reads ``{"content": [{token, logprob, bytes, top_logprobs}]}`` (OpenAI, vLLM, SGLang, llama.cpp's server,
+    Fireworks, TGI), the list alone (Ollama) and ``{"tokens": [...], "token_logprobs": [...], "top_logprobs": [{}]}``
+    (legacy completions: Together, llama-cpp-python). None if there are none, or of another form.
+
+    Args:
+        metadata: ``response_metadata`` of a message or a chunk.
+        decoder: Of UTF-8, kept from chunk to chunk of a stream.
     """
     logprobs = metadata.get("logprobs")
     entries: Any = logprobs
     if isinstance(logprobs, Mapping):
-        entries = logprobs.get("content")
-        if "token_logprobs" in logprobs:
-            pairs = zip(logprobs.get("tokens") or (), logprobs["token_logprobs"] or (), strict=False)
-            entries = [{"token": token, "logprob": logprob} for token, logprob in pairs]
+        entries = _completion_entries(logprobs) if "token_logprobs" in logprobs else logprobs.get("content")
     if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         return None
+    decoder = decoder or _decoder()
     return tuple(
-        Token(entry["token"], min(0.0, entry["logprob"]), _top(entry))
+        Token(_spelled(entry, decoder), _clamped(entry["logprob"]), _top(entry))
         for entry in entries
         if entry["token"] != "" and entry.get("bytes") != []
     )
 
 
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("replace")
+
+
+def _visible(tokens: Sequence[Token] | None, text: str, called: bool) -> tuple[Token, ...] | None:
+    """Without what follows the text (a stop string, an end-of-text token spelt out); with a tool call, all."""
+    return None if tokens is None else tuple(tokens) if called or not text else visible(tokens, text)
+
+
+def _completion_entries(logprobs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tokens, values = logprobs.get("tokens") or (), logprobs["token_logprobs"] or ()
+    tops = logprobs.get("top_logprobs") or ()
+    return [
+        {
+            "token": token,
+            "logprob": value,
+            "top_logprobs": [
+                {"token": text, "logprob": other} for text, other in (top.items() if isinstance(top, Mapping) else ())
+            ],
+        }
+        for token, value, top in zip_longest(tokens, values, tops[: len(tokens)])
+    ]
+
+
+def _spelled(entry: Mapping[str, Any], decoder: codecs.IncrementalDecoder) -> str:
+    """What an entry adds to the answer; of an incomplete character, `token` is an escape such as ``\\xf0``."""
+    spelling = entry.get("bytes")
+    if not isinstance(spelling, list | bytes):
+        return str(entry["token"])
+    try:
+        return decoder.decode(bytes(spelling))
+    except (TypeError, ValueError):  # no bytes
+        return str(entry["token"])
+
+
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and "token" in entry and isinstance(entry.get("logprob"), int | float)
+    value = entry.get("logprob") if isinstance(entry, Mapping) else None
+    return isinstance(value, int | float) and not math.isnan(value) and isinstance(entry.get("token"), str)
+
+
+def _clamped(logprob: float) -> float:
+    """Rounding may exceed 0; vLLM writes -9999 where there is none, others -inf, of which no mean could be taken."""
+    return min(0.0, max(float(logprob), _LEAST_LOGPROB))
 
 
 def _top(entry: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    others = entry.get("top_logprobs")
     return tuple(
-        (other["token"], min(0.0, other["logprob"])) for other in entry.get("top_logprobs") or () if _is_entry(other)
+        (other["token"], _clamped(other["logprob"]))
+        for other in (others if isinstance(others, list) else ())
+        if _is_entry(other)
     )

@@ -33,6 +33,8 @@ __all__ = ["LangChainModel"]
 
 # classes whose providers tell no log-probabilities, whatever is asked
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
+# classes that have no field of that name, and hand it to their provider where it is given per call
+_LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 # what a refusal of a parameter that we add is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -68,7 +70,8 @@ class LangChainModel(Remote):
         self._architecture = architecture
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
-        self._takes = {"logprobs"} if fields.keys() & {"logprobs", "top_logprobs"} else set()
+        known = any(cls.__name__ in _LOGPROBS_PER_CALL for cls in type(chat).__mro__)
+        self._takes = {"logprobs"} if known or fields.keys() & {"logprobs", "top_logprobs"} else set()
         if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False:
             self._takes.add("stream_usage")
 

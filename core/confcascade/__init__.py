@@ -4,7 +4,7 @@ Importing this package is cheap: torch, transformers, scikit-learn and the frame
 """
 
 from confcascade.asks import Generate, Prefill
-from confcascade.cascade import Cascade, build_stages
+from confcascade.cascade import Batching, Cascade, build_stages
 from confcascade.cost import Architecture, Cost, Prices
 from confcascade.errors import (
     CascadeExhaustedError,
@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Attempt",
+    "Batching",
     "Capability",
     "Cascade",
     "CascadeExhaustedError",

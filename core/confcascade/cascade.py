@@ -17,7 +17,7 @@ from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import publish
 from confcascade.types import Message, Request
 
-__all__ = ["Cascade", "build_stages"]
+__all__ = ["Batching", "Cascade", "build_stages"]
 
 Messages = Any  # str | Message | sequence of messages, pairs or mappings: see Message.parse
 Progress = Callable[[int, "Outcome | Exception"], None]
@@ -225,6 +225,10 @@ class Cascade:
                 self._collect(results, index, result, on_result)
         return _raise_first(results, return_exceptions)
 
+    def batching(self, *, max_concurrency: int = 16) -> Batching:
+        """For many queries that come one by one, from threads or tasks of their own: see `Batching`."""
+        return Batching(self, max_concurrency)
+
     def _collect(self, results: list[Any], index: int, result: Outcome | Exception, on_result: Progress | None) -> None:
         results[index] = self._published(result) if isinstance(result, Outcome) else result
         if on_result is not None:
@@ -232,6 +236,38 @@ class Cascade:
 
     @staticmethod
     def _published(outcome: Outcome) -> Outcome:
+        publish(outcome.record)
+        return outcome
+
+
+class Batching:
+    """A cascade's `run` and `arun` for callers that each wait for one query, and whose queries share calls.
+
+    As in `run_batch`, local models are asked in batches, APIs concurrently. `run` is for threads, `arun` for the tasks
+    of one event loop.
+
+    Args:
+        cascade: Which answers.
+        max_concurrency: Most calls to APIs at a time.
+
+    Raises:
+        ConfigurationError: If `max_concurrency` is no whole number of at least 1.
+    """
+
+    def __init__(self, cascade: Cascade, max_concurrency: int) -> None:
+        self.cascade = cascade
+        self._batcher = drivers.Batcher[Outcome](max_concurrency)
+        self._async_batcher = drivers.AsyncBatcher[Outcome](max_concurrency)
+
+    def run(self, messages: Messages, **parameters: Any) -> Outcome:
+        """`Cascade.run`."""
+        outcome = self._batcher.run(self.cascade.flow(_request(messages, parameters)))
+        publish(outcome.record)
+        return outcome
+
+    async def arun(self, messages: Messages, **parameters: Any) -> Outcome:
+        """`Cascade.arun`."""
+        outcome = await self._async_batcher.arun(self.cascade.flow(_request(messages, parameters)))
         publish(outcome.record)
         return outcome
 

@@ -8,6 +8,8 @@ the model's own; asks for an API go out one by one, at once, and never wait for 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -23,7 +25,7 @@ from confcascade.flow import Outcome
 from confcascade.models import Chunk, LanguageModel
 from confcascade.types import Prefilled, Response
 
-__all__ = ["arun", "arun_many", "astream", "run", "run_many", "stream"]
+__all__ = ["AsyncBatcher", "Batcher", "arun", "arun_many", "astream", "run", "run_many", "stream"]
 
 T = TypeVar("T")
 
@@ -200,8 +202,8 @@ class _Draft:
             self._response = item
             return []
         self._held.append(item)
-        # an answer of nothing but white space is empty, and is withdrawn
-        if not self._shown and not (item.released and any(chunk.text.strip() or chunk.is_call for chunk in self._held)):
+        # an answer of nothing but white space is empty, and is withdrawn, unless it calls a tool
+        if not self._shown and not (item.released and any(c.text.strip() or c.calls_tool for c in self._held)):
             return []
         self._shown = True
         return self._release()
@@ -296,15 +298,34 @@ class _Schedule(Generic[T]):
     def done(self) -> bool:
         return not self._more and not self._runs
 
-    def calls(self) -> list[_Calling]:
-        """Calls to begin now."""
+    def add(self, index: int, flow: Flow[T]) -> None:
+        """Take one more flow, whose index is its own."""
+        self._queue(index, _Run(flow))
+
+    def drop(self, index: int) -> None:
+        """Forget a flow that nobody waits for any more; of its asks, those under way are answered in vain."""
+        if (running := self._runs.pop(index, None)) is None:
+            return
+        self._answers.pop(index)
+        for entries in (self._remote, *self._local.values()):
+            kept = [entry for entry in entries if entry[0].flow != index]
+            entries.clear()
+            entries.extend(kept)
+        running.close()
+
+    def calls(self, *, partial: bool = True) -> list[_Calling]:
+        """Calls to begin now.
+
+        Args:
+            partial: Also begin a local call that has room for more asks.
+        """
         self._start()
         begun = []
         while self._remote and self._remote_calls < self._concurrency:
             place, ask = self._remote.popleft()
             self._remote_calls += 1
             begun.append(_Calling(ask.model, (ask,), (place,), local=False))
-        if not self._local_busy and (batch := self._next_batch()):
+        if not self._local_busy and (partial or self._room_is_taken()) and (batch := self._next_batch()):
             self._local_busy = True
             begun.append(batch)
         return begun
@@ -316,6 +337,9 @@ class _Schedule(Generic[T]):
         else:
             self._remote_calls -= 1
         for place, answer in zip(call.places, answers, strict=True):
+            if place.flow not in self._runs:  # dropped
+                _discard([answer])
+                continue
             received = self._answers[place.flow]
             received[place.ask] = answer
             running = self._runs[place.flow]
@@ -434,3 +458,126 @@ async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator
             for answers in await asyncio.gather(*pending, return_exceptions=True):
                 if not isinstance(answers, BaseException):
                     _discard(answers)
+
+
+# ---------------------------------------------------------------------- flows that come one by one
+
+
+class Batcher(Generic[T]):
+    """Plays flows that many threads bring, each waiting for its own; their asks go out together, as in `run_many`.
+
+    For a caller that has a thread for each query and cannot hand them over as a list. The waiting threads themselves
+    make the calls.
+    """
+
+    _quiet_s = 0.002  # a local call that has room waits for more flows while they arrive at shorter intervals
+
+    def __init__(self, concurrency: int) -> None:
+        self._schedule: _Schedule[T] = _Schedule((), concurrency)
+        self._changed = threading.Condition()
+        self._ready: deque[_Calling] = deque()
+        self._results: dict[int, T | Exception] = {}
+        self._indices = itertools.count()
+        self._arrived = 0.0
+
+    def run(self, flow: Flow[T]) -> T:
+        """Play a flow to its end."""
+        with self._changed:
+            mine = next(self._indices)
+            self._arrived = time.monotonic()
+            self._schedule.add(mine, flow)
+            try:
+                while mine not in self._results:
+                    self._step()
+            except BaseException:
+                self._schedule.drop(mine)
+                raise
+            result = self._results.pop(mine)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _step(self) -> None:
+        """Make a call, or wait for a change; holds the lock but while it does."""
+        quiet = time.monotonic() - self._arrived >= self._quiet_s
+        self._ready.extend(self._schedule.calls(partial=quiet))
+        self._collect()
+        if not self._ready:
+            self._changed.wait(None if quiet else self._quiet_s)
+            return
+        call = self._ready.popleft()
+        if self._ready:
+            self._changed.notify()
+        answers = [Answer[Any](error=ModelError("The call was interrupted."))] * len(call.asks)
+        self._changed.release()
+        try:
+            answers = _call(call.model, call.asks)
+        finally:
+            self._changed.acquire()
+            self._schedule.complete(call, answers)
+            self._collect()
+            self._changed.notify_all()
+
+    def _collect(self) -> None:
+        ended = dict(self._schedule.ended())
+        if ended:
+            self._results |= ended
+            self._changed.notify_all()
+
+
+class AsyncBatcher(Generic[T]):
+    """`Batcher` for the tasks of one event loop."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._schedule: _Schedule[T] = _Schedule((), concurrency)
+        self._waiting: dict[int, asyncio.Future[T]] = {}
+        self._calling: dict[asyncio.Task[list[Answer[Any]]], _Calling] = {}
+        self._indices = itertools.count()
+        self._planned = False
+
+    async def arun(self, flow: Flow[T]) -> T:
+        """Play a flow to its end without blocking the event loop."""
+        mine = next(self._indices)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting[mine] = future
+        self._schedule.add(mine, flow)
+        self._plan()
+        try:
+            return await future
+        finally:
+            del self._waiting[mine]
+            if future.cancelled():
+                self._drop(mine)
+
+    def _plan(self) -> None:
+        """Begin calls once the tasks that are ready now have brought their flows."""
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._planned = False
+        for call in self._schedule.calls():
+            task = asyncio.ensure_future(_acall(call.model, call.asks))
+            self._calling[task] = call
+            task.add_done_callback(self._ended)
+        for index, result in self._schedule.ended():
+            if (future := self._waiting.get(index)) is None or future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def _ended(self, task: asyncio.Task[list[Answer[Any]]]) -> None:
+        call = self._calling.pop(task)
+        interrupted = [Answer[Any](error=ModelError("The call was interrupted."))] * len(call.asks)
+        self._schedule.complete(call, interrupted if task.cancelled() else task.result())
+        self._plan()
+
+    def _drop(self, index: int) -> None:
+        self._schedule.drop(index)
+        for task, call in self._calling.items():
+            if not any(place.flow in self._waiting for place in call.places):
+                task.cancel()
+        self._plan()

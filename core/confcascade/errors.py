@@ -12,7 +12,9 @@ ConfcascadeError
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 __all__ = [
     "CascadeExhaustedError",
@@ -50,7 +52,20 @@ class SignalUnavailableError(ConfcascadeError):
 
 
 class CascadeExhaustedError(ConfcascadeError):
-    """No stage gave an answer. The cause is the last model's error."""
+    """No stage gave an answer. The cause is the last model's error.
+
+    Attributes:
+        attempts: Every attempt, as an answer's record has them (`Attempt`).
+        responses: What was said: for each attempt its `Response`, None where it gave none.
+    """
+
+    def __init__(self, message: str, attempts: Sequence[Any] = (), responses: Sequence[Any] = ()) -> None:
+        super().__init__(message)  # alone: a traceback in a log shows no answer
+        self.attempts = tuple(attempts)
+        self.responses = tuple(responses)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.attempts, self.responses)
 
 
 def require(module: str, extra: str) -> ModuleType:

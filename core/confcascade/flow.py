@@ -77,10 +77,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answer to a query and the record of how it came about."""
+    """The answer to a query and the record of how it came about.
+
+    Attributes:
+        response: The answer.
+        record: Every attempt, without what was said.
+        responses: What was said: for each attempt of the record its response, None where it gave none.
+    """
 
     response: Response
     record: Record
+    responses: tuple[Response | None, ...] = ()
 
     @property
     def text(self) -> str:
@@ -125,24 +132,29 @@ def cascade_flow(
         StreamBrokenError: If a model failed in the middle of an answer that could no longer be withdrawn.
     """
     attempts: list[Attempt] = []
+    responses: list[Response | None] = []
     kept: tuple[int, Response] | None = None
     for index, stage in enumerate(stages):
         attempt, response, error = yield from _attempt(stage, index, request, last=index == len(stages) - 1)
         attempts.append(attempt)
+        responses.append(response)
         if error is not None and (on_error == "raise" or isinstance(error, StreamBrokenError)):
             raise error
         if attempt.decision == "accept" and response is not None:
-            return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name))
+            return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name), tuple(responses))
         if response is not None and response.problem is None and not response.is_empty and not attempt.aborted:
             kept = index, response
     if kept is None or on_exhausted == "raise":
         failed = attempts[-1]
         raise CascadeExhaustedError(
             f"The last stage, '{failed.model}', gave no answer ({failed.reason})"
-            + ("." if kept else " and no earlier stage has a complete one.")
+            + ("." if kept else " and no earlier stage has a complete one."),
+            attempts,
+            responses,
         ) from error
     index, response = kept
-    return Outcome(response, Record(policy, tuple(attempts), index, stages[index].model.name, degraded=True))
+    record = Record(policy, tuple(attempts), index, stages[index].model.name, degraded=True)
+    return Outcome(response, record, tuple(responses))
 
 
 def _attempt(

@@ -5,6 +5,7 @@ import contextvars
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -342,6 +343,17 @@ def test_white_space_is_not_shown_before_there_is_text(end: Any):
 
     assert "".join(chunk.text for chunk in chunks) == outcome.text == cascade.run("q").text == "3"
     assert (shown.text, shown.outcome.text) == ("3", "3")
+
+
+def test_a_call_of_a_tool_streams_live_without_text():
+    """It is an answer: nothing of it is held back for a text that never comes."""
+    broken = Saying(Chunk("", released=True, native=1, calls_tool=True), ModelError("cut"))
+    shown: list[Any] = []
+
+    with pytest.raises(StreamBrokenError):
+        shown.extend(Cascade([Stage(broken)]).stream("q"))
+
+    assert [chunk.native for chunk in shown] == [1]
 
 
 def test_white_space_is_shown_with_the_text_that_follows():
@@ -936,3 +948,129 @@ def test_no_thread_outlives_its_batch():
             cascade.run_batch(["a", "b", "c"], **options)
 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("confcascade")]
+
+
+# ---------------------------------------------------------------------- queries that come one by one
+
+
+def crowd(delay_s: float = 0.0) -> tuple[Cascade, ScriptedModel, ScriptedModel, ScriptedModel]:
+    """Two local stages and an API; every third query passes the first, every second of the rest the next."""
+
+    def sure(share: int) -> Callable[[Request], Reply]:
+        def script(request: Request) -> Reply:
+            p = 0.9 if int(request.messages[0].content) % share == 0 else 0.1
+            return Reply("yes", p, hidden=(5.0, 0.0), delay_s=delay_s)
+
+        return script
+
+    first = ScriptedModel("first", sure(3), hidden_size=2, batch_size=8)
+    second = ScriptedModel("second", sure(2), batch_size=8)
+    api = ScriptedModel("api", lambda _: "yes")
+    signal = TokenProbability()
+    stages = [Stage(model, [signal], {"p_t": 0.5}) for model in (first, second)]
+    return Cascade([*stages, Stage(api)]), first, second, api
+
+
+def answered(n: int) -> list[str]:
+    return ["first" if i % 3 == 0 else "second" if i % 2 == 0 else "api" for i in range(n)]
+
+
+def test_threads_that_each_bring_a_query_share_calls():
+    """The same records as `run`, in batches of the local models, with no query mixed up."""
+    cascade, first, second, api = crowd(delay_s=0.002)  # for queries to arrive while others are answered
+    batching = cascade.batching(max_concurrency=4)
+    with ThreadPoolExecutor(24) as pool:
+        outcomes = list(pool.map(lambda i: batching.run(str(i)), range(96)))
+
+    assert [outcome.record.answered_by for outcome in outcomes] == answered(96)
+    for model in (first, second):
+        sizes = [len(call) for call in model.calls]
+        assert 4 < max(sizes) <= 8
+        assert sum(sizes) / len(sizes) > 2
+    assert {len(call) for call in api.calls} == {1}
+    expected = crowd()[0].run("5").record.as_dict()
+    assert same_record(outcomes[5].record.as_dict(), expected)
+
+
+async def test_tasks_that_each_bring_a_query_share_calls():
+    cascade, first, second, _ = crowd()
+    batching = cascade.batching()
+    outcomes = await asyncio.gather(*(batching.arun(str(i)) for i in range(96)))
+
+    assert [outcome.record.answered_by for outcome in outcomes] == answered(96)
+    assert [len(call) for call in first.calls] == [8] * 12
+    assert sum(len(call) for call in second.calls) == 64
+    assert len(second.calls) <= 16
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_each_of_those_that_share_calls_gets_its_own_error(asynchronous):
+    def script(request: Request) -> Reply:
+        odd = int(request.messages[0].content) % 2
+        return Reply("yes", error=ModelError("down") if odd else None)
+
+    batching = Cascade([Stage(ScriptedModel("m", script, batch_size=4))]).batching()
+    if asynchronous:
+        ended = await asyncio.gather(*(batching.arun(str(i)) for i in range(8)), return_exceptions=True)
+    else:
+
+        def one(i: int) -> Any:
+            try:
+                return batching.run(str(i))
+            except CascadeExhaustedError as error:
+                return error
+
+        with ThreadPoolExecutor(8) as pool:
+            ended = list(pool.map(one, range(8)))
+
+    assert [isinstance(result, CascadeExhaustedError) for result in ended] == [False, True] * 4
+
+
+async def test_cancelling_reaches_the_call_that_nobody_else_waits_for():
+    """And frees its place: the others are answered."""
+    stopped: list[str] = []
+    begun = asyncio.Event()
+
+    class Slow(ScriptedModel):
+        async def agenerate(self, asks: Sequence[Generate]) -> Any:
+            query = asks[0].request.messages[0].content
+            begun.set()
+            try:
+                await asyncio.sleep(60 if query == "late" else 0.01)
+            except asyncio.CancelledError:
+                stopped.append(query)
+                raise
+            return self.generate(asks)
+
+    batching = Cascade([Stage(Slow("api"))]).batching(max_concurrency=1)
+    late = asyncio.create_task(batching.arun("late"))
+    others = [asyncio.create_task(batching.arun(str(i))) for i in range(3)]
+    await begun.wait()
+    assert not any(task.done() for task in others)
+    late.cancel()
+
+    assert [outcome.text for outcome in await asyncio.gather(*others)] == ["api: 0", "api: 1", "api: 2"]
+    assert stopped == ["late"]
+    with pytest.raises(asyncio.CancelledError):
+        await late
+
+
+async def test_caches_of_cancelled_queries_are_freed():
+    cascade, first, *_ = crowd()
+    stage = Stage(first, [probe("first"), TokenProbability()], {"p_ik": 0.1, "p_t": 0.5})
+    cascade = Cascade([stage, *cascade.stages[1:]])
+    batching = cascade.batching()
+    tasks = [asyncio.create_task(batching.arun(str(i))) for i in range(20)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.05)
+
+    assert first.open_caches == 0
+
+
+def test_batching_refuses_a_concurrency_that_is_none():
+    with pytest.raises(ConfigurationError, match="max_concurrency"):
+        crowd()[0].batching(max_concurrency=0)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from dataclasses import asdict
 
 import pytest
 from confcascade import Attempt, Cost, Record, Score, Usage, trace
@@ -42,6 +43,15 @@ def test_an_unknown_cost_makes_the_total_unknown():
 
     assert both.cost.usd is None
     assert both.cost.flops == 101.0
+
+
+def test_an_attempt_as_a_dict_holds_every_field_and_nothing_of_its_own():
+    details = {"labels": ["A"]}
+    entry = attempt(0, scores={"p_t": Score(0.4, 0.9, False, details)}).as_dict()
+
+    assert {**asdict(attempt(0, scores={"p_t": Score(0.4, 0.9, False, details)})), "steps": []} == entry
+    details["labels"].append("B")
+    assert entry["scores"]["p_t"]["details"] == {"labels": ["A"]}
 
 
 def test_a_record_survives_json():

@@ -73,7 +73,7 @@ class RuleModel(BaseChatModel):
             text = text.partition(word)[0]
         words = re.findall(r"\s*\S+", text) or [""]
         for i, word in enumerate(words):
-            entry = {"token": word, "logprob": math.log(p), "bytes": [1], "top_logprobs": []}
+            entry = {"token": word, "logprob": math.log(p), "bytes": list(word.encode()), "top_logprobs": []}
             chunk = AIMessageChunk(content=word, response_metadata={"model_provider": "rule"})
             if options.get("logprobs"):
                 chunk.response_metadata["logprobs"] = {"content": [entry]}
@@ -496,8 +496,8 @@ async def test_usage_is_counted_once():
     assert {name: usage["total_tokens"] for name, usage in ambient.usage_metadata.items()} == {llm.model_name: 33}
 
 
-def test_run_collectors_and_tracers_see_the_cascade_only(monkeypatch):
-    """Also where LangSmith's tracing is switched on by the environment."""
+def test_langsmith_sees_the_cascade_and_its_attempts(monkeypatch):
+    """Switched on by the environment; the stages themselves stay out of it."""
     runs: list[Any] = []
     monkeypatch.setattr(
         "langchain_core.tracers.langchain.LangChainTracer._persist_run_single", lambda _, run: runs.append(run)
@@ -511,12 +511,14 @@ def test_run_collectors_and_tracers_see_the_cascade_only(monkeypatch):
     try:
         with collect_runs() as collected:
             cascade().invoke(HARD)
+            list(cascade().stream(HARD))
     finally:
         monkeypatch.undo()
         get_env_var.cache_clear()
 
-    assert [run.name for run in collected.traced_runs] == ["ConfidenceCascadeLLM"]
-    assert [run.name for run in runs] == ["ConfidenceCascadeLLM"]
+    assert [run.name for run in collected.traced_runs] == ["ConfidenceCascadeLLM"] * 2
+    assert [run.name for run in runs] == ["ConfidenceCascadeLLM", "attempt:small", "attempt:large"] * 2
+    assert [run.parent_run_id for run in runs] == [None, *[runs[0].id] * 2, None, *[runs[3].id] * 2]
 
 
 def test_callbacks_of_a_stage_still_see_that_stage():

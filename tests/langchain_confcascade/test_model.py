@@ -15,14 +15,14 @@ from confcascade import Cascade, ConfigurationError, Message, ModelError, Reques
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import check_model, same_record
 from langchain_core.language_models import FakeListChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_openai import ChatOpenAI
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
 
-from langchain_confcascade.convert import tokens_from
+from langchain_confcascade.convert import Reading, response_from, tokens_from
 from langchain_confcascade.model import LangChainModel
 
 QUESTION = Request((Message("user", "capital of France?"),))
@@ -406,6 +406,128 @@ def test_log_probabilities_are_read_in_every_known_form(logprobs, expected):
     tokens = tokens_from({"logprobs": logprobs})
 
     assert (None if tokens is None else tuple(token.text for token in tokens)) == expected
+
+
+# As servers were seen to answer, shortened: where each integration puts it, and what of it is the answer.
+RECORDED: dict[str, tuple[str, Any, list[tuple[str, float]]]] = {
+    "llama.cpp's server, whose end-of-text entry has no bytes": (
+        "7",
+        {
+            "content": [
+                {
+                    "id": 25,
+                    "token": "7",
+                    "bytes": [55],
+                    "logprob": -1.06266,
+                    "top_logprobs": [{"id": 25, "token": "7", "bytes": [55], "logprob": -1.06266}],
+                },
+                {"id": 2, "token": "", "bytes": [], "logprob": -0.00268, "top_logprobs": []},
+            ]
+        },
+        [("7", -1.06266)],
+    ),
+    "OpenAI, a character of two tokens": (
+        "a\N{GRINNING FACE}",
+        {
+            "content": [
+                {"token": "a", "bytes": [97], "logprob": -0.1, "top_logprobs": []},
+                {"token": "\\xf0\\x9f\\x98", "bytes": [240, 159, 152], "logprob": -0.2, "top_logprobs": []},
+                {"token": "\\x80", "bytes": [128], "logprob": -0.3, "top_logprobs": []},
+            ],
+            "refusal": None,
+        },
+        [("a", -0.1), ("", -0.2), ("\N{GRINNING FACE}", -0.3)],
+    ),
+    "vLLM, which writes -9999 for none": (
+        "a",
+        {"content": [{"token": "a", "bytes": [97], "logprob": -9999.0, "top_logprobs": []}]},
+        [("a", -9999.0)],
+    ),
+    "llama-cpp-python, without bytes": (
+        "It is",
+        {
+            "content": [
+                {"token": "It", "bytes": None, "logprob": -0.1, "top_logprobs": []},
+                {"token": " is", "bytes": None, "logprob": -0.2, "top_logprobs": []},
+            ],
+            "refusal": None,
+        },
+        [("It", -0.1), (" is", -0.2)],
+    ),
+    "TGI by HuggingFace, which spells the end-of-text token out": (
+        "It is",
+        {
+            "content": [
+                {"token": "It", "logprob": -0.1, "top_logprobs": []},
+                {"token": " is", "logprob": -0.2, "top_logprobs": []},
+                {"token": "<|eot_id|>", "logprob": -0.01, "top_logprobs": []},
+            ]
+        },
+        [("It", -0.1), (" is", -0.2)],
+    ),
+    "Ollama, the list alone": (
+        "It",
+        [{"token": "It", "logprob": -0.1, "bytes": [73, 116], "top_logprobs": None}],
+        [("It", -0.1)],
+    ),
+    "Together, the shape of legacy completions": (
+        "It is",
+        {"tokens": ["It", " is", "</s>"], "token_logprobs": [-0.1, -0.2, -0.01], "token_ids": [1, 2, 3]},
+        [("It", -0.1), (" is", -0.2)],
+    ),
+    "Fireworks, alternatives as mappings": (
+        "It",
+        {"tokens": ["It"], "token_logprobs": [-0.1], "top_logprobs": [{"It": -0.1, "We": -2.0}], "text_offset": [0]},
+        [("It", -0.1)],
+    ),
+    "Groq, which says that there are none": ("It", None, []),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_log_probabilities_are_read_where_each_integration_puts_them(name):
+    """Whole and streamed alike; the tokens' texts add up to the answer."""
+    text, logprobs, expected = RECORDED[name]
+    message = AIMessage(text, response_metadata={"logprobs": logprobs})
+    whole = response_from(message)
+
+    assert [(token.text, token.logprob) for token in whole.tokens or ()] == expected
+    if isinstance(logprobs, dict) and "content" in logprobs:
+        reading = Reading(Generate(LangChainModel(FakeListChatModel(responses=[])), QUESTION))
+        pieces = [expected[i][0] if i < len(expected) else "" for i in range(len(logprobs["content"]))]
+        for piece, each in zip(pieces, logprobs["content"], strict=True):
+            list(reading.add(AIMessageChunk(piece, response_metadata={"logprobs": {"content": [each]}})))
+        assert reading.response().tokens == whole.tokens
+
+
+def test_alternatives_are_read_from_both_shapes():
+    chat = [{"token": "A", "logprob": -0.1, "top_logprobs": [{"token": "B", "logprob": -math.inf}, {"token": 3}]}]
+    legacy = {"tokens": ["A"], "token_logprobs": [-0.1], "top_logprobs": [{"A": -0.1, "B": -2.0}]}
+
+    assert tokens_from({"logprobs": chat})[0].top == (("B", -9999.0),)
+    assert tokens_from({"logprobs": legacy})[0].top == (("A", -0.1), ("B", -2.0))
+
+
+def test_tokens_of_a_call_without_text_are_kept():
+    call = {"name": "f", "args": {}, "id": "1", "type": "tool_call"}
+    message = AIMessage("", tool_calls=[call], response_metadata={"logprobs": [{"token": "f", "logprob": -0.5}]})
+
+    assert [token.text for token in response_from(message).tokens] == ["f"]
+
+
+def test_classes_that_take_the_parameter_per_call_only_are_given_it():
+    given: list[dict[str, Any]] = []
+
+    class ChatFireworks(FakeListChatModel):
+        """Stands for langchain_fireworks'."""
+
+        def _call(self, *args: Any, **kwargs: Any) -> str:
+            given.append(kwargs)
+            return super()._call(*args, **kwargs)
+
+    generate(LangChainModel(ChatFireworks(responses=["a"])))
+
+    assert (given[0]["logprobs"], given[0]["top_logprobs"]) == (True, 1)
 
 
 def test_a_positive_log_probability_is_rounding():

@@ -57,14 +57,14 @@ class Chunk:
         text: What it adds to the answer.
         tokens: Its tokens, where the model tells their log-probabilities.
         released: Nothing can withdraw it, nor what follows: it may be shown.
-        is_call: It holds a piece of a tool call: even without text, the answer is not empty.
+        calls_tool: It adds to a call of a tool, which is an answer even without text.
         native: The framework's own chunk, carried through untouched.
     """
 
     text: str
     tokens: tuple[Token, ...] = ()
     released: bool = False
-    is_call: bool = False
+    calls_tool: bool = False
     native: Any = None
 
 

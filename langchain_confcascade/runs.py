@@ -1,0 +1,134 @@
+"""Each attempt as a run of its own, under the cascade's, in the user's tracers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from confcascade import Attempt, CascadeExhaustedError, ModelError, Outcome, Response
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    BaseCallbackHandler,
+    BaseCallbackManager,
+    CallbackManager,
+)
+from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
+from langchain_core.utils.uuid import uuid7
+
+__all__ = ["CascadeRun", "current_run", "under"]
+
+current_run: ContextVar[CascadeRun | None] = ContextVar("confcascade_run", default=None)
+
+
+@dataclass(frozen=True)
+class CascadeRun:
+    """The run of one call of a cascade, as far as its attempts need it.
+
+    Attempts are reported once the cascade has decided, as runs of type chain: usage, which tracers add up over the
+    runs of models, is counted once, and nothing that streams can show a draft.
+
+    Attributes:
+        id: Of the cascade's run.
+        handlers: Those that runs below it inherit, but for the ones that feed a stream to its reader.
+        tags: Inherited.
+        metadata: Inherited, but for what describes the cascade as a model.
+    """
+
+    id: UUID
+    handlers: list[BaseCallbackHandler]
+    tags: list[str]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, manager: BaseRunManager | BaseCallbackManager | None, run_id: UUID | None = None) -> CascadeRun | None:
+        """The run behind a manager; None if nobody listens.
+
+        Args:
+            manager: Of the run, or of the one to begin.
+            run_id: Of the one to begin.
+        """
+        if manager is None or not manager.inheritable_handlers:
+            return None
+        handlers = [
+            handler
+            for handler in manager.inheritable_handlers
+            if not isinstance(handler, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
+            and not handler.ignore_chain
+        ]
+        if not handlers:
+            return None
+        metadata = {key: value for key, value in manager.inheritable_metadata.items() if not key.startswith("ls_")}
+        return cls(run_id or manager.run_id, handlers, list(manager.inheritable_tags), metadata)  # type: ignore[union-attr]
+
+    @classmethod
+    def to_begin(cls, config: RunnableConfig) -> tuple[CascadeRun | None, RunnableConfig]:
+        """The run that a stream with this config will begin, and the config that makes it begin so.
+
+        LangChain does not tell `_stream` its run: the id is chosen, and the handlers are found, before.
+        """
+        manager = CallbackManager.configure(
+            config.get("callbacks"), inheritable_tags=config.get("tags"), inheritable_metadata=config.get("metadata")
+        )
+        run = cls.of(manager, config.get("run_id") or uuid7())
+        return (run, config) if run is None else (run, {**config, "callbacks": manager, "run_id": run.id})
+
+    def report(self, messages: Sequence[BaseMessage], ended: Outcome | CascadeExhaustedError) -> None:
+        """One run below this for each attempt."""
+        for attempt, response in _attempts(ended):
+            manager = CallbackManager(**self._child(attempt))
+            run = manager.on_chain_start(None, {"messages": list(messages)}, name=f"attempt:{attempt.model}")
+            if attempt.error is not None:
+                run.on_chain_error(ModelError(attempt.error))
+            else:
+                run.on_chain_end({"output": _message(response)})
+
+    async def areport(self, messages: Sequence[BaseMessage], ended: Outcome | CascadeExhaustedError) -> None:
+        """`report`, for asynchronous handlers, too."""
+        for attempt, response in _attempts(ended):
+            manager = AsyncCallbackManager(**self._child(attempt))
+            run = await manager.on_chain_start(None, {"messages": list(messages)}, name=f"attempt:{attempt.model}")
+            if attempt.error is not None:
+                await run.on_chain_error(ModelError(attempt.error))
+            else:
+                await run.on_chain_end({"output": _message(response)})
+
+    def _child(self, attempt: Attempt) -> dict[str, Any]:
+        told = {f"confcascade_{key}": value for key, value in attempt.as_dict().items()}
+        return {
+            "handlers": self.handlers,
+            "inheritable_handlers": self.handlers,
+            "parent_run_id": self.id,
+            "tags": self.tags,
+            "metadata": {**self.metadata, **told},
+        }
+
+
+@contextmanager
+def under(run: CascadeRun | None) -> Iterator[None]:
+    """While LangChain's own code is on the way to `_stream`, which learns here what its run is."""
+    token = current_run.set(run)
+    try:
+        yield
+    finally:
+        current_run.reset(token)
+
+
+def _attempts(ended: Outcome | CascadeExhaustedError) -> Iterator[tuple[Attempt, Response | None]]:
+    attempts = ended.record.attempts if isinstance(ended, Outcome) else ended.attempts
+    return zip(attempts, ended.responses, strict=True)
+
+
+def _message(response: Response | None) -> AIMessage | None:
+    """What the stage said, without its accounts, which are the attempt's."""
+    if response is None:
+        return None
+    if not isinstance(response.native, AIMessage):
+        return AIMessage(content=response.text)
+    return response.native.model_copy(update={"id": None, "usage_metadata": None, "response_metadata": {}})
