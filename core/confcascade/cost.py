@@ -69,7 +69,7 @@ class Cost:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def forward_flops(architecture: Architecture, usage: Usage) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from confcascade.cost import Cost
@@ -32,6 +33,10 @@ class Score:
     passed: bool
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**vars(self), "details": deepcopy(dict(self.details)) if self.details else {}}
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -49,6 +54,16 @@ class Attempt:
     usage: Usage = field(default_factory=Usage)
     cost: Cost = field(default_factory=Cost)
     latency_s: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            **vars(self),  # not `dataclasses.asdict`, whose recursion takes as long as the rest of a call
+            "scores": {name: score.as_dict() for name, score in self.scores.items()},
+            "steps": list(self.steps),
+            "usage": self.usage.as_dict(),
+            "cost": self.cost.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,8 @@ class Record:
             "answered_by": self.answered_by,
             "stage": self.stage,
             "degraded": self.degraded,
-            "attempts": [{**asdict(attempt), "steps": list(attempt.steps)} for attempt in self.attempts],
-            "usage": asdict(self.usage),
+            "attempts": [attempt.as_dict() for attempt in self.attempts],
+            "usage": self.usage.as_dict(),
             "cost": self.cost.as_dict(),
             "cost_answering_stage": self.cost_answering_stage.as_dict(),
         }
