@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
+from functools import cache
 from typing import Any
 
 from confcascade import (
@@ -204,6 +205,15 @@ def _config() -> RunnableConfig:
     return {"callbacks": []}
 
 
+@cache
+def _tracing() -> tuple[Any, Any, Any]:
+    from langchain_core.tracers import context  # here, because langchain_core imports it late too
+    from langsmith import run_helpers
+    from langsmith.utils import tracing_is_enabled
+
+    return context, run_helpers, tracing_is_enabled
+
+
 @contextmanager
 def _apart() -> Iterator[None]:
     """While a model is called: nothing around the cascade's call reaches it, be it config, handlers or tracers.
@@ -211,14 +221,16 @@ def _apart() -> Iterator[None]:
     An explicit config is not enough: a bound model merges the ambient one into it, `get_usage_metadata_callback` and
     its like attach themselves to every run, and so does a LangSmith tracer.
     """
-    from langchain_core.tracers import context as tracers  # here, because langchain_core imports it late too
-    from langsmith.run_helpers import tracing_context
-
+    tracers, langsmith, is_enabled = _tracing()
     hooks = [variable for variable, *_ in tracers._configure_hooks]
     variables: list[Any] = [var_child_runnable_config, tracers.tracing_v2_callback_var, *hooks]
-    tokens = [(variable, variable.set(None)) for variable in variables]
+    tokens = [(variable, variable.set(None)) for variable in variables if variable.get() is not None]
+    traced = langsmith.get_tracing_context()
     try:
-        with tracing_context(parent=False, enabled=False):
+        if any(value is not None for value in traced.values()) or is_enabled(traced):
+            with langsmith.tracing_context(parent=False, enabled=False):
+                yield
+        else:  # mostly nothing is traced, and to say so again takes longer than to see it
             yield
     finally:
         for variable, token in reversed(tokens):
