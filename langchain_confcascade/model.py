@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from functools import cache
 from typing import Any
@@ -17,8 +17,9 @@ from confcascade import (
     Response,
 )
 from confcascade.models.remote import Remote
+from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import convert_to_messages
+from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
@@ -27,6 +28,10 @@ from langchain_confcascade.convert import Reading, response_from
 
 __all__ = ["LangChainModel"]
 
+# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`
+_WAYS = "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+# parameters that are for handlers, and do not reach the model
+_TOLD = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # what a refusal of a parameter that we add is recognised by
@@ -57,10 +62,13 @@ class LangChainModel(Remote):
         if not isinstance(chat, BaseChatModel):
             raise ConfigurationError(f"LangChainModel takes a LangChain chat model. Got {type(chat).__name__}.")
         self.native = native
-        self._chat = chat
+        self._chat: BaseChatModel = chat
         self._bound = bound
         self._name = name or chat._get_ls_params().get("ls_model_name") or type(chat).__name__
         self._architecture = architecture
+        self._ordinary = native is chat and all(
+            getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _WAYS
+        )
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
         self._takes = {"logprobs"} if fields.keys() & {"logprobs", "top_logprobs"} else set()
@@ -95,7 +103,7 @@ class LangChainModel(Remote):
         while True:
             try:
                 with _apart():
-                    message = self.native.invoke(call.messages, _config(), **call.parameters)
+                    message = self._invoke(call)
             except Exception as error:
                 call.retry_without(error)
             else:
@@ -107,12 +115,38 @@ class LangChainModel(Remote):
         while True:
             try:
                 with _apart():
-                    message = await self.native.ainvoke(call.messages, _config(), **call.parameters)
+                    message = await self._ainvoke(call)
             except Exception as error:
                 call.retry_without(error)
             else:
                 call.answered()
                 return response_from(message)
+
+    def _invoke(self, call: _Call) -> Any:
+        parameters = call.parameters
+        if self._is_watched(call.messages, parameters):
+            return self.native.invoke(call.messages, _config(), **parameters)
+        return self._chat._generate_with_cache(list(call.messages), **parameters).generations[0].message
+
+    async def _ainvoke(self, call: _Call) -> Any:
+        parameters = call.parameters
+        if self._is_watched(call.messages, parameters):
+            return await self.native.ainvoke(call.messages, _config(), **parameters)
+        return (await self._chat._agenerate_with_cache(list(call.messages), **parameters)).generations[0].message
+
+    def _is_watched(self, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> bool:
+        """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
+
+        Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
+        """
+        chat = self._chat
+        return (
+            not self._ordinary
+            or bool(chat.callbacks or chat.verbose)
+            or get_debug()
+            or not parameters.keys().isdisjoint(_TOLD)
+            or not all(isinstance(message.content, str) for message in messages)  # blocks are normalised on the way
+        )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         call, reading = _Call(self._takes, ask, streamed=True), Reading(ask)
