@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confcascade import (
@@ -174,20 +174,23 @@ def tokens_from(metadata: Mapping[str, Any]) -> tuple[Token, ...] | None:
         if "token_logprobs" in logprobs:
             pairs = zip(logprobs.get("tokens") or (), logprobs["token_logprobs"] or (), strict=False)
             entries = [{"token": token, "logprob": logprob} for token, logprob in pairs]
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+    if not isinstance(entries, list):
         return None
-    return tuple(
-        Token(entry["token"], min(0.0, entry["logprob"]), _top(entry))
-        for entry in entries
-        if entry["token"] != "" and entry.get("bytes") != []
-    )
+    try:
+        return tuple(
+            [
+                Token(entry["token"], min(0.0, entry["logprob"]), _top(entry.get("top_logprobs") or ()))
+                for entry in entries
+                if entry["token"] != "" and entry.get("bytes") != []
+            ]
+        )
+    except (AttributeError, KeyError, TypeError):  # looked at, hundreds of entries would take longer than to read
+        return None
+
+
+def _top(alternatives: Iterable[Any]) -> tuple[tuple[str, float], ...]:
+    return tuple([(other["token"], min(0.0, other["logprob"])) for other in alternatives if _is_entry(other)])
 
 
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry, Mapping) and "token" in entry and isinstance(entry.get("logprob"), int | float)
-
-
-def _top(entry: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    return tuple(
-        (other["token"], min(0.0, other["logprob"])) for other in entry.get("top_logprobs") or () if _is_entry(other)
-    )
