@@ -43,13 +43,17 @@ def request_from(
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
     options = {key: value for key, value in parameters.items() if key != "stream"}
     return Request(
-        messages=tuple(Message(_role(message), str(message.text)) for message in messages),
+        messages=tuple([Message(_role(message), _text(message)) for message in messages]),
         max_tokens=options.pop("max_tokens", None),
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         temperature=options.pop("temperature", None),
         options=options,
         native=list(messages),
     )
+
+
+def _text(message: BaseMessage) -> str:
+    return message.content if isinstance(message.content, str) else str(message.text)
 
 
 def _role(message: BaseMessage) -> str:
@@ -113,11 +117,12 @@ class Reading:
         self._chunks.append(chunk)
         tokens = tokens_from(chunk.response_metadata)
         if tokens is not None:
-            self._tokens = [*(self._tokens or ()), *tokens]
+            self._tokens = self._tokens or []
+            self._tokens += tokens
             if tokens:
                 self._watcher.see(self._tokens)
         self.ended = self._watcher.verdict == "abort"
-        yield Chunk(str(chunk.text), tokens or (), released=self._watcher.verdict == "release", native=chunk)
+        yield Chunk(_text(chunk), tokens or (), released=self._watcher.verdict == "release", native=chunk)
 
     def response(self) -> Response:
         if not self._chunks:
@@ -153,7 +158,7 @@ def response_from(message: BaseMessage) -> Response:
     reason = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
     usage = message.usage_metadata
     return Response(
-        text=str(message.text),
+        text=_text(message),
         tokens=tokens_from(metadata),
         usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
         finish_reason="tool_calls" if message.tool_calls else reason,
