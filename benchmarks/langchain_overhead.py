@@ -98,13 +98,10 @@ class Client(BaseChatModel):
         message = AIMessage(
             content=body["content"],
             usage_metadata=body["usage"],
-            response_metadata={
-                "logprobs": {"content": body["logprobs"], "refusal": None},
-                "model_name": self.model,
-                "finish_reason": "stop",
-            },
+            response_metadata={"model_name": self.model},
         )
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        info = {"finish_reason": "stop", "logprobs": {"content": body["logprobs"], "refusal": None}}
+        return ChatResult(generations=[ChatGeneration(message=message, generation_info=info)])
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **_: Any
@@ -119,8 +116,8 @@ class Client(BaseChatModel):
         for event in EVENTS:
             part = json.loads(event)
             logprobs = {"content": part["logprobs"], "refusal": None}
-            message = AIMessageChunk(content=part["content"], response_metadata={"logprobs": logprobs})
-            yield ChatGenerationChunk(message=message)
+            message = AIMessageChunk(content=part["content"])
+            yield ChatGenerationChunk(message=message, generation_info={"logprobs": logprobs})
         end = {"finish_reason": "stop", "model_name": self.model}
         yield ChatGenerationChunk(message=AIMessageChunk(content="", response_metadata=end, usage_metadata=USAGE))
 
@@ -439,7 +436,7 @@ def _cell(row: Row, clock: str) -> str:
     low, middle, high = row.cpu_ratio if clock == "CPU" else row.wall_ratio
     digits = 2 if middle < 10 else 0
     text = f"×{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
-    return text if row.accepted == 1.0 else f"{text}, small asked in {row.accepted:.0%}"
+    return text if row.accepted == 1.0 else f"{text}, accepted {row.accepted:.0%}"
 
 
 def _report(rows: Sequence[Row], imports: dict[str, Any], machine: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ def test_every_contender_keeps_the_small_models_answer(overhead):
 def test_a_contender_that_asks_the_large_model_is_marked(overhead):
     row = overhead.Row("invoke", 16, "x", 3, 0.0, 1.0, 1.0, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))
 
-    assert overhead._cell(row, "CPU") == "×2.00 (1.00–3.00), small asked in 0%"
+    assert overhead._cell(row, "CPU") == "×2.00 (1.00–3.00), accepted 0%"
 
 
 def test_importing_loads_no_learning_library(overhead):
