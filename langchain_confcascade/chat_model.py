@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from operator import is_not
 from typing import Any, Literal
 
 from confcascade import (
@@ -46,6 +47,8 @@ __all__ = ["ConfidenceCascadeLLM"]
 
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
+# fields of which the core's cascade is built
+_DECIDING = ("models", "stages", "threshold", "signals", "on_error", "on_exhausted")
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -112,13 +115,15 @@ class ConfidenceCascadeLLM(BaseChatModel):
     @property
     def cascade(self) -> Cascade:
         """The core's cascade, which answers. Built anew after `model_copy`, unpickling or assignment to a field."""
-        given = (self.models, self.stages, self.threshold, self.signals, self.on_error, self.on_exhausted)
-        if self._built is None or any(now is not then for now, then in zip(given, self._built[0], strict=True)):
+        fields = self.__dict__  # read for every call, and an attribute of a pydantic model takes its time
+        given = tuple([fields[name] for name in _DECIDING])
+        built = self._built
+        if built is None or any(map(is_not, given, built[0])):
             stages = build_stages(
                 models=self.models, stages=self.stages, threshold=self.threshold, signals=self.signals, wrap=_wrap
             )
-            self._built = given, Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
-        return self._built[1]
+            built = self._built = given, Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+        return built[1]
 
     # ------------------------------------------------------------------ what it is
 
@@ -133,19 +138,36 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """Also the key of LangChain's cache: cascades that may answer differently differ here."""
         cascade = self.cascade
         return {
-            "model_name": self.model_name,
+            "model_name": f"confcascade-{cascade.policy_id}",
             "policy_id": cascade.policy_id,
             "stages": [stage.model.name for stage in cascade.stages],
-            "fingerprints": [getattr(stage.model, "fingerprint", None) for stage in cascade.stages],
             "on_error": cascade.on_error,
             "on_exhausted": cascade.on_exhausted,
         }
 
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        # as inherited, but for the way through the deprecated `dict`, whose warnings are caught for every call
+        return {**self.asdict(), "stop": stop, **kwargs}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of LangChain's cache: cascades that may answer differently differ here."""
+        fingerprints = [getattr(stage.model, "fingerprint", None) for stage in self.cascade.stages]
+        return f"{super()._get_llm_string(stop=stop, **kwargs)} {fingerprints}"
+
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return {**super()._get_ls_params(stop=stop, **kwargs), "ls_provider": "confcascade"}
+        # as inherited, but for looking for fields that a cascade does not have
+        parameters = LangSmithParams(ls_provider="confcascade", ls_model_type="chat", ls_model_name=self.model_name)
+        if stop:
+            parameters["ls_stop"] = stop
+        if isinstance(temperature := kwargs.get("temperature"), int | float):
+            parameters["ls_temperature"] = temperature
+        if isinstance(max_tokens := kwargs.get("max_tokens"), int):
+            parameters["ls_max_tokens"] = max_tokens
+        if isinstance(model := kwargs.get("model"), str):
+            parameters["ls_model_name"] = model
+        return parameters
 
     # ------------------------------------------------------------------ tools and structured output
 
@@ -411,7 +433,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
             "response_metadata": {
                 **{key: value for key, value in metadata.items() if value is not None},
                 **(native.response_metadata if isinstance(native, AIMessage) else {}),
-                "model_name": self.model_name,
+                "model_name": f"confcascade-{outcome.record.policy_id}",
                 "confcascade": outcome.record.as_dict(),
             },
         }

@@ -73,10 +73,14 @@ def request_from(
 def _message(message: BaseMessage) -> Message:
     return Message(
         _role(message),
-        str(message.text),
+        _text(message),
         _calls(message) if isinstance(message, AIMessage) else (),
         message.tool_call_id if isinstance(message, ToolMessage) else None,
     )
+
+
+def _text(message: BaseMessage) -> str:
+    return message.content if isinstance(message.content, str) else str(message.text)
 
 
 def _calls(message: AIMessage) -> tuple[ToolCall, ...]:
@@ -128,6 +132,7 @@ class Reading:
 
     def __init__(self, ask: Generate) -> None:
         self.ended = False
+        self._watched = ask.watch is not None
         self._watcher = Watcher(ask)
         self._name = ask.model.name
         self._chunks: list[AIMessageChunk] = []
@@ -147,14 +152,15 @@ class Reading:
         chunk = chunk_from(message)
         self._chunks.append(chunk)
         tokens = tokens_from(chunk.response_metadata, self._decoder)
-        self._text += str(chunk.text)
+        self._text += _text(chunk)
         if tokens is not None:
-            self._tokens = [*(self._tokens or ()), *tokens]
-            if tokens and (seen := _visible(self._tokens, self._text, False)):
+            self._tokens = self._tokens or []
+            self._tokens += tokens
+            if tokens and self._watched and (seen := _visible(self._tokens, self._text, False)):
                 self._watcher.see(seen)
         self.ended = self._watcher.verdict == "abort"
         yield Chunk(
-            str(chunk.text),
+            _text(chunk),
             tokens or (),
             released=self._watcher.verdict == "release",
             native=chunk,
@@ -197,8 +203,8 @@ def response_from(message: BaseMessage) -> Response:
     usage = message.usage_metadata
     called = message.tool_calls or message.invalid_tool_calls
     return Response(
-        text=str(message.text),
-        tokens=_visible(tokens_from(metadata), str(message.text), bool(called)),
+        text=_text(message),
+        tokens=_visible(tokens_from(metadata), _text(message), bool(called)),
         usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
         # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
         finish_reason="tool_calls" if called and reason not in CUT else reason,

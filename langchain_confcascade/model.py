@@ -7,6 +7,7 @@ import operator
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from confcascade import (
@@ -19,8 +20,9 @@ from confcascade import (
     Response,
 )
 from confcascade.models.remote import Remote
+from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import convert_to_messages
+from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
@@ -31,6 +33,10 @@ from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
 
+# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`
+_WAYS = "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+# parameters that are for handlers, and do not reach the model
+_TOLD = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # classes that have no field of that name, and hand it to their provider where it is given per call
@@ -63,11 +69,14 @@ class LangChainModel(Remote):
         if not isinstance(chat, BaseChatModel):
             raise ConfigurationError(f"LangChainModel takes a LangChain chat model. Got {type(chat).__name__}.")
         self.native = native
-        self._chat = chat
+        self._chat: BaseChatModel = chat
         self._layers = layers
         self._last_way: _Way | None = None
         self._name = name or chat._get_ls_params().get("ls_model_name") or type(chat).__name__
         self._architecture = architecture
+        self._ordinary = native is chat and all(
+            getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _WAYS
+        )
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
         known = any(cls.__name__ in _LOGPROBS_PER_CALL for cls in type(chat).__mro__)
@@ -140,7 +149,7 @@ class LangChainModel(Remote):
         while True:
             try:
                 with _apart():
-                    message = way.runnable.invoke(call.messages, _config(), **call.parameters)
+                    message = self._invoke(way, call)
             except Exception as error:
                 call.retry_without(error)
             else:
@@ -153,12 +162,39 @@ class LangChainModel(Remote):
         while True:
             try:
                 with _apart():
-                    message = await way.runnable.ainvoke(call.messages, _config(), **call.parameters)
+                    message = await self._ainvoke(way, call)
             except Exception as error:
                 call.retry_without(error)
             else:
                 call.answered()
                 return way.judged(response_from(message), ask.request)
+
+    def _invoke(self, way: _Way, call: _Call) -> Any:
+        parameters = call.parameters
+        if self._is_watched(way, call.messages, parameters):
+            return way.runnable.invoke(call.messages, _config(), **parameters)
+        return self._chat._generate_with_cache(list(call.messages), **parameters).generations[0].message
+
+    async def _ainvoke(self, way: _Way, call: _Call) -> Any:
+        parameters = call.parameters
+        if self._is_watched(way, call.messages, parameters):
+            return await way.runnable.ainvoke(call.messages, _config(), **parameters)
+        return (await self._chat._agenerate_with_cache(list(call.messages), **parameters)).generations[0].message
+
+    def _is_watched(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> bool:
+        """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
+
+        Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
+        """
+        chat = self._chat
+        return (
+            not self._ordinary
+            or way.runnable is not chat
+            or bool(chat.callbacks or chat.verbose)
+            or get_debug()
+            or not parameters.keys().isdisjoint(_TOLD)
+            or not all(isinstance(message.content, str) for message in messages)  # blocks are normalised on the way
+        )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
@@ -281,6 +317,15 @@ def _config() -> RunnableConfig:
     return {"callbacks": []}
 
 
+@cache
+def _tracing() -> tuple[Any, Any, Any]:
+    from langchain_core.tracers import context  # here, because langchain_core imports it late too
+    from langsmith import run_helpers
+    from langsmith.utils import tracing_is_enabled
+
+    return context, run_helpers, tracing_is_enabled
+
+
 @contextmanager
 def _apart() -> Iterator[None]:
     """While a model is called: nothing around the cascade's call reaches it, be it config, handlers or tracers.
@@ -288,14 +333,16 @@ def _apart() -> Iterator[None]:
     An explicit config is not enough: a bound model merges the ambient one into it, `get_usage_metadata_callback` and
     its like attach themselves to every run, and so does a LangSmith tracer.
     """
-    from langchain_core.tracers import context as tracers  # here, because langchain_core imports it late too
-    from langsmith.run_helpers import tracing_context
-
+    tracers, langsmith, is_enabled = _tracing()
     hooks = [variable for variable, *_ in tracers._configure_hooks]
     variables: list[Any] = [var_child_runnable_config, tracers.tracing_v2_callback_var, *hooks]
-    tokens = [(variable, variable.set(None)) for variable in variables]
+    tokens = [(variable, variable.set(None)) for variable in variables if variable.get() is not None]
+    traced = langsmith.get_tracing_context()
     try:
-        with tracing_context(parent=False, enabled=False):
+        if any(value is not None for value in traced.values()) or is_enabled(traced):
+            with langsmith.tracing_context(parent=False, enabled=False):
+                yield
+        else:  # mostly nothing is traced, and to say so again takes longer than to see it
             yield
     finally:
         for variable, token in reversed(tokens):

@@ -46,7 +46,8 @@ class _Run(Generic[T]):
         """Answer the open asks, in their order."""
         self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
         self._advance(lambda: self._flow.send(tuple(answers)))
-        self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
+        if self._held:
+            self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
 
     def close(self) -> None:
         """Free the KV caches that are held."""
@@ -105,6 +106,14 @@ async def _acall(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]
     return _answers(values, len(asks), started)
 
 
+async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
+    """Every ask's answer; several run concurrently, a single one without a task of its own."""
+    if len(asks) == 1:
+        return await _acall(asks[0].model, asks)
+    called = await asyncio.gather(*(_acall(ask.model, [ask]) for ask in asks))
+    return [answers[0] for answers in called]
+
+
 # ---------------------------------------------------------------------- one flow
 
 
@@ -120,8 +129,7 @@ async def arun(flow: Flow[T]) -> T:
     """Play a flow to its end without blocking the event loop; asks of one step run concurrently."""
     with closing(_Run(flow)) as running:
         while not running.done:
-            called = await asyncio.gather(*(_acall(ask.model, [ask]) for ask in running.asks))
-            running.send([answers[0] for answers in called])
+            running.send(await _aanswers(running.asks))
         return running.unwrap()
 
 
@@ -210,7 +218,7 @@ class _Draft:
 
     def _release(self) -> list[Chunk]:
         held, self._held = self._held, []
-        return [replace(chunk, released=True) for chunk in held]
+        return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
 
 
 def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
@@ -244,8 +252,7 @@ async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
                         yield chunk
                 running.send([draft.answer()])
             else:
-                called = await asyncio.gather(*(_acall(ask.model, [ask]) for ask in running.asks))
-                running.send([answers[0] for answers in called])
+                running.send(await _aanswers(running.asks))
         outcome = running.unwrap()
         for chunk in draft.rest(outcome):
             yield chunk

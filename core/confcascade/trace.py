@@ -33,6 +33,10 @@ class Score:
     passed: bool
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**vars(self), "details": deepcopy(dict(self.details)) if self.details else {}}
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -53,14 +57,11 @@ class Attempt:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        # by hand, on the path of every answer: `dataclasses.asdict` takes ten times as long
         return {
-            **vars(self),
-            "scores": {
-                name: {**vars(score), "details": deepcopy(dict(score.details))} for name, score in self.scores.items()
-            },
+            **vars(self),  # not `dataclasses.asdict`, whose recursion takes as long as the rest of a call
+            "scores": {name: score.as_dict() for name, score in self.scores.items()},
             "steps": list(self.steps),
-            "usage": dict(vars(self.usage)),
+            "usage": self.usage.as_dict(),
             "cost": self.cost.as_dict(),
         }
 
@@ -106,7 +107,7 @@ class Record:
             "stage": self.stage,
             "degraded": self.degraded,
             "attempts": [attempt.as_dict() for attempt in self.attempts],
-            "usage": dict(vars(self.usage)),
+            "usage": self.usage.as_dict(),
             "cost": self.cost.as_dict(),
             "cost_answering_stage": self.cost_answering_stage.as_dict(),
         }

@@ -196,6 +196,10 @@ class Usage:
             self.estimated or other.estimated,
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dict(vars(self))
+
 
 @dataclass(frozen=True)
 class Prefilled:

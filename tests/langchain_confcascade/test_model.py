@@ -14,6 +14,8 @@ import pytest
 from confcascade import Cascade, ConfigurationError, Message, ModelError, Request, Response, Stage, TokenProbability
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import check_model, same_record
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -313,6 +315,60 @@ def test_usage_is_asked_for_in_streams_unless_the_user_declined(server):
     assert (told.usage.input_tokens, told.usage.output_tokens, told.usage.estimated) == (7, 3, False)
     assert declined.usage.estimated
     assert "stream_options" not in server.asked[1]
+
+
+class Detour(FakeListChatModel):
+    """A model with an `invoke` of its own."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        return super().invoke([HumanMessage("by a detour")], *args[1:], **kwargs)
+
+    def _call(self, messages: Any, *args: Any, **kwargs: Any) -> str:
+        return f"{messages[-1].content}?"
+
+
+async def test_an_invoke_of_its_own_is_used():
+    """Only of LangChain's own `invoke` it is known what may be left out."""
+    model = LangChainModel(Detour(responses=[""]))
+
+    (asynchronous,) = await model.agenerate([Generate(model, QUESTION)])
+
+    assert generate(model).text == "by a detour?"
+    assert asynchronous.text == "capital of France??"
+
+
+@pytest.mark.parametrize("watched", ["callbacks", "verbose", "debug"])
+async def test_whoever_looks_at_a_stage_sees_its_calls(watched, capsys, monkeypatch):
+    """Handlers of the model's own, LangChain's `verbose` and its global `set_debug`."""
+    seen: list[str] = []
+
+    class Seeing(BaseCallbackHandler):
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            seen.append("start")
+
+        def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append("end")
+
+    monkeypatch.setattr("langchain_core.globals._debug", watched == "debug")
+    settings = {"callbacks": {"callbacks": [Seeing()]}, "verbose": {"verbose": True}, "debug": {}}[watched]
+    model = LangChainModel(FakeListChatModel(responses=["hello"], **settings))
+
+    generate(model)
+    await model.agenerate([Generate(model, QUESTION)])
+
+    assert seen == (["start", "end"] * 2 if watched == "callbacks" else [])
+    assert (capsys.readouterr().out.count("[llm/end]") == 2) == (watched == "debug")
+
+
+def test_caches_of_a_stage_are_used(server):
+    cached = InMemoryCache()
+    model = LangChainModel(server.model(cache=cached))
+
+    first, second = generate(model), generate(model)
+
+    assert first.text == second.text == "It is Paris"
+    assert first.tokens == second.tokens
+    assert len(server.asked) == 1
 
 
 def test_rate_limiters_of_a_stage_are_respected(server):
