@@ -24,7 +24,7 @@ from confcascade.tools import problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
-__all__ = ["Outcome", "Stage", "cascade_flow", "policy_id"]
+__all__ = ["OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id"]
 
 OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]

@@ -119,9 +119,11 @@ class OpenAICompatibleModel(Remote):
     # ------------------------------------------------------------------ calls
 
     def answer(self, ask: Generate) -> Response:
+        """One answer, in one piece."""
         return _response(self._create(ask), ask)
 
     async def aanswer(self, ask: Generate) -> Response:
+        """`answer`, without blocking the event loop."""
         return _response(await self._acreate(ask), ask)
 
     def _create(self, ask: Generate, **more: Any) -> Any:
