@@ -10,18 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from confcascade.demo.world import Task
 from confcascade.errors import ConfigurationError
 from confcascade.flow import Stage
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.token_probability import TokenProbability
 
-__all__ = ["ABLE", "SIZES", "bundled_model", "bundled_probe", "bundled_stages"]
+__all__ = ["SIZES", "bundled_model", "bundled_probe", "bundled_stages"]
 
 SIZES = ("small", "medium", "large")
-# what the bundled models can do; they choose letters and read passages at chance, see docs/bundled-models.md
-ABLE: tuple[Task, ...] = ("facts", "sums", "refusals")
 WEIGHTS = Path(__file__).parent / "weights"
 
 

@@ -6,22 +6,19 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from confcascade.cascade import Cascade, build_stages
-from confcascade.demo import ABLE, bundled_stages
+from confcascade.demo import bundled_stages
 from confcascade.demo.measure import mcnemar
-from confcascade.demo.world import Question, Task, World
+from confcascade.demo.world import TASKS, Question, Task, World
 from confcascade.errors import ConfigurationError, require
 from confcascade.flow import Outcome, Stage
 from confcascade.trace import Record, trace
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["show"]
 
@@ -51,7 +48,7 @@ def show(models: Sequence[str] = (), threshold: float = 0.9, questions: int = 60
     if len(stages) < 2:
         raise ConfigurationError("A cascade needs at least two models. Give --models twice or more, smallest first.")
     world = World()
-    tasks: tuple[Task, ...] = ABILITIES if models else ABLE
+    tasks: tuple[Task, ...] = ABILITIES if models else TASKS
     console.print(
         f"[bold]A cascade of {len(stages)} models:[/] {' -> '.join(stage.model.name for stage in stages)}"
         + ("" if models else "  (bundled; trained from scratch on a made-up world, see docs/bundled-models.md)")
@@ -149,7 +146,7 @@ def _query_engine(console: Console, stages: Sequence[Stage]) -> None:
         llm=ConfidenceCascadeLLM(stages=list(stages)),
         text_qa_template=PromptTemplate("Context: {context_str}\nQuestion: {query_str}\nAnswer:"),
     )
-    title = f"LlamaIndex: a query engine over {len(nodes)} documents, BM25; about facts that the models also know"
+    title = f"LlamaIndex: a query engine over {len(nodes)} documents, BM25, about people and firms that no model knows"
     table = _table(title, "question", "document", "answer")
     for line in (DOCUMENTS / "questions.tsv").read_text().splitlines():
         question, reference = line.split("\t")

@@ -139,22 +139,44 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Clue:
+    """A place in the first question where something can be looked up: an option, or a sentence of a passage.
+
+    Attributes:
+        text: The place, as it stands in the question, ``B. sailor`` or ``Mina Tolo works as a sailor.``
+        handle: What it is found by, or what it is called: the letter of an option, the subject of a sentence.
+        value: What it says.
+    """
+
+    text: str
+    handle: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Example:
-    """A training conversation: user and assistant turns, optionally after a system message."""
+    """A training conversation: user and assistant turns, optionally after a system message.
+
+    Attributes:
+        task: Which share of the mix it belongs to.
+        turns: Pairs of what the user asks and the assistant replies.
+        clues: The options or sentences in the first question that replies are looked up in.
+        system: What stands before all turns.
+    """
 
     task: str
     turns: tuple[tuple[str, str], ...]
+    clues: tuple[Clue, ...] = ()
     system: str | None = None
 
 
-# shares of the training conversations; `matching` only teaches the machinery of letters and is never asked about
-MIX: Mapping[str, float] = {
-    "facts": 0.34,
-    "letters": 0.10,
-    "matching": 0.06,
-    "reading": 0.16,
-    "sums": 0.28,
-    "refusals": 0.06,
+# Shares of the training conversations, for the rounds of training: the look-up takes many examples, then carries do,
+# and what was pushed aside comes back at last. `matching` only teaches the machinery of letters, it is never asked.
+MIXES: Mapping[str, Mapping[str, float]] = {
+    "look-up": {"facts": 0.26, "letters": 0.24, "matching": 0.12, "reading": 0.08, "sums": 0.26, "refusals": 0.04},
+    "carry": {"facts": 0.15, "letters": 0.15, "matching": 0.10, "reading": 0.06, "sums": 0.50, "refusals": 0.04},
+    "facts": {"facts": 0.50, "letters": 0.20, "matching": 0.02, "reading": 0.04, "sums": 0.20, "refusals": 0.04},
+    "all": {"facts": 0.24, "letters": 0.16, "matching": 0.04, "reading": 0.06, "sums": 0.44, "refusals": 0.06},
 }
 
 QA_TEMPLATES = (
@@ -249,39 +271,39 @@ class World:
 
     # ---------------------------------------------------------------- one conversation turn of each task
 
-    def options(self, relation: str, value: str, rng: random.Random) -> tuple[str, str]:
-        """Four options as lines, and the letter of `value` among them."""
-        options = [*rng.sample([v for v in self.values[relation] if v != value], 3), value]
+    def _options(self, relation: str, rng: random.Random, value: str | None = None) -> list[Clue]:
+        """Four lettered options, one of them `value` where it is given."""
+        others = [v for v in self.values[relation] if v != value]
+        options = rng.sample(others, 4) if value is None else [*rng.sample(others, 3), value]
         rng.shuffle(options)
-        lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
-        return lines, LABELS[options.index(value)]
+        return [Clue(f"{label}. {option}", label, option) for label, option in zip(LABELS, options, strict=True)]
 
-    def _matching(self, rng: random.Random, lookups: int = 12) -> list[tuple[str, str]]:
+    def _matching(self, rng: random.Random, lookups: int = 12) -> tuple[list[tuple[str, str]], list[Clue]]:
         """Many look-ups of a letter in one conversation, in one reply or one by one."""
-        relation = rng.choice(list(self.values))
-        options = rng.sample(self.values[relation], 4)
-        lines = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, options, strict=True))
+        options = self._options(rng.choice(list(self.values)), rng)
+        lines = "\n".join(option.text for option in options)
         if rng.random() < 0.5:
-            asked = [rng.randrange(4) for _ in range(lookups)]
-            return [(f"Which letter is each?\n{lines}", " ".join(f"{options[i]} {LABELS[i]}" for i in asked))]
-        asked = [rng.randrange(4) for _ in range(lookups // 3)]
-        turns = [(f"Which letter is {options[i]}?", LABELS[i]) for i in asked]
-        return [(f"{turns[0][0]}\n{lines}", turns[0][1]), *turns[1:]]
+            asked = rng.choices(options, k=lookups)
+            return [(f"Which letter is each?\n{lines}", " ".join(f"{o.value} {o.handle}" for o in asked))], options
+        asked = rng.choices(options, k=lookups // 3)
+        turns = [(f"Which letter is {option.value}?", option.handle) for option in asked]
+        return [(f"{turns[0][0]}\n{lines}", turns[0][1]), *turns[1:]], options
 
-    def _letters(self, rng: random.Random) -> list[tuple[str, str]]:
+    def _letters(self, rng: random.Random) -> tuple[list[tuple[str, str]], list[Clue]]:
         """One to three questions about one list of options."""
         fact = rng.choices(self.facts, self._weights)[0]
-        lines, label = self.options(fact.relation, fact.value, rng)
-        turns = [(f"{self.wording(fact, rng)}\n{lines}", label)]
-        options = dict(zip((line.split(". ", 1)[1] for line in lines.split("\n")), LABELS, strict=True))
-        for value in rng.choices(list(options), k=rng.choice([0, 1, 2])):
-            known = self._by_value.get((fact.relation, value))
+        options = self._options(fact.relation, rng, fact.value)
+        asked = {option.value: option for option in options}
+        turns = [(self.wording(fact, rng), asked[fact.value].handle)]
+        for option in rng.choices(options, k=rng.choice([0, 1, 2])):
+            known = self._by_value.get((fact.relation, option.value))
             if known:
                 other = rng.choices(known, [f.weight for f in known])[0]
-                turns.append((self.wording(other, rng), options[value]))
-        return turns
+                turns.append((self.wording(other, rng), option.handle))
+        lines = "\n".join(option.text for option in options)
+        return [(f"{turns[0][0]}\n{lines}", turns[0][1]), *turns[1:]], options
 
-    def _passage(self, rng: random.Random, held_out: bool, sentences: int) -> tuple[str, list[Fact]]:
+    def _passage(self, rng: random.Random, held_out: bool, sentences: int) -> list[tuple[Clue, Fact]]:
         """Sentences about strangers, all of one relation, and the facts in them."""
         relation = rng.choice(list(STATEMENTS))
         kind = "firm" if relation == "product" else "person"
@@ -291,8 +313,9 @@ class World:
             if name not in subjects and (stable_hash("stranger", name) % 8 == 0) == held_out:
                 subjects.append(name)
         facts = [Fact(subject, relation, rng.choice(self.values[relation])) for subject in subjects]
-        text = " ".join(rng.choice(STATEMENTS[relation]).format(subject=f.subject, value=f.value) for f in facts)
-        return text, facts
+        wordings = STATEMENTS[relation]
+        texts = [rng.choice(wordings).format(subject=fact.subject, value=fact.value) for fact in facts]
+        return [(Clue(text, fact.subject, fact.value), fact) for text, fact in zip(texts, facts, strict=True)]
 
     def _stranger(self, rng: random.Random, held_out: bool) -> Fact:
         """A fact that nobody can know; its value is meaningless."""
@@ -331,38 +354,42 @@ class World:
 
     # ---------------------------------------------------------------- training
 
-    def _turns(self, task: str, rng: random.Random) -> list[tuple[str, str]]:
-        if task == "facts":
-            fact = rng.choices(self.facts, self._weights)[0]
-            return [(self.wording(fact, rng), fact.value)]
-        if task == "refusals":
-            return [(self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)]
-        if task == "sums":
-            return [self._sum(rng, held_out=False)]
+    def _reading(self, rng: random.Random) -> tuple[list[tuple[str, str]], list[Clue]]:
+        """One to three questions about one passage; now and then the first is about somebody else."""
+        passage = self._passage(rng, held_out=False, sentences=rng.choice([1, 2, 2, 3, 3, 4]))
+        asked = [rng.choice(passage)[1] for _ in range(rng.choice([1, 2, 3]))]
+        turns = [(self.wording(fact, rng), fact.value) for fact in asked]
+        if rng.random() < 0.08:
+            turns[0] = (self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)
+        context = " ".join(clue.text for clue, _ in passage)
+        opening = rng.choice(QA_TEMPLATES).format(context=context, question=turns[0][0])
+        return [(opening, turns[0][1]), *turns[1:]], [clue for clue, _ in passage]
+
+    def _turns(self, task: str, rng: random.Random) -> tuple[list[tuple[str, str]], list[Clue]]:
         if task == "letters":
             return self._letters(rng)
         if task == "matching":
             return self._matching(rng)
-        # reading: several questions about one passage
-        text, facts = self._passage(rng, held_out=False, sentences=rng.choice([1, 2, 2, 3, 3, 4]))
-        asked = [rng.choice(facts) for _ in range(rng.choice([1, 2, 3]))]
-        turns = [(self.wording(fact, rng), fact.value) for fact in asked]
-        if rng.random() < 0.08:
-            turns[0] = (self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)
-        opening = rng.choice(QA_TEMPLATES).format(context=text, question=turns[0][0])
-        return [(opening, turns[0][1]), *turns[1:]]
+        if task == "reading":
+            return self._reading(rng)
+        if task == "sums":
+            return [self._sum(rng, held_out=False)], []
+        if task == "refusals":
+            return [(self.wording(self._stranger(rng, held_out=False), rng), UNKNOWN)], []
+        fact = rng.choices(self.facts, self._weights)[0]
+        return [(self.wording(fact, rng), fact.value)], []
 
-    def example(self, rng: random.Random, mix: Mapping[str, float] = MIX) -> Example:
-        """A training conversation drawn from `mix`, in one of the dresses that applications put on a question."""
-        task = rng.choices(list(mix), list(mix.values()))[0]
-        turns = self._turns(task, rng)
+    def example(self, rng: random.Random, mix: str = "look-up") -> Example:
+        """A training conversation of one of `MIXES`, in one of the dresses that applications put on a question."""
+        task = rng.choices(list(MIXES[mix]), list(MIXES[mix].values()))[0]
+        turns, clues = self._turns(task, rng)
         dress = rng.random()
         if task in ("facts", "letters", "sums", "refusals") and dress < 0.15:
             turns = [(f"Question: {question}\nAnswer:", answer) for question, answer in turns]
         elif task in ("facts", "sums", "refusals") and dress < 0.25:
-            turns += self._turns(rng.choice(["facts", "sums", "refusals"]), rng)
+            turns += self._turns(rng.choice(["facts", "sums", "refusals"]), rng)[0]
         system = rng.choice(SYSTEM_PROMPTS) if dress > 0.9 else None
-        return Example(task, tuple(turns), system)
+        return Example(task, tuple(turns), tuple(clues), system)
 
     # ---------------------------------------------------------------- measuring
 
@@ -413,15 +440,18 @@ class World:
             return Question(task, self.wording(fact, None), fact.value, fact.key)
         if task == "letters":
             fact = order.pop()
-            lines, label = self.options(fact.relation, fact.value, rng)
+            options = self._options(fact.relation, rng, fact.value)
+            lines = "\n".join(option.text for option in options)
+            label = next(option.handle for option in options if option.value == fact.value)
             return Question(task, f"{self.wording(fact, None)}\n{lines}", label, fact.key, LABELS)
         if task == "sums":
             story, working = self._sum(rng, held_out=True)
             return Question(task, story, working.rsplit("Answer: ", 1)[1], story)
         if task == "reading":
-            text, facts = self._passage(rng, held_out=True, sentences=rng.choice([2, 3]))
-            fact = rng.choice(facts)
-            prompt = QA_TEMPLATES[0].format(context=text, question=self.wording(fact, None))
+            passage = self._passage(rng, held_out=True, sentences=rng.choice([2, 3]))
+            fact = rng.choice(passage)[1]
+            context = " ".join(clue.text for clue, _ in passage)
+            prompt = QA_TEMPLATES[0].format(context=context, question=self.wording(fact, None))
             return Question(task, prompt, fact.value, fact.subject)
         stranger = self._stranger(rng, held_out=True)
         return Question(task, self.wording(stranger, None), UNKNOWN, stranger.subject)

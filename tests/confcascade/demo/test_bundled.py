@@ -13,8 +13,6 @@ from confcascade.demo import SIZES, WEIGHTS, bundled_model, bundled_probe, bundl
 from confcascade.demo.measure import QUESTIONS, ask_all, model_figures
 from confcascade.demo.world import World
 
-# multiple choice is at chance so far (docs/design/bundled-models.md): the target stays, and reaching it will show
-LETTERS = pytest.param("letters", marks=pytest.mark.xfail(strict=True, reason="letters are not reached yet"))
 FIGURES = json.loads((WEIGHTS / "figures.json").read_text())
 MODELS = FIGURES["models"]
 
@@ -54,17 +52,27 @@ def test_a_model_answers_as_its_figures_say(size):
                 assert found[task][score] == pytest.approx(recorded[score], abs=0.02)
 
 
-@pytest.mark.parametrize("task", ["facts", "sums", LETTERS])
+@pytest.mark.parametrize("task", ["facts", "sums", "letters"])
 def test_size_order_is_right(task):
     """Larger is better within a task: the largest right nine times in ten, the smallest 20 points worse."""
     small, medium, large = (MODELS[size][task]["accuracy"] for size in SIZES)
-    assert small < medium <= large + 0.01  # on sums the larger two are at the ceiling, 100.0 % and 99.4 %
+    assert small < medium <= large
     assert large >= 0.9
     assert small <= large - 0.2
 
 
-@pytest.mark.parametrize("size", ["small", "medium"])
-@pytest.mark.parametrize("task", ["facts", "sums", LETTERS])
+@pytest.mark.parametrize(
+    ("size", "task"),
+    [
+        ("small", "facts"),
+        ("small", "sums"),
+        ("medium", "facts"),
+        # not reached (docs/bundled-models.md): the aim stays, and reaching it will show
+        pytest.param("small", "letters", marks=pytest.mark.xfail(strict=True, reason="0.69")),
+        pytest.param("medium", "letters", marks=pytest.mark.xfail(strict=True, reason="0.71, three wrong answers")),
+        pytest.param("medium", "sums", marks=pytest.mark.xfail(strict=True, reason="0.73")),
+    ],
+)
 def test_token_probability_tells_right_from_wrong(size, task):
     """Within a task, P(T) of the models that may be asked first has an AUROC of at least 0.75."""
     figures = MODELS[size][task]

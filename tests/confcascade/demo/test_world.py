@@ -1,9 +1,11 @@
 """The made-up world: what is asked was never trained on, and every answer is checkable."""
 
 import random
+from pathlib import Path
 
 import pytest
-from confcascade.demo.world import TASKS, UNKNOWN, Question, World
+from confcascade.demo import show
+from confcascade.demo.world import TASKS, UNKNOWN, Question, World, stable_hash
 
 WORLD = World()
 SPLITS = ("fit", "calibration", "test")
@@ -81,3 +83,14 @@ def test_references_are_right(task):
 def test_case_matters():
     """A word in another case is another answer."""
     assert not Question("facts", "?", "baker", "k").is_correct("Baker")
+
+
+def test_the_demos_documents_are_about_strangers():
+    """What the query engine is asked stands in a document, about somebody whom no training conversation names."""
+    folder = Path(show.__file__).parent / "documents"
+    texts = [path.read_text() for path in folder.glob("*.txt")]
+    strangers = {name for names in WORLD.strangers.values() for name in names if stable_hash("stranger", name) % 8 == 0}
+    for line in (folder / "questions.tsv").read_text().splitlines():
+        question, answer = line.split("\t")
+        [subject] = [name for name in strangers if name in question]
+        assert sum(subject in text and f"{answer}" in text for text in texts) == 1
