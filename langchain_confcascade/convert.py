@@ -132,7 +132,6 @@ class Reading:
 
     def __init__(self, ask: Generate) -> None:
         self.ended = False
-        self._watched = ask.watch is not None
         self._watcher = Watcher(ask)
         self._name = ask.model.name
         self._chunks: list[AIMessageChunk] = []
@@ -156,7 +155,7 @@ class Reading:
         if tokens is not None:
             self._tokens = self._tokens or []
             self._tokens += tokens
-            if tokens and self._watched and (seen := _visible(self._tokens, self._text, False)):
+            if tokens and self._watcher.undecided and (seen := _visible(self._tokens, self._text, False)):
                 self._watcher.see(seen)
         self.ended = self._watcher.verdict == "abort"
         yield Chunk(
@@ -170,8 +169,7 @@ class Reading:
     def response(self) -> Response:
         if not self._chunks:
             raise ModelError(f"The stream of model '{self._name}' ended before it began.")
-        response = response_from(self._chunks[0] + self._chunks[1:])
-        response = response.replace(tokens=_visible(self._tokens, self._text, bool(response.tool_calls)))
+        response = _response(self._chunks[0] + self._chunks[1:], self._tokens)
         if self._watcher.verdict != "abort":
             return response
         # closed before the server told all: what was seen is what is known
@@ -194,6 +192,10 @@ def response_from(message: BaseMessage) -> Response:
     Raises:
         ModelError: If it is no AIMessage.
     """
+    return _response(message, tokens_from(message.response_metadata))
+
+
+def _response(message: BaseMessage, tokens: Sequence[Token] | None) -> Response:
     problem = _unread_call(message)
     message = message_chunk_to_message(message)
     if not isinstance(message, AIMessage):
@@ -204,7 +206,7 @@ def response_from(message: BaseMessage) -> Response:
     called = message.tool_calls or message.invalid_tool_calls
     return Response(
         text=_text(message),
-        tokens=_visible(tokens_from(metadata), _text(message), bool(called)),
+        tokens=_visible(tokens, _text(message), bool(called)),
         usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
         # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
         finish_reason="tool_calls" if called and reason not in CUT else reason,

@@ -381,8 +381,9 @@ class _Reading:
             tokens = ()  # what ended the answer, and is no part of it
         self._text += text
         if tokens is not None:
-            self._tokens = [*(self._tokens or ()), *tokens]
-            if self._ask.watch is not None and (seen := visible(self._tokens, self._text)):
+            self._tokens = self._tokens or []
+            self._tokens += tokens
+            if self._watcher.undecided and (seen := visible(self._tokens, self._text)):
                 self._watcher.see(seen)
         if text or tokens:
             yield Chunk(text, tokens or (), released=self._watcher.verdict == "release", native=response)

@@ -114,6 +114,11 @@ class Watcher:
         self._watch: Watch | None = ask.watch
         self.verdict: Verdict = "release" if ask.live else "hold"
 
+    @property
+    def undecided(self) -> bool:
+        """Whether `see` can still change anything; once it cannot, nothing need be prepared for it."""
+        return self._watch is not None and self.verdict == "hold"
+
     def see(self, tokens: Sequence[Token]) -> Verdict:
         """The verdict on an answer that begins with `tokens`."""
         if self.verdict == "hold" and self._watch is not None:
