@@ -1,7 +1,8 @@
 """The bundled models: three tiny Llamas of a made-up world, with real weights, a real tokenizer and real confidence.
 
-They are loaded by the code that loads any model. `world` holds what they were taught, `train` made them, `measure`
-trained their probes and chose the demo's thresholds, `show` is what ``confcascade demo`` prints.
+They are loaded by the code that loads any model. `world` holds what they were taught, `lessons` is that as tokens,
+`train` made them, `measure` trained their probes and chose the demo's thresholds, `show` is what ``confcascade demo``
+prints.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from confcascade.demo import SIZES, WEIGHTS
-from confcascade.demo.train import SPLIT
+from confcascade.demo.lessons import SPLIT
 from confcascade.errors import ConfigurationError, MissingExtraError
 
 __all__ = ["write_gguf"]

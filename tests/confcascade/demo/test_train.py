@@ -1,4 +1,4 @@
-"""The training code: its forward pass is Llama's, and its batches are what they say."""
+"""The training code: its forward pass is Llama's, growth keeps the function, and a seed repeats."""
 
 from dataclasses import replace
 
@@ -7,40 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from confcascade.demo import WEIGHTS
-from confcascade.demo.train import (
-    BOS,
-    END,
-    NOTHING,
-    PAD,
-    SIZES,
-    Size,
-    batches,
-    before,
-    build_tokenizer,
-    forward,
-    grow,
-    new_model,
-    train,
-)
-from confcascade.demo.world import LABELS, MIXES, World
+from confcascade.demo.lessons import NOTHING
+from confcascade.demo.train import SIZES, Size, before, forward, grow, new_model, train
 from confcascade.errors import ConfigurationError
 
 TINY = Size(hidden=32, layers=3, heads=2, recall=2, mix="look-up", million_tokens=1, learning_rate=4e-3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer(World())
-
-
-@pytest.fixture(scope="module")
-def some(tokenizer):
-    """Batches with every task in them."""
-    stream = batches(tokenizer, World(), TINY, 1, pool=256)
-    found = [next(stream) for _ in range(12)]
-    assert {task for batch in found for task in batch.tasks} == set(MIXES["look-up"])
-    return found
 
 
 def test_forward_pass_is_transformers_own(some):
@@ -71,42 +42,6 @@ def test_halfway_and_guides_are_transformers_own(some):
         assert guide.item() == pytest.approx(expected.item(), rel=0.02)
 
 
-def test_guides_lead_to_what_is_said(tokenizer, some):
-    """A letter's guide leads to its value, a value's to its letter, and a reply read from a passage to itself."""
-    letters = {tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0]: label for label in LABELS}
-    replies = 0
-    for batch in some:
-        for layer, guides in batch.guides.items():
-            for row, _, here, there in guides.T.tolist():
-                assert there <= here
-                ids, task = batch.tokens[row].tolist(), batch.tasks[row]
-                if layer == TINY.recall:
-                    replies += 1
-                    following = ids[here + 1]
-                    if task == "reading":
-                        assert ids[there] == following
-                    else:
-                        assert tokenizer.decode(ids[there - 2]) == letters[following]
-                        assert batch.recalled[row, here + 1] == ids[there]
-                elif task != "reading":
-                    assert tokenizer.decode(ids[there]) in LABELS
-                    assert here == there + 2
-    assert replies > 50
-
-
-def test_values_are_recalled_halfway(tokenizer, some):
-    """Each fact's reply, and each letter, has its value to recall; nothing else has."""
-    world = World()
-    values = {value for group in world.values.values() for value in group}
-    for batch in some:
-        for row, task in enumerate(batch.tasks):
-            recalled = batch.recalled[row][batch.recalled[row] != NOTHING].tolist()
-            assert {tokenizer.decode([token]).strip() for token in recalled} <= values
-            assert bool(recalled) >= (task in ("facts", "letters", "matching"))
-            assert not (recalled and task == "reading")
-            assert batch.learned[row][batch.recalled[row] != NOTHING].all()
-
-
 def test_a_grown_model_computes_what_the_small_one_does(some):
     """Twice as wide and two layers deeper, a model gives the same logits, but for the noise that lets copies part."""
     torch.manual_seed(0)
@@ -120,30 +55,6 @@ def test_a_grown_model_computes_what_the_small_one_does(some):
         exact, noisy = (grow(small, wider, noise)(input_ids=tokens).logits[asked] for noise in (0.0, 0.01))
     assert torch.allclose(exact, theirs, atol=1e-4)
     assert 0 < (noisy - theirs).abs().max() < 0.1 * theirs.abs().max()
-
-
-def test_only_replies_are_learned(tokenizer, some):
-    """The mask covers the assistant's tokens and their end, nothing of the user's."""
-    user = tokenizer.convert_tokens_to_ids("<|user|>")
-    for batch in some:
-        assert (batch.tokens[:, 0] == BOS).all()
-        assert not batch.learned[batch.tokens == PAD].any()
-        assert batch.learned[batch.tokens == END].all()
-        assert not batch.learned[batch.tokens == user].any()
-
-
-def test_the_recipe_makes_the_shipped_tokenizer(tokenizer):
-    """The tokenizer beside the weights is the one that the script makes today."""
-    shipped = (WEIGHTS / "small" / "tokenizer.json").read_text()
-    assert tokenizer.backend_tokenizer.to_str(pretty=True) == shipped
-
-
-def test_values_are_one_token(tokenizer):
-    """Every value, and every part of a name, is one token after a space: what letters and passages need."""
-    world = World()
-    values = [value for group in world.values.values() for value in group]
-    for word in [*values, *world.first_names, *world.last_names]:
-        assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
 
 
 def test_training_learns_and_repeats(tmp_path, monkeypatch):
