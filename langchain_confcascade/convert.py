@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from confcascade import (
@@ -22,7 +19,7 @@ from confcascade import (
     Usage,
     Watcher,
 )
-from confcascade.models.remote import visible
+from confcascade.models.logprobs import TokenReader, visible
 from confcascade.tools import CUT
 from langchain_core.messages import (
     AIMessage,
@@ -39,9 +36,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_confcascade.structured import CARRIED, Structured
 from langchain_confcascade.tools import plain_tool
 
-__all__ = ["Reading", "chunk_from", "request_from", "response_from", "shown", "tokens_from", "usage_metadata"]
-
-_LEAST_LOGPROB = -9999.0
+__all__ = ["Reading", "chunk_from", "request_from", "response_from", "shown", "usage_metadata"]
 
 
 def request_from(
@@ -137,7 +132,7 @@ class Reading:
         self._chunks: list[AIMessageChunk] = []
         self._tokens: list[Token] | None = None
         self._text = ""
-        self._decoder = _decoder()
+        self._reader = TokenReader(ask.top_logprobs)
 
     @property
     def begun(self) -> bool:
@@ -150,7 +145,7 @@ class Reading:
             return
         chunk = chunk_from(message)
         self._chunks.append(chunk)
-        tokens = tokens_from(chunk.response_metadata, self._decoder)
+        tokens = self._reader.read(chunk.response_metadata.get("logprobs"))
         self._text += _text(chunk)
         if tokens is not None:
             self._tokens = self._tokens or []
@@ -186,13 +181,13 @@ def chunk_from(message: AIMessage) -> AIMessageChunk:
     return AIMessageChunk(**{field: getattr(message, field) for field in fields})
 
 
-def response_from(message: BaseMessage) -> Response:
-    """A stage's answer, with the message itself in it.
+def response_from(message: BaseMessage, ask: Generate) -> Response:
+    """A stage's answer to `ask`, with the message itself in it.
 
     Raises:
         ModelError: If it is no AIMessage.
     """
-    return _response(message, tokens_from(message.response_metadata))
+    return _response(message, TokenReader(ask.top_logprobs).read(message.response_metadata.get("logprobs")))
 
 
 def _response(message: BaseMessage, tokens: Sequence[Token] | None) -> Response:
@@ -232,84 +227,6 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def tokens_from(
-    metadata: Mapping[str, Any], decoder: codecs.IncrementalDecoder | None = None
-) -> tuple[Token, ...] | None:
-    """The visible tokens of an answer; end-of-text entries, which have no text or no bytes, are left out.
-
-    Where a character takes several tokens, its text comes with the last of them: the texts add up to the answer.
-
-    Reads ``{"content": [{token, logprob, bytes, top_logprobs}]}`` (OpenAI, vLLM, SGLang, llama.cpp's server,
-    Fireworks, TGI), the list alone (Ollama) and ``{"tokens": [...], "token_logprobs": [...], "top_logprobs": [{}]}``
-    (legacy completions: Together, llama-cpp-python). None if there are none, or of another form.
-
-    Args:
-        metadata: ``response_metadata`` of a message or a chunk.
-        decoder: Of UTF-8, kept from chunk to chunk of a stream.
-    """
-    logprobs = metadata.get("logprobs")
-    entries: Any = logprobs
-    if isinstance(logprobs, Mapping):
-        entries = _completion_entries(logprobs) if "token_logprobs" in logprobs else logprobs.get("content")
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-        return None
-    decoder = decoder or _decoder()
-    return tuple(
-        Token(_spelled(entry, decoder), _clamped(entry["logprob"]), _top(entry))
-        for entry in entries
-        if entry["token"] != "" and entry.get("bytes") != []
-    )
-
-
-def _decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")("replace")
-
-
 def _visible(tokens: Sequence[Token] | None, text: str, called: bool) -> tuple[Token, ...] | None:
     """Without what follows the text (a stop string, an end-of-text token spelt out); with a tool call, all."""
     return None if tokens is None else tuple(tokens) if called or not text else visible(tokens, text)
-
-
-def _completion_entries(logprobs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    tokens, values = logprobs.get("tokens") or (), logprobs["token_logprobs"] or ()
-    tops = logprobs.get("top_logprobs") or ()
-    return [
-        {
-            "token": token,
-            "logprob": value,
-            "top_logprobs": [
-                {"token": text, "logprob": other} for text, other in (top.items() if isinstance(top, Mapping) else ())
-            ],
-        }
-        for token, value, top in zip_longest(tokens, values, tops[: len(tokens)])
-    ]
-
-
-def _spelled(entry: Mapping[str, Any], decoder: codecs.IncrementalDecoder) -> str:
-    """What an entry adds to the answer; of an incomplete character, `token` is an escape such as ``\\xf0``."""
-    spelling = entry.get("bytes")
-    if not isinstance(spelling, list | bytes):
-        return str(entry["token"])
-    try:
-        return decoder.decode(bytes(spelling))
-    except (TypeError, ValueError):  # no bytes
-        return str(entry["token"])
-
-
-def _is_entry(entry: Any) -> bool:
-    value = entry.get("logprob") if isinstance(entry, Mapping) else None
-    return isinstance(value, int | float) and not math.isnan(value) and isinstance(entry.get("token"), str)
-
-
-def _clamped(logprob: float) -> float:
-    """Rounding may exceed 0; vLLM writes -9999 where there is none, others -inf, of which no mean could be taken."""
-    return min(0.0, max(float(logprob), _LEAST_LOGPROB))
-
-
-def _top(entry: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    others = entry.get("top_logprobs")
-    return tuple(
-        (other["token"], _clamped(other["logprob"]))
-        for other in (others if isinstance(others, list) else ())
-        if _is_entry(other)
-    )

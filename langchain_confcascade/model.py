@@ -154,7 +154,7 @@ class LangChainModel(Remote):
                 call.retry_without(error)
             else:
                 call.answered()
-                return way.judged(response_from(message), ask.request)
+                return way.judged(response_from(message, ask), ask.request)
 
     async def aanswer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
@@ -167,7 +167,7 @@ class LangChainModel(Remote):
                 call.retry_without(error)
             else:
                 call.answered()
-                return way.judged(response_from(message), ask.request)
+                return way.judged(response_from(message, ask), ask.request)
 
     def _invoke(self, way: _Way, call: _Call) -> Any:
         parameters = call.parameters

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.utils.uuid import uuid7
 
-__all__ = ["CascadeRun", "current_run", "under"]
+__all__ = ["CascadeRun", "current_run", "feeds_stream", "under"]
 
 current_run: ContextVar[CascadeRun | None] = ContextVar("confcascade_run", default=None)
 
@@ -59,13 +60,18 @@ class CascadeRun:
         handlers = [
             handler
             for handler in manager.inheritable_handlers
-            if not isinstance(handler, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
-            and not handler.ignore_chain
+            if not (handler.ignore_chain or feeds_stream(type(handler)))
         ]
         if not handlers:
             return None
         metadata = {key: value for key, value in manager.inheritable_metadata.items() if not key.startswith("ls_")}
         return cls(run_id or manager.run_id, handlers, list(manager.inheritable_tags), metadata)  # type: ignore[union-attr]
+
+    @classmethod
+    def under_way(cls, manager: BaseRunManager | None) -> CascadeRun | None:
+        """The run behind a manager, or if there is none, the one that LangChain's own code is on its way from."""
+        run = current_run.get()
+        return run if manager is None or (run is not None and run.id == manager.run_id) else cls.of(manager)
 
     @classmethod
     def to_begin(cls, config: RunnableConfig) -> tuple[CascadeRun | None, RunnableConfig]:
@@ -108,6 +114,13 @@ class CascadeRun:
             "tags": self.tags,
             "metadata": {**self.metadata, **told},
         }
+
+
+@cache
+def feeds_stream(kind: type[BaseCallbackHandler]) -> bool:
+    """Whether handlers of this class bring a stream to its reader."""
+    # once for a class: to look for a protocol's methods in every handler of every call takes longer than all the rest
+    return issubclass(kind, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import gc
 import inspect
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from confcascade import (
     Usage,
     Watcher,
 )
-from confcascade.models.remote import Remote, estimated_usage, visible
+from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.remote import Remote, estimated_usage
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, ToolCallBlock
 from llama_index.core.llms.llm import LLM
 
@@ -278,40 +278,12 @@ def _choice(response: ChatResponse) -> Any:
     return choices[0] if isinstance(choices, Sequence) and choices else None
 
 
-class _Spelling:
-    """Turns log-probabilities of an answer, in the forms that LLMs give them, into tokens that add up to its text."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def tokens(self, response: ChatResponse) -> tuple[Token, ...] | None:
-        """None if there are no log-probabilities; end-of-text tokens, which have no text or no bytes, are left out.
-
-        The raw answer comes first: among LlamaIndex's `logprobs`, alternatives only, the chosen token may be missing.
-        """
-        logprobs = _get(_choice(response), "logprobs")
-        if (content := _get(logprobs, "content")) is not None:
-            entries = [entry for entry in content if _get(entry, "token") and _get(entry, "bytes") != []]
-            return tuple(
-                self._token(_get(entry, "token"), _get(entry, "logprob"), _get(entry, "top_logprobs"), entry)
-                for entry in entries
-            )
-        if (texts := _get(logprobs, "tokens")) is not None:  # of /v1/completions and llama.cpp
-            values, tops = _get(logprobs, "token_logprobs") or (), _get(logprobs, "top_logprobs") or [{}] * len(texts)
-            return tuple(
-                self._token(text, value, [{"token": t, "logprob": v} for t, v in (top or {}).items()])
-                for text, value, top in zip(texts, values, tops, strict=False)
-                if text and value is not None
-            )
-        if response.logprobs:
-            return tuple(self._token(top[0].token, top[0].logprob, top) for top in response.logprobs if top[0].token)
-        return None
-
-    def _token(self, text: str, logprob: float, alternatives: Any, entry: Any = None) -> Token:
-        if encoded := _get(entry, "bytes"):  # where a character takes several tokens, the text of each is an escape
-            text = self._decoder.decode(bytes(encoded))
-        top = tuple((_get(other, "token"), min(0.0, _get(other, "logprob"))) for other in alternatives or ())
-        return Token(text, min(0.0, logprob), top)
+def _logprobs(response: ChatResponse) -> Any:
+    """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
+    told = _get(_choice(response), "logprobs")
+    if told is not None or not response.logprobs:
+        return told
+    return [{"token": top[0].token, "logprob": top[0].logprob, "top_logprobs": top} for top in response.logprobs if top]
 
 
 def _usage(response: ChatResponse) -> Usage | None:
@@ -338,7 +310,7 @@ def _finish_reason(response: ChatResponse) -> str | None:
 
 def _response(response: ChatResponse, ask: Generate) -> Response:
     text = response.message.content or ""
-    tokens = visible(_Spelling().tokens(response), text)
+    tokens = visible(TokenReader(ask.top_logprobs).read(_logprobs(response)), text)
     return Response(
         text=text,
         tokens=tokens,
@@ -359,7 +331,7 @@ class _Reading:
         self._ask = ask
         self._must_finish = must_finish
         self._watcher = Watcher(ask)
-        self._spelling = _Spelling()
+        self._reader = TokenReader(ask.top_logprobs)
         self._text = ""
         self._tokens: list[Token] | None = None
         self._usage: Usage | None = None
@@ -376,7 +348,7 @@ class _Reading:
         self._finish_reason = _finish_reason(response) or self._finish_reason
         whole = response.message.content or ""
         text = whole[len(self._text) :] if response.delta is None else response.delta
-        tokens = self._spelling.tokens(response)
+        tokens = self._reader.read(_logprobs(response))
         if tokens and not text and _get(_choice(response), "finish_reason") is not None:
             tokens = ()  # what ended the answer, and is no part of it
         self._text += text

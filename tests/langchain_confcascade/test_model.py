@@ -24,10 +24,11 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
 
-from langchain_confcascade.convert import Reading, response_from, tokens_from
+from langchain_confcascade.convert import Reading, response_from
 from langchain_confcascade.model import LangChainModel
 
 QUESTION = Request((Message("user", "capital of France?"),))
+ASK = Generate(LangChainModel(FakeListChatModel(responses=[])), QUESTION)
 WORDS = [("It", 0.9), (" is", 0.8), (" Paris", 0.7)]
 
 
@@ -442,28 +443,6 @@ def test_a_broken_stream_is_not_begun_again():
     assert native.calls == [1]
 
 
-@pytest.mark.parametrize(
-    ("logprobs", "expected"),
-    [
-        (None, None),
-        ({"content": None, "refusal": None}, None),
-        ({"content": []}, ()),
-        ({"content": [entry("a", 0.5), {**entry("<end>", 0.5), "bytes": []}, entry("", 0.5)]}, ("a",)),
-        ([entry("a", 0.5), {"token": " b", "logprob": -1.0}], ("a", " b")),  # Ollama
-        ({"tokens": ["a", " b"], "token_logprobs": [-0.1, -0.2]}, ("a", " b")),  # Together
-        ({"tokens": ["a", " b"], "token_logprobs": [None, -0.2]}, None),
-        (["unknown"], None),
-        ({"chosen_candidates": [1]}, None),
-        (0.5, None),
-    ],
-)
-def test_log_probabilities_are_read_in_every_known_form(logprobs, expected):
-    """An unknown form is no log-probabilities, and never a failed answer."""
-    tokens = tokens_from({"logprobs": logprobs})
-
-    assert (None if tokens is None else tuple(token.text for token in tokens)) == expected
-
-
 # As servers were seen to answer, shortened: where each integration puts it, and what of it is the answer.
 RECORDED: dict[str, tuple[str, Any, list[tuple[str, float]]]] = {
     "llama.cpp's server, whose end-of-text entry has no bytes": (
@@ -545,30 +524,22 @@ def test_log_probabilities_are_read_where_each_integration_puts_them(name):
     """Whole and streamed alike; the tokens' texts add up to the answer."""
     text, logprobs, expected = RECORDED[name]
     message = AIMessage(text, response_metadata={"logprobs": logprobs})
-    whole = response_from(message)
+    whole = response_from(message, ASK)
 
     assert [(token.text, token.logprob) for token in whole.tokens or ()] == expected
     if isinstance(logprobs, dict) and "content" in logprobs:
-        reading = Reading(Generate(LangChainModel(FakeListChatModel(responses=[])), QUESTION))
+        reading = Reading(ASK)
         pieces = [expected[i][0] if i < len(expected) else "" for i in range(len(logprobs["content"]))]
         for piece, each in zip(pieces, logprobs["content"], strict=True):
             list(reading.add(AIMessageChunk(piece, response_metadata={"logprobs": {"content": [each]}})))
         assert reading.response().tokens == whole.tokens
 
 
-def test_alternatives_are_read_from_both_shapes():
-    chat = [{"token": "A", "logprob": -0.1, "top_logprobs": [{"token": "B", "logprob": -math.inf}, {"token": 3}]}]
-    legacy = {"tokens": ["A"], "token_logprobs": [-0.1], "top_logprobs": [{"A": -0.1, "B": -2.0}]}
-
-    assert tokens_from({"logprobs": chat})[0].top == (("B", -9999.0),)
-    assert tokens_from({"logprobs": legacy})[0].top == (("A", -0.1), ("B", -2.0))
-
-
 def test_tokens_of_a_call_without_text_are_kept():
     call = {"name": "f", "args": {}, "id": "1", "type": "tool_call"}
     message = AIMessage("", tool_calls=[call], response_metadata={"logprobs": [{"token": "f", "logprob": -0.5}]})
 
-    assert [token.text for token in response_from(message).tokens] == ["f"]
+    assert [token.text for token in response_from(message, ASK).tokens] == ["f"]
 
 
 def test_classes_that_take_the_parameter_per_call_only_are_given_it():
@@ -584,12 +555,6 @@ def test_classes_that_take_the_parameter_per_call_only_are_given_it():
     generate(LangChainModel(ChatFireworks(responses=["a"])))
 
     assert (given[0]["logprobs"], given[0]["top_logprobs"]) == (True, 1)
-
-
-def test_a_positive_log_probability_is_rounding():
-    (token,) = tokens_from({"logprobs": [{"token": "a", "logprob": 1e-7}]})
-
-    assert token.logprob == 0.0
 
 
 async def test_a_cascade_over_a_server_decides_alike_in_every_way(server):

@@ -395,7 +395,7 @@ class Answering(Saying):
 
 def answered(**fields: Any) -> Response:
     model = LlamaIndexModel(Answering(response=ChatResponse(**{"message": ChatMessage(content="hi"), **fields})))
-    (response,) = model.generate([Generate(model, request())])
+    (response,) = model.generate([Generate(model, request(), top_logprobs=2)])
     assert isinstance(response, Response)
     return response
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from confcascade.asks import Generate
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models import Capability, Chunk, Watcher
-from confcascade.models.remote import Remote, estimated_usage, visible
+from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.remote import Remote, estimated_usage
 from confcascade.tools import forced_call, json_problem
 from confcascade.types import Message, Request, Response, Token, ToolCall, Usage
 
@@ -287,28 +287,6 @@ class _Calls:
         return tuple(calls)
 
 
-class _Spelling:
-    """Turns the entries of ``logprobs`` objects into tokens whose texts add up to the answer."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def tokens(self, logprobs: Any) -> tuple[Token, ...] | None:
-        """None if there are no log-probabilities; end-of-text entries, which have no bytes, are left out."""
-        if logprobs is None or logprobs.content is None:
-            return None
-        return tuple(
-            Token(
-                # where a character takes several tokens, `token` of each is an escape such as "\\xf0"
-                entry.token if entry.bytes is None else self._decoder.decode(bytes(entry.bytes)),
-                min(0.0, entry.logprob),
-                tuple((other.token, min(0.0, other.logprob)) for other in entry.top_logprobs or ()),
-            )
-            for entry in logprobs.content
-            if entry.bytes != [] and entry.token != ""
-        )
-
-
 def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
     if usage is None:
         return estimated_usage(ask, text, tokens)
@@ -321,7 +299,7 @@ def _response(completion: Any, ask: Generate) -> Response:
     choice = completion.choices[0]
     calls = _Calls()
     calls.add(choice.message.tool_calls)
-    response = _judged(choice.message.content or "", _Spelling().tokens(choice.logprobs), calls, ask)
+    response = _judged(choice.message.content or "", TokenReader(ask.top_logprobs).read(choice.logprobs), calls, ask)
     return response.replace(
         usage=_usage(completion.usage, ask, response.text, response.tokens),
         finish_reason=choice.finish_reason,
@@ -344,7 +322,7 @@ class _Reading:
     def __init__(self, ask: Generate) -> None:
         self.watcher = Watcher(ask)
         self._ask = ask
-        self._spelling = _Spelling()
+        self._reader = TokenReader(ask.top_logprobs)
         self._text = ""
         self._tokens: list[Token] | None = None
         self._usage: Any = None
@@ -359,7 +337,7 @@ class _Reading:
         self._finish_reason = choice.finish_reason or self._finish_reason
         text = choice.delta.content or ""
         self._calls.add(choice.delta.tool_calls)
-        tokens = self._spelling.tokens(choice.logprobs)
+        tokens = self._reader.read(choice.logprobs)
         if tokens and not text and choice.finish_reason is not None and not choice.delta.tool_calls:
             tokens = ()  # what ended the answer, and is no part of it
         self._text += text

@@ -12,7 +12,7 @@ from confcascade.errors import ModelError
 from confcascade.models import Chunk
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "estimated_usage", "visible"]
+__all__ = ["Remote", "estimated_usage"]
 
 
 class Remote:
@@ -56,19 +56,6 @@ def _last(items: list[Chunk | Response]) -> Response:
     response = items[-1]
     assert isinstance(response, Response)
     return response
-
-
-def visible(tokens: Sequence[Token] | None, text: str) -> tuple[Token, ...] | None:
-    """Without the tokens that follow the text: some servers list the stop string, too."""
-    if tokens is None or not "".join(token.text for token in tokens).startswith(text):
-        return None if tokens is None else tuple(tokens)
-    seen, length = [], 0
-    for token in tokens:
-        if length >= len(text):
-            break
-        seen.append(token)
-        length += len(token.text)
-    return tuple(seen)
 
 
 def estimated_usage(ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:

@@ -1,0 +1,84 @@
+"""Log-probabilities are read in every form in which they come, and never invented."""
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from confcascade import Token
+from confcascade.models.logprobs import TokenReader, visible
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def entry(token, logprob, **more):
+    return {"token": token, "logprob": logprob, **more}
+
+
+def as_objects(told):
+    """The same as attributes of objects, as clients with types of their own give them."""
+    if isinstance(told, dict):
+        return SimpleNamespace(**{key: as_objects(value) for key, value in told.items()})
+    return [as_objects(each) for each in told] if isinstance(told, list) else told
+
+
+@pytest.mark.parametrize("form", [lambda told: told, as_objects], ids=["mappings", "objects"])
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        (None, None),
+        ({"content": None, "refusal": None}, None),
+        ({"content": []}, ()),
+        ({"content": [entry("a", 0.5), entry("<end>", 0.5, bytes=[]), entry("", 0.5)]}, ("a",)),
+        ([entry("a", 0.5, bytes=None), entry(" b", -1.0, bytes="no bytes")], ("a", " b")),  # Ollama
+        ({"tokens": ["a", " b"], "token_logprobs": [-0.1, -0.2]}, ("a", " b")),  # Together
+        ({"tokens": ["a", " b"], "token_logprobs": [None, -0.2]}, None),
+        ({"tokens": ["a", " b"], "token_logprobs": [-0.1]}, None),
+        ([entry("a", math.nan)], None),
+        (["unknown"], None),
+        ({"chosen_candidates": [1]}, None),
+        (0.5, None),
+    ],
+)
+def test_every_known_form_is_read(form, logprobs, expected):
+    """An unknown form is no log-probabilities, and never a failed answer."""
+    tokens = TokenReader().read(form(logprobs))
+
+    assert (None if tokens is None else tuple(token.text for token in tokens)) == expected
+
+
+def test_alternatives_are_read_from_both_shapes():
+    chat = [entry("A", -0.1, top_logprobs=[entry("B", -math.inf), {"token": 3}])]
+    legacy = {"tokens": ["A"], "token_logprobs": [-0.1], "top_logprobs": [{"A": -0.1, "B": -2.0}]}
+
+    assert TokenReader().read(chat)[0].top == (("B", -9999.0),)
+    assert TokenReader().read(as_objects(chat))[0].top == (("B", -9999.0),)
+    assert TokenReader().read(legacy)[0].top == (("A", -0.1), ("B", -2.0))
+
+
+@pytest.mark.parametrize(("told", "read"), [(1e-7, 0.0), (-math.inf, -9999.0), (-9999.0, -9999.0), (-1, -1.0)])
+def test_a_log_probability_is_at_most_zero_and_has_a_mean(told, read):
+    assert TokenReader().read([entry("a", told)]) == (Token("a", read),)
+
+
+@given(text=st.text(min_size=1), cuts=st.lists(st.integers(0, 40)), pieces=st.booleans())
+def test_characters_cut_into_tokens_come_together_again(text, cuts, pieces):
+    """Whole or piece by piece: the texts of the tokens add up to the answer."""
+    encoded = text.encode()
+    edges = sorted({0, len(encoded), *(cut for cut in cuts if cut < len(encoded))})
+    told = [entry("\\x", -0.5, bytes=list(encoded[first:last])) for first, last in pairwise(edges)]
+    reader = TokenReader()
+    tokens = [t for each in told for t in reader.read([each])] if pieces else reader.read({"content": told})
+
+    assert "".join(token.text for token in tokens) == text
+    assert len(tokens) == len(told)
+
+
+def test_what_follows_the_text_is_not_visible():
+    tokens = (Token("It", -0.1), Token(" is", -0.2), Token("<end>", -0.3))
+
+    assert visible(tokens, "It is") == tokens[:2]
+    assert visible(tokens, "It i") == tokens[:2]
+    assert visible(tokens, "It is<end>") == tokens
+    assert visible(tokens, "other") == tokens
+    assert visible(None, "It is") is None
