@@ -411,7 +411,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     @override
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
         # as inherited, but for looking anew into every handler of every call
-        fed = run_manager is not None and any(feeds_stream(type(handler)) for handler in run_manager.handlers)
+        fed = run_manager is not None and any(feeds_stream(handler) for handler in run_manager.handlers)
         return super()._should_stream(async_api=async_api, run_manager=run_manager if fed else None, **kwargs)
 
     # ------------------------------------------------------------------ answers
@@ -447,8 +447,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
 
 # LangChain looks for `run_manager` among their parameters in every call; to find these out takes a tenth of it
-for _way in (ConfidenceCascadeLLM._generate, ConfidenceCascadeLLM._agenerate):
-    _way.__signature__ = inspect.signature(_way)  # type: ignore[attr-defined]
+for _way in ("_generate", "_agenerate"):
+    vars(ConfidenceCascadeLLM)[_way].__signature__ = inspect.signature(vars(ConfidenceCascadeLLM)[_way])
 
 
 def _tool_calls(outcome: Outcome) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -145,10 +145,10 @@ class LangChainModel(Remote):
 
     def answer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call = _Call(self._takes, ask, streamed=False, taken=way.options)
+        call, apart = _Call(self._takes, ask, streamed=False, taken=way.options), _Apart()
         while True:
             try:
-                with _apart():
+                with apart:
                     message = self._invoke(way, call)
             except Exception as error:
                 call.retry_without(error)
@@ -158,10 +158,10 @@ class LangChainModel(Remote):
 
     async def aanswer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call = _Call(self._takes, ask, streamed=False, taken=way.options)
+        call, apart = _Call(self._takes, ask, streamed=False, taken=way.options), _Apart()
         while True:
             try:
-                with _apart():
+                with apart:
                     message = await self._ainvoke(way, call)
             except Exception as error:
                 call.retry_without(error)
@@ -198,12 +198,12 @@ class LangChainModel(Remote):
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
-        call = _Call(self._takes, ask, streamed=True, taken=way.options)
+        call, apart = _Call(self._takes, ask, streamed=True, taken=way.options), _Apart()
         while not reading.ended:
             with closing(way.runnable.stream(call.messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
                     try:
-                        with _apart():
+                        with apart:
                             chunk = next(chunks, None)
                     except Exception as error:
                         if reading.begun:
@@ -216,12 +216,12 @@ class LangChainModel(Remote):
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
-        call = _Call(self._takes, ask, streamed=True, taken=way.options)
+        call, apart = _Call(self._takes, ask, streamed=True, taken=way.options), _Apart()
         while not reading.ended:
             async with aclosing(way.runnable.astream(call.messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
                     try:
-                        with _apart():
+                        with apart:
                             chunk = await anext(chunks, None)
                     except Exception as error:
                         if reading.begun:
@@ -260,7 +260,7 @@ class _Way:
     def judged(self, response: Response, request: Request) -> Response:
         if self.parser is None or request.output is None:
             return response
-        with _apart():
+        with _Apart():
             return judged(response, request.output, self.parser)
 
 
@@ -326,24 +326,31 @@ def _tracing() -> tuple[Any, Any, Any]:
     return context, run_helpers, tracing_is_enabled
 
 
-@contextmanager
-def _apart() -> Iterator[None]:
+class _Apart:
     """While a model is called: nothing around the cascade's call reaches it, be it config, handlers or tracers.
 
     An explicit config is not enough: a bound model merges the ambient one into it, `get_usage_metadata_callback` and
     its like attach themselves to every run, and so does a LangSmith tracer.
+
+    Entered for each step of a stream; between two of them the reader has the context as it was.
     """
-    tracers, langsmith, is_enabled = _tracing()
-    hooks = [variable for variable, *_ in tracers._configure_hooks]
-    variables: list[Any] = [var_child_runnable_config, tracers.tracing_v2_callback_var, *hooks]
-    tokens = [(variable, variable.set(None)) for variable in variables if variable.get() is not None]
-    traced = langsmith.get_tracing_context()
-    try:
-        if any(value is not None for value in traced.values()) or is_enabled(traced):
-            with langsmith.tracing_context(parent=False, enabled=False):
-                yield
-        else:  # mostly nothing is traced, and to say so again takes longer than to see it
-            yield
-    finally:
-        for variable, token in reversed(tokens):
+
+    def __init__(self) -> None:
+        tracers, self._langsmith, is_enabled = _tracing()
+        hooks = [variable for variable, *_ in tracers._configure_hooks]
+        self._variables = [var_child_runnable_config, tracers.tracing_v2_callback_var, *hooks]
+        traced = self._langsmith.get_tracing_context()
+        # mostly nothing is traced, and to say so again takes longer than to see it
+        self._traced = any(value is not None for value in traced.values()) or is_enabled(traced)
+
+    def __enter__(self) -> None:
+        self._tokens = [(each, each.set(None)) for each in self._variables if each.get() is not None]
+        if self._traced:
+            self._tracing = self._langsmith.tracing_context(parent=False, enabled=False)
+            self._tracing.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._traced:
+            self._tracing.__exit__(*error)
+        for variable, token in reversed(self._tokens):
             variable.reset(token)

@@ -58,9 +58,7 @@ class CascadeRun:
         if manager is None or not manager.inheritable_handlers:
             return None
         handlers = [
-            handler
-            for handler in manager.inheritable_handlers
-            if not (handler.ignore_chain or feeds_stream(type(handler)))
+            handler for handler in manager.inheritable_handlers if not (handler.ignore_chain or feeds_stream(handler))
         ]
         if not handlers:
             return None
@@ -116,9 +114,14 @@ class CascadeRun:
         }
 
 
+def feeds_stream(handler: BaseCallbackHandler) -> bool:
+    """Whether it brings a stream to its reader."""
+    kind: Any = type(handler)
+    return _kind_feeds_stream(kind)
+
+
 @cache
-def feeds_stream(kind: type[BaseCallbackHandler]) -> bool:
-    """Whether handlers of this class bring a stream to its reader."""
+def _kind_feeds_stream(kind: type[BaseCallbackHandler]) -> bool:
     # once for a class: to look for a protocol's methods in every handler of every call takes longer than all the rest
     return issubclass(kind, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
 

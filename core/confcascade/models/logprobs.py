@@ -44,7 +44,8 @@ class TokenReader:
             return None
         tokens = []
         for entry in map(_fields, entries):
-            text, logprob = entry.get("token"), entry.get("logprob")
+            text: Any = entry.get("token")
+            logprob: Any = entry.get("logprob")
             if not _is_told(text, logprob):
                 return None
             spelling = entry.get("bytes")
@@ -55,9 +56,10 @@ class TokenReader:
         return tuple(tokens)
 
     def _alternatives(self, told: Any) -> tuple[tuple[str, float], ...]:
-        others = []
+        others: list[tuple[str, float]] = []
         for other in map(_fields, told[: self._top_logprobs] if isinstance(told, list) else ()):
-            text, logprob = other.get("token"), other.get("logprob")
+            text: Any = other.get("token")
+            logprob: Any = other.get("logprob")
             if _is_told(text, logprob):
                 others.append((text, _clamped(logprob)))
         return tuple(others)
