@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
@@ -106,6 +107,12 @@ class ConfidenceCascadeLLM(BaseChatModel):
     ) -> None:
         own: dict[str, Any] = {"models": _loaded(models), "stages": _loaded(stages), "threshold": threshold}
         own |= {"signals": signals, "on_error": on_error, "on_exhausted": on_exhausted}
+        if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
+            warnings.warn(
+                f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}, and ignores it. "
+                "What is for the models goes to the stages' own objects, or along with a call.",
+                stacklevel=2,
+            )
         super().__init__(**own, **parameters)
         _ = self.cascade  # built now, for errors to show now
 

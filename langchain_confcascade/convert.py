@@ -29,6 +29,7 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
+    convert_to_messages,
     message_chunk_to_message,
 )
 from langchain_core.messages.ai import UsageMetadata
@@ -36,7 +37,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_confcascade.structured import CARRIED, Structured
 from langchain_confcascade.tools import plain_tool
 
-__all__ = ["Reading", "chunk_from", "request_from", "response_from", "shown", "usage_metadata"]
+__all__ = ["Reading", "chunk_from", "messages_from", "request_from", "response_from", "shown", "usage_metadata"]
 
 
 def request_from(
@@ -93,6 +94,24 @@ def _role(message: BaseMessage) -> str:
         case ChatMessage():
             return message.role
     return "tool"
+
+
+def messages_from(messages: Sequence[Message]) -> list[BaseMessage]:
+    """The core's messages as LangChain's, with their tool calls and results."""
+    return convert_to_messages(
+        [
+            {
+                "role": message.role,
+                "content": message.content,
+                "tool_calls": [
+                    {"name": call.name, "args": dict(call.arguments), "id": call.id, "type": "tool_call"}
+                    for call in message.tool_calls
+                ],
+                "tool_call_id": message.tool_call_id,
+            }
+            for message in messages
+        ]
+    )
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata | None:

@@ -22,12 +22,12 @@ from confcascade import (
 from confcascade.models.remote import Remote
 from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, convert_to_messages
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_confcascade.convert import Reading, response_from
+from langchain_confcascade.convert import Reading, messages_from, response_from
 from langchain_confcascade.structured import Structured, can_give_structured_output, judged, taken_apart
 from langchain_confcascade.tools import binding_options, can_call_tools
 
@@ -290,10 +290,8 @@ class _Call:
             self._added["logprobs"] = {"logprobs": True, "top_logprobs": top}
         if streamed and "stream_usage" in takes:
             self._added["stream_usage"] = {"stream_usage": True}
-        if request.native is None:
-            self.messages = convert_to_messages([(message.role, message.content) for message in request.messages])
-        else:
-            self.messages = request.native  # of which LangChain's `invoke` makes a list of its own
+        # LangChain's `invoke` makes a list of its own of it
+        self.messages = messages_from(request.messages) if request.native is None else request.native
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -626,9 +626,11 @@ def test_a_string_is_made_a_model_once(monkeypatch):
     assert [a.model is b.model for a, b in zip(llm.cascade.stages, again.cascade.stages, strict=True)] == [True, True]
 
 
-def test_parameters_of_every_chat_model_are_taken_and_unknown_ones_ignored():
-    llm = cascade(tags=["mine"], temperature=0, max_retries=3)
+def test_parameters_of_every_chat_model_are_taken_and_unknown_ones_warned_of():
+    with pytest.warns(UserWarning, match="no parameter 'max_retries', 'temperature', and ignores it") as told:
+        llm = cascade(tags=["mine"], temperature=0, max_retries=3)
 
+    assert [each.filename for each in told] == [__file__]
     assert llm.tags == ["mine"]
     assert repr(llm) == f"ConfidenceCascadeLLM(stages=['small', 'large'], policy_id='{llm.cascade.policy_id}')"
 

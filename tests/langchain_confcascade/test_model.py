@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confcascade import Cascade, ConfigurationError, Message, ModelError, Request, Response, Stage, TokenProbability
+from confcascade import (
+    Cascade,
+    ConfigurationError,
+    Message,
+    ModelError,
+    Request,
+    Response,
+    Stage,
+    TokenProbability,
+    ToolCall,
+)
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import check_model, same_record
 from langchain_core.caches import InMemoryCache
@@ -24,7 +34,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
 
-from langchain_confcascade.convert import Reading, response_from
+from langchain_confcascade.convert import Reading, messages_from, request_from, response_from
 from langchain_confcascade.model import LangChainModel
 
 QUESTION = Request((Message("user", "capital of France?"),))
@@ -517,6 +527,19 @@ RECORDED: dict[str, tuple[str, Any, list[tuple[str, float]]]] = {
     ),
     "Groq, which says that there are none": ("It", None, []),
 }
+
+
+def test_core_messages_keep_their_tool_calls_and_results():
+    """Under the core's own cascade: there and back again."""
+    told = (
+        Message("system", "Be brief."),
+        Message("user", "What is 1 + 2?"),
+        Message("assistant", "", (ToolCall("add", {"a": 1, "b": [2]}, "call_1"),)),
+        Message("tool", "3", tool_call_id="call_1"),
+        Message("assistant", "3."),
+    )
+
+    assert request_from(messages_from(told), None, {}).messages == told
 
 
 @pytest.mark.parametrize("name", RECORDED)
