@@ -234,9 +234,9 @@ def _attempt(
         evidence = Evidence(request, prefilled, response.tokens, response)
         yield from _score(judges, stage, evidence, scores)
         if response.finish_reason == "aborted":
-            return ended(
-                "escalate", _explain(scores) + f" (ended after {response.usage.output_tokens} tokens)", response
-            )
+            said = response.usage.output_tokens
+            early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
+            return ended("escalate", _explain(scores) + early_end, response)
         return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
     except Exception as error:  # a model's; cancellation and the like are no Exception
         return ended("fail", f"{type(error).__name__}: {error}", error=error)
