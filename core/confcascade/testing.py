@@ -236,7 +236,7 @@ class ScriptedModel:
             Usage(prompt, min(limit, len(words))),
             reason,
             tool_calls=tuple(reply.tool_calls),
-            problem=None if wanted is None else json_problem(text, wanted.schema),
+            problem=None if wanted is None else json_problem(text, wanted),
         )
 
     def _tokens(self, reply: Reply, ask: Generate) -> tuple[Token, ...] | None:
