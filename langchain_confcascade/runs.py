@@ -36,7 +36,8 @@ class CascadeRun:
 
     Attributes:
         id: Of the cascade's run.
-        handlers: Those that runs below it inherit, but for the ones that feed a stream to its reader.
+        handlers: Those that runs below it inherit or find in their context, but for the ones that feed a stream to its
+            reader.
         tags: Inherited.
         metadata: Inherited, but for what describes the cascade as a model.
     """
@@ -54,11 +55,11 @@ class CascadeRun:
             manager: Of the run, or of the one to begin.
             run_id: Of the one to begin.
         """
-        if manager is None or not manager.inheritable_handlers:
+        if manager is None or not manager.handlers:
             return None
         handlers = [
             handler
-            for handler in manager.inheritable_handlers
+            for handler in (*manager.inheritable_handlers, *_of_the_context(manager))
             if not isinstance(handler, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
             and not handler.ignore_chain
         ]
@@ -108,6 +109,19 @@ class CascadeRun:
             "tags": self.tags,
             "metadata": {**self.metadata, **told},
         }
+
+
+def _of_the_context(manager: BaseRunManager | BaseCallbackManager) -> list[BaseCallbackHandler]:
+    """Handlers that no run inherits, because LangChain attaches them to every run of a context (`collect_runs`)."""
+    from langchain_core.tracers.context import _configure_hooks  # here, because langchain_core imports it late too
+
+    found = [variable.get() for variable, inherited, *_ in _configure_hooks if not inherited]
+    inherited = manager.inheritable_handlers
+    return [
+        handler
+        for handler in manager.handlers
+        if any(handler is each for each in found) and not any(handler is each for each in inherited)
+    ]
 
 
 @contextmanager
