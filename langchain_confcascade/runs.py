@@ -37,7 +37,8 @@ class CascadeRun:
 
     Attributes:
         id: Of the cascade's run.
-        handlers: Those that runs below it inherit, but for the ones that feed a stream to its reader.
+        handlers: Those that runs below it inherit or find in their context, but for the ones that feed a stream to its
+            reader.
         tags: Inherited.
         metadata: Inherited, but for what describes the cascade as a model.
     """
@@ -55,10 +56,12 @@ class CascadeRun:
             manager: Of the run, or of the one to begin.
             run_id: Of the one to begin.
         """
-        if manager is None or not manager.inheritable_handlers:
+        if manager is None or not manager.handlers:
             return None
         handlers = [
-            handler for handler in manager.inheritable_handlers if not (handler.ignore_chain or feeds_stream(handler))
+            handler
+            for handler in (*manager.inheritable_handlers, *_of_the_context(manager))
+            if not (handler.ignore_chain or feeds_stream(handler))
         ]
         if not handlers:
             return None
@@ -124,6 +127,21 @@ def feeds_stream(handler: BaseCallbackHandler) -> bool:
 def _kind_feeds_stream(kind: type[BaseCallbackHandler]) -> bool:
     # once for a class: to look for a protocol's methods in every handler of every call takes longer than all the rest
     return issubclass(kind, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
+
+
+def _of_the_context(manager: BaseRunManager | BaseCallbackManager) -> list[BaseCallbackHandler]:
+    """Handlers that no run inherits, because LangChain attaches them to every run of a context (`collect_runs`)."""
+    if len(manager.handlers) == len(manager.inheritable_handlers):
+        return []
+    from langchain_core.tracers.context import _configure_hooks  # here, because langchain_core imports it late too
+
+    found = [variable.get() for variable, inherited, *_ in _configure_hooks if not inherited]
+    inherited = manager.inheritable_handlers
+    return [
+        handler
+        for handler in manager.handlers
+        if any(handler is each for each in found) and not any(handler is each for each in inherited)
+    ]
 
 
 @contextmanager

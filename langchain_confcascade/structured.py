@@ -65,12 +65,20 @@ class Structured:
     def output(self) -> OutputSchema:
         """The same as the core sees it."""
         schema = self.json_schema
-        return OutputSchema(schema["title"], schema, native=self)
+        return OutputSchema(schema["title"], schema, check=self._invalid if self.is_class else None, native=self)
 
     @property
     def is_class(self) -> bool:
         """Whether the output is an instance of the schema, and not a mapping."""
         return isinstance(self.schema, type) and is_basemodel_subclass(self.schema)
+
+    def _invalid(self, text: str) -> str | None:
+        """What the class's own validators say of a core model's answer; a chat model's own parser asks them itself."""
+        try:
+            PydanticOutputParser(pydantic_object=self.schema).parse(text)
+        except Exception as error:
+            return _problem(None, error, self.json_schema)
+        return None
 
 
 def can_give_structured_output(chat: BaseChatModel) -> bool:

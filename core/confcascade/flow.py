@@ -37,7 +37,8 @@ class Stage:
     Args:
         model: A `LanguageModel`, a string such as ``"local:Qwen/Qwen3-4B"``, or a model of the integration's framework.
         signals: What judges its attempts; all of them must pass. The last stage of a cascade needs none.
-        thresholds: By the name of the signal, in the signal's own space.
+        thresholds: By the name of the signal, in the signal's own space; or "always", which keeps every usable answer,
+            even one that the signal cannot score, or "never".
         prices: US dollars per million tokens, for the costs in the record.
     """
 
@@ -285,13 +286,13 @@ class _Watch(Watch):
 
 
 def _score(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: dict[str, Score]) -> Flow[None]:
-    """Add each signal's score to `scores`; one that cannot be computed does not pass, and says why."""
+    """Add each signal's score to `scores`; one that cannot be computed says why, and passes "always" alone."""
     for signal in signals:
         threshold = stage.thresholds[signal.name]
         try:
             measured = yield from signal.judge(evidence)
         except SignalUnavailableError as error:
-            scores[signal.name] = Score(None, threshold, False, {"unavailable": str(error)})
+            scores[signal.name] = Score(None, threshold, threshold == "always", {"unavailable": str(error)})
         else:
             scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
 

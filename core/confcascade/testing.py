@@ -15,6 +15,7 @@ from confcascade.asks import Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
 from confcascade.models import Capability, Chunk, LanguageModel, Watcher
+from confcascade.tools import json_problem
 from confcascade.types import Prefilled, Request, Response, Token, ToolCall, Usage
 
 __all__ = ["Reply", "ScriptedModel", "check_model", "same_record"]
@@ -89,6 +90,7 @@ class ScriptedModel:
         logprobs: See `Capability`; False gives none, whatever the script says.
         batch_size: See `Capability`.
         tools: Whether it can be given tools.
+        structured: Whether it can be asked for structured output; its text is then judged as JSON.
         architecture: For costs in FLOPs.
 
     Attributes:
@@ -106,6 +108,7 @@ class ScriptedModel:
         logprobs: bool | None = True,
         batch_size: int = 1,
         tools: bool = False,
+        structured: bool = False,
         architecture: Architecture | None = None,
     ) -> None:
         self._name = name
@@ -118,6 +121,7 @@ class ScriptedModel:
             hidden_size=hidden_size,
             batch_size=batch_size,
             tools=tools,
+            structured=structured,
         )
         self.calls: list[tuple[Prefill | Generate, ...]] = []
         self.open_caches = 0
@@ -225,12 +229,14 @@ class ScriptedModel:
         if reply.error is not None:
             raise reply.error
         reason = "length" if limit < len(words) else "tool_calls" if reply.tool_calls else "stop"
+        text, wanted = "" if reply.tool_calls else "".join(words[:limit]), ask.request.output
         yield Response(
-            "" if reply.tool_calls else "".join(words[:limit]),
+            text,
             tokens and tokens[:limit],
             Usage(prompt, min(limit, len(words))),
             reason,
             tool_calls=tuple(reply.tool_calls),
+            problem=None if wanted is None else json_problem(text, wanted),
         )
 
     def _tokens(self, reply: Reply, ask: Generate) -> tuple[Token, ...] | None:

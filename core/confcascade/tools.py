@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from confcascade.types import Request, Response
+from confcascade.types import OutputSchema, Request, Response
 
 __all__ = ["CUT", "forced_call", "json_problem", "misfit", "problem_of"]
 
@@ -59,14 +59,15 @@ def forced_call(request: Request) -> str | None:
     return choice if any(choice == tool.name for tool in request.tools) else None
 
 
-def json_problem(text: str, schema: Mapping[str, Any]) -> str | None:
-    """Why `text` is no structured output, in one line; None if it is JSON that fits `schema`."""
+def json_problem(text: str, output: OutputSchema) -> str | None:
+    """Why `text` is not the structured output that is wanted, in one line; None if it is."""
     try:
         value = json.loads(text)
     except ValueError:
         return "the structured output is no JSON"
-    why = misfit(value, schema)
-    return None if why is None else f"the structured output does not fit: {why}"
+    if why := misfit(value, output.schema):
+        return f"the structured output does not fit: {why}"
+    return None if output.check is None else output.check(text)
 
 
 def misfit(value: Any, schema: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,11 +45,14 @@ class OutputSchema:
     Attributes:
         name: Of the schema.
         schema: A JSON Schema.
+        check: Rules that a JSON Schema cannot say (validators of a pydantic class): given a text that fits the schema,
+            why it cannot be used, in one line without its content, or None.
         native: The framework's own way to ask for it, carried through untouched.
     """
 
     name: str
     schema: Mapping[str, Any]
+    check: Callable[[str], str | None] | None = None
     native: Any = None
 
 

@@ -491,7 +491,7 @@ def test_a_tool_call_is_an_answer():
 
 def test_a_score_that_cannot_be_computed_escalates_with_its_reason():
     """No value is invented: the attempt does not pass, and the record says why."""
-    flow = cascade_flow([sure("always"), Stage(LARGE)], REQUEST)
+    flow = cascade_flow([sure(0.0), Stage(LARGE)], REQUEST)
 
     next(flow)
     flow.send((said("3", None),))
@@ -501,6 +501,17 @@ def test_a_score_that_cannot_be_computed_escalates_with_its_reason():
     assert (attempt.decision, attempt.error) == ("escalate", None)
     assert attempt.reason == "p_t: the model returned no log-probabilities"
     assert (attempt.scores["p_t"].value, attempt.scores["p_t"].passed) == (None, False)
+
+
+def test_always_asks_for_no_score():
+    """Of a usable answer without one, too, such as tool calls of which a provider tells no log-probabilities."""
+    flow = cascade_flow([sure("always"), Stage(LARGE)], REQUEST)
+
+    next(flow)
+    (attempt,) = outcome_of(flow, said("3", None)).record.attempts
+
+    assert (attempt.decision, attempt.reason) == ("accept", "p_t: the model returned no log-probabilities")
+    assert (attempt.scores["p_t"].value, attempt.scores["p_t"].passed) == (None, True)
 
 
 def test_an_unjudged_answer_is_kept_for_later():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confcascade import Chunk, Message, ModelError, Prefilled, Request, Response, Token, Usage
+from confcascade import Chunk, Message, ModelError, OutputSchema, Prefilled, Request, Response, Token, Usage
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import Reply, ScriptedModel, check_model, same_record
 
@@ -176,6 +176,17 @@ def test_answers_are_cut_at_their_limit():
     response = said(ScriptedModel("m", {"q": "one two three"}), max_tokens=2)
 
     assert (response.text, response.finish_reason, response.usage.output_tokens) == ("one two", "length", 2)
+
+
+def test_structured_output_is_judged():
+    """As a real model's adapter judges it; the same text without a schema is an answer like any other."""
+    model = ScriptedModel("m", {"q": '{"x": "one"}'}, structured=True)
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+    assert model.capability.structured
+    problem = said(model, output=OutputSchema("X", schema)).problem
+    assert problem == "the structured output does not fit: 'x' must be of type integer"
+    assert said(model).problem is None
 
 
 def test_log_probabilities_are_told_only_if_asked_for():

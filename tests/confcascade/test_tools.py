@@ -161,4 +161,11 @@ def test_without_tools_only_the_adapters_word_counts():
     ],
 )
 def test_text_is_checked_as_structured_output(text, problem):
-    assert json_problem(text, POINT) == problem
+    assert json_problem(text, OutputSchema("Point", POINT)) == problem
+
+
+def test_text_that_fits_its_schema_is_checked_by_the_rules_beyond_it():
+    wanted = OutputSchema("Point", POINT, check=lambda text: "no" if "7" in text else None)
+
+    assert [json_problem(text, wanted) for text in ('{"x": 1}', '{"x": 7}')] == [None, "no"]
+    assert json_problem('{"x": "7"}', wanted) == "the structured output does not fit: 'x' must be of type integer"

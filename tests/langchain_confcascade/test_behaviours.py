@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from confcascade import ConfigurationError, OpenAICompatibleModel, Request, Stage, TokenProbability, trace
 from confcascade.asks import Generate
@@ -20,12 +21,16 @@ from confcascade.testing import Reply, ScriptedModel, same_record
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
+from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.runnables import ConfigurableField
+from langchain_openai import ChatOpenAI
 from pydantic import Field
+from werkzeug import Response as HTTPResponse
 
 from langchain_confcascade import ConfidenceCascadeLLM
 
@@ -231,6 +236,62 @@ async def test_a_failed_cascade_can_be_tried_again():
     llm = ConfidenceCascadeLLM(models=[ScriptedModel("m", script)]).with_retry(wait_exponential_jitter=False)
 
     assert llm.invoke("q").content == (await llm.ainvoke("q")).content == "yes"
+
+
+async def test_fields_can_be_configured_per_call():
+    llm = cascade(Chat(says="draft", p=0.5), Chat(says="final")).configurable_fields(
+        threshold=ConfigurableField(id="strictness"), on_error=ConfigurableField(id="on_error")
+    )
+    lax: Any = {"configurable": {"strictness": 0.4}}
+
+    assert [answer.content for answer in await four_ways(llm, "q", config=lax)] == ["draft"] * 4
+    assert [answer.content for answer in await four_ways(llm, "q")] == ["final"] * 4
+    assert [answer.content for answer in llm.batch(["q", "q"], [lax, {}])] == ["draft", "final"]
+
+
+# ---------------------------------------------------------------------- drafts that are no answer
+
+
+async def test_a_small_model_that_gives_no_answer_escalates_in_every_way():
+    failures = {
+        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError: no route"),
+        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError: reset"),
+        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError: 60 s"),
+        "is empty": (Reply(""), "empty answer"),
+        "is white space": (Reply(" \n "), "empty answer"),
+    }
+    small = ScriptedModel("small", {query: reply for query, (reply, _) in failures.items()})
+    llm = cascade(small, ScriptedModel("large"))
+
+    for query, (_, reason) in failures.items():
+        for answer in await four_ways(llm, query):
+            assert answer.content == f"large: {query}"
+            assert [attempt["reason"] for attempt in record(answer)["attempts"]] == [reason, "last stage"]
+
+
+async def test_a_timeout_of_the_models_own_client_escalates(httpserver):
+    def late(_: Any) -> Any:
+        time.sleep(0.2)
+        return HTTPResponse("too late")
+
+    httpserver.expect_request("/late/v1/chat/completions").respond_with_handler(late)
+    url = httpserver.url_for("/late/v1")
+    http = httpx.AsyncClient()  # of its own: langchain-openai shares one over event loops
+    chat = ChatOpenAI(model="slow", base_url=url, api_key="none", timeout=0.05, max_retries=0, http_async_client=http)
+
+    for answer in await four_ways(cascade(chat, ScriptedModel("large")), "q"):
+        assert answer.content == "large: q"
+        assert "TimeoutError: Request timed out" in record(answer)["attempts"][0]["error"]
+
+
+@pytest.mark.parametrize(("p", "by"), [(0.95, "small"), (0.1, "large")])
+async def test_a_text_that_was_cut_off_is_judged_as_it_stands(p, by):
+    """The limit is the caller's and holds for every stage; the answer says that it was reached."""
+    models = [ScriptedModel(name, {"q": (f"{name} says much", p)}) for name in ("small", "large")]
+
+    for answer in await four_ways(cascade(*models), "q", max_tokens=2):
+        assert (answer.content, record(answer)["answered_by"]) == (f"{by} says", by)
+        assert answer.response_metadata["finish_reason"] == "length"
 
 
 # ---------------------------------------------------------------------- cache and rate limiter
@@ -481,6 +542,14 @@ async def test_1000_tasks_share_a_cascade_and_mix_up_nothing():
 
 
 # ---------------------------------------------------------------------- copies
+
+
+def test_what_is_written_down_of_a_cascade_holds_no_key():
+    secret = "sk-very-secret"
+    llm = cascade(ChatOpenAI(model="m", api_key=secret), OpenAICompatibleModel("n", api_key=secret))
+
+    for written in (repr(llm), str(llm), dumps(llm), llm._get_llm_string(), str(llm.asdict()), str(llm.model_dump())):
+        assert secret not in written
 
 
 def test_pickles_hold_no_key():

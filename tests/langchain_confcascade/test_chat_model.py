@@ -199,11 +199,10 @@ def test_ways_agree_whatever_the_probabilities(p, threshold, aggregate):
     assert all(other.content == first.content for other in others)
 
 
-def test_a_rejected_draft_is_never_seen_in_a_stream():
-    chunks = list(cascade().stream(HARD))
-
-    assert [chunk.content for chunk in chunks[:-1]] == ["It", " is", " 42"]
-    assert not any("seven" in str(chunk) for chunk in chunks[:-1])
+async def test_a_rejected_draft_is_never_seen_in_a_stream():
+    for chunks in (list(cascade().stream(HARD)), [chunk async for chunk in cascade().astream(HARD)]):
+        assert [chunk.content for chunk in chunks[:-1]] == ["It", " is", " 42"]
+        assert not any("seven" in str(chunk) for chunk in chunks)
 
 
 def test_an_accepted_draft_streams_as_soon_as_nothing_can_withdraw_it():

@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tracers import BaseTracer
+from langchain_core.tracers.context import collect_runs
 from langchain_core.tracers.schemas import Run
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -212,6 +213,19 @@ async def test_handlers_that_no_run_below_inherits_are_not_told():
     cascade(callbacks=[own]).invoke(HARD)
 
     assert [(root.run_type, root.child_runs) for root in own.roots] == [("llm", [])] * 2
+
+
+@pytest.mark.parametrize("way", WAYS, ids=NAMES)
+async def test_handlers_of_the_context_are_told(way):
+    """As of any run below: `collect_runs` attaches itself to each."""
+    tracer = Tracer()
+    for config in ({}, {"callbacks": [tracer]}):
+        with collect_runs() as collected:
+            await way(cascade(), HARD, config)
+
+        (root,) = collected.traced_runs
+        assert [run.name for run in root.child_runs] == ["attempt:small", "attempt:large"]
+    assert [run.name for run in tracer.roots[0].child_runs] == ["attempt:small", "attempt:large"]
 
 
 def test_an_id_that_the_caller_chose_is_kept():

@@ -217,9 +217,16 @@ def test_validators_of_the_users_own_decide_too(calling, said):
                 raise ValueError("too long")
             return word
 
-    small, large = (calling(name, said(json.dumps({"word": word}))) for name, word in [("s", "elephant"), ("l", "cat")])
+    says = {name: json.dumps({"word": word}) for name, word in [("small", "elephant"), ("large", "cat")]}
+    chats = [calling(name, said(text)) for name, text in says.items()]
+    core = [ScriptedModel(name, {"q": text}, structured=True) for name, text in says.items()]
 
-    assert cascade(small, large).with_structured_output(Short, method="json_mode").invoke("q") == Short(word="cat")
+    for models in (chats, core):
+        with trace() as t:
+            found = cascade(*models).with_structured_output(Short, method="json_mode").invoke("q")
+        assert found == Short(word="cat")
+        reason = t.records[0].attempts[0].reason
+        assert reason == "the structured output does not validate ('word': value_error)"
 
 
 # ---------------------------------------------------------------------- the rest of an application

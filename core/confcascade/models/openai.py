@@ -312,7 +312,7 @@ def _judged(text: str, tokens: Sequence[Token] | None, calls: _Calls, ask: Gener
         tokens = visible(tokens, text)
     read, problem = calls.read(), calls.problem
     if ask.request.output is not None:
-        problem = json_problem(text, ask.request.output.schema)
+        problem = json_problem(text, ask.request.output)
     return Response(text, None if tokens is None else tuple(tokens), tool_calls=read, problem=problem)
 
 
