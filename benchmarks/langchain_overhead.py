@@ -3,7 +3,8 @@
 Every contender has the same small model, whose answer it accepts, so whatever it takes beyond the direct call is its
 own.  The small model does what any client of an API does except for the network: it writes the request as JSON, reads
 an answer with log-probabilities in the shape of `ChatOpenAI`, and makes a message of it.  That takes tens of
-microseconds where a real client takes a millisecond, so the ratios here are as large as they can get.
+microseconds where a real client takes a millisecond, so the ratios here are as large as they can get.  With
+``--client openai`` it is `ChatOpenAI` itself, and a server in another process that answers at once.
 
 Contenders take turns, block by block (A B C, A B C, ...), and a ratio compares blocks of one turn: what else the
 machine does meets all of them alike.  CPU time is that of the whole process, all threads; collection of garbage takes
@@ -24,13 +25,16 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.request import urlopen
 
 import typer
 from confcascade import Stage, TokenProbability
@@ -39,6 +43,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import track
 
@@ -46,7 +51,9 @@ from langchain_confcascade import ConfidenceCascadeLLM
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / ".cache" / "peers"  # a virtual environment
+SERVER = ROOT / "benchmarks" / "instant_server.py"
 CASCADEFLOW = "cascadeflow==1.2.0"
+ClientName: TypeAlias = Literal["instant", "openai"]
 THRESHOLD = 0.7
 WORDS = "the old town lies near a quiet river and many people walk there on warm days".split()
 ANSWER = [" word"] * 16
@@ -73,12 +80,14 @@ BODY = json.dumps({"content": "".join(ANSWER), "logprobs": [_entry(token) for to
 EVENTS = [json.dumps({"content": token, "logprobs": [_entry(token)]}) for token in ANSWER]
 
 
+ASKED: Counter[str] = Counter()  # how often each model
+
+
 class Client(BaseChatModel):
     """An API's client whose server answers at once."""
 
     model: str
     logprobs: bool = True
-    calls: int = 0
 
     @property
     def _llm_type(self) -> str:
@@ -89,7 +98,7 @@ class Client(BaseChatModel):
         return {"model_name": self.model, "logprobs": self.logprobs}
 
     def _request(self, messages: Sequence[BaseMessage]) -> None:
-        self.calls += 1
+        ASKED[self.model] += 1
         json.dumps({"model": self.model, "messages": [{"role": m.type, "content": m.content} for m in messages]})
 
     def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **_: Any) -> ChatResult:
@@ -122,7 +131,44 @@ class Client(BaseChatModel):
         yield ChatGenerationChunk(message=AIMessageChunk(content="", response_metadata=end, usage_metadata=USAGE))
 
 
-class Counter(BaseCallbackHandler):
+@dataclass(frozen=True)
+class Models:
+    """Where the small and the large model of every contender come from.
+
+    Attributes:
+        make: A model of that name, which is to tell its log-probabilities.
+        asked: How often each model was asked so far.
+    """
+
+    make: Callable[[str, bool], BaseChatModel]
+    asked: Callable[[], Mapping[str, int]]
+
+
+@contextmanager
+def models_of(client: ClientName) -> Iterator[Models]:
+    """Models of that client, and where it needs one, their server."""
+    if client == "instant":
+        yield Models(lambda name, _: Client(model=name), lambda: dict(ASKED))
+        return
+    from langchain_openai import ChatOpenAI
+
+    with subprocess.Popen([sys.executable, SERVER], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+
+        at: dict[str, Any] = {"base_url": url, "api_key": SecretStr("none")}
+
+        def asked() -> Mapping[str, int]:
+            with urlopen(f"{url}/asked") as answer:
+                return dict(json.load(answer))
+
+        try:
+            yield Models(lambda name, told: ChatOpenAI(model=name, logprobs=told or None, **at), asked)
+        finally:
+            server.terminate()
+
+
+class Listener(BaseCallbackHandler):
     """A handler that does next to nothing, so that what is measured is the work of calling it."""
 
     def __init__(self) -> None:
@@ -138,7 +184,7 @@ class Counter(BaseCallbackHandler):
 # ---------------------------------------------------------------------- the contenders
 
 
-def _lambda(small: Client, large: Client) -> Runnable[Any, Any]:
+def _lambda(small: BaseChatModel, large: BaseChatModel) -> Runnable[Any, Any]:
     """What one would write by hand: keep the small model's answer if its mean log-probability is high enough."""
 
     def accepted(message: Any) -> bool:
@@ -156,23 +202,23 @@ def _lambda(small: Client, large: Client) -> Runnable[Any, Any]:
     return RunnableLambda(call, acall)
 
 
-def _confcascade(small: Client, large: Client) -> Runnable[Any, Any]:
+def _confcascade(small: BaseChatModel, large: BaseChatModel) -> Runnable[Any, Any]:
     return ConfidenceCascadeLLM(models=[small, large], threshold=THRESHOLD)
 
 
-def _first_token(small: Client, large: Client) -> Runnable[Any, Any]:
+def _first_token(small: BaseChatModel, large: BaseChatModel) -> Runnable[Any, Any]:
     signal = TokenProbability(aggregate="first")
     return ConfidenceCascadeLLM(stages=[Stage(small, [signal], {"p_t": THRESHOLD}), Stage(large)])
 
 
-def _cascadeflow(small: Client, large: Client, **options: Any) -> Runnable[Any, Any]:
+def _cascadeflow(small: BaseChatModel, large: BaseChatModel, **options: Any) -> Runnable[Any, Any]:
     from cascadeflow.integrations.langchain import CascadeFlow
 
     return CascadeFlow(drafter=small, verifier=large, quality_threshold=THRESHOLD, **options)
 
 
 DIRECT = "small model"
-CONTENDERS: dict[str, Callable[[Client, Client], Runnable[Any, Any]]] = {
+CONTENDERS: dict[str, Callable[[BaseChatModel, BaseChatModel], Runnable[Any, Any]]] = {
     DIRECT: lambda small, _: small,
     "confcascade": _confcascade,
     "confcascade, aggregate='first'": _first_token,
@@ -181,6 +227,9 @@ CONTENDERS: dict[str, Callable[[Client, Client], Runnable[Any, Any]]] = {
     "cascadeflow": _cascadeflow,
     "cascadeflow, no pre-router": lambda small, large: _cascadeflow(small, large, enable_pre_router=False),
 }
+
+# who needs log-probabilities and does not ask for them; the direct call is the plain one, without
+NEED_LOGPROBS = {"RunnableLambda", "cascadeflow", "cascadeflow, no pre-router"}
 
 # ---------------------------------------------------------------------- the measures
 
@@ -275,7 +324,7 @@ def _whole_stream(runner: asyncio.Runner, llm: Runnable[Any, Any], prompt: str, 
 
 
 def _callbacks() -> RunnableConfig:
-    return {"callbacks": [Counter(), UsageMetadataCallbackHandler()]}
+    return {"callbacks": [Listener(), UsageMetadataCallbackHandler()]}
 
 
 Measure = Callable[[asyncio.Runner, Runnable[Any, Any], str, int], Spent]
@@ -314,11 +363,13 @@ class Row:
     wall_ratio: tuple[float, float, float]
 
 
-def measured(words: int, repeats: int, slowest_s: float = 1.0) -> Iterator[list[Row]]:
+def measured(models: Models, words: int, repeats: int, slowest_s: float = 1.0) -> Iterator[list[Row]]:
     """The rows of each measure, for prompts of so many words."""
     prompt = " ".join(islice(cycle(WORDS), words))
-    models = {name: (Client(model="gpt-4o-mini"), Client(model="gpt-4o")) for name in _installed()}
-    llms = {name: CONTENDERS[name](*pair) for name, pair in models.items()}
+    llms = {
+        name: CONTENDERS[name](*(models.make(f"{name}: {size}", name in NEED_LOGPROBS) for size in ("small", "large")))
+        for name in _installed()
+    }
     for measure, (measure_block, wanted) in MEASURES.items():
         turns: dict[str, list[Spent]] = {name: [] for name in llms}
         calls = {}
@@ -326,8 +377,7 @@ def measured(words: int, repeats: int, slowest_s: float = 1.0) -> Iterator[list[
             for name, llm in llms.items():  # warm up
                 once = measure_block(runner, llm, prompt, 3)
                 calls[name] = max(1, min(wanted, int(slowest_s / once.cpu_s)))
-            for small, large in models.values():
-                small.calls = large.calls = 0
+            before = models.asked()
             gc.collect()
             gc.freeze()
             gc.disable()
@@ -337,13 +387,15 @@ def measured(words: int, repeats: int, slowest_s: float = 1.0) -> Iterator[list[
                     gc.collect()
             gc.enable()
             gc.unfreeze()
+        asked = Counter(models.asked())
+        asked.subtract(before)
         yield [
             Row(
                 measure=measure,
                 words=words,
                 contender=name,
                 calls=calls[name],
-                accepted=_share(*models[name]),
+                accepted=_share(asked[f"{name}: small"], asked[f"{name}: large"]),
                 cpu_us=statistics.median(spent.cpu_s for spent in turns[name]) * 1e6,
                 wall_us=statistics.median(spent.wall_s for spent in turns[name]) * 1e6,
                 cpu_ratio=_ratio([spent.cpu_s for spent in turns[name]], [spent.cpu_s for spent in turns[DIRECT]]),
@@ -358,8 +410,8 @@ def _installed() -> list[str]:
     return [name for name in CONTENDERS if present or not name.startswith("cascadeflow")]
 
 
-def _share(small: Client, large: Client) -> float:
-    return 1.0 if large.calls == 0 else max(0.0, 1.0 - large.calls / max(small.calls, large.calls))
+def _share(small: int, large: int) -> float:
+    return 1.0 if large == 0 else max(0.0, 1.0 - large / max(small, large))
 
 
 def _ratio(own: Sequence[float], direct: Sequence[float]) -> tuple[float, float, float]:
@@ -401,7 +453,7 @@ def _run_with_peers() -> None:
     """Install the peers beside this project, then begin anew under their Python."""
     python = PEERS / "bin" / "python"
     needed = [CASCADEFLOW, f"langchain-core=={version('langchain-core')}", f"pydantic=={version('pydantic')}"]
-    needed += ["typer", "rich"]
+    needed += [f"langchain-openai=={version('langchain-openai')}", f"openai=={version('openai')}", "typer", "rich"]
     done = PEERS / "installed.txt"
     if not done.exists() or done.read_text() != "\n".join(needed):
         Console(stderr=True).print(f"Installing {CASCADEFLOW} into {PEERS.relative_to(ROOT)} (once)")
@@ -450,7 +502,7 @@ def _report(rows: Sequence[Row], imports: dict[str, Any], machine: dict[str, Any
         [
             f"{machine['date']}, {machine['cores']} cores, load {machine['load_before']:.1f} to "
             f"{machine['load_after']:.1f}, Python {machine['python']}, langchain-core {machine['langchain-core']}; "
-            f"medians (and quartiles) of {machine['repeats']} turns.",
+            f"medians (and quartiles) of {machine['repeats']} turns; client: {machine['client']}.",
             _tables(rows, "CPU"),
             _tables(rows, "wall"),
             f"`import langchain_confcascade` takes {imports['extra_s']:.3f} s of CPU (at least "
@@ -468,6 +520,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write every figure as JSON.", dir_okay=False)] = None,
     words: Annotated[list[int] | None, typer.Option(min=1, help="Prompt length; repeat for several.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Turns that every contender takes in every measure.")] = 15,
+    client: Annotated[
+        ClientName, typer.Option(help="The small model: one that costs next to nothing, or ChatOpenAI and a server.")
+    ] = "instant",
 ) -> None:
     """Measure what an accepted call costs over calling the small model directly, with callbacks on.
 
@@ -477,6 +532,10 @@ def main(
     Example, the whole comparison (about ten minutes):
 
         python benchmarks/langchain_overhead.py --peers --out overhead.json
+
+    the same over the client that people use:
+
+        python benchmarks/langchain_overhead.py --peers --client openai
 
     or one length, without other projects (half a minute):
 
@@ -491,13 +550,15 @@ def main(
         "python": platform.python_version(),
         "langchain-core": version("langchain-core"),
         "repeats": repeats,
+        "client": client,
         "load_before": os.getloadavg()[0],
     }
     console = Console(stderr=True)
     rows: list[Row] = []
-    steps = (batch for length in lengths for batch in measured(length, repeats))
-    for batch in track(steps, "Measuring", total=len(lengths) * len(MEASURES), console=console):
-        rows += batch
+    with models_of(client) as models:
+        steps = (batch for length in lengths for batch in measured(models, length, repeats))
+        for batch in track(steps, "Measuring", total=len(lengths) * len(MEASURES), console=console):
+            rows += batch
     imports = import_cost(repeats)
     machine["load_after"] = os.getloadavg()[0]
     rows.sort(key=lambda row: list(MEASURES).index(row.measure))

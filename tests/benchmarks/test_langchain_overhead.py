@@ -25,9 +25,11 @@ def overhead(monkeypatch) -> ModuleType:
     return module
 
 
-def test_every_contender_keeps_the_small_models_answer(overhead):
+@pytest.mark.parametrize("client", ["instant", "openai"])
+def test_every_contender_keeps_the_small_models_answer(overhead, client):
     """Otherwise it would be charged for a large model's call."""
-    rows = [row for measure in overhead.measured(16, repeats=2) for row in measure]
+    with overhead.models_of(client) as models:
+        rows = [row for measure in overhead.measured(models, 16, repeats=2) for row in measure]
 
     assert {row.contender for row in rows} == set(overhead._installed())
     assert {row.measure for row in rows} == set(overhead.MEASURES)
