@@ -177,6 +177,21 @@ class ConfidenceCascadeLLM(BaseChatModel):
             parameters["ls_model_name"] = model
         return parameters
 
+    @override
+    def get_token_ids(self, text: str) -> list[int]:
+        # the last stage answers whatever is left, so its prompts must fit
+        return self._last.get_token_ids(text) if self._last is not None else super().get_token_ids(text)
+
+    @override
+    def get_num_tokens(self, text: str) -> int:
+        return self._last.get_num_tokens(text) if self._last is not None else super().get_num_tokens(text)
+
+    @property
+    def _last(self) -> BaseChatModel | None:
+        """The last stage's chat model; None if it is none of LangChain's."""
+        model = self.cascade.stages[-1].model
+        return model.chat if isinstance(model, LangChainModel) else None
+
     # ------------------------------------------------------------------ tools and structured output
 
     @override

@@ -20,6 +20,7 @@ from confcascade import (
     Watcher,
 )
 from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.remote import estimated_usage
 from confcascade.tools import CUT
 from langchain_core.messages import (
     AIMessage,
@@ -146,8 +147,8 @@ class Reading:
 
     def __init__(self, ask: Generate) -> None:
         self.ended = False
+        self._ask = ask
         self._watcher = Watcher(ask)
-        self._name = ask.model.name
         self._chunks: list[AIMessageChunk] = []
         self._tokens: list[Token] | None = None
         self._text = ""
@@ -182,13 +183,15 @@ class Reading:
 
     def response(self) -> Response:
         if not self._chunks:
-            raise ModelError(f"The stream of model '{self._name}' ended before it began.")
+            raise ModelError(f"The stream of model '{self._ask.model.name}' ended before it began.")
         response = _response(self._chunks[0] + self._chunks[1:], self._tokens)
         if self._watcher.verdict != "abort":
             return response
-        # closed before the server told all: what was seen is what is known
-        seen = max(response.usage.output_tokens, len(response.tokens or ()))
-        usage = Usage(response.usage.input_tokens, seen, estimated=True)
+        # closed before the server told all
+        told, guess = response.usage, estimated_usage(self._ask, response.text, response.tokens)
+        usage = Usage(
+            told.input_tokens or guess.input_tokens, max(told.output_tokens, guess.output_tokens), estimated=True
+        )
         return response.replace(usage=usage, finish_reason="aborted")
 
 
@@ -216,18 +219,25 @@ def _response(message: BaseMessage, tokens: Sequence[Token] | None) -> Response:
         raise ModelError(f"A chat model must answer with an AIMessage. Got {type(message).__name__}.")
     metadata = message.response_metadata
     reason = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
-    usage = message.usage_metadata
     called = message.tool_calls or message.invalid_tool_calls
     return Response(
         text=_text(message),
         tokens=_visible(tokens, _text(message), bool(called)),
-        usage=Usage(usage["input_tokens"], usage["output_tokens"]) if usage else Usage(estimated=True),
+        usage=_usage(message.usage_metadata),
         # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
         finish_reason="tool_calls" if called and reason not in CUT else reason,
         tool_calls=_calls(message),
         problem=problem,
         native=message,
     )
+
+
+def _usage(told: UsageMetadata | None) -> Usage:
+    if not told:
+        return Usage(estimated=True)
+    if told.get("total_cost") == 0:  # what LangChain writes on an answer out of a cache
+        return Usage()
+    return Usage(told["input_tokens"], told["output_tokens"])
 
 
 def _unread_call(message: BaseMessage) -> str | None:

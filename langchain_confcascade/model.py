@@ -16,6 +16,7 @@ from confcascade import (
     Chunk,
     ConfigurationError,
     Generate,
+    ModelError,
     Request,
     Response,
 )
@@ -28,7 +29,13 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_confcascade.convert import Reading, messages_from, response_from
-from langchain_confcascade.structured import Structured, can_give_structured_output, judged, taken_apart
+from langchain_confcascade.structured import (
+    Structured,
+    can_give_structured_output,
+    judged,
+    taken_apart,
+    unread_output,
+)
 from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
@@ -41,6 +48,8 @@ _TOLD = ("ls_structured_output_format", "structured_output_format")
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # classes that have no field of that name, and hand it to their provider where it is given per call
 _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
+# classes whose providers say why an answer ended: without a reason, it was cut off
+_MUST_FINISH = {"BaseChatOpenAI"}
 # what a refusal of a parameter that we add is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -74,13 +83,19 @@ class LangChainModel(Remote):
         self._last_way: _Way | None = None
         self._name = name or chat._get_ls_params().get("ls_model_name") or type(chat).__name__
         self._architecture = architecture
+        names = {cls.__name__ for cls in type(chat).__mro__}
+        # langchain_openai asks for none, and reads none, of OpenAI's Responses API
+        responses_api = "BaseChatOpenAI" in names and chat._use_responses_api({})  # type: ignore[attr-defined]
+        self._silent = bool(names & _NO_LOGPROBS) or responses_api
+        self._must_finish = bool(names & _MUST_FINISH) and not responses_api
         self._ordinary = native is chat and all(
             getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _WAYS
         )
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
-        known = any(cls.__name__ in _LOGPROBS_PER_CALL for cls in type(chat).__mro__)
-        self._takes = {"logprobs"} if known or fields.keys() & {"logprobs", "top_logprobs"} else set()
+        self._takes = (
+            {"logprobs"} if names & _LOGPROBS_PER_CALL or fields.keys() & {"logprobs", "top_logprobs"} else set()
+        )
         if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False:
             self._takes.add("stream_usage")
 
@@ -95,10 +110,14 @@ class LangChainModel(Remote):
         return self._name
 
     @property
+    def chat(self) -> BaseChatModel:
+        """The chat model, without what is bound to it."""
+        return self._chat
+
+    @property
     def capability(self) -> Capability:
-        silent = any(cls.__name__ in _NO_LOGPROBS for cls in type(self._chat).__mro__)
         return Capability(
-            logprobs=False if silent else None,
+            logprobs=False if self._silent else None,
             top_logprobs=20,
             tools=can_call_tools(self._chat),
             structured=can_give_structured_output(self._chat),
@@ -113,6 +132,11 @@ class LangChainModel(Remote):
         """Twelve hexadecimal digits of the model's class and settings, none of which can be read from them."""
         bound = [layer.kwargs for layer in self._layers]
         return hashlib.sha256(f"{self._chat._get_llm_string()}{bound}".encode()).hexdigest()[:12]
+
+    @property
+    def _streams(self) -> bool:
+        """Whether it streams where it is invoked, too."""
+        return getattr(self._chat, "streaming", False) is True
 
     def way(self, request: Request) -> _Way:
         """How to ask for what `request` wants, tools and structured output bound the model's own way."""
@@ -145,29 +169,38 @@ class LangChainModel(Remote):
 
     def answer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, apart = _Call(self._takes, ask, streamed=False, taken=way.options), _Apart()
+        call, apart = _Call(self._takes, ask, streamed=self._streams, taken=way.options), _Apart()
         while True:
             try:
                 with apart:
                     message = self._invoke(way, call)
             except Exception as error:
+                if (unread := way.unread(error, ask)) is not None:
+                    return unread
                 call.retry_without(error)
             else:
                 call.answered()
-                return way.judged(response_from(message, ask), ask.request)
+                return self._judged(way, response_from(message, ask), ask, streamed=self._streams)
 
     async def aanswer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, apart = _Call(self._takes, ask, streamed=False, taken=way.options), _Apart()
+        call, apart = _Call(self._takes, ask, streamed=self._streams, taken=way.options), _Apart()
         while True:
             try:
                 with apart:
                     message = await self._ainvoke(way, call)
             except Exception as error:
+                if (unread := way.unread(error, ask)) is not None:
+                    return unread
                 call.retry_without(error)
             else:
                 call.answered()
-                return way.judged(response_from(message, ask), ask.request)
+                return self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+
+    def _judged(self, way: _Way, response: Response, ask: Generate, *, streamed: bool) -> Response:
+        if streamed and self._must_finish and response.finish_reason is None:
+            raise ModelError(f"The stream of model '{self._name}' ended before the answer did.")
+        return way.judged(response, ask.request)
 
     def _invoke(self, way: _Way, call: _Call) -> Any:
         parameters = call.parameters
@@ -206,13 +239,16 @@ class LangChainModel(Remote):
                         with apart:
                             chunk = next(chunks, None)
                     except Exception as error:
+                        if (unread := way.unread(error, ask)) is not None:
+                            yield unread
+                            return
                         if reading.begun:
                             raise
                         call.retry_without(error)
                         break
                     call.answered()
                     yield from reading.add(chunk)
-        yield way.judged(reading.response(), ask.request)
+        yield self._judged(way, reading.response(), ask, streamed=True)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
@@ -224,6 +260,9 @@ class LangChainModel(Remote):
                         with apart:
                             chunk = await anext(chunks, None)
                     except Exception as error:
+                        if (unread := way.unread(error, ask)) is not None:
+                            yield unread
+                            return
                         if reading.begun:
                             raise
                         call.retry_without(error)
@@ -231,7 +270,7 @@ class LangChainModel(Remote):
                     call.answered()
                     for piece in reading.add(chunk):
                         yield piece
-        yield way.judged(reading.response(), ask.request)
+        yield self._judged(way, reading.response(), ask, streamed=True)
 
 
 # ---------------------------------------------------------------------- a call
@@ -262,6 +301,11 @@ class _Way:
             return response
         with _Apart():
             return judged(response, request.output, self.parser)
+
+    def unread(self, error: Exception, ask: Generate) -> Response | None:
+        """The answer behind an error with which a client refuses structured output; None if it is no such error."""
+        structured = None if ask.request.output is None else ask.request.output.native
+        return None if structured is None else unread_output(error, structured, ask)
 
 
 class _Call:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from confcascade import ConfigurationError, OutputSchema, Response
+from confcascade import ConfigurationError, Generate, OutputSchema, Response, Usage
+from confcascade.models.remote import estimated_usage
 from confcascade.tools import misfit
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, message_chunk_to_message
@@ -28,7 +29,15 @@ from pydantic import SkipValidation, ValidationError
 
 from langchain_confcascade.tools import can_call_tools
 
-__all__ = ["CARRIED", "Structured", "StructuredOutputParser", "can_give_structured_output", "judged", "taken_apart"]
+__all__ = [
+    "CARRIED",
+    "Structured",
+    "StructuredOutputParser",
+    "can_give_structured_output",
+    "judged",
+    "taken_apart",
+    "unread_output",
+]
 
 CARRIED = ("parsed", "parsing_error")
 
@@ -110,6 +119,22 @@ def judged(response: Response, output: OutputSchema, parser: Runnable[Any, Any])
     carried = {"parsed": parsed} if error is None else {"parsing_error": error}
     native = response.native.model_copy(update={"additional_kwargs": response.native.additional_kwargs | carried})
     return response.replace(native=native, problem=_problem(parsed, error, output.schema))
+
+
+def unread_output(error: Exception, structured: Structured, ask: Generate) -> Response | None:
+    """The answer that a client refused to hand out, because it does not validate or was cut off (openai's does so).
+
+    None if `error` is another. What the client does not tell of its usage is estimated.
+    """
+    native = AIMessage("", additional_kwargs={"parsing_error": error})
+    if isinstance(error, ValidationError) and structured.is_class and error.title == structured.schema.__name__:
+        problem = _problem(None, error, structured.json_schema)
+        return Response("", usage=estimated_usage(ask, "", None), problem=problem, native=native)
+    if type(error).__name__ == "LengthFinishReasonError":
+        told = error.completion.usage  # type: ignore[attr-defined]
+        usage = Usage(told.prompt_tokens, told.completion_tokens) if told else estimated_usage(ask, "", None)
+        return Response("", usage=usage, finish_reason="length", native=native)
+    return None
 
 
 def _problem(parsed: Any, error: BaseException | None, schema: Mapping[str, Any]) -> str | None:

@@ -155,6 +155,16 @@ def trace() -> Iterator[Trace]:
         _active.reset(token)
 
 
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """While a stage's model is called: where it is a cascade itself, its record is part of the outer one's."""
+    token = _active.set(())
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
 def publish(record: Record) -> None:
     """Hand a finished record to every `trace()` that is open where the query was asked."""
     for collector in _active.get():

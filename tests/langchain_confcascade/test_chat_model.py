@@ -651,7 +651,23 @@ def test_a_cascade_can_be_a_stage():
     inner = cascade()
     outer = ConfidenceCascadeLLM(models=[inner])
 
-    assert record(outer.invoke(HARD))["answered_by"] == inner.model_name
+    with trace() as t:
+        answer = outer.invoke(HARD)
+        list(outer.stream(HARD))
+
+    assert record(answer)["answered_by"] == inner.model_name
+    assert [each.answered_by for each in t.records] == [inner.model_name] * 2  # the inner record is part of the outer
+    assert t.records[0].usage.total_tokens == answer.usage_metadata["total_tokens"]
+
+
+def test_tokens_are_counted_as_the_last_stage_counts_them():
+    class Counting(FakeListChatModel):
+        def get_token_ids(self, text: str) -> list[int]:
+            return [1] * 42
+
+    llm = ConfidenceCascadeLLM(models=[ScriptedModel("small"), Counting(responses=["a"])], threshold=0.5)
+
+    assert (llm.get_num_tokens("a"), len(llm.get_token_ids("a"))) == (42, 42)
 
 
 def test_importing_is_light():

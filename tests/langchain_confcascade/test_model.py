@@ -21,6 +21,7 @@ from confcascade import (
     Stage,
     TokenProbability,
     ToolCall,
+    Usage,
 )
 from confcascade.asks import Generate, Prefill
 from confcascade.testing import check_model, same_record
@@ -79,6 +80,8 @@ class Server:
     @staticmethod
     def _events(asked: dict[str, Any], entries: list[dict[str, Any]] | None, usage: dict[str, int]) -> Iterator[str]:
         for i, (word, _) in enumerate(WORDS):
+            if asked["model"] == "breaks" and i == 2:
+                return
             logprobs = {"content": [entries[i]]} if entries else None
             choice = {
                 "index": 0,
@@ -578,6 +581,46 @@ def test_classes_that_take_the_parameter_per_call_only_are_given_it():
     generate(LangChainModel(ChatFireworks(responses=["a"])))
 
     assert (given[0]["logprobs"], given[0]["top_logprobs"]) == (True, 1)
+
+
+def test_a_stream_that_is_cut_off_is_no_answer(server):
+    """The server closes without a word of why: what came is not taken for the whole."""
+    for model in (
+        LangChainModel(server.model(model="breaks")),
+        LangChainModel(server.model(model="breaks", streaming=True)),
+    ):
+        with pytest.raises(ModelError, match="ended before the answer did"):
+            list(model.stream(Generate(model, QUESTION)))
+    with pytest.raises(ModelError, match="ended before the answer did"):
+        model.answer(Generate(model, QUESTION))
+
+
+def test_usage_is_asked_for_where_a_model_streams_though_it_is_invoked(server):
+    assert generate(LangChainModel(server.model(streaming=True))).usage == Usage(7, 3)
+
+
+def test_the_prompt_of_an_aborted_stream_is_estimated(server):
+    model = LangChainModel(server.model())
+    ask = Generate(model, QUESTION, watch=lambda tokens: "abort" if len(tokens) == 2 else "hold")
+
+    assert list(model.stream(ask))[-1].usage == Usage(math.ceil(len("capital of France?") / 4), 2, estimated=True)
+
+
+def test_the_responses_api_tells_no_log_probabilities(server):
+    """langchain-openai neither asks for them there nor hands them on: known before anything is paid for."""
+    model = LangChainModel(server.model(use_responses_api=True))
+
+    assert model.capability.logprobs is False
+    with pytest.raises(ConfigurationError, match="needs log-probabilities"):
+        Cascade([Stage(model, [TokenProbability()], {"p_t": 0.5}), Stage(model)])
+
+
+def test_an_answer_out_of_a_cache_costs_nothing(server):
+    model = LangChainModel(server.model(cache=InMemoryCache()))
+
+    assert generate(model).usage == Usage(7, 3)
+    assert generate(model).usage == Usage()
+    assert len(server.asked) == 1
 
 
 async def test_a_cascade_over_a_server_decides_alike_in_every_way(server):

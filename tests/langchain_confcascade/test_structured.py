@@ -383,6 +383,18 @@ class Server:
         yield "data: [DONE]\n\n"
 
 
+def test_the_last_real_client_fails_as_it_would_alone(httpserver):
+    model = ChatOpenAI(model="tiny", base_url=Server(httpserver, BAD).url, api_key="none", max_retries=0)
+    alone = model.with_structured_output(Joke)
+    llm = cascade(model, model)
+
+    for each in (alone, llm.with_structured_output(Joke)):
+        with pytest.raises(ValidationError, match="valid integer"):
+            each.invoke("q")
+    raw = llm.with_structured_output(Joke, include_raw=True).invoke("q")
+    assert (raw["parsed"], type(raw["parsing_error"])) == (None, ValidationError)
+
+
 @pytest.mark.parametrize("schema", [Joke, JokeDict], ids=["Joke", "JokeDict"])
 @pytest.mark.parametrize("kinds", [("langchain", "langchain"), ("core", "core"), ("core", "langchain")])
 @pytest.mark.parametrize(("draft", "answered_by"), [(GOOD, 0), (BAD, 1)])
@@ -403,5 +415,10 @@ async def test_structured_output_of_real_clients(httpserver, schema, kinds, draf
             assert isinstance(answer, Joke if schema is Joke else dict)
 
     assert [record.stage for record in t.records] == [answered_by] * 4
+    for record in t.records:
+        for attempt in record.attempts:
+            assert attempt.decision != "fail"
+            assert attempt.usage.total_tokens > 0 or attempt.usage.estimated  # the stream tells none
+        assert "four" not in str(record.as_dict())  # what the model said stays out of records
     for server in servers[: answered_by + 1]:
         assert server.asked[0]["response_format"]["json_schema"]["name"] == schema.__name__

@@ -13,6 +13,7 @@ from confcascade.asks import Answer, Ask, Flow, Generate, Prefill
 from confcascade.errors import ModelError, StreamBrokenError
 from confcascade.flow import Outcome
 from confcascade.models import Chunk, LanguageModel
+from confcascade.trace import untraced
 from confcascade.types import Prefilled, Response
 
 __all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
@@ -90,7 +91,8 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     """The answers to asks of one kind, in their order, each with its time; an error is the answer to all of them."""
     started = time.perf_counter()
     try:
-        values: Any = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
+        with untraced():
+            values: Any = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
     except Exception as error:
         values = error
     return _answers(values, len(asks), started)
@@ -100,7 +102,8 @@ async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[
     """`call_model`, without blocking the event loop."""
     started = time.perf_counter()
     try:
-        values: Any = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
+        with untraced():
+            values: Any = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
     except Exception as error:
         values = error
     return _answers(values, len(asks), started)
@@ -187,7 +190,8 @@ class _Draft:
     def _step(self, step: Callable[[], T]) -> T | None:
         started = time.perf_counter()
         try:
-            return step()
+            with untraced():
+                return step()
         except Exception as error:
             self._error = error
             return None
@@ -197,7 +201,8 @@ class _Draft:
     async def _astep(self, step: Awaitable[T]) -> T | None:
         started = time.perf_counter()
         try:
-            return await step
+            with untraced():
+                return await step
         except Exception as error:
             self._error = error
             return None
