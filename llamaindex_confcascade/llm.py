@@ -16,6 +16,7 @@ from confcascade import (
     Outcome,
     Request,
     Response,
+    RetrievalScore,
     Signal,
     Stage,
     Threshold,
@@ -40,6 +41,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import LLM
 
 from llamaindex_confcascade.model import LlamaIndexModel
+from llamaindex_confcascade.retrieval import retrieved_scores, watch_retrievals
 
 __all__ = ["ConfidenceCascadeLLM"]
 
@@ -102,6 +104,8 @@ class ConfidenceCascadeLLM(LLM):
         cascade = Cascade(built, on_error=on_error, on_exhausted=on_exhausted)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
+        if any(isinstance(signal, RetrievalScore) for stage in built for signal in stage.signals):
+            watch_retrievals()
 
     @classmethod
     def class_name(cls) -> str:
@@ -219,6 +223,7 @@ def _request(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Requ
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         temperature=options.pop("temperature", None),
         options=options,
+        retrieved=retrieved_scores(),
         native=list(messages),
     )
 

@@ -135,6 +135,8 @@ class Request:
         tools: Those that may be called; a stage whose model cannot call tools passes such a request on.
         tool_choice: "auto" (or None), "none", "any" (or "required"), the name of a tool, or a provider's own form.
         output: What the answer must fit, if it is to be structured output.
+        retrieved: Scores of the passages that were retrieved for this query (None for a passage without one), higher =
+            more relevant; None if nothing was retrieved. What `RetrievalScore` reads; models do not.
         native: The framework's own messages, carried through untouched for the framework's own models.
     """
 
@@ -146,6 +148,7 @@ class Request:
     tools: tuple[Tool, ...] = ()
     tool_choice: Any = None
     output: OutputSchema | None = None
+    retrieved: tuple[float | None, ...] | None = None
     native: Any = None
 
     @property
