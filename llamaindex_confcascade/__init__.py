@@ -3,5 +3,6 @@
 from confcascade import RetrievalScore
 
 from llamaindex_confcascade.llm import ConfidenceCascadeLLM
+from llamaindex_confcascade.measuring import Measured, measure
 
-__all__ = ["ConfidenceCascadeLLM", "RetrievalScore"]
+__all__ = ["ConfidenceCascadeLLM", "Measured", "RetrievalScore", "measure"]
