@@ -17,13 +17,13 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.chat_engine.types import BaseChatEngine
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # public by its documents
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.workflow import Workflow
+from llama_index_instrumentation import get_dispatcher
 
 __all__ = ["retrieved_scores", "watch_retrievals"]
 

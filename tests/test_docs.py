@@ -30,7 +30,7 @@ def blocks():
 
 @pytest.mark.parametrize("match", list(blocks()))
 def test_block(match, request, monkeypatch):
-    """A block runs as it stands, and its output is the output shown; OpenAI's clients reach a server on this machine."""
+    """A block runs as it stands, and prints the output shown; OpenAI's clients reach a server on this machine."""
     if match["note"] == "not run":
         compile(match["code"], "block", "exec")
         return

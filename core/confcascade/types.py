@@ -47,12 +47,15 @@ class OutputSchema:
         schema: A JSON Schema.
         check: Rules that a JSON Schema cannot say (validators of a pydantic class): given a text that fits the schema,
             why it cannot be used, in one line without its content, or None.
+        instructions: What asks for it in words, where a model can be asked in no other way: added to the last message,
+            and `check` alone judges the answer. Without, such a model passes the request on.
         native: The framework's own way to ask for it, carried through untouched.
     """
 
     name: str
     schema: Mapping[str, Any]
     check: Callable[[str], str | None] | None = None
+    instructions: str | None = None
     native: Any = None
 
 
