@@ -42,13 +42,14 @@ from llama_index.core.llms.llm import LLM
 from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
 from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared, read_calls
 
-__all__ = ["LlamaIndexModel"]
+__all__ = ["LlamaIndexModel", "core_messages"]
 
 T = TypeVar("T")
 
 # classes and what derives from them, by name: importing them would need their packages
 _NO_LOGPROBS = {"Anthropic", "HuggingFaceLLM", "LangChainLLM", "MistralAI", "Ollama", "Vllm", "VllmServer"}
 _OPENAI = {"OpenAI", "OpenAILike"}
+_LOGPROBS_PER_CALL = {"HuggingFaceInferenceAPI"}  # no field of that name, but a parameter of the call
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
 
@@ -71,7 +72,8 @@ class LlamaIndexModel(Remote):
         self._name = _name(native)
         self._silent = not ancestors.isdisjoint(_NO_LOGPROBS)
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
-        self._takes = {"logprobs"} if not self._silent and "logprobs" in type(native).model_fields else set()
+        asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
+        self._takes = {"logprobs"} if asks and not self._silent else set()
         self._takes |= {"stream_options"} if self._is_openai else set()
 
     def __repr__(self) -> str:
@@ -379,9 +381,12 @@ class _Asking:
 
 
 def _messages(request: Request) -> list[ChatMessage]:
-    """The caller's own, or the core's as LlamaIndex's, with their tool calls and results."""
-    if request.native is not None:
-        return list(request.native)
+    """The caller's own, or the core's."""
+    return core_messages(request) if request.native is None else list(request.native)
+
+
+def core_messages(request: Request) -> list[ChatMessage]:
+    """The core's messages as LlamaIndex's, with their tool calls and results."""
     messages = []
     for message in request.messages:
         beside = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
