@@ -47,6 +47,7 @@ from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation import get_dispatcher
 
+from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.model import LlamaIndexModel
 from llamaindex_confcascade.retrieval import retrieved_scores, watch_retrievals
 from llamaindex_confcascade.structured import BoundSchema, Parsed, Structured, parsed_from
@@ -140,17 +141,19 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         so each such request is answered if the last can; if it cannot, LlamaIndex's agents and programs ask in words.
         """
         models = [stage.model for stage in self._cascade.stages]
-        known = [metadata for model in models if isinstance(model, LlamaIndexModel) and (metadata := model.metadata)]
+        theirs = (model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel))
+        known = [metadata for metadata in theirs if metadata is not None]
         ours = LLMMetadata(
             is_chat_model=True,
             is_function_calling_model=models[-1].capability.tools,
             model_name=f"confcascade-{self._cascade.policy_id}",
         )
-        windows = [theirs.context_window for theirs in known]
+        windows = [metadata.context_window for metadata in known]
         windows += [window for model in models if (window := model.capability.context_window) is not None]
         ours.context_window = min(windows, default=ours.context_window)
         # -1 is LlamaIndex's word for "not set"
-        ours.num_output = min((theirs.num_output for theirs in known if theirs.num_output > 0), default=ours.num_output)
+        outputs = (metadata.num_output for metadata in known if metadata.num_output > 0)
+        ours.num_output = min(outputs, default=ours.num_output)
         return ours
 
     # ------------------------------------------------------------------ the eight methods
@@ -357,7 +360,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
 def _wrap(model: Any) -> Any:
     if isinstance(model, LLM):
-        return LlamaIndexModel(model)
+        return HuggingFaceModel(model) if HuggingFaceModel.takes(model) else LlamaIndexModel(model)
     origins = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     if not isinstance(model, LanguageModel) and any(origin.startswith("langchain") for origin in origins):
         raise ConfigurationError(

@@ -42,13 +42,14 @@ from llama_index.core.llms.llm import LLM
 from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
 from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared, read_calls
 
-__all__ = ["LlamaIndexModel"]
+__all__ = ["LlamaIndexModel", "core_messages"]
 
 T = TypeVar("T")
 
 # classes and what derives from them, by name: importing them would need their packages
 _NO_LOGPROBS = {"Anthropic", "HuggingFaceLLM", "LangChainLLM", "MistralAI", "Ollama", "Vllm", "VllmServer"}
 _OPENAI = {"OpenAI", "OpenAILike"}
+_LOGPROBS_PER_CALL = {"HuggingFaceInferenceAPI", "OpenAIResponses"}  # no field of that name, but a way to ask
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
 
@@ -71,7 +72,9 @@ class LlamaIndexModel(Remote):
         self._name = _name(native)
         self._silent = not ancestors.isdisjoint(_NO_LOGPROBS)
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
-        self._takes = {"logprobs"} if not self._silent and "logprobs" in type(native).model_fields else set()
+        self._is_responses = "OpenAIResponses" in ancestors
+        asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
+        self._takes = {"logprobs"} if asks and not self._silent else set()
         self._takes |= {"stream_options"} if self._is_openai else set()
 
     def __repr__(self) -> str:
@@ -164,7 +167,7 @@ class LlamaIndexModel(Remote):
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
-        asking = _Asking(ask, self._takes, self.native)
+        asking = _Asking(ask, self)
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
             return asking.keep(_answered(asking.call(messages, options), self.native.chat))
@@ -173,7 +176,7 @@ class LlamaIndexModel(Remote):
             def completed(_: Any, **parameters: Any) -> ChatResponse:
                 return asking.keep_completion(self.native.complete(prompt, formatted=formatted, **parameters))
 
-            _answered(asking.call([], options, chat=False), completed)
+            _answered(asking.call([], options), completed)
             return asking.completion
 
         seen = seen_from(self.native, {"chat": chat, "complete": complete})
@@ -184,7 +187,7 @@ class LlamaIndexModel(Remote):
         return asking.response(value, None)
 
     async def _aobject(self, ask: Generate) -> Response:
-        asking = _Asking(ask, self._takes, self.native)
+        asking = _Asking(ask, self)
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
             return asking.keep(await _aanswered(asking.call(messages, options), self.native.achat))
@@ -194,7 +197,7 @@ class LlamaIndexModel(Remote):
                 completion = await self.native.acomplete(prompt, formatted=formatted, **parameters)
                 return asking.keep_completion(completion)
 
-            await _aanswered(asking.call([], options, chat=False), completed)
+            await _aanswered(asking.call([], options), completed)
             return asking.completion
 
         seen = seen_from(self.native, {"achat": chat, "acomplete": complete})
@@ -232,12 +235,38 @@ class LlamaIndexModel(Remote):
                 await _aclose(responses)
 
     def _call(self, ask: Generate, stream: bool = False) -> _Call:
-        metadata = self.metadata
         messages, options = _messages(ask.request), dict(ask.request.options)
         if ask.request.tools:
             messages, options = prepared(self.native, ask.request, messages)
-        chat = metadata is None or metadata.is_chat_model
-        return _Call(self._takes, ask, messages, options, stream=stream, chat=chat)
+        return self.call(ask, messages, options, stream=stream)
+
+    def call(
+        self, ask: Generate, messages: Sequence[ChatMessage], options: dict[str, Any], *, stream: bool = False
+    ) -> _Call:
+        """A call of the LLM with what `ask` adds to it."""
+        request, given, added = ask.request, dict(options), {}
+        if request.max_tokens is not None:
+            given["max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            given["temperature"] = request.temperature
+        if request.stop:
+            given["stop"] = list(request.stop)
+        if ask.logprobs and "logprobs" in self._takes:
+            # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
+            added["logprobs"] = self._asking_for(max(1, ask.top_logprobs, given.get("top_logprobs") or 0), given)
+        if stream and "stream_options" in self._takes:
+            told = given.get("stream_options") or {}
+            added["stream_options"] = {"stream_options": {"include_usage": True, **told}}
+        return _Call(self._takes, messages, given, added)
+
+    def _asking_for(self, top: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that ask for log-probabilities, with `top` alternatives."""
+        if self._is_responses:
+            told = given.get("include") or getattr(self.native, "include", None) or ()
+            return {"include": [*told, "message.output_text.logprobs"], "top_logprobs": top}
+        if self._is_openai and (metadata := self.metadata) is not None and not metadata.is_chat_model:
+            return {"logprobs": top}  # of OpenAI's completions
+        return {"logprobs": True, "top_logprobs": top}
 
     def _blocks(self, method: str) -> bool:
         # spans wrap methods, so functions cannot be compared: what counts is the class that defines it
@@ -251,40 +280,23 @@ class _Call:
     Args:
         takes: What may be added for this LLM; what it refuses before it answers is taken out.
         messages: Those of the call.
-        options: Its further parameters.
-        chat: Whether the LLM is a chat model; one for completions knows log-probabilities by another parameter.
+        given: Its parameters.
+        added: Those that were added, by what they are for.
     """
 
     def __init__(
         self,
         takes: set[str],
-        ask: Generate,
         messages: Sequence[ChatMessage],
-        options: dict[str, Any],
-        *,
-        stream: bool = False,
-        chat: bool = True,
+        given: dict[str, Any],
+        added: dict[str, dict[str, Any]],
     ) -> None:
-        request = ask.request
         self.done = False
-        self._messages = messages
         self._takes = takes
         self._refused: set[str] = set()
-        self._added: dict[str, dict[str, Any]] = {}
-        self._options = dict(options)
-        if request.max_tokens is not None:
-            self._options["max_tokens"] = request.max_tokens
-        if request.temperature is not None:
-            self._options["temperature"] = request.temperature
-        if request.stop:
-            self._options["stop"] = list(request.stop)
-        if ask.logprobs and "logprobs" in takes:
-            # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
-            top = max(1, ask.top_logprobs, self._options.get("top_logprobs") or 0)
-            self._added["logprobs"] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
-        if stream and "stream_options" in takes:
-            given = self._options.get("stream_options") or {}
-            self._added["stream_options"] = {"stream_options": {"include_usage": True, **given}}
+        self._messages = messages
+        self._given = given
+        self._added = added
 
     @property
     def messages(self) -> list[ChatMessage]:
@@ -293,7 +305,7 @@ class _Call:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return self._options | {key: value for added in self._added.values() for key, value in added.items()}
+        return self._given | {key: value for added in self._added.values() for key, value in added.items()}
 
     def retry_without(self, error: Exception) -> None:
         """Drop what `error` refuses; raise it if that is nothing of ours, or part of an answer came already."""
@@ -341,10 +353,9 @@ class _Asking:
 
     completion: CompletionResponse
 
-    def __init__(self, ask: Generate, takes: set[str], native: LLM) -> None:
+    def __init__(self, ask: Generate, model: LlamaIndexModel) -> None:
         self._ask = ask
-        self._takes = takes
-        self._native = native
+        self._model = model
         self._seen: ChatResponse | None = None
 
     def arguments(self, llm: LLM) -> dict[str, Any]:
@@ -353,8 +364,8 @@ class _Asking:
         assert output is not None
         return output.native.asked_of(llm, _messages(request), dict(request.options))  # type: ignore[no-any-return]
 
-    def call(self, messages: Sequence[ChatMessage], options: dict[str, Any], chat: bool = True) -> _Call:
-        return _Call(self._takes, self._ask, messages, options, chat=chat)
+    def call(self, messages: Sequence[ChatMessage], options: dict[str, Any]) -> _Call:
+        return self._model.call(self._ask, messages, options)
 
     def keep(self, response: ChatResponse) -> ChatResponse:
         self._seen = response
@@ -372,16 +383,19 @@ class _Asking:
                 raise error
             # of a class that asks its client without `chat`: no more is known
             seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=value.model_dump_json()))
-        response = _response(seen, self._ask, self._native)
+        response = _response(seen, self._ask, self._model.native)
         output = self._ask.request.output
         assert output is not None
         return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))
 
 
 def _messages(request: Request) -> list[ChatMessage]:
-    """The caller's own, or the core's as LlamaIndex's, with their tool calls and results."""
-    if request.native is not None:
-        return list(request.native)
+    """The caller's own, or the core's."""
+    return core_messages(request) if request.native is None else list(request.native)
+
+
+def core_messages(request: Request) -> list[ChatMessage]:
+    """The core's messages as LlamaIndex's, with their tool calls and results."""
     messages = []
     for message in request.messages:
         beside = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
@@ -434,13 +448,26 @@ def _choice(response: ChatResponse) -> Any:
 def _logprobs(response: ChatResponse) -> Any:
     """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
     told = _get(_choice(response), "logprobs")
+    if told is None:
+        told = _responses_logprobs(response.raw)
     if told is not None or not response.logprobs:
         return told
     return [{"token": top[0].token, "logprob": top[0].logprob, "top_logprobs": top} for top in response.logprobs if top]
 
 
+def _responses_logprobs(raw: Any) -> Any:
+    """Of OpenAI's Responses: in an event of a stream that adds text, or in the parts of a whole answer's messages."""
+    if _get(raw, "type") == "response.output_text.delta":
+        return _get(raw, "logprobs")
+    items = _get(raw, "output")
+    parts = [part for item in (items if isinstance(items, list) else ()) for part in _get(item, "content") or ()]
+    told = [entry for part in parts for entry in _get(part, "logprobs") or ()]
+    return told or None
+
+
 def _usage(response: ChatResponse) -> Usage | None:
-    for counts in (_get(response.raw, "usage"), _get(response.raw, "usage_metadata"), response.additional_kwargs):
+    told, beside = response.raw, response.additional_kwargs
+    for counts in (_get(told, "usage"), _get(told, "usage_metadata"), beside, _get(beside, "usage")):
         read, written = (
             next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
             for keys in (
