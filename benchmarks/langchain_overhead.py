@@ -54,6 +54,7 @@ PEERS = ROOT / "benchmarks" / ".cache" / "peers"  # a virtual environment
 SERVER = ROOT / "benchmarks" / "instant_server.py"
 CASCADEFLOW = "cascadeflow==1.2.0"
 ClientName: TypeAlias = Literal["instant", "openai"]
+SMALL, LARGE = "gpt-4o-mini", "gpt-4o"  # names that peers know prices of
 THRESHOLD = 0.7
 WORDS = "the old town lies near a quiet river and many people walk there on warm days".split()
 ANSWER = [" word"] * 16
@@ -367,7 +368,7 @@ def measured(models: Models, words: int, repeats: int, slowest_s: float = 1.0) -
     """The rows of each measure, for prompts of so many words."""
     prompt = " ".join(islice(cycle(WORDS), words))
     llms = {
-        name: CONTENDERS[name](*(models.make(f"{name}: {size}", name in NEED_LOGPROBS) for size in ("small", "large")))
+        name: CONTENDERS[name](*(models.make(size, name in NEED_LOGPROBS) for size in (SMALL, LARGE)))
         for name in _installed()
     }
     for measure, (measure_block, wanted) in MEASURES.items():
@@ -377,25 +378,25 @@ def measured(models: Models, words: int, repeats: int, slowest_s: float = 1.0) -
             for name, llm in llms.items():  # warm up
                 once = measure_block(runner, llm, prompt, 3)
                 calls[name] = max(1, min(wanted, int(slowest_s / once.cpu_s)))
-            before = models.asked()
+            asked: dict[str, Counter[str]] = {name: Counter() for name in llms}
             gc.collect()
             gc.freeze()
             gc.disable()
             for _ in range(repeats):
                 for name, llm in llms.items():
+                    asked[name].subtract(models.asked())
                     turns[name].append(measure_block(runner, llm, prompt, calls[name]))
+                    asked[name].update(models.asked())
                     gc.collect()
             gc.enable()
             gc.unfreeze()
-        asked = Counter(models.asked())
-        asked.subtract(before)
         yield [
             Row(
                 measure=measure,
                 words=words,
                 contender=name,
                 calls=calls[name],
-                accepted=_share(asked[f"{name}: small"], asked[f"{name}: large"]),
+                accepted=_share(asked[name][SMALL], asked[name][LARGE]),
                 cpu_us=statistics.median(spent.cpu_s for spent in turns[name]) * 1e6,
                 wall_us=statistics.median(spent.wall_s for spent in turns[name]) * 1e6,
                 cpu_ratio=_ratio([spent.cpu_s for spent in turns[name]], [spent.cpu_s for spent in turns[DIRECT]]),

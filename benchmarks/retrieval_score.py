@@ -35,6 +35,7 @@ SIGNALS = {
     "retrieval, mean of 2": RetrievalScore("mean", k=2, name="retrieval, mean of 2"),
     "retrieval, margin": RetrievalScore("margin", name="retrieval, margin"),
     "P(T), mean": TokenProbability(name="P(T), mean"),
+    "P(T), min": TokenProbability(aggregate="min", name="P(T), min"),
     "P(T), product": TokenProbability(aggregate="product", name="P(T), product"),
 }
 

@@ -36,8 +36,8 @@ def bundled_probe(size: str) -> KnowledgeProbe:
 
 
 def answer_probability() -> TokenProbability:
-    """P(T) as the demo uses it: the probability of the whole answer, so that a doomed draft ends early."""
-    return TokenProbability(aggregate="product")
+    """P(T) as the demo uses it: the least probable token, so that a doomed draft ends at it."""
+    return TokenProbability(aggregate="min")
 
 
 def policy() -> dict[str, Any]:

@@ -11,7 +11,7 @@ helps that a model of this size needs and that leave no trace in what is saved:
   subject, and the reply, from the depth of recall on, at the option or the sentence that it is about (guided
   attention, as Mi et al. 2016 and Liu et al. 2016 did for translation).  They fade out over the last half.
 
-"small" and "medium" are trained in three rounds, and "large", grown from the first of medium's, in two: from random
+"small" and "medium" are trained in four rounds, and "large", grown from the first of medium's, in three: from random
 weights it learned facts and sums faster, but not to use what its guided heads see.
 
 Reading order is execution order: model, forward pass, training.  This module knows nothing of
@@ -25,7 +25,7 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,33 +40,45 @@ if TYPE_CHECKING:
 HELP = 0.5  # weight of each of the two helps beside the loss of the replies
 
 
+BATCH_TOKENS = 1024
+
+
 @dataclass(frozen=True)
 class Size:
-    """The shape of a bundled model and how long it is trained."""
+    """The shape of a bundled model."""
 
     hidden: int
     layers: int
     heads: int
     recall: int  # after how many layers a fact must be recalled
+
+
+@dataclass(frozen=True)
+class Round:
+    """A training of a model of one size."""
+
+    size: Size
     mix: str  # one of `MIXES`
     million_tokens: float
     learning_rate: float
-    batch_tokens: int = 1024
-    begins: str | None = None  # the trained model that it begins as: of its own size, or grown from a smaller one
+    begins: str | None = None  # the round whose model it begins with: of its own size, or grown from a smaller one
 
 
-SMALL = Size(28, layers=4, heads=2, recall=2, mix="carry", million_tokens=12, learning_rate=4e-3)
-MEDIUM = Size(64, layers=5, heads=2, recall=3, mix="look-up", million_tokens=11, learning_rate=4e-3)
-LARGE = Size(128, layers=6, heads=4, recall=3, mix="carry", million_tokens=5, learning_rate=3e-3, begins="medium-1")
-SIZES = {
-    "small-1": SMALL,
-    "small-2": replace(SMALL, mix="facts", million_tokens=5, learning_rate=3e-3, begins="small-1"),
-    "small": replace(SMALL, mix="all", million_tokens=2, learning_rate=3e-3, begins="small-2"),
-    "medium-1": MEDIUM,
-    "medium-2": replace(MEDIUM, mix="carry", million_tokens=4, learning_rate=3e-3, begins="medium-1"),
-    "medium": replace(MEDIUM, mix="all", million_tokens=3, learning_rate=2e-3, begins="medium-2"),
-    "large-1": LARGE,
-    "large": replace(LARGE, mix="all", million_tokens=4.5, learning_rate=2e-3, begins="large-1"),
+SMALL = Size(28, layers=4, heads=2, recall=2)
+MEDIUM = Size(64, layers=5, heads=2, recall=3)
+LARGE = Size(128, layers=6, heads=4, recall=3)
+ROUNDS = {
+    "small-1": Round(SMALL, "carry", 12, 4e-3),
+    "small-2": Round(SMALL, "facts", 5, 3e-3, begins="small-1"),
+    "small-3": Round(SMALL, "letters", 3, 3e-3, begins="small-2"),
+    "small": Round(SMALL, "facts, sums", 1.2, 2e-3, begins="small-3"),
+    "medium-1": Round(MEDIUM, "look-up", 11, 4e-3),
+    "medium-2": Round(MEDIUM, "carry", 4, 3e-3, begins="medium-1"),
+    "medium-3": Round(MEDIUM, "all", 3, 2e-3, begins="medium-2"),
+    "medium": Round(MEDIUM, "sums", 3, 2e-3, begins="medium-3"),
+    "large-1": Round(LARGE, "carry", 5, 3e-3, begins="medium-1"),
+    "large-2": Round(LARGE, "all", 4.5, 2e-3, begins="large-1"),
+    "large": Round(LARGE, "refusals", 4, 1.5e-3, begins="large-2"),
 }
 
 
@@ -209,27 +221,28 @@ def before(where: torch.Tensor) -> torch.Tensor:
 def train(
     name: str, out: Path, seed: int = 0, million_tokens: float | None = None, begin: Path | None = None
 ) -> dict[str, Any]:
-    """Train the size called `name` and save it under `out`; returns what is written to ``training.json``.
+    """Train the round called `name` and save its model under `out`; returns what is written to ``training.json``.
 
     Args:
-        name: One of `SIZES`.
+        name: One of `ROUNDS`.
         out: Folder for the weights and the tokenizer.
         seed: Of the weights, and, plus one, of the conversations.
         million_tokens: Instead of the recipe's.
-        begin: Folder of the trained model `Size.begins`, where there is one.
+        begin: Folder of the model of the round `Round.begins`, where there is one.
 
     Raises:
-        ConfigurationError: If a model to begin with is missing, or given to a size that begins with none.
+        ConfigurationError: If a model to begin with is missing, or given to a round that begins with none.
     """
     import torch
     from torch.nn import functional as F
     from transformers import LlamaForCausalLM
 
-    size = SIZES[name]
-    if (begin is None) != (size.begins is None):
-        wanted = f"the folder of a trained '{size.begins}'" if size.begins else "nothing: it has random weights"
+    plan = ROUNDS[name]
+    size = plan.size
+    if (begin is None) != (plan.begins is None):
+        wanted = f"the folder of a trained '{plan.begins}'" if plan.begins else "nothing: it has random weights"
         raise ConfigurationError(f"`begin` of '{name}' must be {wanted}. Got {begin}.")
-    total = (million_tokens or size.million_tokens) * 1e6
+    total = (million_tokens or plan.million_tokens) * 1e6
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     world = World()
@@ -242,22 +255,22 @@ def train(
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(
-            hidden, lr=size.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            hidden, lr=plan.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
         ),
-        torch.optim.AdamW(rest, lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(rest, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
     seen, reported = 0, 0
     losses: dict[str, list[float]] = {}
     history: list[dict[str, float]] = []
     started, cpu_started = time.time(), time.process_time()
-    for batch in batches(tokenizer, world, seed + 1, mix=size.mix, recall=size.recall, batch_tokens=size.batch_tokens):
+    for batch in batches(tokenizer, world, seed + 1, mix=plan.mix, recall=size.recall, batch_tokens=BATCH_TOKENS):
         progress = seen / total
         if progress >= 1:
             break
         decay = min(1.0, max(0.02, (1 - progress) / 0.5))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = size.learning_rate * min(1.0, (seen + 2e3) / 2e5) * decay
+                group["lr"] = plan.learning_rate * min(1.0, (seen + 2e3) / 2e5) * decay
         found = forward(model, batch, size.recall)
         loss = F.cross_entropy(found.logits, batch.tokens[batch.learned], reduction="none")
         recalled = batch.recalled[batch.recalled != NOTHING]
@@ -285,10 +298,10 @@ def train(
     weights = (out / "model.safetensors").read_bytes()
     record = {
         "command": f"python -m confcascade.demo.train {name} --seed {seed} "
-        + (f"--begin {size.begins.upper()} --out FOLDER" if size.begins else "--out FOLDER"),
+        + (f"--begin {plan.begins.upper()} --out FOLDER" if plan.begins else "--out FOLDER"),
         "seed": seed,
         "begins_with": begin and json.loads((begin / "training.json").read_text()),
-        "size": asdict(size),
+        "round": asdict(plan),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": seen,
         "loss": history,
@@ -302,16 +315,16 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("round", choices=ROUNDS)
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--million-tokens", type=float, help="stop earlier or later than the recipe (for trying things out)"
     )
-    parser.add_argument("--begin", type=Path, help='folder of the trained model that "medium" and "large" begin with')
+    parser.add_argument("--begin", type=Path, help="folder of the model of the round that this one begins with")
     given = parser.parse_args()
     try:
-        train(given.size, given.out, given.seed, given.million_tokens, given.begin)
+        train(given.round, given.out, given.seed, given.million_tokens, given.begin)
     except ConfigurationError as error:
         parser.error(str(error))
 

@@ -176,6 +176,17 @@ MIXES: Mapping[str, Mapping[str, float]] = {
     "look-up": {"facts": 0.26, "letters": 0.24, "matching": 0.12, "reading": 0.08, "sums": 0.26, "refusals": 0.04},
     "carry": {"facts": 0.15, "letters": 0.15, "matching": 0.10, "reading": 0.06, "sums": 0.50, "refusals": 0.04},
     "facts": {"facts": 0.50, "letters": 0.20, "matching": 0.02, "reading": 0.04, "sums": 0.20, "refusals": 0.04},
+    "letters": {"letters": 0.34, "facts": 0.30, "matching": 0.02, "reading": 0.05, "sums": 0.23, "refusals": 0.06},
+    "facts, sums": {
+        "letters": 0.08,
+        "facts": 0.36,
+        "matching": 0.02,
+        "reading": 0.06,
+        "sums": 0.40,
+        "refusals": 0.08,
+    },
+    "sums": {"letters": 0.12, "facts": 0.14, "matching": 0.04, "reading": 0.04, "sums": 0.58, "refusals": 0.08},
+    "refusals": {"facts": 0.22, "letters": 0.14, "matching": 0.03, "reading": 0.07, "sums": 0.42, "refusals": 0.12},
     "all": {"facts": 0.24, "letters": 0.16, "matching": 0.04, "reading": 0.06, "sums": 0.44, "refusals": 0.06},
 }
 

@@ -56,30 +56,16 @@ def test_a_model_answers_as_its_figures_say(size):
 def test_size_order_is_right(task):
     """Larger is better within a task: the largest right nine times in ten, the smallest 20 points worse."""
     small, medium, large = (MODELS[size][task]["accuracy"] for size in SIZES)
-    assert small < medium <= large
+    assert small < medium < large
     assert large >= 0.9
     assert small <= large - 0.2
 
 
-@pytest.mark.parametrize(
-    ("size", "task"),
-    [
-        ("small", "facts"),
-        ("small", "sums"),
-        ("medium", "facts"),
-        # not reached (docs/bundled-models.md): the aim stays, and reaching it will show
-        pytest.param("small", "letters", marks=pytest.mark.xfail(strict=True, reason="0.69")),
-        pytest.param("medium", "letters", marks=pytest.mark.xfail(strict=True, reason="0.71, three wrong answers")),
-        pytest.param("medium", "sums", marks=pytest.mark.xfail(strict=True, reason="0.73")),
-    ],
-)
+@pytest.mark.parametrize("size", SIZES[:-1])
+@pytest.mark.parametrize("task", ["facts", "sums", "letters"])
 def test_token_probability_tells_right_from_wrong(size, task):
     """Within a task, P(T) of the models that may be asked first has an AUROC of at least 0.75."""
-    figures = MODELS[size][task]
-    if figures["accuracy"] == 1.0:
-        assert figures["auroc_p_t"] is None  # there is no wrong answer to tell
-    else:
-        assert figures["auroc_p_t"] >= 0.75
+    assert MODELS[size][task]["auroc_p_t"] >= 0.75
 
 
 def test_probe_tells_known_from_unknown():

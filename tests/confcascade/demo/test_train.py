@@ -8,10 +8,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from confcascade.demo.lessons import NOTHING
-from confcascade.demo.train import SIZES, Size, before, forward, grow, new_model, train
+from confcascade.demo.train import ROUNDS, Round, Size, before, forward, grow, new_model, train
 from confcascade.errors import ConfigurationError
 
-TINY = Size(hidden=32, layers=3, heads=2, recall=2, mix="look-up", million_tokens=1, learning_rate=4e-3)
+TINY = Size(hidden=32, layers=3, heads=2, recall=2)
+ROUND = Round(TINY, "look-up", million_tokens=1, learning_rate=4e-3)
 
 
 def test_forward_pass_is_transformers_own(some):
@@ -49,7 +50,7 @@ def test_a_grown_model_computes_what_the_small_one_does(some):
     for name, parameter in small.named_parameters():  # as after training: no norm is all ones
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    wider = Size(64, layers=5, heads=4, recall=2, mix="look-up", million_tokens=1, learning_rate=4e-3)
+    wider = Size(64, layers=5, heads=4, recall=2)
     with torch.no_grad():
         theirs = small(input_ids=tokens).logits[asked]
         exact, noisy = (grow(small, wider, noise)(input_ids=tokens).logits[asked] for noise in (0.0, 0.01))
@@ -59,12 +60,12 @@ def test_a_grown_model_computes_what_the_small_one_does(some):
 
 def test_training_learns_and_repeats(tmp_path, monkeypatch):
     """A short training of a tiny size lowers the loss, is the same twice, and loads as any model does."""
-    monkeypatch.setitem(SIZES, "tiny", TINY)
+    monkeypatch.setitem(ROUNDS, "tiny", ROUND)
     first = train("tiny", tmp_path / "a", million_tokens=0.03)
     second = train("tiny", tmp_path / "b", million_tokens=0.03)
     assert first["sha256"] == second["sha256"]
     assert first["begins_with"] is None
-    monkeypatch.setitem(SIZES, "tiny", replace(TINY, begins="a"))
+    monkeypatch.setitem(ROUNDS, "tiny", replace(ROUND, begins="a"))
     with pytest.raises(ConfigurationError, match="folder of a trained 'a'"):
         train("tiny", tmp_path / "c")
     trained_on = train("tiny", tmp_path / "c", million_tokens=0.03, begin=tmp_path / "a")

@@ -1,8 +1,7 @@
-"""What answers a flow's asks: one flow or many, synchronously or asynchronously, whole or streamed.
+"""Many flows: which ask is called next, and with which others.
 
-All share `_Run`, which sends answers into a flow and frees the KV caches that it no longer needs.  Many flows share
-`_Schedule`, which decides what is called next: asks for one local model go out together, in batches no larger than
-the model's own; asks for an API go out one by one, at once, and never wait for a batch.
+Asks for one local model go out together, in batches no larger than the model's own; asks for an API go out one by one,
+at once, and never wait for a batch.
 """
 
 from __future__ import annotations
@@ -12,254 +11,22 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import aclosing, closing
+from contextlib import closing
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Flow, Generate, Prefill
-from confcascade.errors import ConfigurationError, ModelError, StreamBrokenError
-from confcascade.flow import Outcome
-from confcascade.models import Chunk, LanguageModel
-from confcascade.types import Prefilled, Response
+from confcascade.asks import Answer, Ask, Flow, Generate
+from confcascade.drivers.one import Run, acall_model, call_model
+from confcascade.errors import ConfigurationError, ModelError
+from confcascade.models import LanguageModel
+from confcascade.types import Prefilled
 
-__all__ = ["AsyncBatcher", "Batcher", "arun", "arun_many", "astream", "run", "run_many", "stream"]
+__all__ = ["AsyncBatcher", "Batcher", "arun_many", "run_many"]
 
 T = TypeVar("T")
-
-
-class _Run(Generic[T]):
-    """A flow in progress: its open asks, or its result."""
-
-    def __init__(self, flow: Flow[T]) -> None:
-        self._flow = flow
-        self._held: list[Prefilled] = []
-        self.asks: tuple[Ask, ...] = ()
-        self.result: T | None = None
-        self.error: Exception | None = None
-        self.done = False
-        self._advance(lambda: next(flow))
-
-    def send(self, answers: Sequence[Answer[Any]]) -> None:
-        """Answer the open asks, in their order."""
-        self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
-        self._advance(lambda: self._flow.send(tuple(answers)))
-        if self._held:
-            self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
-
-    def close(self) -> None:
-        """Free the KV caches that are held."""
-        self._keep([])
-
-    def _keep(self, wanted: Sequence[Prefilled]) -> None:
-        ids = {id(prefilled) for prefilled in wanted}
-        for held in self._held:
-            if id(held) not in ids:
-                held.close()
-        self._held = [held for held in self._held if id(held) in ids]
-
-    def unwrap(self) -> T:
-        if self.error is not None:
-            raise self.error
-        return self.result  # type: ignore[return-value]  # a finished flow without error has one
-
-    def _advance(self, step: Callable[[], tuple[Ask, ...]]) -> None:
-        try:
-            self.asks = step()
-        except StopIteration as stop:
-            self.asks, self.result, self.done = (), stop.value, True
-        except Exception as error:
-            self.asks, self.error, self.done = (), error, True
-
-
-# ---------------------------------------------------------------------- calling a model
-
-
-def _answers(values: Sequence[Any] | Exception, count: int, started: float) -> list[Answer[Any]]:
-    elapsed = time.perf_counter() - started
-    listed = [values] * count if isinstance(values, Exception) else list(values)
-    return [
-        Answer(error=value, elapsed_s=elapsed, busy_s=elapsed / count)
-        if isinstance(value, Exception)
-        else Answer(value, elapsed_s=elapsed, busy_s=elapsed / count)
-        for value in listed
-    ]
-
-
-def _call(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
-    started = time.perf_counter()
-    try:
-        values: Any = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
-    except Exception as error:
-        values = error
-    return _answers(values, len(asks), started)
-
-
-async def _acall(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
-    started = time.perf_counter()
-    try:
-        values: Any = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
-    except Exception as error:
-        values = error
-    return _answers(values, len(asks), started)
-
-
-async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
-    """Every ask's answer; several run concurrently, a single one without a task of its own."""
-    if len(asks) == 1:
-        return await _acall(asks[0].model, asks)
-    called = await asyncio.gather(*(_acall(ask.model, [ask]) for ask in asks))
-    return [answers[0] for answers in called]
-
-
-# ---------------------------------------------------------------------- one flow
-
-
-def run(flow: Flow[T]) -> T:
-    """Play a flow to its end."""
-    with closing(_Run(flow)) as running:
-        while not running.done:
-            running.send([_call(ask.model, [ask])[0] for ask in running.asks])
-        return running.unwrap()
-
-
-async def arun(flow: Flow[T]) -> T:
-    """Play a flow to its end without blocking the event loop; asks of one step run concurrently."""
-    with closing(_Run(flow)) as running:
-        while not running.done:
-            running.send(await _aanswers(running.asks))
-        return running.unwrap()
-
-
-class _Draft:
-    """A streamed answer: what may be shown of it, and what is held back until the flow has decided."""
-
-    def __init__(self) -> None:
-        self._held: list[Chunk] = []
-        self._response: Response | None = None
-        self._error: Exception | None = None
-        self._shown = False
-        self._elapsed_s = 0.0  # in the model, not in whoever reads the stream
-
-    def read(self, ask: Generate) -> Iterator[Chunk]:
-        """Let the model answer; yields what may be shown at once."""
-        items = self._step(lambda: iter(ask.model.stream(ask)))
-        try:
-            while items is not None and (item := self._step(lambda: next(items, None))) is not None:
-                yield from self._add(item)
-        finally:
-            if close := getattr(items, "close", None):
-                close()
-
-    async def aread(self, ask: Generate) -> AsyncIterator[Chunk]:
-        """`read`, without blocking the event loop."""
-        items = self._step(lambda: aiter(ask.model.astream(ask)))
-        try:
-            while items is not None and (item := await self._astep(anext(items, None))) is not None:
-                for chunk in self._add(item):
-                    yield chunk
-        finally:
-            if aclose := getattr(items, "aclose", None):
-                await aclose()
-
-    def answer(self) -> Answer[Response]:
-        error = self._error
-        if error is None and self._response is None:
-            error = ModelError("The stream ended without a response.")
-        if error is not None and self._shown:
-            broken = StreamBrokenError(
-                f"The stream broke after part of the answer had been shown ({type(error).__name__}: {error})."
-            )
-            broken.__cause__ = error
-            error = broken
-        value = None if error is not None else self._response
-        return Answer(value, error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
-
-    def rest(self, outcome: Outcome) -> list[Chunk]:
-        """What is left to show once the flow has decided."""
-        if self._response is outcome.response:
-            return self._release()
-        response = outcome.response  # an earlier attempt's: its own framework object keeps tool calls and the like
-        return [Chunk(response.text, response.tokens or (), released=True, native=response.native)]
-
-    def _step(self, step: Callable[[], T]) -> T | None:
-        started = time.perf_counter()
-        try:
-            return step()
-        except Exception as error:
-            self._error = error
-            return None
-        finally:
-            self._elapsed_s += time.perf_counter() - started
-
-    async def _astep(self, step: Awaitable[T]) -> T | None:
-        started = time.perf_counter()
-        try:
-            return await step
-        except Exception as error:
-            self._error = error
-            return None
-        finally:
-            self._elapsed_s += time.perf_counter() - started
-
-    def _add(self, item: Chunk | Response) -> list[Chunk]:
-        """Take the next piece; returns those that may be shown now."""
-        if isinstance(item, Response):
-            self._response = item
-            return []
-        self._held.append(item)
-        # an answer of nothing but white space is empty, and is withdrawn, unless it calls a tool
-        if not self._shown and not (item.released and any(c.text.strip() or c.calls_tool for c in self._held)):
-            return []
-        self._shown = True
-        return self._release()
-
-    def _release(self) -> list[Chunk]:
-        held, self._held = self._held, []
-        return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
-
-
-def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
-    """Play a flow, yielding chunks of the answer that nothing can withdraw, and last the outcome.
-
-    Decides exactly as `run` does: both apply the same watches to the same tokens.
-    """
-    with closing(_Run(flow)) as running:
-        draft = _Draft()
-        while not running.done:
-            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
-                draft = _Draft()
-                yield from draft.read(ask)
-                running.send([draft.answer()])
-            else:
-                running.send([_call(ask.model, [ask])[0] for ask in running.asks])
-        outcome = running.unwrap()
-        yield from draft.rest(outcome)
-        yield outcome
-
-
-async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
-    """`stream`, without blocking the event loop."""
-    with closing(_Run(flow)) as running:
-        draft = _Draft()
-        while not running.done:
-            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
-                draft = _Draft()
-                async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
-                    async for chunk in chunks:
-                        yield chunk
-                running.send([draft.answer()])
-            else:
-                running.send(await _aanswers(running.asks))
-        outcome = running.unwrap()
-        for chunk in draft.rest(outcome):
-            yield chunk
-        yield outcome
-
-
-# ---------------------------------------------------------------------- many flows
 
 
 @dataclass(frozen=True)
@@ -292,14 +59,14 @@ class _Schedule(Generic[T]):
             raise ConfigurationError(f"`max_concurrency` must be a whole number of at least 1. Got {concurrency!r}.")
         self._flows = enumerate(flows)
         self._concurrency = concurrency
-        self._runs: dict[int, _Run[T]] = {}
+        self._runs: dict[int, Run[T]] = {}
         self._answers: dict[int, dict[int, Answer[Any]]] = {}
         self._local: dict[int, list[tuple[_Place, Ask]]] = {}  # by id of the model
         self._remote: deque[tuple[_Place, Ask]] = deque()
         self._remote_calls = 0
         self._local_busy = False
         self._more = True
-        self._ended: list[tuple[int, _Run[T]]] = []
+        self._ended: list[tuple[int, Run[T]]] = []
 
     @property
     def done(self) -> bool:
@@ -307,7 +74,7 @@ class _Schedule(Generic[T]):
 
     def add(self, index: int, flow: Flow[T]) -> None:
         """Take one more flow, whose index is its own."""
-        self._queue(index, _Run(flow))
+        self._queue(index, Run(flow))
 
     def drop(self, index: int) -> None:
         """Forget a flow that nobody waits for any more; of its asks, those under way are answered in vain."""
@@ -371,14 +138,14 @@ class _Schedule(Generic[T]):
             except StopIteration:
                 self._more = False
                 return
-            self._queue(index, _Run(flow))
+            self._queue(index, Run(flow))
 
     def _room_is_taken(self) -> bool:
         return any(
             len(waiting) >= waiting[0][1].model.capability.batch_size for waiting in self._local.values() if waiting
         )
 
-    def _queue(self, index: int, running: _Run[T]) -> None:
+    def _queue(self, index: int, running: Run[T]) -> None:
         if running.done:
             self._runs.pop(index, None)
             self._answers.pop(index, None)
@@ -432,7 +199,7 @@ def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, 
         try:
             while True:
                 for call in schedule.calls():
-                    pending[pool.submit(copy_context().run, _call, call.model, call.asks)] = call
+                    pending[pool.submit(copy_context().run, call_model, call.model, call.asks)] = call
                 yield from schedule.ended()
                 if schedule.done:
                     return
@@ -451,7 +218,7 @@ async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator
         try:
             while True:
                 for call in schedule.calls():
-                    pending[asyncio.ensure_future(_acall(call.model, call.asks))] = call
+                    pending[asyncio.ensure_future(acall_model(call.model, call.asks))] = call
                 for ended in schedule.ended():
                     yield ended
                 if schedule.done:
@@ -518,7 +285,7 @@ class Batcher(Generic[T]):
         answers = [Answer[Any](error=ModelError("The call was interrupted."))] * len(call.asks)
         self._changed.release()
         try:
-            answers = _call(call.model, call.asks)
+            answers = call_model(call.model, call.asks)
         finally:
             self._changed.acquire()
             self._schedule.complete(call, answers)
@@ -565,7 +332,7 @@ class AsyncBatcher(Generic[T]):
     def _begin(self) -> None:
         self._planned = False
         for call in self._schedule.calls():
-            task = asyncio.ensure_future(_acall(call.model, call.asks))
+            task = asyncio.ensure_future(acall_model(call.model, call.asks))
             self._calling[task] = call
             task.add_done_callback(self._ended)
         for index, result in self._schedule.ended():

@@ -1,0 +1,9 @@
+"""What answers a flow's asks: one flow (`one`) or many (`many`), synchronously or asynchronously, whole or streamed.
+
+All share `Run`, which sends answers into a flow and frees the KV caches that it no longer needs.
+"""
+
+from confcascade.drivers.many import AsyncBatcher, Batcher, arun_many, run_many
+from confcascade.drivers.one import arun, astream, run, stream
+
+__all__ = ["AsyncBatcher", "Batcher", "arun", "arun_many", "astream", "run", "run_many", "stream"]

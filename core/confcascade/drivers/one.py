@@ -1,0 +1,259 @@
+"""One flow: its asks answered synchronously or asynchronously, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from confcascade.asks import Answer, Ask, Flow, Generate, Prefill
+from confcascade.errors import ModelError, StreamBrokenError
+from confcascade.flow import Outcome
+from confcascade.models import Chunk, LanguageModel
+from confcascade.types import Prefilled, Response
+
+__all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
+
+T = TypeVar("T")
+
+
+class Run(Generic[T]):
+    """A flow in progress.
+
+    Attributes:
+        asks: What is open.
+        result: Of a flow that has ended.
+        error: That it ended with.
+        done: Whether it has ended.
+    """
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+        self._held: list[Prefilled] = []
+        self.asks: tuple[Ask, ...] = ()
+        self.result: T | None = None
+        self.error: Exception | None = None
+        self.done = False
+        self._advance(lambda: next(flow))
+
+    def send(self, answers: Sequence[Answer[Any]]) -> None:
+        """Answer the open asks, in their order."""
+        self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
+        self._advance(lambda: self._flow.send(tuple(answers)))
+        if self._held:
+            self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
+
+    def close(self) -> None:
+        """Free the KV caches that are held."""
+        self._keep([])
+
+    def _keep(self, wanted: Sequence[Prefilled]) -> None:
+        ids = {id(prefilled) for prefilled in wanted}
+        for held in self._held:
+            if id(held) not in ids:
+                held.close()
+        self._held = [held for held in self._held if id(held) in ids]
+
+    def unwrap(self) -> T:
+        """The result of a flow that has ended; raises its error."""
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]  # a finished flow without error has one
+
+    def _advance(self, step: Callable[[], tuple[Ask, ...]]) -> None:
+        try:
+            self.asks = step()
+        except StopIteration as stop:
+            self.asks, self.result, self.done = (), stop.value, True
+        except Exception as error:
+            self.asks, self.error, self.done = (), error, True
+
+
+# ---------------------------------------------------------------------- calling a model
+
+
+def _answers(values: Sequence[Any] | Exception, count: int, started: float) -> list[Answer[Any]]:
+    elapsed = time.perf_counter() - started
+    listed = [values] * count if isinstance(values, Exception) else list(values)
+    return [
+        Answer(error=value, elapsed_s=elapsed, busy_s=elapsed / count)
+        if isinstance(value, Exception)
+        else Answer(value, elapsed_s=elapsed, busy_s=elapsed / count)
+        for value in listed
+    ]
+
+
+def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
+    """The answers to asks of one kind, in their order, each with its time; an error is the answer to all of them."""
+    started = time.perf_counter()
+    try:
+        values: Any = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
+    except Exception as error:
+        values = error
+    return _answers(values, len(asks), started)
+
+
+async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
+    """`call_model`, without blocking the event loop."""
+    started = time.perf_counter()
+    try:
+        values: Any = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
+    except Exception as error:
+        values = error
+    return _answers(values, len(asks), started)
+
+
+async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
+    """Every ask's answer; several run concurrently, a single one without a task of its own."""
+    if len(asks) == 1:
+        return await acall_model(asks[0].model, asks)
+    called = await asyncio.gather(*(acall_model(ask.model, [ask]) for ask in asks))
+    return [answers[0] for answers in called]
+
+
+# ---------------------------------------------------------------------- one flow
+
+
+def run(flow: Flow[T]) -> T:
+    """Play a flow to its end."""
+    with closing(Run(flow)) as running:
+        while not running.done:
+            running.send([call_model(ask.model, [ask])[0] for ask in running.asks])
+        return running.unwrap()
+
+
+async def arun(flow: Flow[T]) -> T:
+    """Play a flow to its end without blocking the event loop; asks of one step run concurrently."""
+    with closing(Run(flow)) as running:
+        while not running.done:
+            running.send(await _aanswers(running.asks))
+        return running.unwrap()
+
+
+class _Draft:
+    """A streamed answer: what may be shown of it, and what is held back until the flow has decided."""
+
+    def __init__(self) -> None:
+        self._held: list[Chunk] = []
+        self._response: Response | None = None
+        self._error: Exception | None = None
+        self._shown = False
+        self._elapsed_s = 0.0  # in the model, not in whoever reads the stream
+
+    def read(self, ask: Generate) -> Iterator[Chunk]:
+        """Let the model answer; yields what may be shown at once."""
+        items = self._step(lambda: iter(ask.model.stream(ask)))
+        try:
+            while items is not None and (item := self._step(lambda: next(items, None))) is not None:
+                yield from self._add(item)
+        finally:
+            if close := getattr(items, "close", None):
+                close()
+
+    async def aread(self, ask: Generate) -> AsyncIterator[Chunk]:
+        """`read`, without blocking the event loop."""
+        items = self._step(lambda: aiter(ask.model.astream(ask)))
+        try:
+            while items is not None and (item := await self._astep(anext(items, None))) is not None:
+                for chunk in self._add(item):
+                    yield chunk
+        finally:
+            if aclose := getattr(items, "aclose", None):
+                await aclose()
+
+    def answer(self) -> Answer[Response]:
+        error = self._error
+        if error is None and self._response is None:
+            error = ModelError("The stream ended without a response.")
+        if error is not None and self._shown:
+            broken = StreamBrokenError(
+                f"The stream broke after part of the answer had been shown ({type(error).__name__}: {error})."
+            )
+            broken.__cause__ = error
+            error = broken
+        value = None if error is not None else self._response
+        return Answer(value, error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
+
+    def rest(self, outcome: Outcome) -> list[Chunk]:
+        """What is left to show once the flow has decided."""
+        if self._response is outcome.response:
+            return self._release()
+        response = outcome.response  # an earlier attempt's: its own framework object keeps tool calls and the like
+        return [Chunk(response.text, response.tokens or (), released=True, native=response.native)]
+
+    def _step(self, step: Callable[[], T]) -> T | None:
+        started = time.perf_counter()
+        try:
+            return step()
+        except Exception as error:
+            self._error = error
+            return None
+        finally:
+            self._elapsed_s += time.perf_counter() - started
+
+    async def _astep(self, step: Awaitable[T]) -> T | None:
+        started = time.perf_counter()
+        try:
+            return await step
+        except Exception as error:
+            self._error = error
+            return None
+        finally:
+            self._elapsed_s += time.perf_counter() - started
+
+    def _add(self, item: Chunk | Response) -> list[Chunk]:
+        """Take the next piece; returns those that may be shown now."""
+        if isinstance(item, Response):
+            self._response = item
+            return []
+        self._held.append(item)
+        # an answer of nothing but white space is empty, and is withdrawn, unless it calls a tool
+        if not self._shown and not (item.released and any(c.text.strip() or c.calls_tool for c in self._held)):
+            return []
+        self._shown = True
+        return self._release()
+
+    def _release(self) -> list[Chunk]:
+        held, self._held = self._held, []
+        return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
+
+
+def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
+    """Play a flow, yielding chunks of the answer that nothing can withdraw, and last the outcome.
+
+    Decides exactly as `run` does: both apply the same watches to the same tokens.
+    """
+    with closing(Run(flow)) as running:
+        draft = _Draft()
+        while not running.done:
+            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
+                draft = _Draft()
+                yield from draft.read(ask)
+                running.send([draft.answer()])
+            else:
+                running.send([call_model(ask.model, [ask])[0] for ask in running.asks])
+        outcome = running.unwrap()
+        yield from draft.rest(outcome)
+        yield outcome
+
+
+async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
+    """`stream`, without blocking the event loop."""
+    with closing(Run(flow)) as running:
+        draft = _Draft()
+        while not running.done:
+            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
+                draft = _Draft()
+                async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
+                    async for chunk in chunks:
+                        yield chunk
+                running.send([draft.answer()])
+            else:
+                running.send(await _aanswers(running.asks))
+        outcome = running.unwrap()
+        for chunk in draft.rest(outcome):
+            yield chunk
+        yield outcome
