@@ -16,7 +16,7 @@ from typing import Any
 
 from confcascade import ConfigurationError, Generate, OutputSchema, Response, Usage
 from confcascade.models.remote import estimated_usage
-from confcascade.tools import misfit
+from confcascade.tools import misfit, parse_problem
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, message_chunk_to_message
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
@@ -25,7 +25,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import SkipValidation, ValidationError
+from pydantic import SkipValidation
 
 from langchain_confcascade.tools import can_call_tools
 
@@ -140,13 +140,7 @@ def unread_output(error: Exception, structured: Structured, ask: Generate) -> Re
 def _problem(parsed: Any, error: BaseException | None, schema: Mapping[str, Any]) -> str | None:
     """In one line, without what the model said."""
     if error is not None:
-        invalid = error if isinstance(error, ValidationError) else error.__cause__
-        if isinstance(invalid, ValidationError):
-            told = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = next(iter(told["loc"]), None)
-            place = f"'{where}': " if where in schema.get("properties", {}) else ""
-            return f"the structured output does not validate ({place}{told['type']})"
-        return f"the structured output cannot be read ({type(error).__name__})"
+        return parse_problem(error, schema)
     if parsed is None:
         return "there is no structured output"
     if isinstance(parsed, Mapping) and (why := misfit(parsed, schema)):  # which parsers of mappings do not check

@@ -1,5 +1,8 @@
 """Confidence cascades for LlamaIndex: `ConfidenceCascadeLLM` stands wherever an LLM does."""
 
-from llamaindex_confcascade.llm import ConfidenceCascadeLLM
+from confcascade import RetrievalScore
 
-__all__ = ["ConfidenceCascadeLLM"]
+from llamaindex_confcascade.llm import ConfidenceCascadeLLM
+from llamaindex_confcascade.measuring import Measured, measure
+
+__all__ = ["ConfidenceCascadeLLM", "Measured", "RetrievalScore", "measure"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
@@ -16,10 +16,12 @@ from confcascade import (
     Outcome,
     Request,
     Response,
+    RetrievalScore,
     Signal,
     Stage,
     Threshold,
     Token,
+    ToolCall,
     build_stages,
 )
 from llama_index.core.base.llms.types import (
@@ -34,16 +36,29 @@ from llama_index.core.base.llms.types import (
     LogProb,
     MessageRole,
     TextBlock,
+    ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
+from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.llm import LLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.prompts.base import BasePromptTemplate
+from llama_index.core.tools.types import BaseTool
+from llama_index_instrumentation import get_dispatcher
 
+from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.model import LlamaIndexModel
+from llamaindex_confcascade.retrieval import retrieved_scores, watch_retrievals
+from llamaindex_confcascade.structured import BoundSchema, Parsed, Structured, parsed_from
+from llamaindex_confcascade.tools import bound_tool, call_blocks, plain_tool, read_calls, selections, tool_messages
 
 __all__ = ["ConfidenceCascadeLLM"]
 
 T = TypeVar("T")
+Object = TypeVar("Object", bound=BaseModel)
+
+dispatcher = get_dispatcher(__name__)
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -56,12 +71,17 @@ _ROLES = {
 }
 
 
-class ConfidenceCascadeLLM(LLM):
+class ConfidenceCascadeLLM(FunctionCallingLLM):
     """An LLM that asks small models first and larger ones where the small are not sure.
 
-    Use it as any LLM: in `Settings.llm`, a query engine or a chat engine. Every answer carries the record of how it
-    came about in ``additional_kwargs["confcascade"]``; where no response survives, `confcascade.trace` collects it.
+    Use it as any LLM: in `Settings.llm`, a query engine, a chat engine or an agent. Every answer carries the record of
+    how it came about in ``additional_kwargs["confcascade"]``; where no response survives, `confcascade.trace` collects
+    it.
     Tokens count over all attempts, once: do not give the stages the cascade's callback manager.
+
+    Tools and structured output are asked of each stage in its own LLM's way. A call of an unknown tool, arguments that
+    do not fit, or an object that does not validate escalate; what the last stage says is yours to handle, as it would
+    be alone. Objects come whole, also from `stream_structured_predict`.
 
     Args:
         models: Smallest first; the last always answers. LlamaIndex LLMs, core models, or strings ("openai:gpt-4o").
@@ -102,6 +122,8 @@ class ConfidenceCascadeLLM(LLM):
         cascade = Cascade(built, on_error=on_error, on_exhausted=on_exhausted)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
+        if any(isinstance(signal, RetrievalScore) for stage in built for signal in stage.signals):
+            watch_retrievals()
 
     @classmethod
     def class_name(cls) -> str:
@@ -113,17 +135,25 @@ class ConfidenceCascadeLLM(LLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What holds for every stage: the smallest known window and output. The name is the cascade's own."""
+        """What holds for every stage: the smallest known window and output. The name is the cascade's own.
+
+        Function calling is that of the last stage: others that cannot call tools are skipped when tools are asked for,
+        so each such request is answered if the last can; if it cannot, LlamaIndex's agents and programs ask in words.
+        """
         models = [stage.model for stage in self._cascade.stages]
-        known = [metadata for model in models if isinstance(model, LlamaIndexModel) and (metadata := model.metadata)]
+        theirs = (model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel))
+        known = [metadata for metadata in theirs if metadata is not None]
         ours = LLMMetadata(
             is_chat_model=True,
-            is_function_calling_model=False,
+            is_function_calling_model=models[-1].capability.tools,
             model_name=f"confcascade-{self._cascade.policy_id}",
         )
-        ours.context_window = min((theirs.context_window for theirs in known), default=ours.context_window)
+        windows = [metadata.context_window for metadata in known]
+        windows += [window for model in models if (window := model.capability.context_window) is not None]
+        ours.context_window = min(windows, default=ours.context_window)
         # -1 is LlamaIndex's word for "not set"
-        ours.num_output = min((theirs.num_output for theirs in known if theirs.num_output > 0), default=ours.num_output)
+        outputs = (metadata.num_output for metadata in known if metadata.num_output > 0)
+        ours.num_output = min(outputs, default=ours.num_output)
         return ours
 
     # ------------------------------------------------------------------ the eight methods
@@ -166,6 +196,144 @@ class ConfidenceCascadeLLM(LLM):
         chunks = self._astream(_request(_asked(prompt), kwargs))
         return (_completion(chunk) async for chunk in chunks)
 
+    # ------------------------------------------------------------------ tools
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        del verbose
+        messages = list(chat_history or ())
+        if user_msg:
+            messages += _asked(user_msg) if isinstance(user_msg, str) else [user_msg]
+        if not tools:
+            return {"messages": messages, **kwargs}
+        last = self._cascade.stages[-1].model
+        if not last.capability.tools:
+            raise ConfigurationError(
+                f"The last stage, '{last.name}', always answers, and cannot call tools. "
+                "Put a model that can last, or use an agent that asks in words, such as ReActAgent."
+            )
+        return {
+            "messages": messages,
+            "tools": [bound_tool(tool) for tool in tools],
+            "tool_choice": tool_choice or ("required" if tool_required else "auto"),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def _validate_chat_with_tools_response(
+        self, response: ChatResponse, tools: Sequence[BaseTool], allow_parallel_tool_calls: bool = False, **kwargs: Any
+    ) -> ChatResponse:
+        del tools, kwargs
+        if not allow_parallel_tool_calls:  # the first call alone, as LlamaIndex's OpenAI does it
+            calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+            response.message.blocks = [block for block in response.message.blocks if block not in calls[1:]]
+        return response
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The tool calls of an answer, or of what has been streamed of it.
+
+        Raises:
+            ValueError: If there is none, unless `error_on_no_tool_call` is False.
+        """
+        calls = selections(response.message)
+        if not calls and response.message.additional_kwargs.get("tool_calls"):
+            # of a form that only the LLM itself can read; what is shown before the record is the last stage's
+            record = response.additional_kwargs.get("confcascade", {"stage": -1})
+            model = self._cascade.stages[record["stage"]].model
+            if isinstance(model, LlamaIndexModel) and isinstance(model.native, FunctionCallingLLM):
+                calls = model.native.get_tool_calls_from_response(response, error_on_no_tool_call=False, **kwargs)
+        if not calls and error_on_no_tool_call:
+            raise ValueError("Expected at least one tool call, but got 0 tool calls.")
+        return calls
+
+    # ------------------------------------------------------------------ structured output
+
+    def structured_predict(
+        self,
+        output_cls: type[Object],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Object:
+        """An object of `output_cls`, as each stage's own `structured_predict` gives it.
+
+        Raises:
+            CascadeExhaustedError: If no stage gave an answer.
+            Exception: What the last stage's LLM raises alone, if its answer gives no object.
+        """
+        event = LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
+        dispatcher.event(event)
+        response = self.chat(**self._wanting(output_cls, prompt, llm_kwargs, prompt_args))
+        value = parsed_from(response, output_cls)
+        dispatcher.event(LLMStructuredPredictEndEvent(output=value))
+        return value  # type: ignore[no-any-return]
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Object],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Object:
+        """`structured_predict`, without blocking the event loop."""
+        event = LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
+        dispatcher.event(event)
+        response = await self.achat(**self._wanting(output_cls, prompt, llm_kwargs, prompt_args))
+        value = parsed_from(response, output_cls)
+        dispatcher.event(LLMStructuredPredictEndEvent(output=value))
+        return value  # type: ignore[no-any-return]
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[Object],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Object, None, None]:
+        yield parsed_from(self.chat(**self._wanting(output_cls, prompt, llm_kwargs, prompt_args)), output_cls)
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Object],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Object, None]:
+        async def objects() -> AsyncGenerator[Object, None]:
+            response = await self.achat(**self._wanting(output_cls, prompt, llm_kwargs, prompt_args))
+            yield parsed_from(response, output_cls)
+
+        return objects()
+
+    def _wanting(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: Mapping[str, Any] | None,
+        prompt_args: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The parameters of a chat that is to give an object."""
+        # tools are a stage's own means to it: LlamaIndex's programs drop what is said of them, too
+        unwanted = ("tool_choice", "tool_required", "allow_parallel_tool_calls")
+        return {
+            "messages": self._extend_messages(prompt.format_messages(llm=self, **prompt_args)),
+            "response_format": BoundSchema(Structured(output_cls, self.pydantic_program_mode)),
+            **{key: value for key, value in (llm_kwargs or {}).items() if key not in unwanted},
+        }
+
+    # ------------------------------------------------------------------ streams
+
     def _stream(self, request: Request) -> ChatResponseGen:
         def chunks() -> ChatResponseGen:
             text = ""
@@ -192,7 +360,7 @@ class ConfidenceCascadeLLM(LLM):
 
 def _wrap(model: Any) -> Any:
     if isinstance(model, LLM):
-        return LlamaIndexModel(model)
+        return HuggingFaceModel(model) if HuggingFaceModel.takes(model) else LlamaIndexModel(model)
     origins = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     if not isinstance(model, LanguageModel) and any(origin.startswith("langchain") for origin in origins):
         raise ConfigurationError(
@@ -213,13 +381,30 @@ def _request(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Requ
         )
     options = dict(kwargs)
     stop = options.pop("stop", None) or ()
+    tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
+    wanted = options.get("response_format")
+    if isinstance(wanted, BoundSchema):
+        del options["response_format"]
     return Request(
-        tuple(Message(_ROLES.get(message.role, "user"), message.content or "") for message in messages),
+        tuple(_plain(message) for message in messages),
+        tools=tools,
+        tool_choice=options.pop("tool_choice", None) if tools else None,
+        output=wanted.output if isinstance(wanted, BoundSchema) else None,
         max_tokens=options.pop("max_tokens", None),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         temperature=options.pop("temperature", None),
         options=options,
+        retrieved=retrieved_scores(),
         native=list(messages),
+    )
+
+
+def _plain(message: ChatMessage) -> Message:
+    return Message(
+        _ROLES.get(message.role, "user"),
+        message.content or "",
+        read_calls(message)[0],
+        message.additional_kwargs.get("tool_call_id") if message.role == MessageRole.TOOL else None,
     )
 
 
@@ -232,8 +417,8 @@ def _response(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     }
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
-    return ChatResponse(
-        message=_message(native, outcome.text),
+    response = ChatResponse(
+        message=_message(native, outcome.text, outcome.response.tool_calls),
         raw={"usage": counts} if raw is None else {"usage": counts, "native": raw},
         delta=delta,
         logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
@@ -244,6 +429,7 @@ def _response(outcome: Outcome, delta: str | None = None) -> ChatResponse:
             "confcascade": outcome.record.as_dict(),
         },
     )
+    return native.carried_by(response) if isinstance(native, Parsed) else response
 
 
 def _chunk(chunk: Chunk, text: str) -> ChatResponse:
@@ -255,10 +441,11 @@ def _native(answer: Response | Chunk) -> ChatResponse | None:
     return answer.native if isinstance(answer.native, ChatResponse) else None
 
 
-def _message(native: ChatResponse | None, text: str) -> ChatMessage:
+def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
     """A copy of the stage's message, if it is LlamaIndex's: some LLMs return shared objects."""
     if native is None:
-        return ChatMessage(role=MessageRole.ASSISTANT, content=text)
+        blocks = [*([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=tool_messages(calls))
     message = native.message.model_copy(
         update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}
     )

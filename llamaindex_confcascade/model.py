@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -16,23 +16,40 @@ from confcascade import (
     ConfigurationError,
     Generate,
     ModelError,
+    Request,
     Response,
     Token,
+    ToolCall,
     Usage,
     Watcher,
 )
 from confcascade.models.logprobs import TokenReader, visible
 from confcascade.models.remote import Remote, estimated_usage
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, ToolCallBlock
+from confcascade.tools import CUT
+from llama_index.core.base.llms.generic_utils import completion_response_to_chat_response
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
-__all__ = ["LlamaIndexModel"]
+from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
+from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared, read_calls
+
+__all__ = ["LlamaIndexModel", "core_messages"]
 
 T = TypeVar("T")
 
 # classes and what derives from them, by name: importing them would need their packages
 _NO_LOGPROBS = {"Anthropic", "HuggingFaceLLM", "LangChainLLM", "MistralAI", "Ollama", "Vllm", "VllmServer"}
 _OPENAI = {"OpenAI", "OpenAILike"}
+_LOGPROBS_PER_CALL = {"HuggingFaceInferenceAPI", "OpenAIResponses"}  # no field of that name, but a way to ask
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
 
@@ -55,7 +72,9 @@ class LlamaIndexModel(Remote):
         self._name = _name(native)
         self._silent = not ancestors.isdisjoint(_NO_LOGPROBS)
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
-        self._takes = {"logprobs"} if not self._silent and "logprobs" in type(native).model_fields else set()
+        self._is_responses = "OpenAIResponses" in ancestors
+        asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
+        self._takes = {"logprobs"} if asks and not self._silent else set()
         self._takes |= {"stream_options"} if self._is_openai else set()
 
     def __repr__(self) -> str:
@@ -67,7 +86,12 @@ class LlamaIndexModel(Remote):
 
     @property
     def capability(self) -> Capability:
-        return Capability(logprobs=False if self._silent else None, top_logprobs=20)
+        return Capability(
+            logprobs=False if self._silent else None,
+            top_logprobs=20,
+            tools=can_call_tools(self.native),
+            structured=True,  # in words, if in no other way
+        )
 
     @property
     def architecture(self) -> Architecture | None:
@@ -84,7 +108,10 @@ class LlamaIndexModel(Remote):
     # ------------------------------------------------------------------ LanguageModel
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        reading = _Reading(ask, must_finish=self._is_openai)
+        if ask.request.output is not None:  # an object comes whole
+            yield self.answer(ask)
+            return
+        reading = _Reading(ask, self.native, must_finish=self._is_openai)
         responses, whole = self._responses(self._call(ask, stream=True)), False
         try:
             for response in responses:
@@ -103,11 +130,14 @@ class LlamaIndexModel(Remote):
         yield reading.response()
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        if ask.request.output is not None:
+            yield await self.aanswer(ask)
+            return
         if self._blocks("astream_chat"):
             async for item in _in_threads(self.stream(ask)):
                 yield item
             return
-        reading = _Reading(ask, must_finish=self._is_openai)
+        reading = _Reading(ask, self.native, must_finish=self._is_openai)
         responses = self._aresponses(self._call(ask, stream=True))
         try:
             async for response in responses:
@@ -122,28 +152,60 @@ class LlamaIndexModel(Remote):
     # ------------------------------------------------------------------ calls
 
     def answer(self, ask: Generate) -> Response:
+        if ask.request.output is not None:
+            return self._object(ask)
         call = self._call(ask)
-        while True:
-            try:
-                response = self.native.chat(call.messages, **call.parameters)
-            except Exception as error:
-                call.retry_without(error)
-            else:
-                call.succeeded()
-                return _response(response, ask)
+        return _response(_answered(call, self.native.chat), ask, self.native)
 
     async def aanswer(self, ask: Generate) -> Response:
         if self._blocks("achat"):
             return await asyncio.to_thread(self.answer, ask)
+        if ask.request.output is not None:
+            return await self._aobject(ask)
         call = self._call(ask)
-        while True:
-            try:
-                response = await self.native.achat(call.messages, **call.parameters)
-            except Exception as error:
-                call.retry_without(error)
-            else:
-                call.succeeded()
-                return _response(response, ask)
+        return _response(await _aanswered(call, self.native.achat), ask, self.native)
+
+    def _object(self, ask: Generate) -> Response:
+        """Structured output, asked for and read by the LLM's own `structured_predict`."""
+        asking = _Asking(ask, self)
+
+        def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
+            return asking.keep(_answered(asking.call(messages, options), self.native.chat))
+
+        def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
+            def completed(_: Any, **parameters: Any) -> ChatResponse:
+                return asking.keep_completion(self.native.complete(prompt, formatted=formatted, **parameters))
+
+            _answered(asking.call([], options), completed)
+            return asking.completion
+
+        seen = seen_from(self.native, {"chat": chat, "complete": complete})
+        try:
+            value = seen.structured_predict(**asking.arguments(seen))
+        except Exception as error:
+            return asking.response(None, error)
+        return asking.response(value, None)
+
+    async def _aobject(self, ask: Generate) -> Response:
+        asking = _Asking(ask, self)
+
+        async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
+            return asking.keep(await _aanswered(asking.call(messages, options), self.native.achat))
+
+        async def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
+            async def completed(_: Any, **parameters: Any) -> ChatResponse:
+                completion = await self.native.acomplete(prompt, formatted=formatted, **parameters)
+                return asking.keep_completion(completion)
+
+            await _aanswered(asking.call([], options), completed)
+            return asking.completion
+
+        seen = seen_from(self.native, {"achat": chat, "acomplete": complete})
+        try:
+            value = await seen.astructured_predict(**asking.arguments(seen))
+        except Exception as error:
+            return asking.response(None, error)
+        return asking.response(value, None)
 
     def _responses(self, call: _Call) -> Generator[ChatResponse, None, None]:
         while not call.done:
@@ -173,8 +235,38 @@ class LlamaIndexModel(Remote):
                 await _aclose(responses)
 
     def _call(self, ask: Generate, stream: bool = False) -> _Call:
-        metadata = self.metadata
-        return _Call(self._takes, ask, stream, chat=metadata is None or metadata.is_chat_model)
+        messages, options = _messages(ask.request), dict(ask.request.options)
+        if ask.request.tools:
+            messages, options = prepared(self.native, ask.request, messages)
+        return self.call(ask, messages, options, stream=stream)
+
+    def call(
+        self, ask: Generate, messages: Sequence[ChatMessage], options: dict[str, Any], *, stream: bool = False
+    ) -> _Call:
+        """A call of the LLM with what `ask` adds to it."""
+        request, given, added = ask.request, dict(options), {}
+        if request.max_tokens is not None:
+            given["max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            given["temperature"] = request.temperature
+        if request.stop:
+            given["stop"] = list(request.stop)
+        if ask.logprobs and "logprobs" in self._takes:
+            # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
+            added["logprobs"] = self._asking_for(max(1, ask.top_logprobs, given.get("top_logprobs") or 0), given)
+        if stream and "stream_options" in self._takes:
+            told = given.get("stream_options") or {}
+            added["stream_options"] = {"stream_options": {"include_usage": True, **told}}
+        return _Call(self._takes, messages, given, added)
+
+    def _asking_for(self, top: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that ask for log-probabilities, with `top` alternatives."""
+        if self._is_responses:
+            told = given.get("include") or getattr(self.native, "include", None) or ()
+            return {"include": [*told, "message.output_text.logprobs"], "top_logprobs": top}
+        if self._is_openai and (metadata := self.metadata) is not None and not metadata.is_chat_model:
+            return {"logprobs": top}  # of OpenAI's completions
+        return {"logprobs": True, "top_logprobs": top}
 
     def _blocks(self, method: str) -> bool:
         # spans wrap methods, so functions cannot be compared: what counts is the class that defines it
@@ -187,41 +279,33 @@ class _Call:
 
     Args:
         takes: What may be added for this LLM; what it refuses before it answers is taken out.
-        chat: Whether the LLM is a chat model; one for completions knows log-probabilities by another parameter.
+        messages: Those of the call.
+        given: Its parameters.
+        added: Those that were added, by what they are for.
     """
 
-    def __init__(self, takes: set[str], ask: Generate, stream: bool, chat: bool) -> None:
-        request = ask.request
+    def __init__(
+        self,
+        takes: set[str],
+        messages: Sequence[ChatMessage],
+        given: dict[str, Any],
+        added: dict[str, dict[str, Any]],
+    ) -> None:
         self.done = False
-        self._request = request
         self._takes = takes
         self._refused: set[str] = set()
-        self._added: dict[str, dict[str, Any]] = {}
-        self._options = dict(request.options)
-        if request.max_tokens is not None:
-            self._options["max_tokens"] = request.max_tokens
-        if request.temperature is not None:
-            self._options["temperature"] = request.temperature
-        if request.stop:
-            self._options["stop"] = list(request.stop)
-        if ask.logprobs and "logprobs" in takes:
-            # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
-            top = max(1, ask.top_logprobs, self._options.get("top_logprobs") or 0)
-            self._added["logprobs"] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
-        if stream and "stream_options" in takes:
-            given = self._options.get("stream_options") or {}
-            self._added["stream_options"] = {"stream_options": {"include_usage": True, **given}}
+        self._messages = messages
+        self._given = given
+        self._added = added
 
     @property
     def messages(self) -> list[ChatMessage]:
         """A list of its own for every call: some LLMs append to theirs."""
-        if self._request.native is not None:
-            return list(self._request.native)
-        return [ChatMessage(role=message.role, content=message.content) for message in self._request.messages]
+        return list(self._messages)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return self._options | {key: value for added in self._added.values() for key, value in added.items()}
+        return self._given | {key: value for added in self._added.values() for key, value in added.items()}
 
     def retry_without(self, error: Exception) -> None:
         """Drop what `error` refuses; raise it if that is nothing of ours, or part of an answer came already."""
@@ -236,6 +320,89 @@ class _Call:
         """Remember what was refused: without it, there is an answer."""
         self.done = True
         self._takes -= self._refused
+
+
+def _answered(call: _Call, chat: Callable[..., ChatResponse]) -> ChatResponse:
+    while True:
+        try:
+            response = chat(call.messages, **call.parameters)
+        except Exception as error:
+            call.retry_without(error)
+        else:
+            call.succeeded()
+            return response
+
+
+async def _aanswered(call: _Call, chat: Callable[..., Awaitable[ChatResponse]]) -> ChatResponse:
+    while True:
+        try:
+            response = await chat(call.messages, **call.parameters)
+        except Exception as error:
+            call.retry_without(error)
+        else:
+            call.succeeded()
+            return response
+
+
+class _Asking:
+    """One request for structured output, while the LLM's own `structured_predict` runs.
+
+    Attributes:
+        completion: The answer of an LLM that completes prompts.
+    """
+
+    completion: CompletionResponse
+
+    def __init__(self, ask: Generate, model: LlamaIndexModel) -> None:
+        self._ask = ask
+        self._model = model
+        self._seen: ChatResponse | None = None
+
+    def arguments(self, llm: LLM) -> dict[str, Any]:
+        """Of `structured_predict`; `llm` is the one that it is called on."""
+        output, request = self._ask.request.output, self._ask.request
+        assert output is not None
+        return output.native.asked_of(llm, _messages(request), dict(request.options))  # type: ignore[no-any-return]
+
+    def call(self, messages: Sequence[ChatMessage], options: dict[str, Any]) -> _Call:
+        return self._model.call(self._ask, messages, options)
+
+    def keep(self, response: ChatResponse) -> ChatResponse:
+        self._seen = response
+        return response
+
+    def keep_completion(self, completion: CompletionResponse) -> ChatResponse:
+        self.completion = completion
+        return self.keep(completion_response_to_chat_response(completion))
+
+    def response(self, value: Any, error: Exception | None) -> Response:
+        """The answer, with the object or the error that came of it."""
+        seen = self._seen
+        if seen is None:
+            if error is not None:  # the LLM failed, not its answer
+                raise error
+            # of a class that asks its client without `chat`: no more is known
+            seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=value.model_dump_json()))
+        response = _response(seen, self._ask, self._model.native)
+        output = self._ask.request.output
+        assert output is not None
+        return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))
+
+
+def _messages(request: Request) -> list[ChatMessage]:
+    """The caller's own, or the core's."""
+    return core_messages(request) if request.native is None else list(request.native)
+
+
+def core_messages(request: Request) -> list[ChatMessage]:
+    """The core's messages as LlamaIndex's, with their tool calls and results."""
+    messages = []
+    for message in request.messages:
+        beside = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
+        text = [TextBlock(text=message.content)] if message.content or not message.tool_calls else []
+        blocks = [*text, *call_blocks(message.tool_calls)]
+        messages.append(ChatMessage(role=MessageRole(message.role), blocks=blocks, additional_kwargs=beside))
+    return messages
 
 
 def _name(native: LLM) -> str:
@@ -281,13 +448,26 @@ def _choice(response: ChatResponse) -> Any:
 def _logprobs(response: ChatResponse) -> Any:
     """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
     told = _get(_choice(response), "logprobs")
+    if told is None:
+        told = _responses_logprobs(response.raw)
     if told is not None or not response.logprobs:
         return told
     return [{"token": top[0].token, "logprob": top[0].logprob, "top_logprobs": top} for top in response.logprobs if top]
 
 
+def _responses_logprobs(raw: Any) -> Any:
+    """Of OpenAI's Responses: in an event of a stream that adds text, or in the parts of a whole answer's messages."""
+    if _get(raw, "type") == "response.output_text.delta":
+        return _get(raw, "logprobs")
+    items = _get(raw, "output")
+    parts = [part for item in (items if isinstance(items, list) else ()) for part in _get(item, "content") or ()]
+    told = [entry for part in parts for entry in _get(part, "logprobs") or ()]
+    return told or None
+
+
 def _usage(response: ChatResponse) -> Usage | None:
-    for counts in (_get(response.raw, "usage"), _get(response.raw, "usage_metadata"), response.additional_kwargs):
+    told, beside = response.raw, response.additional_kwargs
+    for counts in (_get(told, "usage"), _get(told, "usage_metadata"), beside, _get(beside, "usage")):
         read, written = (
             next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
             for keys in (
@@ -300,35 +480,59 @@ def _usage(response: ChatResponse) -> Usage | None:
     return None
 
 
+def _calls(response: ChatResponse, native: LLM) -> tuple[tuple[ToolCall, ...], str | None]:
+    """The tool calls of an answer, and why one could not be read."""
+    calls, problem = read_calls(response.message)
+    if calls or problem or not response.message.additional_kwargs.get("tool_calls"):
+        return calls, problem
+    told = []
+    if isinstance(native, FunctionCallingLLM):  # they may be of a form that only the LLM itself can read
+        told = native.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+    calls = tuple(ToolCall(call.tool_name, call.tool_kwargs, call.tool_id or None) for call in told)
+    return calls, None if calls else "its tool calls cannot be read"
+
+
 def _finish_reason(response: ChatResponse) -> str | None:
-    message = response.message
-    if message.additional_kwargs.get("tool_calls") or any(isinstance(block, ToolCallBlock) for block in message.blocks):
-        return "tool_calls"
     reason = _get(_choice(response), "finish_reason")
     return None if reason is None else str(reason)
 
 
-def _response(response: ChatResponse, ask: Generate) -> Response:
-    text = response.message.content or ""
-    tokens = visible(TokenReader(ask.top_logprobs).read(_logprobs(response)), text)
+def _read(
+    response: ChatResponse, native: LLM, *, text: str, tokens: Sequence[Token] | None, finish_reason: str | None
+) -> Response:
+    """An answer whose usage is still to be told."""
+    calls, problem = _calls(response, native)
+    called = bool(calls or problem)
     return Response(
         text=text,
-        tokens=tokens,
-        usage=_usage(response) or estimated_usage(ask, text, tokens),
-        finish_reason=_finish_reason(response) or "stop",
+        # those of a call follow the text
+        tokens=tuple(tokens) if tokens is not None and called else visible(tokens, text),
+        finish_reason="tool_calls" if called and finish_reason not in CUT else finish_reason,
+        tool_calls=calls,
+        problem=problem,
         native=response,
     )
+
+
+def _response(response: ChatResponse, ask: Generate, native: LLM) -> Response:
+    text = response.message.content or ""
+    tokens = TokenReader(ask.top_logprobs).read(_logprobs(response))
+    reason = _finish_reason(response) or "stop"
+    read = _read(response, native, text=text, tokens=tokens, finish_reason=reason)
+    return read.replace(usage=_usage(response) or estimated_usage(ask, text, read.tokens))
 
 
 class _Reading:
     """A streamed answer as it comes in.
 
     Args:
-        must_finish: The LLM says why an answer ended; one without a reason was cut off.
+        native: The LLM.
+        must_finish: It says why an answer ended; one without a reason was cut off.
     """
 
-    def __init__(self, ask: Generate, must_finish: bool) -> None:
+    def __init__(self, ask: Generate, native: LLM, must_finish: bool) -> None:
         self._ask = ask
+        self._native = native
         self._must_finish = must_finish
         self._watcher = Watcher(ask)
         self._reader = TokenReader(ask.top_logprobs)
@@ -336,20 +540,22 @@ class _Reading:
         self._tokens: list[Token] | None = None
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
-        self._last: ChatResponse | None = None
+        self._last = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=""))
 
     @property
     def aborted(self) -> bool:
         return self._watcher.verdict == "abort"
 
     def add(self, response: ChatResponse) -> Iterator[Chunk]:
-        self._last = response
+        calls = _is_call(response)
+        if calls or not _is_call(self._last):
+            self._last = response  # some tell the calls in the middle only, and the accounts at the end
         self._usage = _usage(response) or self._usage
         self._finish_reason = _finish_reason(response) or self._finish_reason
         whole = response.message.content or ""
         text = whole[len(self._text) :] if response.delta is None else response.delta
         tokens = self._reader.read(_logprobs(response))
-        if tokens and not text and _get(_choice(response), "finish_reason") is not None:
+        if tokens and not text and not calls and _finish_reason(response) is not None:
             tokens = ()  # what ended the answer, and is no part of it
         self._text += text
         if tokens is not None:
@@ -357,17 +563,20 @@ class _Reading:
             self._tokens += tokens
             if self._watcher.undecided and (seen := visible(self._tokens, self._text)):
                 self._watcher.see(seen)
-        if text or tokens:
-            yield Chunk(text, tokens or (), released=self._watcher.verdict == "release", native=response)
+        if text or tokens or calls:
+            released = self._watcher.verdict == "release"
+            yield Chunk(text, tokens or (), released=released, calls_tool=calls, native=response)
 
     def response(self) -> Response:
         if self._must_finish and not self.aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        tokens = visible(self._tokens, self._text)
-        return Response(
-            text=self._text,
-            tokens=tokens,
-            usage=self._usage or estimated_usage(self._ask, self._text, tokens),
-            finish_reason="aborted" if self.aborted else self._finish_reason or "stop",
-            native=self._last,
-        )
+        reason = "aborted" if self.aborted else self._finish_reason or "stop"
+        read = _read(self._last, self._native, text=self._text, tokens=self._tokens, finish_reason=reason)
+        usage = self._usage or estimated_usage(self._ask, self._text, read.tokens)
+        return read.replace(usage=usage)
+
+
+def _is_call(response: ChatResponse) -> bool:
+    message = response.message
+    beside = message.additional_kwargs.get("tool_calls")
+    return bool(beside) or any(isinstance(block, ToolCallBlock) for block in message.blocks)

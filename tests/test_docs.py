@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import io
 import re
 from pathlib import Path
@@ -29,7 +30,7 @@ def blocks():
 
 @pytest.mark.parametrize("match", list(blocks()))
 def test_block(match, request, monkeypatch):
-    """A block runs as it stands, and its output is the output shown; `ChatOpenAI` reaches a server on this machine."""
+    """A block runs as it stands, and prints the output shown; OpenAI's clients reach a server on this machine."""
     if match["note"] == "not run":
         compile(match["code"], "block", "exec")
         return
@@ -37,9 +38,12 @@ def test_block(match, request, monkeypatch):
         pytest.importorskip(module)
     if "opentelemetry" in match["code"]:
         pytest.importorskip("opentelemetry.sdk")
-    if "ChatOpenAI" in match["code"]:
-        monkeypatch.setenv("OPENAI_BASE_URL", request.getfixturevalue("served")("large"))
+    if "OpenAI(" in match["code"]:  # LangChain's and LlamaIndex's
+        for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE"):
+            monkeypatch.setenv(name, request.getfixturevalue("served")("large"))
         monkeypatch.setenv("OPENAI_API_KEY", "none")
+    if "Settings" in match["code"]:  # LlamaIndex's, which would stay as the block leaves them
+        monkeypatch.setattr(importlib.import_module("llama_index.core").Settings, "_llm", None)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(match["code"], "block", "exec"), {"__name__": "block"})

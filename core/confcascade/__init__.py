@@ -21,6 +21,7 @@ from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.signals.knowledge_probe import KnowledgeProbe
+from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt, Record, Score, Trace, trace
 from confcascade.types import Message, OutputSchema, Prefilled, Request, Response, Token, Tool, ToolCall, Usage
@@ -57,6 +58,7 @@ __all__ = [
     "Record",
     "Request",
     "Response",
+    "RetrievalScore",
     "Score",
     "Signal",
     "SignalUnavailableError",

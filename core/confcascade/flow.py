@@ -20,7 +20,7 @@ from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Signal, Threshold, passes
-from confcascade.tools import problem_of
+from confcascade.tools import in_words, problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
@@ -188,13 +188,14 @@ def _attempt(
 
     if reason := _inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
+    asked = request if stage.model.capability.structured else in_words(request)
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
         layers = tuple(sorted({layer for signal in signals for layer in signal.layers(stage.model)}))
         labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
         if layers or (labels and stage.model.capability.prefill):
-            prefilled = bill.add((yield from ask(Prefill(stage.model, request, layers, labels))))
+            prefilled = bill.add((yield from ask(Prefill(stage.model, asked, layers, labels))))
             bill.usage = prefilled.usage
         evidence = Evidence(request, prefilled)
         yield from _score([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
@@ -211,7 +212,7 @@ def _attempt(
         answer: Answer[Response] = yield from ask(
             Generate(
                 stage.model,
-                request,
+                asked,
                 prefilled=prefilled,
                 logprobs=any(signal.logprobs for signal in signals),
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
@@ -224,6 +225,8 @@ def _attempt(
 
         # after it
         problem = problem_of(request, response)
+        if problem is None and asked is not request and request.output is not None and request.output.check is not None:
+            problem = request.output.check(response.text)
         if last:  # answers as it would alone
             if response.is_empty and problem is None:
                 return ended("fail", "empty answer", response)
@@ -247,7 +250,7 @@ def _inability(model: LanguageModel, request: Request) -> str | None:
     """Why `model` is not even asked: what it would answer instead is no answer."""
     if request.tools and not model.capability.tools:
         return "the model cannot call tools"
-    if request.output is not None and not model.capability.structured:
+    if request.output is not None and request.output.instructions is None and not model.capability.structured:
         return "the model cannot give structured output"
     return None
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from confcascade.types import OutputSchema, Request, Response
 
-__all__ = ["CUT", "forced_call", "json_problem", "misfit", "problem_of"]
+__all__ = ["CUT", "forced_call", "in_words", "json_problem", "misfit", "parse_problem", "problem_of"]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "object": (Mapping,),
@@ -68,6 +69,34 @@ def json_problem(text: str, output: OutputSchema) -> str | None:
     if why := misfit(value, output.schema):
         return f"the structured output does not fit: {why}"
     return None if output.check is None else output.check(text)
+
+
+def in_words(request: Request) -> Request:
+    """`request` for a model that knows no structured output: asked for in the last message, if there are instructions.
+
+    Such an answer is plain text to the model; `OutputSchema.check` judges it.
+    """
+    if request.output is None or request.output.instructions is None:
+        return request
+    *earlier, last = request.messages
+    asking = replace(last, content=f"{last.content}\n\n{request.output.instructions}")
+    return replace(request, messages=(*earlier, asking), output=None)
+
+
+def parse_problem(error: BaseException, schema: Mapping[str, Any]) -> str:
+    """Why structured output could not be read, in one line, from the `error` of what was to read it.
+
+    Of a pydantic error, the field and the rule; its values are left out.
+    """
+    from pydantic import ValidationError
+
+    invalid = error if isinstance(error, ValidationError) else error.__cause__
+    if not isinstance(invalid, ValidationError):
+        return f"the structured output cannot be read ({type(error).__name__})"
+    told = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = next(iter(told["loc"]), None)
+    place = f"'{where}': " if where in schema.get("properties", {}) else ""
+    return f"the structured output does not validate ({place}{told['type']})"
 
 
 def misfit(value: Any, schema: Any) -> str | None:

@@ -47,12 +47,15 @@ class OutputSchema:
         schema: A JSON Schema.
         check: Rules that a JSON Schema cannot say (validators of a pydantic class): given a text that fits the schema,
             why it cannot be used, in one line without its content, or None.
+        instructions: What asks for it in words, where a model can be asked in no other way: added to the last message,
+            and `check` alone judges the answer. Without, such a model passes the request on.
         native: The framework's own way to ask for it, carried through untouched.
     """
 
     name: str
     schema: Mapping[str, Any]
     check: Callable[[str], str | None] | None = None
+    instructions: str | None = None
     native: Any = None
 
 
@@ -135,6 +138,8 @@ class Request:
         tools: Those that may be called; a stage whose model cannot call tools passes such a request on.
         tool_choice: "auto" (or None), "none", "any" (or "required"), the name of a tool, or a provider's own form.
         output: What the answer must fit, if it is to be structured output.
+        retrieved: Scores of the passages that were retrieved for this query (None for a passage without one), higher =
+            more relevant; None if nothing was retrieved. What `RetrievalScore` reads; models do not.
         native: The framework's own messages, carried through untouched for the framework's own models.
     """
 
@@ -146,6 +151,7 @@ class Request:
     tools: tuple[Tool, ...] = ()
     tool_choice: Any = None
     output: OutputSchema | None = None
+    retrieved: tuple[float | None, ...] | None = None
     native: Any = None
 
     @property

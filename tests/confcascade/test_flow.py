@@ -675,6 +675,26 @@ ANSWER = Response(
 )
 
 
+class Peek(Signal):
+    """Reads the prompt before anything is generated."""
+
+    name = "peek"
+    phase: ClassVar[Literal["pre", "post"]] = "pre"
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"signal": "Peek"}
+
+    def check(self, model: Any) -> None: ...
+
+    def layers(self, model: Any) -> tuple[int, ...]:
+        del model
+        return (1,)
+
+    def score(self, evidence: Evidence) -> Measurement:
+        del evidence
+        return Measurement(1.0)
+
+
 def step(flow: Any, response: Response | None = None) -> Any:
     """The next ask of a flow, or its outcome."""
     try:
@@ -760,6 +780,32 @@ def test_a_model_is_not_asked_for_what_it_cannot_give(request_, reason):
 
     with pytest.raises(CascadeExhaustedError, match=f"gave no answer .{reason}. and no earlier stage"):
         next(flow)
+
+
+def test_a_model_that_knows_no_schema_is_asked_in_words_where_there_are_any():
+    """The added words are the prompt of its prefill, too; the schema's own check judges what it says."""
+    wanted = OutputSchema("Point", POINT, check=lambda text: None if text == "x: 1" else "no", instructions="Say x.")
+    asked = Request((Message("system", "Be brief."), Message("user", "q")), output=wanted)
+    peeking = ScriptedModel("peeking", hidden_size=2)
+    flow = cascade_flow([Stage(peeking, [Peek()], {"peek": "always"}), Stage(LARGE)], asked)
+
+    prefill = step(flow)
+    (generate,) = flow.send((Answer(Prefilled(Usage())),))
+    last = step(flow, Response("y: 1"))
+    outcome = step(flow, Response("z: 1"))
+
+    for ask_ in (prefill, generate, last):
+        assert [message.content for message in ask_.request.messages] == ["Be brief.", "q\n\nSay x."]
+        assert ask_.request.output is None
+    assert (generate.watch, generate.live, last.live) == (None, False, True)
+    assert [attempt.reason for attempt in outcome.record.attempts] == ["no", "last stage (no)"]
+
+
+def test_a_model_that_knows_schemas_is_not_asked_in_words():
+    able = ScriptedModel("able", structured=True)
+    asked = Request((Message("user", "q"),), output=OutputSchema("Point", POINT, instructions="Say x."))
+
+    assert next(cascade_flow([Stage(able)], asked))[0].request is asked
 
 
 def test_a_skipped_last_stage_leaves_the_earlier_answer():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from confcascade import Message, OutputSchema, Request, Response, Tool, ToolCall
-from confcascade.tools import forced_call, json_problem, misfit, problem_of
+from confcascade.tools import forced_call, in_words, json_problem, misfit, parse_problem, problem_of
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 POINT = {
     "type": "object",
@@ -169,3 +170,27 @@ def test_text_that_fits_its_schema_is_checked_by_the_rules_beyond_it():
 
     assert [json_problem(text, wanted) for text in ('{"x": 1}', '{"x": 7}')] == [None, "no"]
     assert json_problem('{"x": "7"}', wanted) == "the structured output does not fit: 'x' must be of type integer"
+
+
+def test_asked_in_words_a_request_wants_plain_text():
+    wanted = OutputSchema("Point", POINT, instructions="Answer in JSON.")
+    asked = in_words(request(output=wanted))
+
+    assert asked.messages[-1].content.endswith("\n\nAnswer in JSON.")
+    assert asked.output is None
+    silent = request(output=OutputSchema("Point", POINT))
+    assert in_words(silent) is silent
+
+
+def test_what_could_not_be_parsed_is_told_without_its_values():
+    class Point(BaseModel):
+        x: int
+
+    with pytest.raises(ValidationError) as invalid:
+        Point.model_validate({"x": "my-secret"})
+    wrapped = RuntimeError("my-secret")
+    wrapped.__cause__ = invalid.value
+
+    for error in (invalid.value, wrapped):
+        assert parse_problem(error, POINT) == "the structured output does not validate ('x': int_parsing)"
+    assert parse_problem(ValueError("my-secret"), POINT) == "the structured output cannot be read (ValueError)"

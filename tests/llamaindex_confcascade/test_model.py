@@ -29,7 +29,7 @@ from llama_index.core.bridge.pydantic import Field
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.mock import MockLLM
-from llama_index.llms.openai import OpenAI
+from llama_index.llms.openai import OpenAI, OpenAIResponses
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
@@ -505,3 +505,118 @@ def test_an_unknown_model_is_refused_when_the_cascade_is_built() -> None:
 def test_hidden_states_cannot_be_seen() -> None:
     with pytest.raises(ModelError, match="hidden states cannot be seen"):
         LlamaIndexModel(MockLLM()).prefill([])
+
+
+# ---------------------------------------------------------------------- where integrations keep log-probabilities
+
+
+class Responses:
+    """A server like OpenAI's of the Responses API, whole and streamed."""
+
+    def __init__(self, httpserver: HTTPServer) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.url = httpserver.url_for("/v1")
+        httpserver.expect_request("/v1/responses", method="POST").respond_with_handler(self.respond)
+
+    def respond(self, http: HTTPRequest) -> HTTPResponse:
+        body = json.loads(http.get_data())
+        self.bodies.append(body)
+        asked = "message.output_text.logprobs" in (body.get("include") or ())
+        entries = [
+            {"token": text, "logprob": math.log(p), "bytes": [*text.encode()], "top_logprobs": []}
+            for text, p in (("Par", 0.9), ("is", 0.8))
+        ]
+        part = {"type": "output_text", "text": "Paris", "annotations": [], "logprobs": entries if asked else []}
+        message = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+        usage = {
+            "input_tokens": 7,
+            "output_tokens": 2,
+            "total_tokens": 9,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 0},
+        }
+        whole = {
+            "id": "r",
+            "object": "response",
+            "created_at": 0,
+            "model": "m",
+            "output": [message],
+            "usage": usage,
+            "status": "completed",
+            "parallel_tool_calls": False,
+            "tool_choice": "auto",
+            "tools": [],
+        }
+        if not body.get("stream"):
+            return HTTPResponse(json.dumps(whole), content_type="application/json")
+        place = {"item_id": "m", "output_index": 0, "content_index": 0}
+        events = [
+            *(
+                {
+                    "type": "response.output_text.delta",
+                    "delta": entry["token"],
+                    "logprobs": [entry] if asked else [],
+                    **place,
+                }
+                for entry in entries
+            ),
+            {"type": "response.output_text.done", "text": "Paris", "logprobs": entries if asked else [], **place},
+            {"type": "response.completed", "response": whole},
+        ]
+        lines = [
+            f"event: {event['type']}\ndata: {json.dumps({'sequence_number': i, **event})}\n\n"
+            for i, event in enumerate(events)
+        ]
+        return HTTPResponse("".join(lines), content_type="text/event-stream")
+
+
+async def test_the_responses_api_is_asked_its_own_way(httpserver: HTTPServer) -> None:
+    """Its log-probabilities are an `include`, and lie in the parts of a message, or in a stream's events."""
+    server = Responses(httpserver)
+    llm = OpenAIResponses(model="gpt-4o", api_base=server.url, api_key="x", include=["file_search_call.results"])
+    model = LlamaIndexModel(llm)
+
+    for response in await asked_in_every_way(model, Generate(model, request(), top_logprobs=3)):
+        assert response.text == "Paris"
+        assert [(t.text, round(math.exp(t.logprob), 6)) for t in response.tokens or ()] == [("Par", 0.9), ("is", 0.8)]
+        assert response.usage == Usage(7, 2)
+    await asked_in_every_way(model, Generate(model, request(), logprobs=False))
+
+    asked = [(body.get("include"), body.get("top_logprobs")) for body in server.bodies]
+    wanted = ["file_search_call.results", "message.output_text.logprobs"]
+    assert asked == [(wanted, 3)] * 4 + [(["file_search_call.results"], None)] * 4
+    assert llm.include == ["file_search_call.results"]
+
+
+class HuggingFaceInferenceAPI(Saying):
+    """As far as its name and its raw answers go: no field, but a parameter of the call."""
+
+    seen: list[dict[str, Any]] = Field(default_factory=list)
+
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        self.seen.append(kwargs)
+        return ChatResponse(message=ChatMessage(content="".join(self.words)), raw=self.raw(self.words))
+
+
+def test_a_class_without_the_field_is_asked_where_its_calls_take_it() -> None:
+    llm = HuggingFaceInferenceAPI(words=["Par", "is"])
+    model = LlamaIndexModel(llm)
+
+    model.generate([Generate(model, request(), top_logprobs=2)])
+
+    assert llm.seen == [{"logprobs": True, "top_logprobs": 2}]
+
+
+class LlamaCPP(Saying):
+    """As LlamaIndex's, whose log-probabilities are a setting of its own, and lie in the raw completion."""
+
+    def raw(self, words: list[str]) -> dict[str, Any]:
+        told = {"tokens": words, "token_logprobs": [-0.5] * len(words), "top_logprobs": [{}] * len(words)}
+        return {"choices": [{"text": "".join(words), "logprobs": told, "finish_reason": None}]}
+
+
+async def test_raw_completions_are_read_whole_and_streamed() -> None:
+    model = LlamaIndexModel(LlamaCPP(words=["Par", "is"]))
+
+    for response in await asked_in_every_way(model, Generate(model, request())):
+        assert [(token.text, token.logprob) for token in response.tokens or ()] == [("Par", -0.5), ("is", -0.5)]

@@ -28,6 +28,7 @@ class Capability:
             for many answers at once; any other computes in this process, one call at a time.
         tools: Whether it can be given tools; one that cannot is never asked without them instead.
         structured: Whether it can be asked for structured output.
+        context_window: Most tokens of prompt and answer together; None if unknown.
     """
 
     logprobs: bool | None = False
@@ -37,6 +38,7 @@ class Capability:
     batch_size: int = 1
     tools: bool = False
     structured: bool = False
+    context_window: int | None = None
 
     @property
     def prefill(self) -> bool:

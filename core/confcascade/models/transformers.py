@@ -63,12 +63,14 @@ class TransformersModel(Blocking):
         self._template_options = dict(template_options or {})
         config = model.config.get_text_config(decoder=True)
         self._blocks = _blocks(model, config.num_hidden_layers)
+        context = getattr(config, "max_position_embeddings", None)
         self._capability = Capability(
             logprobs=True,
             top_logprobs=config.vocab_size,
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             batch_size=batch_size,
+            context_window=context,
         )
         takes = inspect.signature(model.forward).parameters
         if not {"past_key_values", "attention_mask", "position_ids"} <= takes.keys():
@@ -84,7 +86,7 @@ class TransformersModel(Blocking):
             tokenizer=tokenizer,
             ends=frozenset(ends if isinstance(ends, list | tuple) else [ends]),
             max_new_tokens=max_new_tokens,
-            context=getattr(config, "max_position_embeddings", None),
+            context=context,
             device=model.device,
         )
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,11 +46,12 @@ class Measurement:
 class Signal(ABC):
     """The contract of a signal.
 
-    `name` keys thresholds and records; `space` is the range of its values, both ends included.
+    `name` keys thresholds and records; `space` is the range of its values, both ends included, or infinite where they
+    know no bound.
     """
 
     name: str
-    space: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    space: tuple[float, float] = (0.0, 1.0)
     phase: ClassVar[Literal["pre", "post"]]
 
     # what it needs of an attempt
@@ -96,7 +98,8 @@ class Signal(ABC):
         low, high = self.space
         if threshold in ("always", "never"):
             return
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not low <= threshold <= high:
+        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if not is_number or not low <= float(threshold) <= high:
             raise ConfigurationError(
                 f"The threshold of signal '{self.name}' must be a number in [{low:g}, {high:g}], "
                 f'"always" or "never". Got {threshold!r}.'

@@ -145,6 +145,10 @@ def test_confidence_adds_no_forward_pass(small):
         handle.remove()
 
 
+def test_the_context_window_is_the_models(small):
+    assert small.capability.context_window == small.model.config.max_position_embeddings
+
+
 def test_hidden_states_are_the_blocks_outputs(small):
     """Layer k is transformers' hidden_states[k], padded or not; the last is taken before the final norm."""
     depth = small.capability.layers

@@ -1,0 +1,130 @@
+"""Structured output: asked of each stage in its own way, judged inside the cascade, carried out with the answer.
+
+A LlamaIndex LLM's own `structured_predict` asks for the object and reads it: by a JSON Schema, a call of a tool, or in
+words, as the LLM's class has it.  It runs here over the LLM as it is, but that its `chat` is this adapter's, which adds
+log-probabilities and keeps the response.  What became of the response travels with it, in `Parsed`, to the cascade's
+own `structured_predict`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from confcascade import OutputSchema, Response
+from confcascade.tools import misfit, parse_problem
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
+from llama_index.core.llms.llm import LLM
+from llama_index.core.output_parsers.pydantic import PydanticOutputParser
+from llama_index.core.prompts.base import ChatPromptTemplate
+from llama_index.core.types import PydanticProgramMode
+
+__all__ = ["BoundSchema", "Parsed", "Structured", "parsed_from", "problem_with", "seen_from"]
+
+
+@dataclass(frozen=True)
+class Structured:
+    """What `structured_predict` was given.
+
+    Attributes:
+        output_cls: The pydantic class of the object.
+        mode: The cascade's `pydantic_program_mode`; the default leaves each stage its own.
+    """
+
+    output_cls: type[BaseModel]
+    mode: PydanticProgramMode = PydanticProgramMode.DEFAULT
+
+    @property
+    def output(self) -> OutputSchema:
+        """The same as the core sees it."""
+        schema = self.output_cls.model_json_schema()
+        parser = PydanticOutputParser(self.output_cls)
+
+        def check(text: str) -> str | None:
+            try:
+                parser.parse(text)
+            except Exception as error:
+                return parse_problem(error, schema)
+            return None
+
+        return OutputSchema(
+            name=schema.get("title", self.output_cls.__name__),
+            schema=schema,
+            check=check,
+            instructions=parser.get_format_string(escape_json=False).strip(),
+            native=self,
+        )
+
+    def asked_of(self, llm: LLM, messages: list[ChatMessage], options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the LLM's own `structured_predict`."""
+        if self.mode is not PydanticProgramMode.DEFAULT:
+            llm.__dict__["pydantic_program_mode"] = self.mode
+        return {
+            "output_cls": self.output_cls,
+            "prompt": ChatPromptTemplate(message_templates=messages),
+            "llm_kwargs": options,
+        }
+
+
+class BoundSchema(dict[str, Any]):
+    """A wanted object in OpenAI's form, for whatever reads a call's parameters, and in LlamaIndex's for stages."""
+
+    def __init__(self, structured: Structured) -> None:
+        self.output = structured.output
+        schema = {"name": self.output.name, "schema": self.output.schema}
+        super().__init__(type="json_schema", json_schema=schema)
+
+
+def seen_from(llm: LLM, methods: dict[str, Callable[..., Any]]) -> LLM:
+    """`llm` as it is at this moment, its clients shared, but that `methods` are other ones. It is not changed."""
+    seen = copy.copy(llm)
+    object.__setattr__(seen, "__pydantic_private__", llm.__pydantic_private__)
+    seen.__dict__.update(methods)
+    return seen
+
+
+class Parsed(ChatResponse):
+    """A response with what was read from it, which is neither shown nor serialized."""
+
+    _value: Any = PrivateAttr(default=None)
+    _error: Exception | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, response: ChatResponse, value: Any, error: Exception | None) -> Parsed:
+        parsed = cls(**dict(response))
+        parsed._value, parsed._error = value, error
+        return parsed
+
+    def carried_by(self, response: ChatResponse) -> Parsed:
+        """`response` with the same object."""
+        return Parsed.of(response, self._value, self._error)
+
+    def unwrap(self) -> Any:
+        """The object; raises the error that came instead."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def parsed_from(response: ChatResponse, output_cls: type[BaseModel]) -> Any:
+    """The object in a cascade's answer: what the stage made of it, or, of a core model's, what its JSON says.
+
+    Raises:
+        Exception: What the last stage's LLM raises alone.
+    """
+    if isinstance(response, Parsed):
+        return response.unwrap()
+    return PydanticOutputParser(output_cls).parse(response.message.content or "")
+
+
+def problem_with(response: Response, error: Exception | None, output: OutputSchema) -> str | None:
+    """Why an answer gave no object, in one line, without what the model said; None if it gave one."""
+    if error is None:
+        return None
+    for call in response.tool_calls:  # LlamaIndex's programs raise errors that hide the rule that was broken
+        if why := misfit(call.arguments, output.schema):
+            return f"the structured output does not fit: {why}"
+    return parse_problem(error, output.schema)
