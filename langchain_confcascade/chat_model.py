@@ -70,7 +70,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
-        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer, its record flagged
+        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
         **parameters: Those of every LangChain chat model, such as ``callbacks``, ``tags`` or ``cache``.
 

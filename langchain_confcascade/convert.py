@@ -40,6 +40,9 @@ from langchain_confcascade.tools import plain_tool
 
 __all__ = ["Reading", "chunk_from", "messages_from", "request_from", "response_from", "shown", "usage_metadata"]
 
+# types of content blocks, of LangChain and of providers
+_MEDIA = set("audio document file image image_url input_audio input_file input_image media video".split())
+
 
 def request_from(
     messages: Sequence[BaseMessage], stop: Sequence[str] | str | None, parameters: Mapping[str, Any]
@@ -63,7 +66,14 @@ def request_from(
         tool_choice=options.pop("tool_choice", None) if tools else None,
         output=None if structured is None else structured.output,
         options=options,
+        media=any(map(_holds_media, messages)),
         native=list(messages),
+    )
+
+
+def _holds_media(message: BaseMessage) -> bool:
+    return isinstance(message.content, list) and any(
+        isinstance(block, dict) and block.get("type") in _MEDIA for block in message.content
     )
 
 

@@ -121,6 +121,7 @@ class LangChainModel(Remote):
             top_logprobs=20,
             tools=can_call_tools(self._chat),
             structured=can_give_structured_output(self._chat),
+            media=True,
         )
 
     @property

@@ -25,7 +25,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import SkipValidation
+from pydantic import SkipValidation, ValidationError
 
 from langchain_confcascade.tools import can_call_tools
 

@@ -23,6 +23,11 @@ Messages = Any  # str | Message | sequence of messages, pairs or mappings: see M
 Progress = Callable[[int, "Outcome | Exception"], None]
 
 
+def _plain(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold]:
+    """With Python's own numbers: NumPy's go into no JSON and no checkpoint."""
+    return {name: value if isinstance(value, str) else float(value) for name, value in thresholds.items()}
+
+
 def build_stages(
     *,
     models: Sequence[Any] | None = None,
@@ -67,6 +72,7 @@ def build_stages(
         raise ConfigurationError("A cascade needs at least one stage; the list is empty.")
     for stage in resolved:
         stage.validate()
+    resolved = [replace(stage, thresholds=_plain(stage.thresholds)) for stage in resolved]
     for stage in resolved[:-1]:
         if not stage.signals:
             raise ConfigurationError(
@@ -112,7 +118,7 @@ class Cascade:
     Args:
         stages: Smallest first; the last always answers and needs no signal.
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
-        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer, its record flagged
+        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
 
     Raises:

@@ -98,10 +98,11 @@ def forward_flops(architecture: Architecture, usage: Usage) -> float:
 def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | None, prices: Prices | None) -> Cost:
     """The cost of one attempt; what cannot be known is None."""
     usd = None
-    if prices is not None:
+    unknown = usage.estimated and not usage.total_tokens  # the model told none
+    if prices is not None and not unknown:
         usd = (usage.input_tokens * prices.input_usd + usage.output_tokens * prices.output_usd) / 1e6
     return Cost(
-        flops=None if architecture is None else forward_flops(architecture, usage),
+        flops=None if architecture is None or unknown else forward_flops(architecture, usage),
         tokens=usage.total_tokens,
         usd=usd,
         seconds=elapsed_s,

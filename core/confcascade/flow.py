@@ -101,6 +101,7 @@ def policy_id(stages: Sequence[Stage]) -> str:
     identity = [
         {
             "model": stage.model.name,
+            "fingerprint": getattr(stage.model, "fingerprint", None),  # of its settings, where it has one
             "signals": {signal.name: signal.identity() for signal in stage.signals},
             # 1 and 1.0 decide alike
             "thresholds": {k: v if isinstance(v, str) else float(v) for k, v in stage.thresholds.items()},
@@ -124,8 +125,8 @@ def cascade_flow(
         stages: Smallest first; the last always answers.
         request: The question.
         on_error: "escalate" passes a query whose model failed on to the next stage, "raise" raises.
-        on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer,
-            flagged as degraded, "raise" raises.
+        on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer
+            in words, flagged as degraded, "raise" raises.
         policy: The cascade's `policy_id`.
 
     Raises:
@@ -143,8 +144,9 @@ def cascade_flow(
             raise error
         if attempt.decision == "accept" and response is not None:
             return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name), tuple(responses))
-        if response is not None and response.problem is None and not response.is_empty and not attempt.aborted:
-            kept = index, response
+        # never a call of a tool: it was rejected, and agents act on it without a look at the record
+        if response is not None and response.problem is None and response.text.strip() and not response.calls_tools:
+            kept = kept if attempt.aborted else (index, response)
     if kept is None or on_exhausted == "raise":
         failed = attempts[-1]
         raise CascadeExhaustedError(
@@ -228,9 +230,8 @@ def _attempt(
         if problem is None and asked is not request and request.output is not None and request.output.check is not None:
             problem = request.output.check(response.text)
         if last:  # answers as it would alone
-            if response.is_empty and problem is None:
-                return ended("fail", "empty answer", response)
-            return ended("accept", "last stage" + (f" ({problem})" if problem else ""), response)
+            said = problem or ("empty answer" if response.is_empty else None)
+            return ended("accept", "last stage" + (f" ({said})" if said else ""), response)
         if problem is not None:
             return ended("escalate", problem, response.replace(problem=problem))
         if response.is_empty and response.finish_reason != "aborted":
@@ -248,6 +249,8 @@ def _attempt(
 
 def _inability(model: LanguageModel, request: Request) -> str | None:
     """Why `model` is not even asked: what it would answer instead is no answer."""
+    if request.media and not model.capability.media:
+        return "the model takes text alone"
     if request.tools and not model.capability.tools:
         return "the model cannot call tools"
     if request.output is not None and request.output.instructions is None and not model.capability.structured:

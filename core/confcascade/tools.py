@@ -108,7 +108,10 @@ def misfit(value: Any, schema: Any) -> str | None:
     >>> misfit({"a": "1"}, {"type": "object", "properties": {"a": {"type": "integer"}}})
     "'a' must be of type integer"
     """
-    return next(_misfits(value, schema, schema, ""), None)
+    try:
+        return next(_misfits(value, schema, schema, ""), None)
+    except (TypeError, RecursionError):  # a keyword that cannot be read, or references in a circle
+        return None
 
 
 def _misfits(value: Any, schema: Any, root: Any, at: str) -> Iterator[str]:
@@ -116,6 +119,7 @@ def _misfits(value: Any, schema: Any, root: Any, at: str) -> Iterator[str]:
         yield f"{_place(at)} is not allowed"
     if not isinstance(schema, Mapping):
         return
+    schema = {key: rule for key, rule in schema.items() if rule is not None or key == "const"}
     if "$ref" in schema and (target := _resolved(schema["$ref"], root)) is not schema:
         yield from _misfits(value, target, root, at)
     kinds = schema.get("type", [])

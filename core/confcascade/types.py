@@ -140,6 +140,8 @@ class Request:
         output: What the answer must fit, if it is to be structured output.
         retrieved: Scores of the passages that were retrieved for this query (None for a passage without one), higher =
             more relevant; None if nothing was retrieved. What `RetrievalScore` reads; models do not.
+        media: Whether the framework's own messages hold more than text, such as images; a stage whose model takes text
+            alone passes such a request on.
         native: The framework's own messages, carried through untouched for the framework's own models.
     """
 
@@ -152,6 +154,7 @@ class Request:
     tool_choice: Any = None
     output: OutputSchema | None = None
     retrieved: tuple[float | None, ...] | None = None
+    media: bool = False
     native: Any = None
 
     @property
@@ -258,7 +261,12 @@ class Response:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show: no text and no tool call."""
-        return not self.text.strip() and not self.tool_calls and self.finish_reason != "tool_calls"
+        return not self.text.strip() and not self.calls_tools
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether it calls a tool, be it in a way that cannot be read."""
+        return bool(self.tool_calls) or self.finish_reason == "tool_calls"
 
     def replace(self, **changes: Any) -> Response:
         """A copy with other values in some fields."""

@@ -296,14 +296,14 @@ def test_a_doomed_answer_is_ended():
 
 
 def test_a_degraded_answer_keeps_its_native_object():
-    """A tool call has no text to show: where it is what is returned, the chunk carries its native object."""
-    call = Response("", finish_reason="tool_calls", native=object())
+    """Where an earlier answer is what is returned, its chunk carries the framework's own object."""
+    draft = Response("maybe", native=object())
     down = ScriptedModel("large", {"q": Reply("", error=ModelError("down"))})
-    cascade = Cascade([Stage(Saying(call), [TokenProbability()], {"p_t": 0.5}), Stage(down)])
+    cascade = Cascade([Stage(Saying(draft), [TokenProbability()], {"p_t": 0.5}), Stage(down)])
 
     shown = streamed(cascade, "q")
 
-    assert [(chunk.text, chunk.native) for chunk in shown.chunks] == [("", call.native)]
+    assert [(chunk.text, chunk.native) for chunk in shown.chunks] == [("maybe", draft.native)]
     assert shown.outcome.record.degraded
 
 
@@ -333,16 +333,16 @@ def before(last: ScriptedModel) -> Cascade:
     return Cascade([Stage(small, [TokenProbability()], {"p_t": 0.9}), Stage(last)])
 
 
-@pytest.mark.parametrize("end", [Response(" \n"), ModelError("down")], ids=["empty", "error"])
-def test_white_space_is_not_shown_before_there_is_text(end: Any):
-    """An answer of white space is empty, and withdrawn; so it must not have been shown, not even live."""
+@pytest.mark.parametrize(("end", "text"), [(Response(" \n"), " \n"), (ModelError("down"), "3")], ids=["empty", "error"])
+def test_white_space_is_not_shown_before_there_is_text(end: Any, text: str):
+    """What follows may fail, and an earlier answer take its place; so it must not have been shown, not even live."""
     cascade = before(Saying(Chunk(" ", released=True), Chunk("\n", released=True), end))
 
     *chunks, outcome = cascade.stream("q")
     shown = asyncio.run(astreamed(cascade, "q"))
 
-    assert "".join(chunk.text for chunk in chunks) == outcome.text == cascade.run("q").text == "3"
-    assert (shown.text, shown.outcome.text) == ("3", "3")
+    assert "".join(chunk.text for chunk in chunks) == outcome.text == cascade.run("q").text == text
+    assert (shown.text, shown.outcome.text) == (text, text)
 
 
 def test_a_call_of_a_tool_streams_live_without_text():

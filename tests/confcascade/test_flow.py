@@ -464,20 +464,20 @@ def test_an_empty_answer_is_passed_over(text: str):
     next(flow)
     (asked,) = flow.send((said(text, 1.0),))
     assert asked.model is LARGE
-    with pytest.raises(CascadeExhaustedError, match="empty answer"):
-        flow.send((said(text, 1.0),))
+    with pytest.raises(CascadeExhaustedError, match="no earlier stage has a complete one"):
+        flow.send((failed(ModelError("down")),))
 
 
-def test_an_empty_last_answer_gives_way_to_an_earlier_one():
-    """The last stage has failed, too, if it says nothing."""
+def test_an_empty_last_answer_is_the_answer():
+    """The last stage answers as it would alone: in an agent, nothing more to say is no failure."""
     flow = cascade_flow([sure(), Stage(LARGE)], REQUEST)
 
     next(flow)
     flow.send((said("3", 0.1),))
     outcome = outcome_of(flow, said(""))
 
-    assert (outcome.text, outcome.record.degraded) == ("3", True)
-    assert outcome.record.attempts[1].reason == "empty answer"
+    assert (outcome.text, outcome.record.degraded) == ("", False)
+    assert outcome.record.attempts[1].reason == "last stage (empty answer)"
 
 
 def test_a_tool_call_is_an_answer():
@@ -670,6 +670,7 @@ def test_policies_that_decide_differently_have_different_ids(changed: list[Stage
 CALLING = ScriptedModel("calling", tools=True)
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 WITH_TOOLS = Request((Message("user", "q"),), tools=(Tool("plot", POINT),))
+WORDS = Response("I would plot it", (Token("I would plot it", -0.01),))
 ANSWER = Response(
     "", (Token('{"name": "plot", "arguments": {"x": 1}}', -0.01),), tool_calls=(ToolCall("plot", {"x": 1}),)
 )
@@ -812,9 +813,9 @@ def test_a_skipped_last_stage_leaves_the_earlier_answer():
     flow = cascade_flow([sure("never", CALLING), Stage(LARGE)], WITH_TOOLS)
 
     step(flow)
-    outcome = step(flow, ANSWER)
+    outcome = step(flow, WORDS)
 
-    assert (outcome.response, outcome.record.degraded) == (ANSWER, True)
+    assert (outcome.response, outcome.record.degraded) == (WORDS, True)
     assert [attempt.reason for attempt in outcome.record.attempts] == [
         "p_t 0.99 (never)",
         "the model cannot call tools",

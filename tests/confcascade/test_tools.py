@@ -194,3 +194,21 @@ def test_what_could_not_be_parsed_is_told_without_its_values():
     for error in (invalid.value, wrapped):
         assert parse_problem(error, POINT) == "the structured output does not validate ('x': int_parsing)"
     assert parse_problem(ValueError("my-secret"), POINT) == "the structured output cannot be read (ValueError)"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "required": None, "properties": None, "minProperties": None},
+        {"type": "object", "properties": {"a": {"enum": None, "anyOf": None, "minLength": None}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"type": "object", "properties": {"a": {"minLength": "three"}}},
+    ],
+)
+def test_what_cannot_be_read_of_a_schema_excludes_nothing(schema):
+    assert misfit({"a": "text"}, schema) is None
+
+
+def test_null_may_be_the_value_that_is_wanted():
+    assert misfit(None, {"const": None}) is None
+    assert misfit(1, {"const": None}) is not None

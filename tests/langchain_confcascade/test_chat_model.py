@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import pickle
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from confcascade import (
     CascadeExhaustedError,
@@ -31,7 +33,12 @@ from langchain_core.callbacks import (
     get_usage_metadata_callback,
 )
 from langchain_core.globals import set_llm_cache
-from langchain_core.language_models import BaseChatModel, FakeListChatModel, GenericFakeChatModel
+from langchain_core.language_models import (
+    BaseChatModel,
+    FakeListChatModel,
+    FakeMessagesListChatModel,
+    GenericFakeChatModel,
+)
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.output_parsers import StrOutputParser
@@ -362,14 +369,49 @@ async def test_a_failed_last_model_leaves_the_best_earlier_answer_or_raises():
         cascade(models=models, on_exhausted="raise").invoke(HARD)
 
 
-def test_a_degraded_stream_keeps_the_tool_calls_of_the_earlier_answer():
+def test_a_rejected_tool_call_never_comes_back():
+    """An agent would act on it, without a look at the record."""
     call = {"name": "add", "args": '{"a": 1}', "id": "call_1", "index": 0}
     drafting = RuleModel(model="small", rules={"q": AIMessageChunk(content="", tool_call_chunks=[call])})
-    chunks = list(cascade(models=[drafting, large(broken=True)]).stream("q"))
+    llm = cascade(models=[drafting, large(broken=True)])
 
-    answer = chunks[0] + chunks[1:]
-    assert record(answer)["degraded"]
-    assert [call["name"] for call in answer.tool_calls] == ["add"]
+    for ask in (llm.invoke, lambda query: list(llm.stream(query))):
+        with pytest.raises(CascadeExhaustedError, match="no earlier stage has a complete one"):
+            ask("q")
+
+
+@pytest.mark.parametrize(
+    "content", ["", [{"type": "image", "url": "https://example.org/a.png"}]], ids=["empty", "image"]
+)
+def test_the_last_model_answers_as_it_would_alone_also_without_a_word(content):
+    llm = cascade(models=[small(), FakeMessagesListChatModel(responses=[AIMessage(content)])])
+
+    answer = llm.invoke(HARD)
+
+    assert (answer.content, record(answer)["degraded"]) == (content, False)
+    assert record(answer)["attempts"][-1]["reason"] == "last stage (empty answer)"
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "input_audio"])
+def test_a_model_that_takes_text_alone_is_not_asked_about_more(kind):
+    """It would answer, and not know what it had not seen."""
+    blind, seeing = ScriptedModel("blind", lambda _: ("a cat", 1.0)), FakeListChatModel(responses=["a dog"])
+    message = HumanMessage([{"type": "text", "text": "What is this?"}, {"type": kind, kind: {}}])
+
+    answer = ConfidenceCascadeLLM(models=[blind, seeing], threshold=0.5).invoke([message])
+
+    assert (answer.content, record(answer)["attempts"][0]["reason"]) == ("a dog", "the model takes text alone")
+    assert not blind.calls
+
+
+def test_numpys_thresholds_are_numbers():
+    """Quantiles of one's own scores, say: records stay JSON."""
+    for threshold in (np.quantile([0.8, 0.9, 0.95], 0.5), np.float32(0.9)):
+        answer = cascade(threshold=threshold).invoke(HARD)
+
+        json.dumps(answer.response_metadata)
+    with pytest.raises(ConfigurationError, match="must be a number"):
+        cascade(threshold=np.array([0.9, 0.8]))
 
 
 def test_a_model_without_log_probabilities_escalates_with_that_reason():
@@ -644,7 +686,7 @@ def test_the_cache_of_one_cascade_is_not_anothers():
         set_llm_cache(None)
 
     assert answers == ["one", "two", "one"]
-    assert first.model_name == second.model_name
+    assert first.model_name != second.model_name
 
 
 def test_a_cascade_can_be_a_stage():

@@ -260,10 +260,14 @@ def test_a_stages_message_is_shown_without_its_accounts():
 
 def test_an_exhausted_cascade_shows_no_answer_in_its_message():
     """What was said is in attributes, out of logs."""
-    models = [ScriptedModel("small", {"q": ("secret draft", 0.1)}), ScriptedModel("large", lambda _: Reply("", 0.9))]
+    models = [
+        ScriptedModel("small", {"q": ("secret draft", 0.1)}),
+        ScriptedModel("large", lambda _: Reply("", error=ModelError("down"))),
+    ]
     with pytest.raises(CascadeExhaustedError) as caught:
         cascade(models=models, on_exhausted="raise").invoke("q")
 
     assert "secret" not in f"{caught.value}{caught.value!r}"
-    assert [response.text for response in caught.value.responses] == ["secret draft", ""]
+    draft, none = caught.value.responses
+    assert (draft.text, none) == ("secret draft", None)
     assert not isinstance(caught.value, ModelError)

@@ -28,6 +28,7 @@ class Capability:
             for many answers at once; any other computes in this process, one call at a time.
         tools: Whether it can be given tools; one that cannot is never asked without them instead.
         structured: Whether it can be asked for structured output.
+        media: Whether it is given the framework's own messages, and so what they hold beyond text.
         context_window: Most tokens of prompt and answer together; None if unknown.
     """
 
@@ -38,6 +39,7 @@ class Capability:
     batch_size: int = 1
     tools: bool = False
     structured: bool = False
+    media: bool = False
     context_window: int | None = None
 
     @property

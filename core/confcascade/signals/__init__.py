@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from confcascade.asks import Flow
@@ -96,9 +97,9 @@ class Signal(ABC):
     def validate(self, threshold: Threshold) -> None:
         """Raise `ConfigurationError` for a threshold outside the signal's space."""
         low, high = self.space
-        if threshold in ("always", "never"):
+        if isinstance(threshold, str) and threshold in ("always", "never"):
             return
-        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool) and math.isfinite(threshold)
         if not is_number or not low <= float(threshold) <= high:
             raise ConfigurationError(
                 f"The threshold of signal '{self.name}' must be a number in [{low:g}, {high:g}], "
@@ -112,4 +113,4 @@ def passes(value: float, threshold: Threshold) -> bool:
         return True
     if threshold == "never":
         return False
-    return value >= threshold
+    return bool(value >= threshold)  # of NumPy's numbers, too, which are no JSON
