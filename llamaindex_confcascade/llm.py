@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from confcascade import (
     Cascade,
@@ -124,6 +124,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     @classmethod
     def class_name(cls) -> str:
         return "ConfidenceCascadeLLM"
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # the stages, which hold clients that cannot be copied, are never changed and so can be shared
+        return super().__deepcopy__({**(memo or {}), id(self._cascade): self._cascade})
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         yield "stages", [stage.model.name for stage in self._cascade.stages]
@@ -399,7 +403,7 @@ def _plain(message: ChatMessage) -> Message:
         _ROLES.get(message.role, "user"),
         message.content or "",
         read_calls(message)[0],
-        message.additional_kwargs.get("tool_call_id") if message.role == MessageRole.TOOL else None,
+        message.additional_kwargs.get("tool_call_id") if _ROLES.get(message.role) == "tool" else None,
     )
 
 

@@ -56,12 +56,12 @@ def plain_tool(tool: Any) -> Tool:
     )
 
 
-def can_call_tools(llm: LLM) -> bool:
-    """Whether an LLM can be given tools; not if it cannot be told now (some ask their server)."""
+def can_call_tools(llm: LLM) -> bool | None:
+    """Whether an LLM can be given tools; None if it cannot be told now (some ask their server)."""
     try:
         return isinstance(llm, FunctionCallingLLM) and llm.metadata.is_function_calling_model
     except Exception:
-        return False
+        return None
 
 
 def prepared(llm: LLM, request: Request, messages: list[ChatMessage]) -> tuple[list[ChatMessage], dict[str, Any]]:

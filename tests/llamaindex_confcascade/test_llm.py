@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 import math
@@ -464,6 +465,19 @@ def test_it_survives_pickling() -> None:
 
     assert llm.system_prompt == "Be brief."
     assert llm.complete(KNOWN).text == "It is Paris."
+
+
+def test_a_copy_answers_as_the_original_and_shares_its_stages() -> None:
+    """Also a deep one, though clients of stages cannot be copied."""
+    small = OpenAI(model="gpt-4o-mini", api_key="sk-secret", api_base="http://127.0.0.1:1", max_retries=0)
+    small._get_client()
+    llm = ConfidenceCascadeLLM(models=[small, Rule(name="large")], threshold=0.8, system_prompt="Be brief.")
+
+    for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(deep=True)):
+        copied.system_prompt = "Take your time."
+        assert copied.complete(UNKNOWN).text == "It is Funafuti."
+        assert repr(copied) == repr(llm)
+    assert llm.system_prompt == "Be brief."
 
 
 # ---------------------------------------------------------------------- OpenAI's own class, over HTTP
