@@ -151,9 +151,9 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         windows = [metadata.context_window for metadata in known]
         windows += [window for model in models if (window := model.capability.context_window) is not None]
         ours.context_window = min(windows, default=ours.context_window)
-        # -1 is LlamaIndex's word for "not set"
+        # -1 is LlamaIndex's word for "not set"; its default may be more than a small window holds
         outputs = (metadata.num_output for metadata in known if metadata.num_output > 0)
-        ours.num_output = min(outputs, default=ours.num_output)
+        ours.num_output = min(outputs, default=min(ours.num_output, ours.context_window // 4))
         return ours
 
     # ------------------------------------------------------------------ the eight methods

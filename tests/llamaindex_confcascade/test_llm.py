@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import inspect
 import json
 import math
@@ -319,13 +320,25 @@ def test_metadata_holds_for_every_stage() -> None:
     llm = ConfidenceCascadeLLM(models=[Rule(name="small", window=500), Rule(name="large")], threshold=0.5)
 
     assert llm.metadata.context_window == 500
-    assert llm.metadata.num_output == 256  # no stage sets one: LlamaIndex's own default
+    assert (
+        llm.metadata.num_output == 125
+    )  # no stage sets one: of LlamaIndex's own default, what leaves room for a prompt
     assert llm.metadata.is_chat_model
     assert not llm.metadata.is_function_calling_model
     assert (
         llm.metadata.model_name == f"confcascade-{llm.chat(user(KNOWN)).additional_kwargs['confcascade']['policy_id']}"
     )
     assert llm.class_name() == "ConfidenceCascadeLLM"
+
+
+def test_a_core_models_window_counts_where_it_is_known() -> None:
+    small = ScriptedModel("small")
+    small._capability = dataclasses.replace(small.capability, context_window=400)
+
+    assert ConfidenceCascadeLLM(models=[small, Rule(name="large")], threshold=0.5).metadata.context_window == 400
+    assert ConfidenceCascadeLLM(models=[Rule(name="small"), small], threshold=0.5).metadata.context_window == 400
+    unknown = ConfidenceCascadeLLM(models=[ScriptedModel("unknown")]).metadata
+    assert (unknown.context_window, unknown.num_output) == (3900, 256)  # LlamaIndex's own defaults
 
 
 # ---------------------------------------------------------------------- what a stage is given
