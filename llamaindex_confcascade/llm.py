@@ -49,7 +49,15 @@ from llama_index_instrumentation import get_dispatcher
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.model import LlamaIndexModel
 from llamaindex_confcascade.structured import BoundSchema, Parsed, Structured, parsed_from
-from llamaindex_confcascade.tools import bound_tool, call_blocks, plain_tool, read_calls, selections, tool_messages
+from llamaindex_confcascade.tools import (
+    bound_tool,
+    call_blocks,
+    keep_first_call,
+    plain_tool,
+    read_calls,
+    selections,
+    tool_messages,
+)
 
 __all__ = ["ConfidenceCascadeLLM"]
 
@@ -234,8 +242,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     ) -> ChatResponse:
         del tools, kwargs
         if not allow_parallel_tool_calls:  # the first call alone, as LlamaIndex's OpenAI does it
-            calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-            response.message.blocks = [block for block in response.message.blocks if block not in calls[1:]]
+            keep_first_call(response.message)
         return response
 
     def get_tool_calls_from_response(

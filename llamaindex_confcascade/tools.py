@@ -19,6 +19,7 @@ __all__ = [
     "bound_tool",
     "call_blocks",
     "can_call_tools",
+    "keep_first_call",
     "plain_tool",
     "prepared",
     "read_calls",
@@ -120,6 +121,14 @@ def selections(message: ChatMessage) -> list[ToolSelection]:
         arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
         found.append(ToolSelection(tool_id=key or "", tool_name=name, tool_kwargs=arguments))
     return found
+
+
+def keep_first_call(message: ChatMessage) -> None:
+    """Drop all calls of `message` but the first."""
+    calls = [i for i, block in enumerate(message.blocks) if isinstance(block, ToolCallBlock)]
+    message.blocks = [block for i, block in enumerate(message.blocks) if i not in calls[1:]]
+    if isinstance(beside := message.additional_kwargs.get("tool_calls"), list):
+        message.additional_kwargs["tool_calls"] = beside[:1]
 
 
 def _told(message: ChatMessage) -> Iterator[tuple[str | None, str, Any]]:

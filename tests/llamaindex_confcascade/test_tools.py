@@ -31,7 +31,7 @@ from llama_index.core.tools import FunctionTool
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
 from llamaindex_confcascade.model import LlamaIndexModel
-from llamaindex_confcascade.tools import bound_tool, plain_tool, read_calls, selections
+from llamaindex_confcascade.tools import bound_tool, keep_first_call, plain_tool, read_calls, selections
 
 ADD = '{"a": 2, "b": 3}'
 
@@ -526,6 +526,19 @@ def test_calls_are_read_from_blocks_or_from_openais_form_beside_them():
     ):
         assert read_calls(message) == ((ToolCall("add", {"a": 2, "b": 3}, "c1"),), None)
         assert [call.tool_kwargs for call in selections(message)] == [{"a": 2, "b": 3}]
+
+
+def test_only_the_first_call_is_kept_also_of_equal_ones():
+    beside = {"function": {"name": "add", "arguments": ADD}}
+    block = ToolCallBlock(tool_name="add", tool_kwargs={"a": 2, "b": 3})
+
+    for message in (
+        ChatMessage(blocks=[TextBlock(text="Adding."), block, block.model_copy()]),
+        ChatMessage(content="Adding.", additional_kwargs={"tool_calls": [beside, beside]}),
+    ):
+        keep_first_call(message)
+        assert read_calls(message) == ((ToolCall("add", {"a": 2, "b": 3}),), None)
+        assert message.content == "Adding."
 
 
 def test_calls_of_a_form_of_their_own_are_read_by_the_llm_itself(calling):
