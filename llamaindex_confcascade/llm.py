@@ -35,7 +35,6 @@ from llama_index.core.base.llms.types import (
     LogProb,
     MessageRole,
     TextBlock,
-    ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
