@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from confcascade import (
     Cascade,
@@ -36,7 +36,6 @@ from llama_index.core.base.llms.types import (
     LogProb,
     MessageRole,
     TextBlock,
-    ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
@@ -51,7 +50,15 @@ from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.model import LlamaIndexModel
 from llamaindex_confcascade.retrieval import retrieved_scores, watch_retrievals
 from llamaindex_confcascade.structured import BoundSchema, Parsed, Structured, parsed_from
-from llamaindex_confcascade.tools import bound_tool, call_blocks, plain_tool, read_calls, selections, tool_messages
+from llamaindex_confcascade.tools import (
+    bound_tool,
+    call_blocks,
+    keep_first_call,
+    plain_tool,
+    read_calls,
+    selections,
+    tool_messages,
+)
 
 __all__ = ["ConfidenceCascadeLLM"]
 
@@ -129,6 +136,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     def class_name(cls) -> str:
         return "ConfidenceCascadeLLM"
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # the stages, which hold clients that cannot be copied, are never changed and so can be shared
+        return super().__deepcopy__({**(memo or {}), id(self._cascade): self._cascade})
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         yield "stages", [stage.model.name for stage in self._cascade.stages]
         yield "policy_id", self._cascade.policy_id
@@ -151,9 +162,9 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         windows = [metadata.context_window for metadata in known]
         windows += [window for model in models if (window := model.capability.context_window) is not None]
         ours.context_window = min(windows, default=ours.context_window)
-        # -1 is LlamaIndex's word for "not set"
+        # -1 is LlamaIndex's word for "not set"; its default may be more than a small window holds
         outputs = (metadata.num_output for metadata in known if metadata.num_output > 0)
-        ours.num_output = min(outputs, default=ours.num_output)
+        ours.num_output = min(outputs, default=min(ours.num_output, ours.context_window // 4))
         return ours
 
     # ------------------------------------------------------------------ the eight methods
@@ -234,8 +245,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     ) -> ChatResponse:
         del tools, kwargs
         if not allow_parallel_tool_calls:  # the first call alone, as LlamaIndex's OpenAI does it
-            calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-            response.message.blocks = [block for block in response.message.blocks if block not in calls[1:]]
+            keep_first_call(response.message)
         return response
 
     def get_tool_calls_from_response(
@@ -404,7 +414,7 @@ def _plain(message: ChatMessage) -> Message:
         _ROLES.get(message.role, "user"),
         message.content or "",
         read_calls(message)[0],
-        message.additional_kwargs.get("tool_call_id") if message.role == MessageRole.TOOL else None,
+        message.additional_kwargs.get("tool_call_id") if _ROLES.get(message.role) == "tool" else None,
     )
 
 

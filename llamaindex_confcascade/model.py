@@ -72,6 +72,7 @@ class LlamaIndexModel(Remote):
         self._name = _name(native)
         self._silent = not ancestors.isdisjoint(_NO_LOGPROBS)
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
+        self._calls_tools: bool | None = None
         self._is_responses = "OpenAIResponses" in ancestors
         asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
         self._takes = {"logprobs"} if asks and not self._silent else set()
@@ -86,10 +87,12 @@ class LlamaIndexModel(Remote):
 
     @property
     def capability(self) -> Capability:
+        if self._calls_tools is None:  # asked once, for some LLMs ask their server
+            self._calls_tools = can_call_tools(self.native)
         return Capability(
             logprobs=False if self._silent else None,
             top_logprobs=20,
-            tools=can_call_tools(self.native),
+            tools=bool(self._calls_tools),
             structured=True,  # in words, if in no other way
         )
 

@@ -19,6 +19,7 @@ __all__ = [
     "bound_tool",
     "call_blocks",
     "can_call_tools",
+    "keep_first_call",
     "plain_tool",
     "prepared",
     "read_calls",
@@ -56,12 +57,12 @@ def plain_tool(tool: Any) -> Tool:
     )
 
 
-def can_call_tools(llm: LLM) -> bool:
-    """Whether an LLM can be given tools; not if it cannot be told now (some ask their server)."""
+def can_call_tools(llm: LLM) -> bool | None:
+    """Whether an LLM can be given tools; None if it cannot be told now (some ask their server)."""
     try:
         return isinstance(llm, FunctionCallingLLM) and llm.metadata.is_function_calling_model
     except Exception:
-        return False
+        return None
 
 
 def prepared(llm: LLM, request: Request, messages: list[ChatMessage]) -> tuple[list[ChatMessage], dict[str, Any]]:
@@ -120,6 +121,14 @@ def selections(message: ChatMessage) -> list[ToolSelection]:
         arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
         found.append(ToolSelection(tool_id=key or "", tool_name=name, tool_kwargs=arguments))
     return found
+
+
+def keep_first_call(message: ChatMessage) -> None:
+    """Drop all calls of `message` but the first."""
+    calls = [i for i, block in enumerate(message.blocks) if isinstance(block, ToolCallBlock)]
+    message.blocks = [block for i, block in enumerate(message.blocks) if i not in calls[1:]]
+    if isinstance(beside := message.additional_kwargs.get("tool_calls"), list):
+        message.additional_kwargs["tool_calls"] = beside[:1]
 
 
 def _told(message: ChatMessage) -> Iterator[tuple[str | None, str, Any]]:

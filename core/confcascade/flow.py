@@ -190,7 +190,9 @@ def _attempt(
 
     if reason := _inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
-    asked = request if stage.model.capability.structured else in_words(request)
+    asked = request
+    if request.output is not None and not stage.model.capability.structured:
+        asked = in_words(request)
     try:
         # before anything is generated
         prefilled: Prefilled | None = None

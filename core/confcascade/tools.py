@@ -31,10 +31,10 @@ CUT = ("length", "max_tokens", "MAX_TOKENS")
 
 def problem_of(request: Request, response: Response) -> str | None:
     """Why `response` cannot be used as an answer to `request`, in one line; None if it can."""
+    if response.finish_reason in CUT and (request.output is not None or response.tool_calls):
+        return "it was cut off at its most tokens"  # some readers complete what is missing, others only see it missing
     if response.problem is not None:
         return response.problem
-    if response.finish_reason in CUT and (request.output is not None or response.tool_calls):
-        return "it was cut off at its most tokens"  # some readers complete what is missing
     if not request.tools:
         return None
     tools = {tool.name: tool for tool in request.tools}

@@ -149,7 +149,9 @@ def test_without_tools_only_the_adapters_word_counts():
     assert problem_of(request(), Response("", tool_calls=(ToolCall("draw", {}),))) is None
     wanted = request(output=OutputSchema("Point", POINT))
     assert problem_of(wanted, Response("{}", problem="no")) == "no"
-    assert problem_of(wanted, Response("{", finish_reason="max_tokens")) == "it was cut off at its most tokens"
+    for reader in (None, "the structured output is no JSON"):
+        cut = Response("{", finish_reason="max_tokens", problem=reader)
+        assert problem_of(wanted, cut) == "it was cut off at its most tokens"
 
 
 @pytest.mark.parametrize(

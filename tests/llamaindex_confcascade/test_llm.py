@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import inspect
 import json
 import math
@@ -318,13 +320,25 @@ def test_metadata_holds_for_every_stage() -> None:
     llm = ConfidenceCascadeLLM(models=[Rule(name="small", window=500), Rule(name="large")], threshold=0.5)
 
     assert llm.metadata.context_window == 500
-    assert llm.metadata.num_output == 256  # no stage sets one: LlamaIndex's own default
+    assert (
+        llm.metadata.num_output == 125
+    )  # no stage sets one: of LlamaIndex's own default, what leaves room for a prompt
     assert llm.metadata.is_chat_model
     assert not llm.metadata.is_function_calling_model
     assert (
         llm.metadata.model_name == f"confcascade-{llm.chat(user(KNOWN)).additional_kwargs['confcascade']['policy_id']}"
     )
     assert llm.class_name() == "ConfidenceCascadeLLM"
+
+
+def test_a_core_models_window_counts_where_it_is_known() -> None:
+    small = ScriptedModel("small")
+    small._capability = dataclasses.replace(small.capability, context_window=400)
+
+    assert ConfidenceCascadeLLM(models=[small, Rule(name="large")], threshold=0.5).metadata.context_window == 400
+    assert ConfidenceCascadeLLM(models=[Rule(name="small"), small], threshold=0.5).metadata.context_window == 400
+    unknown = ConfidenceCascadeLLM(models=[ScriptedModel("unknown")]).metadata
+    assert (unknown.context_window, unknown.num_output) == (3900, 256)  # LlamaIndex's own defaults
 
 
 # ---------------------------------------------------------------------- what a stage is given
@@ -464,6 +478,19 @@ def test_it_survives_pickling() -> None:
 
     assert llm.system_prompt == "Be brief."
     assert llm.complete(KNOWN).text == "It is Paris."
+
+
+def test_a_copy_answers_as_the_original_and_shares_its_stages() -> None:
+    """Also a deep one, though clients of stages cannot be copied."""
+    small = OpenAI(model="gpt-4o-mini", api_key="sk-secret", api_base="http://127.0.0.1:1", max_retries=0)
+    small._get_client()
+    llm = ConfidenceCascadeLLM(models=[small, Rule(name="large")], threshold=0.8, system_prompt="Be brief.")
+
+    for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(deep=True)):
+        copied.system_prompt = "Take your time."
+        assert copied.complete(UNKNOWN).text == "It is Funafuti."
+        assert repr(copied) == repr(llm)
+    assert llm.system_prompt == "Be brief."
 
 
 # ---------------------------------------------------------------------- OpenAI's own class, over HTTP

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 import pytest
 
 pytest.importorskip("llama_index.llms.openai")
 
+from confcascade import trace
+from confcascade.testing import same_record
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.bridge.pydantic import BaseModel
+from llama_index.core.prompts import PromptTemplate
 from llama_index.llms.openai import OpenAI
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
@@ -64,3 +69,24 @@ def test_stop_is_honoured_whole_and_streamed(llm, yardstick):
     assert whole.message.content
     assert "=" not in whole.message.content
     assert last.message.content == whole.message.content
+
+
+class Answer(BaseModel):
+    """What is said."""
+
+    answer: Literal["yes", "no", "I don't know"]
+
+
+async def test_a_real_server_is_held_to_the_schema(llm, yardstick):
+    """llama.cpp's grammar makes models write JSON that fits, or be cut off; the second goes to the next model."""
+    prompt = PromptTemplate(yardstick.prompts[0])
+
+    with trace() as t:
+        answers = [llm.structured_predict(Answer, prompt), await llm.astructured_predict(Answer, prompt)]
+
+    assert answers[0] == answers[1]
+    first, second = (record.as_dict() for record in t.records)
+    assert same_record(first, second, yardstick.tolerance)
+    for attempt in first["attempts"]:
+        assert attempt["usage"]["output_tokens"] > 0
+        assert attempt["error"] is None

@@ -26,6 +26,9 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
 from llama_index.core.program import LLMTextCompletionProgram
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.types import PydanticProgramMode
 from llama_index.llms.openai import OpenAI
 from pydantic import Field
@@ -205,6 +208,17 @@ def test_an_unusable_draft_never_comes_back(openai_server, said, prompt):
 
     with pytest.raises(CascadeExhaustedError, match="no earlier stage"):
         llm.structured_predict(Joke, prompt, topic="x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_doubtful_object_comes_back_where_the_last_stage_fails(stage, openai_server, said, prompt, kind):
+    down = openai_server.llm("gpt-4o", said(error=ConnectionError("down")))
+    llm = cascade(stage(kind, "small", GOOD, p=0.4), down)
+
+    with trace() as t:
+        assert llm.structured_predict(Joke, prompt, topic="cats") == JOKE
+
+    assert [record.degraded for record in t.records] == [True]
 
 
 # ---------------------------------------------------------------------- what a stage is given
@@ -405,3 +419,27 @@ def test_as_structured_llm_is_llama_indexs_own(stage):
 
     assert isinstance(llm, StructuredLLM)
     assert json.loads(llm.complete("Tell me a joke.").text) == {"setup": "Why?", "stars": 4}
+
+
+class Shelf(BaseRetriever):
+    """Finds the same node for everything."""
+
+    def _retrieve(self, query_bundle: Any) -> list[NodeWithScore]:
+        del query_bundle
+        return [NodeWithScore(node=TextNode(text="Cats are funny."), score=1.0)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_query_engine_gives_objects(stage, kind):
+    llm = cascade(stage(kind, "small", BAD), stage(kind, "large", GOOD))
+    engines = [
+        RetrieverQueryEngine.from_args(Shelf(), llm=llm, output_cls=Joke),
+        RetrieverQueryEngine.from_args(Shelf(), llm=llm.as_structured_llm(Joke)),
+    ]
+
+    with trace() as t:
+        for engine in engines:
+            assert engine.query("A joke?").response == JOKE
+            assert (await engine.aquery("A joke?")).response == JOKE
+
+    assert [record.stage for record in t.records] == [1] * 4

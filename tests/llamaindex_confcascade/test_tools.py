@@ -31,7 +31,7 @@ from llama_index.core.tools import FunctionTool
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
 from llamaindex_confcascade.model import LlamaIndexModel
-from llamaindex_confcascade.tools import bound_tool, plain_tool, read_calls, selections
+from llamaindex_confcascade.tools import bound_tool, keep_first_call, plain_tool, read_calls, selections
 
 ADD = '{"a": 2, "b": 3}'
 
@@ -461,6 +461,26 @@ async def test_function_agent_over_core_models():
     assert [record.answered_by for record in t.records] == ["small", "small"]
 
 
+async def test_an_agents_turns_may_be_of_different_frameworks(openai_server):
+    """What a core model called, OpenAI's own class sends on, with its result."""
+
+    def script(request: Request) -> Reply:
+        if request.messages[-1].role == "tool":
+            return Reply("Perhaps 6?", 0.2)
+        return Reply(f'{{"name": "add", "arguments": {ADD}}}', tool_calls=[ToolCall("add", {"a": 2, "b": 3}, "c1")])
+
+    llm = cascade(ScriptedModel("core", script, tools=True), openai_server.llm("gpt-4o", "It is 5."))
+
+    answer = await FunctionAgent(tools=[add_tool], llm=llm).run("2 + 3?")
+
+    assert str(answer) == "It is 5."
+    (body,) = openai_server.bodies
+    _, called, result = body["messages"]
+    assert [call["id"] for call in called["tool_calls"]] == ["c1"]
+    assert json.loads(called["tool_calls"][0]["function"]["arguments"]) == {"a": 2, "b": 3}
+    assert (result["role"], result["tool_call_id"], result["content"]) == ("tool", "c1", "5")
+
+
 async def test_an_agent_workflow_chooses_function_calling(pair, said):
     llm = cascade(*pair(agents_turn(said(calls=[("add", ADD)])), "never asked"))
 
@@ -506,6 +526,19 @@ def test_calls_are_read_from_blocks_or_from_openais_form_beside_them():
     ):
         assert read_calls(message) == ((ToolCall("add", {"a": 2, "b": 3}, "c1"),), None)
         assert [call.tool_kwargs for call in selections(message)] == [{"a": 2, "b": 3}]
+
+
+def test_only_the_first_call_is_kept_also_of_equal_ones():
+    beside = {"function": {"name": "add", "arguments": ADD}}
+    block = ToolCallBlock(tool_name="add", tool_kwargs={"a": 2, "b": 3})
+
+    for message in (
+        ChatMessage(blocks=[TextBlock(text="Adding."), block, block.model_copy()]),
+        ChatMessage(content="Adding.", additional_kwargs={"tool_calls": [beside, beside]}),
+    ):
+        keep_first_call(message)
+        assert read_calls(message) == ((ToolCall("add", {"a": 2, "b": 3}),), None)
+        assert message.content == "Adding."
 
 
 def test_calls_of_a_form_of_their_own_are_read_by_the_llm_itself(calling):
