@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
@@ -39,6 +39,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
 
+from llamaindex_confcascade.instrumentation import TracedCascade
 from llamaindex_confcascade.model import LlamaIndexModel
 
 __all__ = ["ConfidenceCascadeLLM"]
@@ -61,7 +62,8 @@ class ConfidenceCascadeLLM(LLM):
 
     Use it as any LLM: in `Settings.llm`, a query engine or a chat engine. Every answer carries the record of how it
     came about in ``additional_kwargs["confcascade"]``; where no response survives, `confcascade.trace` collects it.
-    Tokens count over all attempts, once: do not give the stages the cascade's callback manager.
+    Callbacks, events and spans tell of one call, the cascade's, and a span below it of each attempt; the stages are
+    silent, whatever callback manager they have. Tokens count over all attempts, once.
 
     Args:
         models: Smallest first; the last always answers. LlamaIndex LLMs, core models, or strings ("openai:gpt-4o").
@@ -99,7 +101,7 @@ class ConfidenceCascadeLLM(LLM):
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
             raise ConfigurationError(f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}.")
         built = build_stages(models=models, stages=stages, threshold=threshold, signals=signals, wrap=_wrap)
-        cascade = Cascade(built, on_error=on_error, on_exhausted=on_exhausted)
+        cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
 
@@ -179,9 +181,13 @@ class ConfidenceCascadeLLM(LLM):
         # wherever it is consumed, it belongs to the traces and spans that are open here
         return _in_this_context(chunks())
 
-    async def _astream(self, request: Request) -> ChatResponseAsyncGen:
+    def _astream(self, request: Request) -> ChatResponseAsyncGen:
+        return self._apieces(self._cascade.astream(request))
+
+    @staticmethod
+    async def _apieces(answered: AsyncIterator[Chunk | Outcome]) -> ChatResponseAsyncGen:
         text = ""
-        async with aclosing(self._cascade.astream(request)) as items:  # type: ignore[type-var]  # an async generator
+        async with aclosing(answered) as items:  # type: ignore[type-var]  # an async generator
             async for item in items:
                 if isinstance(item, Chunk):
                     text += item.text

@@ -26,6 +26,8 @@ from confcascade.models.remote import Remote, estimated_usage
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, ToolCallBlock
 from llama_index.core.llms.llm import LLM
 
+from llamaindex_confcascade.instrumentation import quiet
+
 __all__ = ["LlamaIndexModel"]
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class LlamaIndexModel(Remote):
     parameter `logprobs`. One that refuses them is asked again without, and from then on without.
 
     Args:
-        native: The LLM. It keeps its own callback manager, which should not be the cascade's: tokens would count twice.
+        native: The LLM. It is asked without its own callbacks, events and spans: see `quiet`.
 
     Raises:
         ConfigurationError: If the LLM does not know its own model, and so could never answer.
@@ -125,7 +127,7 @@ class LlamaIndexModel(Remote):
         call = self._call(ask)
         while True:
             try:
-                response = self.native.chat(call.messages, **call.parameters)
+                response = quiet(self.native).chat(call.messages, **call.parameters)
             except Exception as error:
                 call.retry_without(error)
             else:
@@ -138,7 +140,7 @@ class LlamaIndexModel(Remote):
         call = self._call(ask)
         while True:
             try:
-                response = await self.native.achat(call.messages, **call.parameters)
+                response = await quiet(self.native).achat(call.messages, **call.parameters)
             except Exception as error:
                 call.retry_without(error)
             else:
@@ -148,7 +150,7 @@ class LlamaIndexModel(Remote):
     def _responses(self, call: _Call) -> Generator[ChatResponse, None, None]:
         while not call.done:
             try:
-                for response in self.native.stream_chat(call.messages, **call.parameters):
+                for response in quiet(self.native).stream_chat(call.messages, **call.parameters):
                     call.succeeded()
                     yield response
             except Exception as error:
@@ -160,7 +162,7 @@ class LlamaIndexModel(Remote):
         while not call.done:
             responses: Any = None
             try:
-                opened: Any = self.native.astream_chat(call.messages, **call.parameters)
+                opened: Any = quiet(self.native).astream_chat(call.messages, **call.parameters)
                 responses = await opened if inspect.isawaitable(opened) else opened
                 async for response in responses:
                     call.succeeded()
