@@ -290,6 +290,8 @@ def _logprobs(response: ChatResponse) -> Any:
 
 def _usage(response: ChatResponse) -> Usage | None:
     for counts in (_get(response.raw, "usage"), _get(response.raw, "usage_metadata"), response.additional_kwargs):
+        if not counts:  # as in nearly every piece of a stream
+            continue
         read, written = (
             next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
             for keys in (
