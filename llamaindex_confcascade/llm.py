@@ -182,18 +182,7 @@ class ConfidenceCascadeLLM(LLM):
         return _in_this_context(chunks())
 
     def _astream(self, request: Request) -> ChatResponseAsyncGen:
-        return self._apieces(self._cascade.astream(request))
-
-    @staticmethod
-    async def _apieces(answered: AsyncIterator[Chunk | Outcome]) -> ChatResponseAsyncGen:
-        text = ""
-        async with aclosing(answered) as items:  # type: ignore[type-var]  # an async generator
-            async for item in items:
-                if isinstance(item, Chunk):
-                    text += item.text
-                    yield _chunk(item, text)
-                else:
-                    yield _response(item, delta="")
+        return _apieces(_ain_this_context(self._cascade.astream(request)))
 
 
 # LlamaIndex binds the arguments of every call for its spans; to find a signature out takes a fifth of such a call
@@ -201,6 +190,17 @@ for _name in (f"{a}{stream}{what}" for a in ("", "a") for stream in ("", "stream
     _method: Any = vars(ConfidenceCascadeLLM)[_name]
     _method = getattr(_method, "__wrapped__", _method)
     _method.__signature__ = inspect.signature(_method)
+
+
+async def _apieces(answered: AsyncIterator[Chunk | Outcome]) -> ChatResponseAsyncGen:
+    text = ""
+    async with aclosing(answered) as items:  # type: ignore[type-var]  # an async generator
+        async for item in items:
+            if isinstance(item, Chunk):
+                text += item.text
+                yield _chunk(item, text)
+            else:
+                yield _response(item, delta="")
 
 
 def _wrap(model: Any) -> Any:
@@ -309,5 +309,26 @@ def _in_this_context(items: Generator[T, None, None]) -> Generator[T, None, None
                 yield item
         finally:
             context.run(items.close)
+
+    return run()
+
+
+def _ain_this_context(items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """`_in_this_context` for an asynchronous generator: whoever consumes it keeps a context of their own."""
+    context, unset = copy_context(), object()
+
+    async def run() -> AsyncIterator[T]:
+        async with aclosing(items):  # type: ignore[type-var]  # an async generator
+            while True:
+                # for this step alone: it is the consumer's task that takes it
+                changed = [(var, var.set(value)) for var, value in context.items() if var.get(unset) is not value]
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                finally:
+                    for var, token in changed:
+                        var.reset(token)
+                yield item
 
     return run()

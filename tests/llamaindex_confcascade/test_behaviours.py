@@ -413,6 +413,23 @@ async def test_traces_reach_the_loops_that_llama_index_starts_in_threads():
     assert [len(each.attempts) for each in t.records] == [2] * 4
 
 
+@pytest.mark.parametrize("method", ["astream_chat", "astream_complete"])
+async def test_an_asynchronous_stream_belongs_to_the_trace_in_which_it_was_asked_for(method):
+    """Wherever it is consumed; and whoever consumes it keeps a context of their own."""
+    llm = cascade(Chat(p=0.1), Chat(says="It is 42"))
+    with trace() as t:
+        stream = await getattr(llm, method)(user("q") if "chat" in method else "q")
+
+    async def consume() -> None:
+        with trace() as own:
+            async for _ in stream:
+                llm.complete("q")
+        assert len(own.records) == 4  # after each item
+
+    await asyncio.create_task(consume())
+    assert len(t.records) == 1
+
+
 async def test_one_cascade_serves_event_loops_one_after_another():
     """No client, lock or queue of a loop that is gone stays behind."""
     llm = cascade(Chat(p=0.1), Chat(says="It is 42"))
