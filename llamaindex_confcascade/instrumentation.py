@@ -17,7 +17,10 @@ from uuid import uuid4
 from confcascade import Attempt, Cascade, CascadeExhaustedError, Chunk, ModelError, Outcome, Request, Response
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.llms import callbacks
+from llama_index.core.llms.llm import LLM
+from llama_index.core.prompts import PromptTemplate
 from llama_index_instrumentation import dispatcher, get_dispatcher
 from llama_index_instrumentation.events.span import SpanDropEvent
 from llama_index_instrumentation.span import active_span_id
@@ -167,6 +170,40 @@ def quiet(llm: T) -> T:
     return view  # type: ignore[no-any-return]
 
 
+def _without_span(method: Any) -> Any:
+    """A mark for LlamaIndex, which would put a span around it as it makes the class."""
+    setattr(method, dispatcher.DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
+
+
+@_without_span
+def _structured_predict(
+    self: LLM, output_cls: type[BaseModel], prompt: PromptTemplate, llm_kwargs: Any = None, **prompt_args: Any
+) -> BaseModel:
+    """`LLM.structured_predict`, whose last event would show a draft."""
+    return _an_object(output_cls, _program(self, output_cls, prompt)(llm_kwargs=llm_kwargs, **prompt_args))
+
+
+@_without_span
+async def _astructured_predict(
+    self: LLM, output_cls: type[BaseModel], prompt: PromptTemplate, llm_kwargs: Any = None, **prompt_args: Any
+) -> BaseModel:
+    program = _program(self, output_cls, prompt)
+    return _an_object(output_cls, await program.acall(llm_kwargs=llm_kwargs, **prompt_args))
+
+
+def _program(llm: LLM, output_cls: type[BaseModel], prompt: PromptTemplate) -> Any:
+    from llama_index.core.program.utils import get_program_for_llm  # here, as in LlamaIndex: it imports LLMs itself
+
+    return get_program_for_llm(output_cls, prompt, llm, pydantic_program_mode=llm.pydantic_program_mode)
+
+
+def _an_object(output_cls: type[BaseModel], result: Any) -> BaseModel:
+    if not isinstance(result, BaseModel):
+        raise TypeError(f"structured_predict expected a {output_cls.__name__}, but got {type(result).__name__}.")
+    return result
+
+
 @cache
 def _quiet_class(kind: type[BaseLLM]) -> type[BaseLLM]:
     """A subclass in whose order of resolution each class is preceded by its methods as they were written.
@@ -176,6 +213,8 @@ def _quiet_class(kind: type[BaseLLM]) -> type[BaseLLM]:
     bases = [_quiet_class(base) for base in kind.__bases__ if issubclass(base, BaseLLM) and base is not BaseLLM]
     methods = {name: _Method.of(method) for name, method in vars(kind).items() if inspect.isroutine(method)}
     silenced = {name: method.silenced() for name, method in methods.items() if method.is_wrapped}
+    if kind is LLM:  # these emit events in their own bodies
+        silenced |= {"structured_predict": _structured_predict, "astructured_predict": _astructured_predict}
     namespace = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, **silenced}
     metaclass: Any = type(kind)
     return metaclass(kind.__name__, (kind, *bases), namespace)  # type: ignore[no-any-return]
@@ -227,6 +266,4 @@ class _Method:
                     self.rate_limiter.acquire()
                 return function(self, *args, **kwargs)
 
-        # for LlamaIndex, which would put a span around it as it makes the class
-        setattr(call, dispatcher.DISPATCHER_SPAN_DECORATED_ATTR, True)
-        return call  # type: ignore[no-any-return]
+        return _without_span(call)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import llama_index.core
 import pytest
 from confcascade import CascadeExhaustedError
 from confcascade.testing import Reply, ScriptedModel
-from llama_index.core import Settings
+from llama_index.core import PromptTemplate, Settings
 from llama_index.core.base.llms.generic_utils import (
     achat_to_completion_decorator,
     astream_chat_to_completion_decorator,
@@ -27,7 +27,7 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -38,6 +38,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionEndEvent,
     LLMCompletionInProgressEvent,
     LLMCompletionStartEvent,
+    LLMStructuredPredictStartEvent,
 )
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
@@ -410,6 +411,39 @@ async def test_a_quiet_llm_is_the_same_llm(events: Events, spans: Spans) -> None
         llm.says = "other"
         assert view.chat(user("q")).message.content == "other"
         assert type(view).__name__ == type(llm).__name__
+
+
+class Place(BaseModel):
+    name: str
+
+
+async def test_a_quiet_llm_gives_structured_output_without_an_event(events: Events) -> None:
+    """Its objects are those that it gives aloud; what does not fit fails alike."""
+    prompt = PromptTemplate("Capital of {land}?")
+    for says in ('{"name": "Lima"}', '{"city": "Lima"}', "Lima"):
+        llm = Chat(says=says)
+        events.seen.clear()
+        quietly = await _objects(quiet(llm), prompt)
+        assert not [event for event in events.seen if type(event).__name__.startswith("LLM")]
+        assert quietly == await _objects(llm, prompt)
+        assert [event for event in events.seen if isinstance(event, LLMStructuredPredictStartEvent)]
+
+    assert (quiet(Chat(says='{"name": "Lima"}'))).structured_predict(Place, prompt, land="Peru") == Place(name="Lima")
+
+
+async def _objects(llm: LLM, prompt: PromptTemplate) -> list[Any]:
+    """What `structured_predict` and its twin give, or the kind of their errors."""
+    found: list[Any] = []
+    for asynchronous in (False, True):
+        try:
+            found.append(
+                await llm.astructured_predict(Place, prompt, land="Peru")
+                if asynchronous
+                else llm.structured_predict(Place, prompt, land="Peru")
+            )
+        except Exception as error:
+            found.append(type(error))
+    return found
 
 
 async def test_the_rate_limiter_of_a_stage_is_asked_once_a_call() -> None:
