@@ -39,6 +39,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
+from llamaindex_confcascade.instrumentation import quiet
 from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
 from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared, read_calls
 
@@ -60,7 +61,7 @@ class LlamaIndexModel(Remote):
     parameter `logprobs`. One that refuses them is asked again without, and from then on without.
 
     Args:
-        native: The LLM. It keeps its own callback manager, which should not be the cascade's: tokens would count twice.
+        native: The LLM. It is asked without its own callbacks, events and spans: see `quiet`.
 
     Raises:
         ConfigurationError: If the LLM does not know its own model, and so could never answer.
@@ -94,6 +95,7 @@ class LlamaIndexModel(Remote):
             top_logprobs=20,
             tools=bool(self._calls_tools),
             structured=True,  # in words, if in no other way
+            media=True,
         )
 
     @property
@@ -114,7 +116,7 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:  # an object comes whole
             yield self.answer(ask)
             return
-        reading = _Reading(ask, self.native, must_finish=self._is_openai)
+        reading = _Reading(ask, quiet(self.native), must_finish=self._is_openai)
         responses, whole = self._responses(self._call(ask, stream=True)), False
         try:
             for response in responses:
@@ -140,7 +142,7 @@ class LlamaIndexModel(Remote):
             async for item in _in_threads(self.stream(ask)):
                 yield item
             return
-        reading = _Reading(ask, self.native, must_finish=self._is_openai)
+        reading = _Reading(ask, quiet(self.native), must_finish=self._is_openai)
         responses = self._aresponses(self._call(ask, stream=True))
         try:
             async for response in responses:
@@ -158,7 +160,7 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:
             return self._object(ask)
         call = self._call(ask)
-        return _response(_answered(call, self.native.chat), ask, self.native)
+        return _response(_answered(call, quiet(self.native).chat), ask, quiet(self.native))
 
     async def aanswer(self, ask: Generate) -> Response:
         if self._blocks("achat"):
@@ -166,23 +168,23 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:
             return await self._aobject(ask)
         call = self._call(ask)
-        return _response(await _aanswered(call, self.native.achat), ask, self.native)
+        return _response(await _aanswered(call, quiet(self.native).achat), ask, quiet(self.native))
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
-        asking = _Asking(ask, self)
+        asking, native = _Asking(ask, self), quiet(self.native)
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(_answered(asking.call(messages, options), self.native.chat))
+            return asking.keep(_answered(asking.call(messages, options), native.chat))
 
         def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
             def completed(_: Any, **parameters: Any) -> ChatResponse:
-                return asking.keep_completion(self.native.complete(prompt, formatted=formatted, **parameters))
+                return asking.keep_completion(native.complete(prompt, formatted=formatted, **parameters))
 
             _answered(asking.call([], options), completed)
             return asking.completion
 
-        seen = seen_from(self.native, {"chat": chat, "complete": complete})
+        seen = seen_from(native, {"chat": chat, "complete": complete})
         try:
             value = seen.structured_predict(**asking.arguments(seen))
         except Exception as error:
@@ -190,20 +192,20 @@ class LlamaIndexModel(Remote):
         return asking.response(value, None)
 
     async def _aobject(self, ask: Generate) -> Response:
-        asking = _Asking(ask, self)
+        asking, native = _Asking(ask, self), quiet(self.native)
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(await _aanswered(asking.call(messages, options), self.native.achat))
+            return asking.keep(await _aanswered(asking.call(messages, options), native.achat))
 
         async def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
             async def completed(_: Any, **parameters: Any) -> ChatResponse:
-                completion = await self.native.acomplete(prompt, formatted=formatted, **parameters)
+                completion = await native.acomplete(prompt, formatted=formatted, **parameters)
                 return asking.keep_completion(completion)
 
             await _aanswered(asking.call([], options), completed)
             return asking.completion
 
-        seen = seen_from(self.native, {"achat": chat, "acomplete": complete})
+        seen = seen_from(native, {"achat": chat, "acomplete": complete})
         try:
             value = await seen.astructured_predict(**asking.arguments(seen))
         except Exception as error:
@@ -213,7 +215,7 @@ class LlamaIndexModel(Remote):
     def _responses(self, call: _Call) -> Generator[ChatResponse, None, None]:
         while not call.done:
             try:
-                for response in self.native.stream_chat(call.messages, **call.parameters):
+                for response in quiet(self.native).stream_chat(call.messages, **call.parameters):
                     call.succeeded()
                     yield response
             except Exception as error:
@@ -225,7 +227,7 @@ class LlamaIndexModel(Remote):
         while not call.done:
             responses: Any = None
             try:
-                opened: Any = self.native.astream_chat(call.messages, **call.parameters)
+                opened: Any = quiet(self.native).astream_chat(call.messages, **call.parameters)
                 responses = await opened if inspect.isawaitable(opened) else opened
                 async for response in responses:
                     call.succeeded()
@@ -240,7 +242,7 @@ class LlamaIndexModel(Remote):
     def _call(self, ask: Generate, stream: bool = False) -> _Call:
         messages, options = _messages(ask.request), dict(ask.request.options)
         if ask.request.tools:
-            messages, options = prepared(self.native, ask.request, messages)
+            messages, options = prepared(quiet(self.native), ask.request, messages)
         return self.call(ask, messages, options, stream=stream)
 
     def call(
@@ -471,6 +473,8 @@ def _responses_logprobs(raw: Any) -> Any:
 def _usage(response: ChatResponse) -> Usage | None:
     told, beside = response.raw, response.additional_kwargs
     for counts in (_get(told, "usage"), _get(told, "usage_metadata"), beside, _get(beside, "usage")):
+        if not counts:  # as in nearly every piece of a stream
+            continue
         read, written = (
             next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
             for keys in (

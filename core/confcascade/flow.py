@@ -145,8 +145,9 @@ def cascade_flow(
         if attempt.decision == "accept" and response is not None:
             return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name), tuple(responses))
         # never a call of a tool: it was rejected, and agents act on it without a look at the record
-        if response is not None and response.problem is None and response.text.strip() and not response.calls_tools:
-            kept = kept if attempt.aborted else (index, response)
+        acts = response is not None and response.calls_tools and request.output is None
+        if response is not None and response.problem is None and not (response.is_empty or acts or attempt.aborted):
+            kept = index, response
     if kept is None or on_exhausted == "raise":
         failed = attempts[-1]
         raise CascadeExhaustedError(

@@ -1,0 +1,498 @@
+"""What LlamaIndex's events, spans and callbacks tell of a cascade: one call, an attempt a span, and never a draft."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import llama_index.core
+import pytest
+from confcascade import CascadeExhaustedError
+from confcascade.testing import Reply, ScriptedModel
+from llama_index.core import PromptTemplate, Settings
+from llama_index.core.base.llms.generic_utils import (
+    achat_to_completion_decorator,
+    astream_chat_to_completion_decorator,
+    chat_to_completion_decorator,
+    stream_chat_to_completion_decorator,
+)
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.llm import (
+    LLMChatEndEvent,
+    LLMChatInProgressEvent,
+    LLMChatStartEvent,
+    LLMCompletionEndEvent,
+    LLMCompletionInProgressEvent,
+    LLMCompletionStartEvent,
+    LLMStructuredPredictStartEvent,
+)
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.llm import LLM
+from llama_index.core.rate_limiter import BaseRateLimiter
+from llama_index.core.tools import FunctionTool
+
+from llamaindex_confcascade import ConfidenceCascadeLLM
+from llamaindex_confcascade.instrumentation import quiet
+
+DRAFT, ANSWER = "Perhaps Lima", "It is Funafuti"
+
+
+class Chat(LLM):
+    """Says `says`, with log-probabilities and usage where OpenAI's class has them; decorated as integrations are."""
+
+    says: Any = ANSWER
+    p: float = 0.99
+    name: str = "chat"
+    logprobs: bool | None = None
+    asked: list[str] = Field(default_factory=list)
+    _client: Any = PrivateAttr(default=None)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name=self.name, is_chat_model=True)
+
+    def _pieces(self, way: str, options: Any) -> Iterator[ChatResponse]:
+        self.asked.append(way)
+        self._client = self._client or object()
+        if isinstance(self.says, Exception):
+            raise self.says
+        text = ""
+        for word in (words := self.says.split(" ")):
+            delta = f" {word}" if text else word
+            text += delta
+            entry = {"token": delta, "logprob": math.log(self.p), "top_logprobs": []}
+            raw: dict[str, Any] = {"choices": [{"logprobs": {"content": [entry]} if options.get("logprobs") else None}]}
+            if len(text) == len(self.says):
+                raw["usage"] = {"prompt_tokens": 10, "completion_tokens": len(words)}
+            message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+            yield ChatResponse(message=message, delta=delta, raw=raw)
+
+    def _whole(self, way: str, options: Any) -> ChatResponse:
+        pieces = list(self._pieces(way, options))
+        told = [piece.raw["choices"][0]["logprobs"] for piece in pieces]
+        content = [entry for each in told if each for entry in each["content"]]
+        raw = {"choices": [{"logprobs": {"content": content} if content else None}], "usage": pieces[-1].raw["usage"]}
+        return ChatResponse(message=pieces[-1].message, raw=raw)
+
+    @llm_chat_callback()
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        return self._whole("chat", kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        return self._whole("achat", kwargs)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Any, **kwargs: Any) -> ChatResponseGen:
+        return self._generator("stream_chat", kwargs)
+
+    def _generator(self, way: str, options: Any) -> ChatResponseGen:
+        yield from self._pieces(way, options)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Any, **kwargs: Any) -> ChatResponseAsyncGen:
+        async def pieces() -> ChatResponseAsyncGen:
+            for piece in self._pieces("astream_chat", kwargs):
+                yield piece
+
+        return pieces()
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return chat_to_completion_decorator(self.chat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        return stream_chat_to_completion_decorator(self.stream_chat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return await achat_to_completion_decorator(self.achat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        return await astream_chat_to_completion_decorator(self.astream_chat)(prompt, **kwargs)
+
+
+class Polite(Chat):
+    """Decorated above a decorated method that it calls, as `OpenAILike` is."""
+
+    @llm_chat_callback()
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        return super().chat(messages, **kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        return await super().achat(messages, **kwargs)
+
+
+class Custom(CustomLLM):
+    """Only completes, as `HuggingFaceLLM`; LlamaIndex's own code chats."""
+
+    says: str = DRAFT
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name="custom")
+
+    @llm_completion_callback()
+    def complete(self, *_: Any, **__: Any) -> CompletionResponse:
+        return CompletionResponse(text=self.says)
+
+    @llm_completion_callback()
+    def stream_complete(self, *_: Any, **__: Any) -> CompletionResponseGen:
+        yield CompletionResponse(text=self.says, delta=self.says)
+
+
+SMALL = {
+    "chat model": lambda **fields: Chat(name="small", says=DRAFT, p=0.3, **fields),
+    "one above another": lambda **fields: Polite(name="small", says=DRAFT, p=0.3, **fields),
+    "completion model": lambda **fields: Custom(**fields),
+    "cascade": lambda **fields: ConfidenceCascadeLLM(
+        models=[Chat(name="tiny", says="Lima", p=0.1, **fields), Chat(says=DRAFT, p=0.3)], threshold=0.8, **fields
+    ),
+}
+
+
+@pytest.fixture(params=SMALL)
+def small(request: pytest.FixtureRequest) -> Any:
+    return SMALL[request.param]
+
+
+def cascade(*models: Any, **parameters: Any) -> ConfidenceCascadeLLM:
+    return ConfidenceCascadeLLM(models=list(models), **{"threshold": 0.8} | parameters)
+
+
+def user(text: str) -> list[ChatMessage]:
+    return [ChatMessage(role=MessageRole.USER, content=text)]
+
+
+METHODS = [f"{a}{stream}{what}" for a in ("", "a") for stream in ("", "stream_") for what in ("chat", "complete")]
+
+
+async def answered(llm: LLM, method: str) -> Any:
+    """The answer of a method: a stream's last item."""
+    given = getattr(llm, method)(user("q") if "chat" in method else "q")
+    if method.startswith("a"):
+        given = await given
+        return [item async for item in given][-1] if "stream" in method else given
+    return list(given)[-1] if "stream" in method else given
+
+
+class Events(BaseEventHandler):
+    seen: list[Any] = Field(default_factory=list)
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.seen.append(event)
+
+
+class Spans(SimpleSpanHandler):
+    """Keeps what was said, too."""
+
+    results: dict[str, Any] = Field(default_factory=dict)
+    asked: dict[str, Any] = Field(default_factory=dict)
+
+    def span_enter(self, id_: str, bound_args: Any, **kwargs: Any) -> None:
+        self.asked[id_] = bound_args.arguments
+        super().span_enter(id_, bound_args, **kwargs)
+
+    def span_exit(self, id_: str, bound_args: Any, result: Any = None, **kwargs: Any) -> None:
+        self.results[id_] = result
+        super().span_exit(id_, bound_args, result=result, **kwargs)
+
+    @property
+    def all(self) -> list[Any]:
+        return self.completed_spans + self.dropped_spans
+
+    @property
+    def attempts(self) -> list[Any]:
+        return sorted(
+            (span for span in self.all if ".attempt-" in span.id_), key=lambda span: span.tags["confcascade_stage"]
+        )
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    handler, dispatcher = Events(), get_dispatcher()
+    dispatcher.add_event_handler(handler)
+    yield handler
+    dispatcher.event_handlers.remove(handler)
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    handler, dispatcher = Spans(), get_dispatcher()
+    dispatcher.add_span_handler(handler)
+    yield handler
+    dispatcher.span_handlers.remove(handler)
+
+
+# ---------------------------------------------------------------------- events
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_is_one_pair_of_events(small: Any, method: str, events: Events) -> None:
+    """Of the cascade; its stages, though LlamaIndex's own LLMs with decorators of their own, emit none."""
+    await answered(cascade(small(), Chat()), method)
+
+    starts = [event for event in events.seen if isinstance(event, LLMChatStartEvent | LLMCompletionStartEvent)]
+    ends = [event for event in events.seen if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent)]
+    assert [event.model_dict["class_name"] for event in starts] == ["ConfidenceCascadeLLM"]
+    (end,) = ends
+    assert end.response.additional_kwargs["confcascade"]["answered_by"] == "chat"
+    assert end.span_id == starts[0].span_id
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_no_event_shows_a_draft(small: Any, method: str, events: Events) -> None:
+    """Whoever reads a stream from the events reads the answer alone."""
+    await answered(cascade(small(), Chat()), method)
+
+    assert events.seen
+    assert "Lima" not in repr(events.seen)
+    shown = [e.response for e in events.seen if isinstance(e, LLMChatInProgressEvent | LLMCompletionInProgressEvent)]
+    assert "".join(response.delta for response in shown) == (ANSWER if "stream" in method else "")
+
+
+# ---------------------------------------------------------------------- spans
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Spans) -> None:
+    """With its part of the record, what was asked and what was said; nobody counts usage in what was said."""
+    answer = await answered(cascade(Chat(name="small", says=DRAFT, p=0.3), Chat(name="large")), method)
+
+    record = answer.additional_kwargs["confcascade"]
+    (call,) = [span for span in spans.all if ".attempt-" not in span.id_]
+    assert call.id_.startswith(f"ConfidenceCascadeLLM.{method}-")
+    assert [span.parent_id for span in spans.attempts] == [call.id_] * 2
+    for span, attempt in zip(spans.attempts, record["attempts"], strict=True):
+        assert span.tags == {f"confcascade_{key}": value for key, value in attempt.items()}
+        assert spans.asked[span.id_] == {"messages": user("q")}
+    tags = spans.attempts[0].tags
+    assert tags["confcascade_scores"]["p_t"]["threshold"] == 0.8
+    assert (tags["confcascade_decision"], tags["confcascade_reason"]) == ("escalate", "p_t 0.3 < 0.8")
+    said = [spans.results[span.id_] for span in spans.attempts]
+    assert [type(message) for message in said] == [ChatMessage] * 2
+    assert [message.content for message in said] == [DRAFT, ANSWER]
+    assert not spans.open_spans
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_failed_attempt_is_a_dropped_span_also_where_the_cascade_fails(method: str, spans: Spans) -> None:
+    down = ConnectionError("no route")
+    await answered(cascade(Chat(name="small", says=down), Chat()), method)
+    failed, answering = spans.attempts
+
+    assert failed in spans.dropped_spans
+    assert failed.metadata == {"error": "ConnectionError: no route"}
+    assert answering in spans.completed_spans
+
+    spans.completed_spans, spans.dropped_spans = [], []
+    with pytest.raises(CascadeExhaustedError):
+        await answered(cascade(Chat(name="small", says=down), Chat(says=down)), method)
+    assert len(spans.attempts) == 2
+    assert all(span in spans.dropped_spans for span in spans.attempts)
+
+
+async def test_attempts_of_core_models_are_spans_too(spans: Spans) -> None:
+    llm = cascade(ScriptedModel("small", lambda _: Reply(DRAFT, 0.3)), ScriptedModel("large", lambda _: ANSWER))
+    for method in METHODS:
+        await answered(llm, method)
+
+    assert len(spans.attempts) == 2 * len(METHODS)
+    assert {spans.results[span.id_].content for span in spans.attempts} == {DRAFT, ANSWER}
+
+
+async def test_a_stream_reports_below_the_span_in_which_it_was_asked_for(spans: Spans) -> None:
+    """Wherever it is read; also where it is read in another span."""
+    llm, dispatcher = cascade(Chat(says=DRAFT, p=0.3), Chat()), get_dispatcher()
+    streams = llm.stream_chat(user("q")), await llm.astream_complete("q")
+
+    @dispatcher.span
+    async def read() -> None:
+        list(streams[0])
+        [item async for item in streams[1]]
+
+    await read()
+    calls = [
+        span.id_ for span in spans.all if span.id_.startswith("ConfidenceCascadeLLM.") and "attempt" not in span.id_
+    ]
+    assert {span.parent_id for span in spans.attempts} == set(calls)
+    assert len(calls) == 2
+
+
+async def test_a_stream_that_is_left_reports_no_attempt(spans: Spans) -> None:
+    """It has decided nothing."""
+    llm = cascade(Chat())
+    stream = llm.stream_chat(user("q"))
+    next(stream)
+    stream.close()
+    astream: Any = await llm.astream_chat(user("q"))
+    await anext(astream)
+    await astream.aclose()
+
+    assert spans.attempts == []
+    assert not spans.open_spans
+
+
+# ---------------------------------------------------------------------- callbacks
+
+
+@pytest.mark.parametrize("shared", ["nothing", "Settings", "a global handler"])
+@pytest.mark.parametrize("method", METHODS)
+async def test_tokens_of_every_attempt_count_once(
+    small: Any, method: str, shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the stages have the very callbacks that the cascade has."""
+    counter = TokenCountingHandler(tokenizer=str.split)
+    manager = CallbackManager([counter])
+    monkeypatch.setattr(Settings, "_callback_manager", manager)
+    fields: dict[str, Any] = {"callback_manager": manager} if shared == "Settings" else {}
+    if shared == "a global handler":
+        monkeypatch.setattr(llama_index.core, "global_handler", counter)
+        manager = CallbackManager([])
+    llm = cascade(small(**fields), Chat(**fields), callback_manager=manager)
+    usage = (await answered(llm, method)).additional_kwargs["confcascade"]["usage"]
+
+    (counted,) = counter.llm_token_counts
+    assert (counted.prompt_token_count, counted.completion_token_count) == (
+        usage["input_tokens"],
+        usage["output_tokens"],
+    )
+    assert usage["output_tokens"] > 3
+
+
+def test_settings_give_their_callbacks_to_the_cascade_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = TokenCountingHandler(tokenizer=str.split)
+    stage = Chat()
+    monkeypatch.setattr(Settings, "_callback_manager", CallbackManager([counter]))
+    monkeypatch.setattr(Settings, "_llm", cascade(stage))
+    before = stage.callback_manager
+
+    Settings.llm.chat(user("q"))
+
+    assert counter.total_llm_token_count == 10 + 3
+    assert stage.callback_manager is before
+
+
+# ---------------------------------------------------------------------- stages in silence
+
+
+async def test_a_quiet_llm_is_the_same_llm(events: Events, spans: Spans) -> None:
+    """It answers alike, what either learns the other knows, and it tells nobody."""
+    for llm in (Polite(), Chat()):
+        view = quiet(llm)
+        for method in METHODS:
+            llm.asked.clear()
+            assert isinstance(view, type(llm))
+            quietly = await answered(view, method)
+            assert llm.asked == [method.replace("complete", "chat")]
+            assert events.seen == spans.all == []
+            assert quietly.raw == (await answered(llm, method)).raw
+            events.seen.clear()
+            spans.completed_spans.clear()
+        assert view._client is llm._client is not None
+        llm.says = "other"
+        assert view.chat(user("q")).message.content == "other"
+        assert type(view).__name__ == type(llm).__name__
+
+
+class Place(BaseModel):
+    name: str
+
+
+async def test_a_quiet_llm_gives_structured_output_without_an_event(events: Events) -> None:
+    """Its objects are those that it gives aloud; what does not fit fails alike."""
+    prompt = PromptTemplate("Capital of {land}?")
+    for says in ('{"name": "Lima"}', '{"city": "Lima"}', "Lima"):
+        llm = Chat(says=says)
+        events.seen.clear()
+        quietly = await _objects(quiet(llm), prompt)
+        assert not [event for event in events.seen if type(event).__name__.startswith("LLM")]
+        assert quietly == await _objects(llm, prompt)
+        assert [event for event in events.seen if isinstance(event, LLMStructuredPredictStartEvent)]
+
+    assert (quiet(Chat(says='{"name": "Lima"}'))).structured_predict(Place, prompt, land="Peru") == Place(name="Lima")
+
+
+async def _objects(llm: LLM, prompt: PromptTemplate) -> list[Any]:
+    """What `structured_predict` and its twin give, or the kind of their errors."""
+    found: list[Any] = []
+    for asynchronous in (False, True):
+        try:
+            found.append(
+                await llm.astructured_predict(Place, prompt, land="Peru")
+                if asynchronous
+                else llm.structured_predict(Place, prompt, land="Peru")
+            )
+        except Exception as error:
+            found.append(type(error))
+    return found
+
+
+async def test_the_rate_limiter_of_a_stage_is_asked_once_a_call() -> None:
+    class Counter(BaseRateLimiter):
+        taken: int = 0
+
+        def acquire(self, num_tokens: int = 0) -> None:
+            self.taken += 1
+
+        async def async_acquire(self, num_tokens: int = 0) -> None:
+            self.taken += 1
+
+    limiter = Counter()
+    for method in METHODS:
+        await answered(cascade(Chat(rate_limiter=limiter)), method)
+
+    assert limiter.taken == len(METHODS)
+
+
+# ---------------------------------------------------------------------- tools and structured output
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@pytest.mark.parametrize("mode", ["default", "llm", "function"])
+async def test_objects_and_tools_are_asked_of_stages_in_silence(calling, said, events, spans, mode) -> None:
+    """The events are those of the cascade's own methods, and show no draft."""
+    draft = said('{"name": "Lima"}', [("Place", '{"name": "Lima"}')], p=0.3)
+    answer = said('{"name": "Funafuti"}', [("Place", '{"name": "Funafuti"}')])
+    llm = cascade(calling("small", draft), calling("large", answer), pydantic_program_mode=mode)
+    prompt = PromptTemplate("Capital of {land}?")
+
+    assert llm.structured_predict(Place, prompt, land="Tuvalu") == Place(name="Funafuti")
+    assert await llm.astructured_predict(Place, prompt, land="Tuvalu") == Place(name="Funafuti")
+    tool = FunctionTool.from_defaults(add)
+    sums = [said("", [("add", f'{{"a": 1, "b": {b}}}')], p=p) for b, p in ((1234, 0.3), (2, 0.99))]
+    llm = cascade(calling("small", sums[0]), calling("large", sums[1]))
+    assert (await llm.achat_with_tools([tool], "1 + 2?")).additional_kwargs["confcascade"]["answered_by"] == "large"
+    assert list(llm.stream_chat_with_tools([tool], "1 + 2?"))[-1].additional_kwargs["confcascade"]["stage"] == 1
+
+    told = [event for event in events.seen if type(event).__name__.startswith("LLM")]
+    starts = [type(event).__name__ for event in told if type(event).__name__.endswith("StartEvent")]
+    assert starts == ["LLMStructuredPredictStartEvent", "LLMChatStartEvent"] * 2 + ["LLMChatStartEvent"] * 2
+    assert "Lima" not in repr(told)
+    assert "1234" not in repr(told)
+    assert len(spans.attempts) == 8
+    names = {span.id_.partition("-")[0] for span in spans.all}
+    assert {name for name in names if name.startswith("CallingLLM")} == set()

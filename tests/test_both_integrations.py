@@ -1,0 +1,163 @@
+"""LangChain and LlamaIndex decide identically: the same models behind both classes, the same queries, equal records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core")
+pytest.importorskip("llama_index.core")
+
+from confcascade import CascadeExhaustedError, ConfigurationError, Request, Stage, TokenProbability
+from confcascade.testing import Reply, ScriptedModel, same_record
+from llama_index.core.base.llms.types import ChatMessage
+
+import langchain_confcascade
+import llamaindex_confcascade
+
+Make = Callable[[], dict[str, Any]]
+
+REPLIES = {
+    "sure": Reply("yes it is", 0.95),
+    "unsure": Reply("perhaps it is", 0.4),
+    "unsure at first": Reply("it is so", (0.2, 0.99, 0.99)),
+    "unsure at last": Reply("it is so", (0.99, 0.99, 0.1)),
+    "empty": Reply(""),
+    "white space": Reply(" "),
+    "without log-probabilities": Reply("it is", None),
+    "down": Reply("it is", error=ConnectionError("no route")),
+    "breaks off": Reply("it is so", error=ConnectionError("reset"), after=2),
+}
+QUERIES = [f"{small}, {large}" for small in REPLIES for large in ("sure", "empty", "down")]
+
+
+def script(place: int) -> Callable[[Request], Reply]:
+    """What the first or the last model says to "sure, down"."""
+    return lambda request: REPLIES[request.messages[-1].content.split(", ")[place]]
+
+
+def stages(*signals: TokenProbability, **parameters: Any) -> dict[str, Any]:
+    small, large = ScriptedModel("small", script(0)), ScriptedModel("large", script(1))
+    return {
+        "stages": [Stage(small, signals, {signal.name: 0.8 for signal in signals}), Stage(large)],
+        **parameters,
+    }
+
+
+CASCADES: dict[str, Make] = {
+    "mean": lambda: stages(TokenProbability()),
+    "first token": lambda: stages(TokenProbability(aggregate="first")),
+    "product": lambda: stages(TokenProbability(aggregate="product")),
+    "minimum and mean": lambda: stages(TokenProbability(aggregate="min", name="least"), TokenProbability()),
+    "raises at the end": lambda: stages(TokenProbability(), on_exhausted="raise"),
+    "raises at once": lambda: stages(TokenProbability(), on_error="raise"),
+    "one model": lambda: {"models": [ScriptedModel("only", script(0))]},
+}
+
+
+async def in_langchain(parameters: dict[str, Any], query: str, **options: Any) -> list[Any]:
+    llm = langchain_confcascade.ConfidenceCascadeLLM(**parameters)
+    whole = [await _caught(llm.ainvoke, query, **options), await _caught(_now, llm.invoke, query, **options)]
+    return [each if isinstance(each, str) else (each.content, each.response_metadata["confcascade"]) for each in whole]
+
+
+async def in_llamaindex(parameters: dict[str, Any], query: str, **options: Any) -> list[Any]:
+    llm, messages = llamaindex_confcascade.ConfidenceCascadeLLM(**parameters), [ChatMessage(content=query)]
+    whole = [await _caught(llm.achat, messages, **options), await _caught(_now, llm.chat, messages, **options)]
+    return [
+        each if isinstance(each, str) else (each.message.content, each.additional_kwargs["confcascade"])
+        for each in whole
+    ]
+
+
+async def _now(function: Any, *args: Any, **options: Any) -> Any:
+    return function(*args, **options)
+
+
+async def _caught(call: Any, *args: Any, **options: Any) -> Any:
+    """What it returned, or how it failed."""
+    try:
+        return await call(*args, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def same(theirs: Any, ours: Any) -> bool:
+    """Equal answers with equal records but for measured times; or equal errors."""
+    if isinstance(theirs, str) or isinstance(ours, str):
+        return bool(theirs == ours)
+    return bool(theirs[0] == ours[0]) and same_record(theirs[1], ours[1])
+
+
+@pytest.mark.parametrize("make", CASCADES.values(), ids=CASCADES)
+async def test_scripted_models_decide_alike(make: Make) -> None:
+    """Whatever the small model says, and however the large one fails."""
+    found = []
+    for query in QUERIES:
+        for options in ({}, {"max_tokens": 1}, {"stop": [" it"]}):
+            langchain = await in_langchain(make(), query, **options)
+            llamaindex = await in_llamaindex(make(), query, **options)
+            for theirs, ours in zip(langchain, llamaindex, strict=True):
+                assert same(theirs, ours), (query, options)
+            found += langchain
+
+    assert any(isinstance(each, tuple) for each in found)
+    assert any(isinstance(each, str) for each in found)
+
+
+async def test_the_bundled_models_decide_alike() -> None:
+    """The demo's own cascade, on held-out questions: streamed, too."""
+    pytest.importorskip("torch")
+    from confcascade.demo import bundled_stages
+    from confcascade.demo.world import World
+
+    made = bundled_stages()
+    theirs = langchain_confcascade.ConfidenceCascadeLLM(stages=made)
+    ours = llamaindex_confcascade.ConfidenceCascadeLLM(stages=made)
+    attempts = set()
+    for question in World().questions("test", per_task=4):
+        message = theirs.invoke(question.prompt)
+        record = message.response_metadata["confcascade"]
+        attempts.add(len(record["attempts"]))
+        response = ours.complete(question.prompt)
+        *_, last = ours.stream_complete(question.prompt)
+        *_, chunk = theirs.stream(question.prompt)
+        for text, other in (
+            (response.text, response.additional_kwargs["confcascade"]),
+            (last.text, last.additional_kwargs["confcascade"]),
+            (message.content, chunk.response_metadata["confcascade"]),
+        ):
+            assert text == message.content
+            assert same_record(other, record)
+
+    assert attempts == {1, 2}
+
+
+def test_they_refuse_the_same() -> None:
+    wrong: list[dict[str, Any]] = [
+        {"models": []},
+        {"models": [ScriptedModel("a"), ScriptedModel("b")]},
+        {"models": [ScriptedModel("a"), ScriptedModel("b")], "threshold": 90},
+        {"models": [ScriptedModel("a", logprobs=False), ScriptedModel("b")], "threshold": 0.9},
+        {"models": [ScriptedModel("a")], "on_error": "ignore"},
+        {"stages": [ScriptedModel("a")]},
+    ]
+    for parameters in wrong:
+        with pytest.raises(ConfigurationError) as theirs:
+            langchain_confcascade.ConfidenceCascadeLLM(**parameters)
+        with pytest.raises(ConfigurationError) as ours:
+            llamaindex_confcascade.ConfidenceCascadeLLM(**parameters)
+        assert str(ours.value) == str(theirs.value)
+
+
+def test_they_fail_the_same() -> None:
+    parameters = stages(TokenProbability(), on_exhausted="raise")
+    with pytest.raises(CascadeExhaustedError) as theirs:
+        langchain_confcascade.ConfidenceCascadeLLM(**parameters).invoke("unsure, down")
+    with pytest.raises(CascadeExhaustedError) as ours:
+        llamaindex_confcascade.ConfidenceCascadeLLM(**parameters).complete("unsure, down")
+
+    assert str(ours.value) == str(theirs.value)
+    assert [each.reason for each in ours.value.attempts] == [each.reason for each in theirs.value.attempts]
