@@ -123,13 +123,13 @@ def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | No
     )
 
 
-def chain_cost(kept: Sequence[int], cost: Sequence[float]) -> tuple[float, float]:
+def chain_cost(kept: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
     """What a cascade costs if every query costs a stage the same, in both accountings.
 
     With cost 2 N_j for a query (the paper's equation 6: one token, no context) the second is its "computational cost".
 
     Args:
-        kept: Queries that each stage answers, smallest stage first.
+        kept: Queries that each stage answers (or shares of them), smallest stage first.
         cost: Of one query at each stage.
 
     Returns:

@@ -74,10 +74,11 @@ class RecordedModel(Blocking):
         self._kinds, self._early = kinds, early
         # what a pass over the prompt shows: in the place of a hidden state, the scores that were made of it
         self._probed = tuple(sorted(n for n, score in kinds.items() if score.phase == "pre" and score.prefill))
-        prefills = any(score.prefill for score in kinds.values()) or any(row.labels for row in self._rows.values())
+        labelled = any(row.labels for row in self._rows.values())
+        prefills = labelled or any(score.prefill for score in kinds.values())
         told = {row.tokens is not None for row in self._rows.values() if row.usable}
         self._capability = Capability(
-            logprobs=told.pop() if len(told) == 1 else None,
+            logprobs=None if len(told) != 1 or (labelled and told == {False}) else told == {True},
             top_logprobs=20,
             layers=LAYER if prefills else 0,
             hidden_size=len(self._probed) if prefills else 0,

@@ -514,9 +514,7 @@ def _details(stages: Sequence[_Stage], thresholds: Sequence[Figures]) -> dict[st
         stage_of[keep], grade[keep], answering[keep] = j, stage.grades[keep], stage.whole_cost[keep]
         if not last:
             done = _finished(stage, goes, passed, broken)[0]
-            earlier = broken[done]
-            # the last such stage stands, unless a later one accepts
-            standing = earlier[~keep[earlier]]
+            standing = broken[done]  # until a later stage has an answer, too
             stage_of[standing], grade[standing] = j, stage.grades[standing]
             answering[standing], degraded[standing] = stage.whole_cost[standing], True
             degraded[keep] = False

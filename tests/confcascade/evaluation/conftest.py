@@ -49,11 +49,16 @@ def made_row(
     letter: float,
     error: str | None,
     graded: bool,
+    uncounted: int = 0,
     **scores: RecordedScore,
 ) -> Row:
-    """A row whose scores of tokens are what the live signals make of them."""
+    """A row whose scores of tokens are what the live signals make of them.
+
+    Args:
+        uncounted: Tokens that are paid for and not visible (the end of a text), or the reverse.
+    """
     told = None if probabilities is None else tuple(map(Token, words, map(math.log, probabilities)))
-    text, usage = "".join(words), Usage(3 + len(model), len(words))
+    text, usage = "".join(words), Usage(3 + len(model), max(0, len(words) + uncounted))
     request = Request((Message("user", question),))
     labels = {"A": math.log(letter), "B": math.log(1.001 - letter)} if local else {}
     response = Response(text, told, usage)
@@ -66,13 +71,14 @@ def made_row(
             else:
                 scores[name] = recorded_score(signal, Evidence(request, None, told, response))
     elif local:
-        scores["letter"] = RecordedScore(value=max(letter, 1.001 - letter), prefill=True)
+        value = max(map(math.exp, labels.values()))
+        scores["letter"] = RecordedScore(value=value, prefill=True, upper=((0, value),))
     return Row(
         question=question,
         model=model,
         answer="" if error else text,
         error=error,
-        tokens=told if error is None else None,
+        tokens=told,
         labels=labels,
         grade=float(graded),
         scores=scores,
@@ -99,19 +105,19 @@ def cases(draw: Any) -> Case:
             }
             if local:
                 scores["probe"] = RecordedScore(value=draw(SCORES), phase="pre", prefill=True)
-            rows.append(
-                made_row(
-                    question,
-                    model,
-                    words=words,
-                    probabilities=draw(st.sampled_from([told, told, None])),
-                    local=local,
-                    letter=draw(st.sampled_from([0.9, 0.6, 0.3])),
-                    error=draw(st.sampled_from([None, None, None, None, "down"])),
-                    graded=draw(st.booleans()),
-                    **scores,
-                )
+            row = made_row(
+                question,
+                model,
+                words=words,
+                probabilities=draw(st.sampled_from([told, told, None])),
+                local=local,
+                letter=draw(st.sampled_from([0.9, 0.6, 0.3])),
+                error=draw(st.sampled_from([None, None, None, None, "down"])),
+                graded=draw(st.booleans()),
+                uncounted=draw(st.sampled_from([0, 0, 1, -1])),
+                **scores,
             )
+            rows.append(row.model_copy(update={"tokens": None}) if draw(st.integers(0, 5)) == 0 else row)  # not kept
     policies = []
     for _ in range(draw(st.integers(1, 3))):
         chosen = sorted(draw(st.sets(st.sampled_from(names), min_size=1)), key=NAMES.index)

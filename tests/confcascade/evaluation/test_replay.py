@@ -27,7 +27,13 @@ def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[S
         signals: list[Any] = []
         for name in names:
             recorded = model.signal(name)
-            anew = computed and name in LIVE and (recorded.early or name == "mean") and model.capability.logprobs
+            kept = all(
+                row.tokens is not None or row.scores[name].value is None
+                for row in case.rows
+                if row.model == stage.model and name in row.scores
+            )
+            known = name in LIVE and (recorded.early or name == "mean") and model.capability.logprobs
+            anew = computed and known and (kept or name == "letter")
             signals.append(LIVE[name] if anew else recorded)
         thresholds = {name: stage.thresholds[name] for name in names}
         stages.append(Stage(model, signals, thresholds, case.prices[stage.model]))
