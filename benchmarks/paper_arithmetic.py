@@ -29,6 +29,13 @@ KEPT: dict[tuple[str, ...], tuple[int, ...]] = {
     ("3B", "8B", "70B"): (487, 198, 745),
 }
 TABLE_1 = {("3B", "8B"): 20.34, ("3B", "70B"): 32.47, ("8B", "70B"): 36.46, ("3B", "8B", "70B"): 44.48}
+# Table 3 (Qwen3) and Table 6 (8B -> 70B on GPQA): sizes, and what is said to be saved, in percent
+PAIRS = {
+    "4B -> 8B": (4e9, 8e9, 17.80),
+    "4B -> 32B": (4e9, 32e9, 52.70),
+    "8B -> 32B": (8e9, 32e9, 33.18),
+    "8B -> 70B, GPQA": (8e9, 70e9, 3.93),
+}
 # Table 13: dollars for all questions
 DOLLARS_ALONE = {"3B": 0.017, "8B": 0.021, "70B": 0.129}
 DOLLARS = {("3B", "8B"): 0.020, ("3B", "70B"): 0.096, ("8B", "70B"): 0.089, ("3B", "8B", "70B"): 0.080}
@@ -49,6 +56,22 @@ def reductions(chain: tuple[str, ...], sizes: Mapping[str, float]) -> tuple[floa
     alone = QUESTIONS * query_flops(sizes[chain[-1]])
     every, answering = flops(chain, sizes)
     return 100 * (1 - every / alone), 100 * (1 - answering / alone)
+
+
+def implied(small: float, large: float, saved: float) -> tuple[float, float]:
+    """What a pair must have kept to save `saved` percent, the answering stage alone being charged; and what it saves.
+
+    Args:
+        small: Parameters of the first model.
+        large: Of the second.
+        saved: Printed, in percent.
+
+    Returns:
+        The share that the first model keeps, and what is saved in percent if every stage is charged.
+    """
+    kept = saved / 100 / (1 - small / large)
+    every, _ = chain_cost([kept, 1 - kept], [small, large])
+    return kept, 100 * (1 - every / large)
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,14 @@ def main() -> None:
             f"{honest:.1f}",
             f"{honest_actual:.1f}",
             f"{KEPT[chain][0] / QUESTIONS:.1%}{even}",
+        )
+    console.print(table)
+
+    table = Table("pair", "printed", "kept, implied", "break-even", "every stage", title="Other pairs, percent saved")
+    for pair, (small, large, printed) in PAIRS.items():
+        kept, honest = implied(small, large, printed)
+        table.add_row(
+            pair, f"{printed:.2f}", f"{kept:.1%}", f"{break_even_retention(small, large):.1%}", f"{honest:.1f}"
         )
     console.print(table)
 

@@ -68,6 +68,22 @@ def test_table_13_is_weighted_by_tokens(paper):
     assert paper.dollars(("3B", "8B")).every_stage > paper.DOLLARS_ALONE["8B"]
 
 
+@pytest.mark.parametrize(
+    ("pair", "kept", "every"),
+    [
+        ("4B -> 8B", 0.356, -14.4),
+        ("4B -> 32B", 0.602, 47.7),
+        ("8B -> 32B", 0.442, 19.2),
+        ("8B -> 70B, GPQA", 0.044, -7.0),
+    ],
+)
+def test_pairs_below_the_break_even_cost_more(paper, pair, kept, every):
+    """What Tables 3 and 6 say is saved says what was kept; two of the four pairs kept too little to save anything."""
+    small, large, printed = paper.PAIRS[pair]
+    assert paper.implied(small, large, printed) == (pytest.approx(kept, abs=5e-4), pytest.approx(every, abs=0.06))
+    assert (every < 0) == (kept < small / large)
+
+
 def test_it_prints(paper, capsys):
     """One command prints all of it."""
     paper.main()

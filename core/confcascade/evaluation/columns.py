@@ -104,7 +104,7 @@ class Columns:
 
     @classmethod
     def read(cls, path: str | Path) -> Columns:
-        """Those of a file. Its texts pass by one row at a time: only the numbers are held, about 100 bytes a row."""
+        """Those of a file. Texts pass by one row at a time: only numbers are held, a few hundred bytes a row."""
         return cls.of(read_rows(path))
 
     @classmethod
@@ -127,7 +127,7 @@ class Columns:
             [self.signals[model, name].values if (model, name) in self.signals else missing for model in self.models]
             for name in self.signal_names
         ]
-        return np.array(columns).transpose(2, 1, 0)
+        return np.array(columns).reshape(len(columns), len(self.models), len(self)).transpose(2, 1, 0)
 
     @property
     def signal_names(self) -> tuple[str, ...]:

@@ -62,6 +62,6 @@ def read_choice_logits(path: str | Path, labels: Sequence[str] = "ABCD") -> Iter
                 answer=answer,
                 grade=float(answer == reference),
                 labels=logprobs,
-                scores={signal.name: recorded_score(signal, evidence)},
+                scores={signal.name: recorded_score(signal, evidence, prefill=True)},
                 usage=usage,
             )

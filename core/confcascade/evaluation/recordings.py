@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -119,18 +120,21 @@ class Row(BaseModel):
         return self.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
 
-def recorded_score(signal: Signal, evidence: Evidence) -> RecordedScore:
+def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> RecordedScore:
     """What `signal` makes of a finished attempt, with the bounds that it would have given along the way.
 
     Args:
         signal: One that needs no further calls.
-        evidence: The whole attempt: what was prefilled for this signal, the tokens and the response.
+        evidence: The whole attempt: what was prefilled, the tokens and the response.
+        prefill: Whether the prompt is read in a pass of its own for this signal: as in the flow, because it names
+            layers, or labels that the model can tell from the prompt.
 
     Returns:
         Its score; `RecordedScore.value` is None, and the detail ``unavailable`` says why, if it cannot be computed.
     """
     upper: list[tuple[int, float]] = []
-    prefill = evidence.prefilled is not None
+    if not prefill:  # another signal's pass is not its own
+        evidence = replace(evidence, prefilled=None)
     if signal.phase == "post" and signal.early:
         tokens, least = evidence.tokens or (), signal.space[1]
         for count in range(0 if prefill else 1, len(tokens) + 1):

@@ -239,7 +239,7 @@ def _number(name: str, threshold: Threshold) -> float:
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(n, start + size)) for start in range(0, n, size))
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
 # ---------------------------------------------------------------------- a stage on a slice of the questions

@@ -62,17 +62,12 @@ def made_row(
     request = Request((Message("user", question),))
     labels = {"A": math.log(letter), "B": math.log(1.001 - letter)} if local else {}
     response = Response(text, told, usage)
-    if error is None:
-        for name, signal in LIVE.items():
-            if name == "letter":
-                if local:
-                    seen = Prefilled(Usage(usage.input_tokens), label_logprobs=labels)
-                    scores[name] = recorded_score(signal, Evidence(request, seen, told, response))
-            else:
-                scores[name] = recorded_score(signal, Evidence(request, None, told, response))
-    elif local:
-        value = max(map(math.exp, labels.values()))
-        scores["letter"] = RecordedScore(value=value, prefill=True, upper=((0, value),))
+    for name, signal in LIVE.items():
+        if name != "letter":
+            scores[name] = recorded_score(signal, Evidence(request, None, told, response))
+        elif local:
+            seen = Prefilled(Usage(usage.input_tokens), label_logprobs=labels)
+            scores[name] = recorded_score(signal, Evidence(request, seen, told, response), prefill=True)
     return Row(
         question=question,
         model=model,

@@ -151,8 +151,10 @@ def test_a_signals_bounds_are_recorded():
     mean = recorded_score(TokenProbability(), Evidence(request, None, tokens, response))
     assert mean.upper == ()
     seen = Prefilled(Usage(1), label_logprobs={"A": math.log(0.8), "B": math.log(0.1)})
-    letter = recorded_score(TokenProbability("AB"), Evidence(request, seen, tokens, response))
+    letter = recorded_score(TokenProbability("AB"), Evidence(request, seen, tokens, response), prefill=True)
     assert letter.prefill
+    beside = recorded_score(TokenProbability(aggregate="min"), Evidence(request, seen, tokens, response))
+    assert beside == least  # what was prefilled for another signal is none of its business
     assert letter.upper == ((0, letter.value),)
     missing = recorded_score(TokenProbability(), Evidence(request, None, None, response))
     assert missing.value is None
@@ -198,5 +200,6 @@ def test_columns_name_what_is_not_recorded():
         columns.index("x")
     with pytest.raises(ConfigurationError, match=r"'t' of model 'm'.*\['s'\]"):
         columns.signal("m", "t")
+    assert Columns.of([row("q1")]).scores.shape == (1, 1, 0)
     with pytest.raises(ConfigurationError, match="no rows"):
         Columns.of([])
