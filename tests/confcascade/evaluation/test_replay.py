@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import Cascade, CascadeExhaustedError, ConfigurationError, Cost, Stage
+from confcascade import Cascade, CascadeExhaustedError, ConfigurationError, Cost, Stage, Token, Usage
 from confcascade.evaluation import Columns, PolicyStage, RecordedModel, RecordedScore, Replay, Row, replay, sweep
 from confcascade.evaluation.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
 from hypothesis import given, settings
@@ -140,6 +140,22 @@ def test_what_is_unknown_is_nan():
     assert swept.cost.tokens[0] == 0
     assert swept.answered[0].tolist() == [1, 0]
     assert math.isnan(replay(Columns.of(rows), policy).retention[1])  # nothing reached it
+
+
+def test_only_the_time_of_what_was_cut_off_is_unknown():
+    """Nobody told when the first token came: a draft that ended early took an unknown time, a whole one its own."""
+    score = RecordedScore(value=0.2, upper=((1, 0.9), (2, 0.2)))
+    tokens = tuple(Token("x", math.log(p)) for p in (0.9, 0.2))
+    rows = [
+        sure("q1", "small", None, scores={"least": score}, tokens=tokens, answer="xx", latency_s=2.0),
+        sure("q1", "large", None, latency_s=5.0),
+    ]
+    kept, cut = ([PolicyStage("small", {"least": t}), PolicyStage("large")] for t in (0.1, 0.5))
+    assert replay(Columns.of(rows), kept).cost.seconds.tolist() == [2.0]
+    assert math.isnan(replay(Columns.of(rows), cut).cost.seconds[0])
+    assert replay(Columns.of(rows), cut).cost_answering_stage.seconds.tolist() == [5.0]
+    told = [row.model_copy(update={"prefill_s": 1.0, "usage": Usage(3, 4)}) for row in rows]
+    assert replay(Columns.of(told), cut).cost.seconds.tolist() == [1.0 + 1.0 * 2 / 4 + 5.0]
 
 
 @pytest.mark.parametrize(
