@@ -73,7 +73,8 @@ class Row(BaseModel):
         refused: It says that it does not know; counted apart from a wrong answer.
         error: Why the model failed, if it did. There is no answer then.
         finish_reason: As in `Response`.
-        tokens: Of the answer, which their texts add up to, with log-probabilities; None where the model tells none, or they were not kept.
+        tokens: Of the answer, which their texts add up to, with log-probabilities; None where the model tells none, or
+            they were not kept.
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
