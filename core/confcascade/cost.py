@@ -8,13 +8,23 @@ that were asked in vain, so it is printed beside the first, never instead.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from confcascade.errors import ConfigurationError
 from confcascade.types import Usage
 
-__all__ = ["Architecture", "Cost", "Prices", "attempt_cost", "forward_flops"]
+__all__ = [
+    "Architecture",
+    "Cost",
+    "Prices",
+    "attempt_cost",
+    "break_even_retention",
+    "chain_cost",
+    "forward_flops",
+    "token_flops",
+]
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,12 @@ def forward_flops(architecture: Architecture, usage: Usage) -> float:
     >>> forward_flops(tiny, Usage(3, 1))  # 2*1000*4 + 2*2*10*(1+2+3+4)
     8400.0
     """
-    tokens = usage.total_tokens
+    flops: float = token_flops(architecture, usage.total_tokens)
+    return flops
+
+
+def token_flops(architecture: Architecture, tokens: Any) -> Any:
+    """`forward_flops` of a number of tokens, or of a numpy array of such numbers."""
     contexts = tokens * (tokens + 1) / 2
     return 2.0 * architecture.parameters * tokens + 2.0 * architecture.layers * architecture.hidden_size * contexts
 
@@ -107,3 +122,51 @@ def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | No
         usd=usd,
         seconds=elapsed_s,
     )
+
+
+def chain_cost(kept: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
+    """What a cascade costs if every query costs a stage the same, in both accountings.
+
+    With cost 2 N_j for a query (the paper's equation 6: one token, no context) the second is its "computational cost".
+
+    Args:
+        kept: Queries that each stage answers (or shares of them), smallest stage first.
+        cost: Of one query at each stage.
+
+    Returns:
+        All stages (every query pays for each stage that it reached), and the answering stage alone.
+
+    Raises:
+        ValueError: If the two differ in length.
+
+    >>> chain_cost([594, 836], [2 * 8, 2 * 70])  # billions, of the paper's Table 8: 8B -> 70B
+    (139920.0, 126544)
+    """
+    answering = sum(k * c for k, c in zip(kept, cost, strict=True))
+    reached = sum(kept)
+    every = 0.0
+    for k, c in zip(kept, cost, strict=True):
+        every += reached * c
+        reached -= k
+    return every, answering
+
+
+def break_even_retention(small: float, large: float) -> float:
+    """The share of queries that a small first stage must answer before two stages cost less than the large one alone.
+
+    Every query pays for the small stage, and the rest for the large: c_small + (1 - r) c_large < c_large where
+    r > c_small / c_large.
+
+    Args:
+        small: Cost of a query at the small stage, at least 0.
+        large: At the large one, above 0.
+
+    Returns:
+        A share; at 1 and beyond no cascade of the two can save anything.
+
+    >>> break_even_retention(3e9, 8e9)
+    0.375
+    """
+    if not (small >= 0 and large > 0):
+        raise ValueError(f"`small` must be at least 0 and `large` above 0. Got small={small}, large={large}.")
+    return small / large

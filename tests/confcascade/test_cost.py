@@ -5,7 +5,7 @@ import math
 
 import pytest
 from confcascade import Architecture, ConfigurationError, Cost, Prices, Usage
-from confcascade.cost import attempt_cost, forward_flops
+from confcascade.cost import attempt_cost, break_even_retention, chain_cost, forward_flops
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,3 +81,22 @@ def test_a_price_that_is_none_is_refused(name: str, wrong: object):
 
     assert f"`{name}`" in str(raised.value)
     assert f"Got {wrong!r}" in str(raised.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), min_size=1, max_size=5))
+def test_a_chain_is_the_sum_of_its_queries(stages: list[tuple[int, int]]):
+    """Query by query: all stages up to the one that answers, and that one alone."""
+    kept, cost = zip(*stages, strict=True)
+    every = sum(k * sum(cost[: j + 1]) for j, k in enumerate(kept))
+    answering = sum(k * c for k, c in stages)
+
+    assert chain_cost(kept, cost) == (every, answering)
+
+
+def test_break_even_is_where_two_stages_cost_as_much_as_one():
+    """At that retention the cascade's cost is the large model's."""
+    r = break_even_retention(3, 8)
+
+    assert chain_cost([r, 1 - r], [3, 8])[0] == pytest.approx(8)
+    with pytest.raises(ValueError, match="`large` above 0"):
+        break_even_retention(3, 0)

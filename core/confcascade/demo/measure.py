@@ -86,19 +86,17 @@ def ask_all(model: TransformersModel, questions: Sequence[Question]) -> Measured
     return found
 
 
-def auroc(right: NDArray[np.bool_], score: NDArray[np.float64]) -> float | None:
-    """Area under the ROC curve; None where all answers are right, or all wrong."""
-    from sklearn.metrics import roc_auc_score
-
-    return round(float(roc_auc_score(right, score)), 3) if 0 < right.sum() < len(right) else None
-
-
 def of_task(questions: Sequence[Question], task: str) -> list[int]:
     return [i for i, question in enumerate(questions) if question.task == task]
 
 
 def model_figures(questions: Sequence[Question], measured: Measured, p_ik: NDArray[np.float64]) -> dict[str, Any]:
     """Accuracy, and AUROC of P(T) and P(IK) within each task."""
+    from confcascade.evaluation.metrics import auroc
+
+    def rounded(area: float | None) -> float | None:
+        return None if area is None else round(area, 3)
+
     figures: dict[str, Any] = {}
     for task in TASKS:
         rows = of_task(questions, task)
@@ -106,8 +104,8 @@ def model_figures(questions: Sequence[Question], measured: Measured, p_ik: NDArr
             "n": len(rows),
             "accuracy": round(float(measured.correct[rows].mean()), 4),
             "refused": round(float(measured.refused[rows].mean()), 4),
-            "auroc_p_t": auroc(measured.correct[rows], measured.p_t[rows]),
-            "auroc_p_ik": auroc(measured.correct[rows], p_ik[rows]),
+            "auroc_p_t": rounded(auroc(measured.correct[rows], measured.p_t[rows])),
+            "auroc_p_ik": rounded(auroc(measured.correct[rows], p_ik[rows])),
         }
     return figures
 
@@ -180,49 +178,11 @@ def choose(measured: dict[str, Measured], p_ik: dict[str, NDArray[np.float64]]) 
 # ---------------------------------------------------------------------- comparing with the largest model
 
 
-def paired(cascade: NDArray[Any], largest: NDArray[Any]) -> tuple[float, float, float]:
-    """Mean paired difference of correctness and its 95 % interval, by a bootstrap over questions (10,000 draws)."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    difference = cascade.astype(float) - largest.astype(float)
-    if not difference.any():
-        return 0.0, 0.0, 0.0
-    interval = bootstrap((difference,), np.mean, n_resamples=10_000, method="percentile", rng=0).confidence_interval
-    return float(difference.mean()), float(interval.low), float(interval.high)
-
-
-def saving(cascade: NDArray[np.float64], largest: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Share of the largest model's FLOPs that is saved, and its 95 % interval by a bootstrap over questions."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    def share(a: Any, b: Any, axis: int = -1) -> Any:
-        return 1 - a.sum(axis) / b.sum(axis)
-
-    interval = bootstrap(
-        (cascade, largest),
-        share,
-        n_resamples=2_000,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(share(cascade, largest)), float(interval.low), float(interval.high)
-
-
-def mcnemar(cascade: NDArray[np.bool_], largest: NDArray[np.bool_]) -> float:
-    """McNemar's exact two-sided p-value: are the questions that only one of the two gets right evenly divided?"""
-    from scipy.stats import binomtest
-
-    lost, won = int((largest & ~cascade).sum()), int((cascade & ~largest).sum())
-    return 1.0 if lost + won == 0 else float(binomtest(min(lost, won), lost + won).pvalue)
-
-
 def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Measured) -> dict[str, Any]:
     """The live cascade beside the largest model, per task and in all, in both accountings."""
     import numpy as np
+
+    from confcascade.evaluation.significance import mcnemar, paired_difference, saving
 
     correct = np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)])
     every = np.array([o.record.cost.flops for o in outcomes])
@@ -231,7 +191,7 @@ def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Mea
     table = {}
     for task in (*TASKS, "all"):
         rows = list(range(len(questions))) if task == "all" else of_task(questions, task)
-        difference, low, high = paired(correct[rows], largest.correct[rows])
+        difference, low, high = paired_difference(correct[rows], largest.correct[rows])
         saved, saved_low, saved_high = saving(every[rows], largest.flops[rows])
         table[task] = {
             "n": len(rows),

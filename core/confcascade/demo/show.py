@@ -14,9 +14,9 @@ from rich.table import Table
 
 from confcascade.cascade import Cascade, build_stages
 from confcascade.demo import bundled_stages
-from confcascade.demo.measure import mcnemar
 from confcascade.demo.world import TASKS, Question, Task, World
 from confcascade.errors import ConfigurationError, require
+from confcascade.evaluation.significance import mcnemar
 from confcascade.flow import Outcome, Stage
 from confcascade.trace import Record, trace
 
