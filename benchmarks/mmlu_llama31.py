@@ -193,7 +193,9 @@ def main(
     png: Annotated[Path, typer.Option("--plot", help="where the plot goes")] = Path("mmlu_llama31.png"),
     live: Annotated[bool, typer.Option(help="also run the cascade live, three ways, on every question")] = True,
 ) -> None:
-    console = Console()
+    console = Console(width=max(Console().width, 132))  # narrower, figures would be cut
+    if not (data / FILE).exists():
+        raise typer.BadParameter(f"There is no {FILE} in {data}.", param_hint="--data")
     rows = [row for row in read_choice_logits(data / FILE) if row.model in (SMALL, LARGE)]
     columns = Columns.of(rows).complete()
     console.print(table_15(columns))

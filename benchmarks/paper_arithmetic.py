@@ -112,7 +112,7 @@ def dollars(chain: tuple[str, ...]) -> Dollars:
 
 
 def main() -> None:
-    console = Console()
+    console = Console(width=max(Console().width, 132))  # narrower, figures would be cut
     console.print("Appendix D, GFLOPs of the answering stage alone (2 N k):")
     for chain in (("3B", "8B", "70B"), ("8B", "70B")):
         console.print(f"  {' -> '.join(chain)}: {flops(chain, NOMINAL)[1] / 1e9:,.0f}")
