@@ -137,7 +137,7 @@ class LangChainModel(Remote):
     @property
     def _streams(self) -> bool:
         """Whether it streams where it is invoked, too."""
-        return getattr(self._chat, "streaming", False) is True
+        return vars(self._chat).get("streaming") is True
 
     def way(self, request: Request) -> _Way:
         """How to ask for what `request` wants, tools and structured output bound the model's own way."""

@@ -155,9 +155,16 @@ def trace() -> Iterator[Trace]:
         _active.reset(token)
 
 
-@contextlib.contextmanager
-def untraced() -> Iterator[None]:
+def untraced() -> contextlib.AbstractContextManager[None]:
     """While a stage's model is called: where it is a cascade itself, its record is part of the outer one's."""
+    return _without_collectors() if _active.get() else _NOTHING_TO_DO
+
+
+_NOTHING_TO_DO = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_collectors() -> Iterator[None]:
     token = _active.set(())
     try:
         yield
