@@ -36,6 +36,7 @@ def test_choice_logits(name: str, tmp_path: Path):
     assert rows[1].scores["p_t"].value == pytest.approx(1 / (1 + math.exp(-1)))
     assert rows[0].scores["p_t"].details["label_mass"] == pytest.approx(1)
     assert rows[0].usage.total_tokens == 1
+    assert rows[0].usage.estimated
 
 
 def test_live_p_t_is_the_imported_one(tmp_path: Path):
