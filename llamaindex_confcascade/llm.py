@@ -136,7 +136,15 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
-        if any(isinstance(signal, RetrievalScore) for stage in built for signal in stage.signals):
+        self._watch()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch()  # in another process, nobody does yet
+
+    def _watch(self) -> None:
+        """See retrievals, if a signal wants to."""
+        if any(isinstance(signal, RetrievalScore) for stage in self._cascade.stages for signal in stage.signals):
             watch_retrievals()
 
     @classmethod

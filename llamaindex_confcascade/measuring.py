@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -89,12 +90,17 @@ def measure(
         is_right: Whether the text of an answer is right, given the question's reference.
 
     Raises:
-        ConfigurationError: If there is no question.
+        ConfigurationError: If there is no question, or `ask` is asynchronous.
     """
     right, records = [], []
     for question, reference in questions:
         with trace() as t:
-            answer = str(ask(question))  # a streamed response ends here
+            found = ask(question)
+            if inspect.isawaitable(found):
+                raise ConfigurationError(
+                    "`ask` must answer when it is called: give `engine.query`, not `engine.aquery`."
+                )
+            answer = str(found)  # a streamed response ends here
         right.append(bool(is_right(answer, reference)))
         records.append(tuple(t.records))
     if not right:

@@ -76,6 +76,13 @@ def test_scores_of_rejected_attempts_are_left_out() -> None:
     assert measure(engine(0.85).query, QUESTIONS, is_right).scores("p_t") == [(pytest.approx(0.9), True)]
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_asynchronous_questions_are_refused() -> None:
+    """Their answer would be a coroutine, and never right."""
+    with pytest.raises(ConfigurationError, match=r"not `engine\.aquery`"):
+        measure(engine().aquery, QUESTIONS, is_right)
+
+
 def test_there_must_be_a_question() -> None:
     """An accuracy of nothing would be an error further on."""
     with pytest.raises(ConfigurationError, match="at least one pair"):

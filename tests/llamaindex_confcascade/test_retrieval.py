@@ -464,6 +464,27 @@ print(counts)
     assert printed == "[(1, 1), (1, 1), (2, 2), (2, 2)]\n"
 
 
+def test_another_process_watches_for_a_pickled_cascade() -> None:
+    """Workers unpickle it, and never build one."""
+    import base64
+    import pickle
+    import subprocess
+    import sys
+
+    llm = ConfidenceCascadeLLM(
+        models=[ScriptedModel("small"), ScriptedModel("large")], signals=[RetrievalScore()], threshold=0.5
+    )
+    code = f"""
+import base64, pickle
+from llama_index.core.instrumentation import get_dispatcher
+before = len(get_dispatcher().span_handlers)
+llm = pickle.loads(base64.b64decode({base64.b64encode(pickle.dumps(llm))!r}))
+print(before, len(get_dispatcher().span_handlers))
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "1 2\n"
+
+
 def test_outside_of_any_query_there_are_no_scores() -> None:
     """And no error."""
     watch_retrievals()
