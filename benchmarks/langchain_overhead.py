@@ -20,9 +20,9 @@ import subprocess
 import sys
 import venv
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -42,6 +42,7 @@ from overhead import (
     SMALL,
     Clock,
     Measure,
+    Models,
     Row,
     Spent,
     entry,
@@ -128,19 +129,6 @@ class Client(BaseChatModel):
             yield ChatGenerationChunk(message=message, generation_info={"logprobs": logprobs})
         end = {"finish_reason": "stop", "model_name": self.model}
         yield ChatGenerationChunk(message=AIMessageChunk(content="", response_metadata=end, usage_metadata=USAGE))
-
-
-@dataclass(frozen=True)
-class Models:
-    """Where the small and the large model of every contender come from.
-
-    Attributes:
-        make: A model of that name, which is to tell its log-probabilities.
-        asked: How often each model was asked so far.
-    """
-
-    make: Callable[[str, bool], BaseChatModel]
-    asked: Callable[[], Mapping[str, int]]
 
 
 @contextmanager

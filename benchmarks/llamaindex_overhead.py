@@ -15,9 +15,9 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -42,6 +42,7 @@ from overhead import (
     SMALL,
     Clock,
     Measure,
+    Models,
     Row,
     Spent,
     entry,
@@ -136,19 +137,6 @@ class Client(LLM):
         raise NotImplementedError  # not measured
 
     stream_complete = acomplete = astream_complete = complete
-
-
-@dataclass(frozen=True)
-class Models:
-    """Where the small and the large model of every contender come from.
-
-    Attributes:
-        make: A model of that name, which is to tell its log-probabilities.
-        asked: How often each model was asked so far.
-    """
-
-    make: Callable[[str, bool], LLM]
-    asked: Callable[[], Mapping[str, int]]
 
 
 @contextmanager

@@ -35,6 +35,7 @@ __all__ = [
     "SMALL",
     "Clock",
     "Measure",
+    "Models",
     "Row",
     "Spent",
     "cell",
@@ -89,6 +90,19 @@ class Spent:
 
     cpu_s: float
     wall_s: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """Where the small and the large model of every contender come from.
+
+    Attributes:
+        make: A model of that name, which is to tell its log-probabilities.
+        asked: How often each model was asked so far.
+    """
+
+    make: Callable[[str, bool], Any]
+    asked: Callable[[], Mapping[str, int]]
 
 
 class Clock:

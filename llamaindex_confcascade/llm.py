@@ -13,20 +13,15 @@ from confcascade import (
     Chunk,
     ConfigurationError,
     LanguageModel,
-    Message,
     Outcome,
     Request,
-    Response,
     RetrievalScore,
     Signal,
     Stage,
     Threshold,
-    Token,
-    ToolCall,
     build_stages,
 )
 from llama_index.core.base.llms.types import (
-    AudioBlock,
     ChatMessage,
     ChatResponse,
     ChatResponseAsyncGen,
@@ -34,12 +29,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
-    DocumentBlock,
-    ImageBlock,
     LLMMetadata,
-    MessageRole,
-    TextBlock,
-    VideoBlock,
 )
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
@@ -50,19 +40,16 @@ from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation import get_dispatcher
 
+from llamaindex_confcascade.convert import asked, chunk_of, completion_of, request_from, response_of
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.instrumentation import TracedCascade
 from llamaindex_confcascade.model import LlamaIndexModel
-from llamaindex_confcascade.retrieval import retrieved_scores, watch_retrievals
-from llamaindex_confcascade.structured import BoundSchema, Parsed, Structured, parsed_from
+from llamaindex_confcascade.retrieval import watch_retrievals
+from llamaindex_confcascade.structured import BoundSchema, Structured, parsed_from
 from llamaindex_confcascade.tools import (
     bound_tool,
-    call_blocks,
     keep_first_call,
-    plain_tool,
-    read_calls,
     selections,
-    tool_messages,
 )
 
 __all__ = ["ConfidenceCascadeLLM"]
@@ -71,17 +58,6 @@ T = TypeVar("T")
 Object = TypeVar("Object", bound=BaseModel)
 
 dispatcher = get_dispatcher(__name__)
-
-_MEDIA = (AudioBlock, DocumentBlock, ImageBlock, VideoBlock)
-_ROLES = {
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-    MessageRole.ASSISTANT: "assistant",
-    MessageRole.MODEL: "assistant",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.TOOL: "tool",
-    MessageRole.FUNCTION: "tool",
-}
 
 
 class ConfidenceCascadeLLM(FunctionCallingLLM):
@@ -103,8 +79,8 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: With `models`: what an answer's score must reach to be kept; one number, or numbers by signal.
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
-        on_exhausted: If the last model fails, "best" returns the last complete earlier answer, flagged as degraded in
-            the record; "raise" raises `confcascade.CascadeExhaustedError`.
+        on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
+            degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
         **fields: Those of every LlamaIndex LLM, such as ``system_prompt`` or ``callback_manager``.
 
     Raises:
@@ -186,41 +162,41 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _response(self._cascade.run(_request(messages, kwargs)))
+        return response_of(self._cascade.run(request_from(messages, kwargs)))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _response(await self._cascade.arun(_request(messages, kwargs)))
+        return response_of(await self._cascade.arun(request_from(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream(_request(messages, kwargs))
+        return self._stream(request_from(messages, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return self._astream(_request(messages, kwargs))
+        return self._astream(request_from(messages, kwargs))
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         del formatted
-        return _completion(_response(self._cascade.run(_request(_asked(prompt), kwargs))))
+        return completion_of(response_of(self._cascade.run(request_from(asked(prompt), kwargs))))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         del formatted
-        return _completion(_response(await self._cascade.arun(_request(_asked(prompt), kwargs))))
+        return completion_of(response_of(await self._cascade.arun(request_from(asked(prompt), kwargs))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         del formatted
-        chunks = self._stream(_request(_asked(prompt), kwargs))
-        return (_completion(chunk) for chunk in chunks)
+        chunks = self._stream(request_from(asked(prompt), kwargs))
+        return (completion_of(chunk) for chunk in chunks)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         del formatted
-        chunks = self._astream(_request(_asked(prompt), kwargs))
-        return (_completion(chunk) async for chunk in chunks)
+        chunks = self._astream(request_from(asked(prompt), kwargs))
+        return (completion_of(chunk) async for chunk in chunks)
 
     # ------------------------------------------------------------------ tools
 
@@ -238,7 +214,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         del verbose
         messages = list(chat_history or ())
         if user_msg:
-            messages += _asked(user_msg) if isinstance(user_msg, str) else [user_msg]
+            messages += asked(user_msg) if isinstance(user_msg, str) else [user_msg]
         if not tools:
             return {"messages": messages, **kwargs}
         last = self._cascade.stages[-1].model
@@ -365,9 +341,9 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             for item in self._cascade.stream(request):
                 if isinstance(item, Chunk):
                     text += item.text
-                    yield _chunk(item, text)
+                    yield chunk_of(item, text)
                 else:
-                    yield _response(item, delta="")
+                    yield response_of(item, delta="")
 
         # wherever it is consumed, it belongs to the traces and spans that are open here
         return _in_this_context(chunks())
@@ -389,9 +365,9 @@ async def _apieces(answered: AsyncIterator[Chunk | Outcome]) -> ChatResponseAsyn
         async for item in items:
             if isinstance(item, Chunk):
                 text += item.text
-                yield _chunk(item, text)
+                yield chunk_of(item, text)
             else:
-                yield _response(item, delta="")
+                yield response_of(item, delta="")
 
 
 def _wrap(model: Any) -> Any:
@@ -404,110 +380,6 @@ def _wrap(model: Any) -> Any:
             "or give its LlamaIndex counterpart."
         )
     return model
-
-
-def _asked(prompt: str) -> list[ChatMessage]:
-    return [ChatMessage(role=MessageRole.USER, content=prompt)]
-
-
-def _request(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
-    if not all(isinstance(message, ChatMessage) for message in messages):
-        raise ConfigurationError(
-            f"`messages` must be a list of ChatMessage; a text goes into `complete`. Got {type(messages).__name__}."
-        )
-    options = dict(kwargs)
-    stop = options.pop("stop", None) or ()
-    tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
-    wanted = options.get("response_format")
-    if isinstance(wanted, BoundSchema):
-        del options["response_format"]
-    return Request(
-        tuple(_plain(message) for message in messages),
-        tools=tools,
-        tool_choice=options.pop("tool_choice", None) if tools else None,
-        output=wanted.output if isinstance(wanted, BoundSchema) else None,
-        max_tokens=options.pop("max_tokens", None),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        temperature=options.pop("temperature", None),
-        options=options,
-        retrieved=retrieved_scores(),
-        media=any(isinstance(block, _MEDIA) for message in messages for block in message.blocks),
-        native=list(messages),
-    )
-
-
-def _plain(message: ChatMessage) -> Message:
-    return Message(
-        _ROLES.get(message.role, "user"),
-        message.content or "",
-        read_calls(message)[0],
-        message.additional_kwargs.get("tool_call_id") if _ROLES.get(message.role) == "tool" else None,
-    )
-
-
-def _response(outcome: Outcome, delta: str | None = None) -> ChatResponse:
-    usage, tokens = outcome.record.usage, outcome.response.tokens
-    counts = {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-    }
-    native = _native(outcome.response)
-    raw = outcome.response.native if native is None else native.raw
-    response = ChatResponse(
-        message=_message(native, outcome.text, outcome.response.tool_calls),
-        raw={"usage": counts} if raw is None else {"usage": counts, "native": raw},
-        delta=delta,
-        logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
-        # not on the message: from there it would leak into prompts and memories
-        additional_kwargs={
-            **(native.additional_kwargs if native else {}),
-            **counts,
-            "confcascade": outcome.record.as_dict(),
-        },
-    )
-    return native.carried_by(response) if isinstance(native, Parsed) else response
-
-
-def _chunk(chunk: Chunk, text: str) -> ChatResponse:
-    return ChatResponse(message=_message(_native(chunk), text), delta=chunk.text)
-
-
-def _native(answer: Response | Chunk) -> ChatResponse | None:
-    """What the stage itself returned, if it is a LlamaIndex LLM."""
-    return answer.native if isinstance(answer.native, ChatResponse) else None
-
-
-def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
-    """A copy of the stage's message, if it is LlamaIndex's: some LLMs return shared objects."""
-    if native is None:
-        blocks = [*([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
-        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=tool_messages(calls))
-    message = native.message.model_copy(
-        update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}
-    )
-    if (message.content or "") != text and all(isinstance(block, TextBlock) for block in message.blocks):
-        message.blocks = [TextBlock(text=text)]  # some streams repeat the increment where the whole belongs
-    return message
-
-
-def _logprobs(token: Token) -> list[Any]:
-    """The chosen token and its alternatives, as `LogProb` is built: all at once, which takes half the time."""
-    told = [(token.text, token.logprob), *(other for other in token.top if other[0] != token.text)]
-    return [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "surrogatepass"))}
-        for text, logprob in told
-    ]
-
-
-def _completion(chat: ChatResponse) -> CompletionResponse:
-    return CompletionResponse(
-        text=chat.message.content or "",
-        additional_kwargs=chat.additional_kwargs,
-        raw=chat.raw,
-        logprobs=chat.logprobs,
-        delta=chat.delta,
-    )
 
 
 def _in_this_context(items: Generator[T, None, None]) -> Generator[T, None, None]:

@@ -72,11 +72,10 @@ class Measured:
         Returns:
             None if the answers that it scored were all right or all wrong.
         """
-        from sklearn.metrics import roc_auc_score
+        from confcascade.evaluation.metrics import auroc
 
         scored = self.scores(signal, policy_id)
-        right = [right for _, right in scored]
-        return float(roc_auc_score(right, [value for value, _ in scored])) if len(set(right)) == 2 else None
+        return auroc([right for _, right in scored], [value for value, _ in scored])
 
 
 def measure(

@@ -1,0 +1,140 @@
+"""Between LlamaIndex's messages and responses and the core's values, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confcascade import Chunk, ConfigurationError, Message, Outcome, Request, Response, Token, ToolCall
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    DocumentBlock,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    VideoBlock,
+)
+
+from llamaindex_confcascade.retrieval import retrieved_scores
+from llamaindex_confcascade.structured import BoundSchema, Parsed
+from llamaindex_confcascade.tools import call_blocks, plain_tool, read_calls, tool_messages
+
+__all__ = ["asked", "chunk_of", "completion_of", "request_from", "response_of"]
+
+_MEDIA = (AudioBlock, DocumentBlock, ImageBlock, VideoBlock)
+_ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+
+
+def asked(prompt: str) -> list[ChatMessage]:
+    return [ChatMessage(role=MessageRole.USER, content=prompt)]
+
+
+def request_from(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
+    if not all(isinstance(message, ChatMessage) for message in messages):
+        raise ConfigurationError(
+            f"`messages` must be a list of ChatMessage; a text goes into `complete`. Got {type(messages).__name__}."
+        )
+    options = dict(kwargs)
+    stop = options.pop("stop", None) or ()
+    tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
+    wanted = options.get("response_format")
+    if isinstance(wanted, BoundSchema):
+        del options["response_format"]
+    return Request(
+        tuple(_plain(message) for message in messages),
+        tools=tools,
+        tool_choice=options.pop("tool_choice", None) if tools else None,
+        output=wanted.output if isinstance(wanted, BoundSchema) else None,
+        max_tokens=options.pop("max_tokens", None),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        temperature=options.pop("temperature", None),
+        options=options,
+        retrieved=retrieved_scores(),
+        media=any(isinstance(block, _MEDIA) for message in messages for block in message.blocks),
+        native=list(messages),
+    )
+
+
+def _plain(message: ChatMessage) -> Message:
+    return Message(
+        _ROLES.get(message.role, "user"),
+        message.content or "",
+        read_calls(message)[0],
+        message.additional_kwargs.get("tool_call_id") if _ROLES.get(message.role) == "tool" else None,
+    )
+
+
+def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
+    usage, tokens = outcome.record.usage, outcome.response.tokens
+    counts = {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    native = _native(outcome.response)
+    raw = outcome.response.native if native is None else native.raw
+    response = ChatResponse(
+        message=_message(native, outcome.text, outcome.response.tool_calls),
+        raw={"usage": counts} if raw is None else {"usage": counts, "native": raw},
+        delta=delta,
+        logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
+        # not on the message: from there it would leak into prompts and memories
+        additional_kwargs={
+            **(native.additional_kwargs if native else {}),
+            **counts,
+            "confcascade": outcome.record.as_dict(),
+        },
+    )
+    return native.carried_by(response) if isinstance(native, Parsed) else response
+
+
+def chunk_of(chunk: Chunk, text: str) -> ChatResponse:
+    return ChatResponse(message=_message(_native(chunk), text), delta=chunk.text)
+
+
+def _native(answer: Response | Chunk) -> ChatResponse | None:
+    """What the stage itself returned, if it is a LlamaIndex LLM."""
+    return answer.native if isinstance(answer.native, ChatResponse) else None
+
+
+def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
+    """A copy of the stage's message, if it is LlamaIndex's: some LLMs return shared objects."""
+    if native is None:
+        blocks = [*([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=tool_messages(calls))
+    message = native.message.model_copy(
+        update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}
+    )
+    if (message.content or "") != text and all(isinstance(block, TextBlock) for block in message.blocks):
+        message.blocks = [TextBlock(text=text)]  # some streams repeat the increment where the whole belongs
+    return message
+
+
+def _logprobs(token: Token) -> list[Any]:
+    """The chosen token and its alternatives, as `LogProb` is built: all at once, which takes half the time."""
+    told = [(token.text, token.logprob), *(other for other in token.top if other[0] != token.text)]
+    return [
+        {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "surrogatepass"))}
+        for text, logprob in told
+    ]
+
+
+def completion_of(chat: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(
+        text=chat.message.content or "",
+        additional_kwargs=chat.additional_kwargs,
+        raw=chat.raw,
+        logprobs=chat.logprobs,
+        delta=chat.delta,
+    )

@@ -1,0 +1,168 @@
+"""What came back from a LlamaIndex LLM, whole or streamed, as the core's `Response`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from confcascade import Chunk, Generate, ModelError, Response, Token, ToolCall, Usage, Watcher
+from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.remote import estimated_usage
+from confcascade.tools import CUT
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ToolCallBlock
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM
+
+from llamaindex_confcascade.tools import read_calls
+
+__all__ = ["Reading", "response_from"]
+
+
+def _get(thing: Any, key: str) -> Any:
+    """Of a mapping or an object; None if it has no such thing."""
+    return thing.get(key) if isinstance(thing, Mapping) else getattr(thing, key, None)
+
+
+def _choice(response: ChatResponse) -> Any:
+    choices = _get(response.raw, "choices")
+    return choices[0] if isinstance(choices, Sequence) and choices else None
+
+
+def _logprobs(response: ChatResponse) -> Any:
+    """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
+    told = _get(_choice(response), "logprobs")
+    if told is None:
+        told = _responses_logprobs(response.raw)
+    if told is not None or not response.logprobs:
+        return told
+    return [{"token": top[0].token, "logprob": top[0].logprob, "top_logprobs": top} for top in response.logprobs if top]
+
+
+def _responses_logprobs(raw: Any) -> Any:
+    """Of OpenAI's Responses: in an event of a stream that adds text, or in the parts of a whole answer's messages."""
+    if _get(raw, "type") == "response.output_text.delta":
+        return _get(raw, "logprobs")
+    items = _get(raw, "output")
+    parts = [part for item in (items if isinstance(items, list) else ()) for part in _get(item, "content") or ()]
+    told = [entry for part in parts for entry in _get(part, "logprobs") or ()]
+    return told or None
+
+
+def _usage(response: ChatResponse) -> Usage | None:
+    told, beside = response.raw, response.additional_kwargs
+    for counts in (_get(told, "usage"), _get(told, "usage_metadata"), beside, _get(beside, "usage")):
+        if not counts:  # as in nearly every piece of a stream
+            continue
+        read, written = (
+            next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
+            for keys in (
+                ("prompt_tokens", "input_tokens", "prompt_token_count"),
+                ("completion_tokens", "output_tokens", "candidates_token_count"),
+            )
+        )
+        if read is not None or written is not None:
+            return Usage(read or 0, written or 0, estimated=read is None or written is None)
+    return None
+
+
+def _calls(response: ChatResponse, native: LLM) -> tuple[tuple[ToolCall, ...], str | None]:
+    """The tool calls of an answer, and why one could not be read."""
+    calls, problem = read_calls(response.message)
+    if calls or problem or not response.message.additional_kwargs.get("tool_calls"):
+        return calls, problem
+    told = []
+    if isinstance(native, FunctionCallingLLM):  # they may be of a form that only the LLM itself can read
+        told = native.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+    calls = tuple(ToolCall(call.tool_name, call.tool_kwargs, call.tool_id or None) for call in told)
+    return calls, None if calls else "its tool calls cannot be read"
+
+
+def _finish_reason(response: ChatResponse) -> str | None:
+    reason = _get(_choice(response), "finish_reason")
+    return None if reason is None else str(reason)
+
+
+def _read(
+    response: ChatResponse, native: LLM, *, text: str, tokens: Sequence[Token] | None, finish_reason: str | None
+) -> Response:
+    """An answer whose usage is still to be told."""
+    calls, problem = _calls(response, native)
+    called = bool(calls or problem)
+    return Response(
+        text=text,
+        # those of a call follow the text
+        tokens=tuple(tokens) if tokens is not None and called else visible(tokens, text),
+        finish_reason="tool_calls" if called and finish_reason not in CUT else finish_reason,
+        tool_calls=calls,
+        problem=problem,
+        native=response,
+    )
+
+
+def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Response:
+    """A whole answer to `ask`; `native` is the LLM that gave it."""
+    text = response.message.content or ""
+    tokens = TokenReader(ask.top_logprobs).read(_logprobs(response))
+    reason = _finish_reason(response) or "stop"
+    read = _read(response, native, text=text, tokens=tokens, finish_reason=reason)
+    return read.replace(usage=_usage(response) or estimated_usage(ask, text, read.tokens))
+
+
+class Reading:
+    """A streamed answer as it comes in.
+
+    Args:
+        native: The LLM.
+        must_finish: It says why an answer ended; one without a reason was cut off.
+    """
+
+    def __init__(self, ask: Generate, native: LLM, must_finish: bool) -> None:
+        self._ask = ask
+        self._native = native
+        self._must_finish = must_finish
+        self._watcher = Watcher(ask)
+        self._reader = TokenReader(ask.top_logprobs)
+        self._text = ""
+        self._tokens: list[Token] | None = None
+        self._usage: Usage | None = None
+        self._finish_reason: str | None = None
+        self._last = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=""))
+
+    @property
+    def aborted(self) -> bool:
+        return self._watcher.verdict == "abort"
+
+    def add(self, response: ChatResponse) -> Iterator[Chunk]:
+        calls = _is_call(response)
+        if calls or not _is_call(self._last):
+            self._last = response  # some tell the calls in the middle only, and the accounts at the end
+        self._usage = _usage(response) or self._usage
+        self._finish_reason = _finish_reason(response) or self._finish_reason
+        whole = response.message.content or ""
+        text = whole[len(self._text) :] if response.delta is None else response.delta
+        tokens = self._reader.read(_logprobs(response))
+        if tokens and not text and not calls and _finish_reason(response) is not None:
+            tokens = ()  # what ended the answer, and is no part of it
+        self._text += text
+        if tokens is not None:
+            self._tokens = self._tokens or []
+            self._tokens += tokens
+            if self._watcher.undecided and (seen := visible(self._tokens, self._text)):
+                self._watcher.see(seen)
+        if text or tokens or calls:
+            released = self._watcher.verdict == "release"
+            yield Chunk(text, tokens or (), released=released, calls_tool=calls, native=response)
+
+    def response(self) -> Response:
+        if self._must_finish and not self.aborted and self._finish_reason is None:
+            raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
+        reason = "aborted" if self.aborted else self._finish_reason or "stop"
+        read = _read(self._last, self._native, text=self._text, tokens=self._tokens, finish_reason=reason)
+        usage = self._usage or estimated_usage(self._ask, self._text, read.tokens)
+        return read.replace(usage=usage)
+
+
+def _is_call(response: ChatResponse) -> bool:
+    message = response.message
+    beside = message.additional_kwargs.get("tool_calls")
+    return bool(beside) or any(isinstance(block, ToolCallBlock) for block in message.blocks)
