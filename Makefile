@@ -48,5 +48,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Adding the tools for tests and checks"
-	$(INSTALL) --editable ".[demo,openai,dev]"
+	$(INSTALL) --editable ".[demo,openai,ray,dev]"
 	@touch $@

@@ -71,6 +71,7 @@ class Row(BaseModel):
         answer: The text; empty if there was none.
         grade: How right it is, from 0 to 1; None if nobody graded it.
         refused: It says that it does not know; counted apart from a wrong answer.
+        predicted: The answer as its grader read it (a letter, a number), if it did.
         error: Why the model failed, if it did. There is no answer then.
         finish_reason: As in `Response`.
         tokens: Of the answer, which their texts add up to, with log-probabilities; None where the model tells none, or
@@ -95,6 +96,7 @@ class Row(BaseModel):
     answer: str = ""
     grade: float | None = Field(default=None, ge=0, le=1)
     refused: bool = False
+    predicted: str | None = None
     error: str | None = None
     finish_reason: str | None = "stop"
     tokens: tuple[Token, ...] | None = None

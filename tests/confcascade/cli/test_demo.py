@@ -1,9 +1,5 @@
 """The command line: help that teaches, errors in one line, and the demo from end to end."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 pytest.importorskip("torch")
@@ -11,26 +7,14 @@ pytest.importorskip("langchain_core")
 pytest.importorskip("llama_index.core")
 
 
-def confcascade(*arguments):
-    environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "confcascade.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-    )
-
-
-def test_help_names_every_option():
+def test_help_names_every_option(confcascade):
     """`--help` tells what each option takes and shows an example."""
     shown = confcascade("demo", "--help").stdout
     for word in ("--models", "--threshold", "--questions", "--plot", "confcascade demo --plot demo.png"):
         assert word in shown
 
 
-def test_demo_answers_and_plots(tmp_path):
+def test_demo_answers_and_plots(confcascade, tmp_path):
     """The demo runs on the bundled models: a chain, a query engine, a comparison, and a PNG."""
     plot = tmp_path / "demo.png"
     done = confcascade("demo", "--questions", "4", "--plot", str(plot))
@@ -47,7 +31,7 @@ def test_demo_answers_and_plots(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_takes_other_models():
+def test_demo_takes_other_models(confcascade):
     """`--models` takes model strings; here folders, loaded as any model is."""
     from confcascade.demo import WEIGHTS
 
@@ -65,7 +49,7 @@ def test_demo_takes_other_models():
         (["--models", "local:/nowhere", "--models", "openai:gpt-4o"], "No causal language model can be loaded"),
     ],
 )
-def test_bad_models_are_one_line(arguments, message):
+def test_bad_models_are_one_line(confcascade, arguments, message):
     """What cannot be a model ends the command with one line and the code 2."""
     done = confcascade("demo", *arguments)
     assert done.returncode == 2

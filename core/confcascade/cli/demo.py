@@ -1,4 +1,4 @@
-"""The command line."""
+"""``confcascade demo``."""
 
 from __future__ import annotations
 
@@ -6,25 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-
-from confcascade.errors import ConfcascadeError
-
-app = typer.Typer(
-    name="confcascade",
-    help="Confidence cascades: small models answer what they know, larger ones the rest.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-)
 
 
-@app.callback()
-def _root() -> None:
-    """Confidence cascades: small models answer what they know, larger ones the rest."""
-
-
-@app.command()
 def demo(
     models: Annotated[
         list[str] | None,
@@ -46,16 +29,3 @@ def demo(
     from confcascade.demo.show import show
 
     show(models or (), threshold, questions, plot)
-
-
-def main() -> None:
-    """The entry point: errors made on purpose are one line, not a traceback."""
-    try:
-        app()
-    except ConfcascadeError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,32 @@
+"""The command line: a module for each command."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from confcascade.cli.demo import demo
+from confcascade.errors import ConfcascadeError
+
+app = typer.Typer(
+    name="confcascade",
+    help="Confidence cascades: small models answer what they know, larger ones the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(demo)
+
+
+@app.callback()
+def _root() -> None:
+    """Confidence cascades: small models answer what they know, larger ones the rest."""
+
+
+def main() -> None:
+    """The entry point: errors made on purpose are one line, not a traceback."""
+    try:
+        app()
+    except ConfcascadeError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        raise SystemExit(2) from error

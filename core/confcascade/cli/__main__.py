@@ -1,0 +1,5 @@
+"""``python -m confcascade.cli``."""
+
+from confcascade.cli import main
+
+main()
