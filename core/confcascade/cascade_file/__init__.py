@@ -110,9 +110,8 @@ class CascadeFile(Entry):
             return cls.model_validate(source.data, context=source)
         except ValidationError as error:
             problems = sorted(_problem(source, each) for each in error.errors(include_url=False))
-        raise ConfigurationError(
-            "\n".join(told for _, told in problems)
-        )  # without the cause, which holds the file's values
+        # outside of the block: its error holds the file's values, and a traceback would show them
+        raise ConfigurationError("\n".join(told for _, told in problems))
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages, their models loaded at the first call.

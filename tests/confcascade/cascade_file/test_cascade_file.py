@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
 import traceback
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from confcascade.cascade_file.signals import (
     TokenProbabilityEntry,
 )
 from confcascade.models.bundled import WEIGHTS, bundled_model
+
+DOCS = Path(__file__).parents[3] / "docs" / "cascade-files.md"
 
 Write = Callable[..., Path]
 
@@ -270,7 +273,7 @@ def test_a_key_is_read_from_the_environment(write: Write, httpserver, monkeypatc
     model = {"openai": "m", "base_url": httpserver.url_for("/v1"), "api_key_env": "MY_KEY"}
     path = write({"models": [model]})
 
-    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: the environment variable that `api_key_env` names"):
+    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: `api_key_env` of model 'm' names no variable"):
         CascadeFile.load(path).stages()
     monkeypatch.setenv("MY_KEY", "sk-mine")
     file = CascadeFile.load(path)
@@ -304,7 +307,7 @@ def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
 @pytest.mark.parametrize(
     ("entry", "made_by", "other_names"),
     [
-        (OpenAIModelEntry, OpenAICompatibleModel, {"model": "openai", "api_key": "api_key_env"}),
+        (OpenAIModelEntry, OpenAICompatibleModel, {"model": "openai", "api_key": None}),
         # no code is run that comes with weights; what else `transformers` takes is not for files
         (
             LocalModelEntry,
@@ -520,7 +523,16 @@ def test_without_a_file_the_key_alone_is_told():
         file.cascade()
 
 
-# ---------------------------------------------------------------------- for editors
+# ---------------------------------------------------------------------- for editors, and for readers
+
+
+def test_files_of_the_page_are_cascade_files(write: Write):
+    """What the documents show as YAML and TOML can be loaded as it stands."""
+    blocks = re.findall(r"```(yaml|toml)\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+    assert {kind for kind, _ in blocks} == {"yaml", "toml"}
+    for kind, text in blocks:
+        CascadeFile.load(write(text, f"cascade.{kind}"))
 
 
 @pytest.mark.parametrize("text", [*SAYING_THE_SAME, TWO_SERVED, "models: ['bundled:small']\nthreshold: {p_t: never}"])
