@@ -72,7 +72,7 @@ class CascadeFile(Entry):
         listed: The file's ``stages``, if it has no `models`.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
-        prompt: Name of a prompt, or templates ``{system, user}``, as written: for whoever asks a data set's questions.
+        prompt: Name of a prompt, or templates ``{system, user}``, as written; see `confcascade.evaluation.prompts`.
     """
 
     models: list[ModelEntry] | None = Field(None, min_length=1, description="Smallest first; the last always answers.")
@@ -91,7 +91,7 @@ class CascadeFile(Entry):
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
     prompt: PromptValue | None = Field(
-        None, description="Name of a prompt, or templates {system, user}, for a data set's questions."
+        None, description="How questions are put: the name of a prompt, or templates {system, user}."
     )
 
     _source: Source = PrivateAttr(default_factory=Source)

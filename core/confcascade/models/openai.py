@@ -71,8 +71,8 @@ class OpenAICompatibleModel(Remote):
             and not {"OPENAI_API_KEY", "OPENAI_BASE_URL"} & set(os.environ)
         ):
             raise ConfigurationError(
-                f"Model '{model}' of OpenAI needs a key, and there is none. Set OPENAI_API_KEY, or give `api_key` or `api_key_env`, "
-                "or `base_url` for a server of your own."
+                f"Model '{model}' of OpenAI needs a key, and there is none. Set OPENAI_API_KEY, or give `api_key` "
+                "or `api_key_env`, or `base_url` for a server of your own."
             )
         self._model = model
         self._base_url = base_url

@@ -50,7 +50,18 @@ def flat(text):
 def test_help_shows_a_whole_file(confcascade, tmp_path):
     """The file in `--help` is one, as it stands."""
     shown = confcascade("ask", "--help").stdout
-    for word in ("--cascade", "--system", "--json", "--no-stream", "code 0", "1 if", "2 if"):
+    for word in (
+        "--cascade",
+        "--prompt",
+        "--context",
+        "--choice",
+        "--system",
+        "--json",
+        "--no-stream",
+        "code 0",
+        "1 if",
+        "2 if",
+    ):
         assert word in shown
     rows = shown.splitlines()
     first = next(i for i, row in enumerate(rows) if row.strip() == "models:")
@@ -80,11 +91,10 @@ def test_an_answer_and_how_it_came_about(confcascade, cascade, questions, how):
 def test_json_is_the_answer_with_its_record(confcascade, cascade, questions):
     """For programs: nothing else is printed, and the record is that of the live cascade, times apart."""
     question, outcome = questions[1]
-    path = cascade(TWO + "prompt: multiple-choice\n")
+    path = cascade(TWO)
     done = confcascade("ask", "-", "--cascade", path, "--json", "--system", "", input=f"{question}\n")
 
     assert done.returncode == 0, done.stderr
-    assert "`prompt` is for data sets" in flat(done.stderr)  # it is not left out in silence
     told = json.loads(done.stdout)
     live = CascadeFile.load(path).cascade().run([Message("system", ""), Message("user", question)])
 
@@ -95,6 +105,33 @@ def test_json_is_the_answer_with_its_record(confcascade, cascade, questions):
     assert told["answer"] == live.text
     assert timeless(told["record"]) == timeless(live.record.as_dict())
     assert told["record"]["policy_id"] == outcome.record.policy_id
+
+
+def test_a_question_is_put_as_its_prompt_says(confcascade, cascade, httpserver, tmp_path):
+    """The file's prompt, the context, the choices and the system message reach the model, word for word."""
+    pytest.importorskip("openai")
+    reply = {"index": 0, "message": {"role": "assistant", "content": "B"}, "finish_reason": "stop"}
+    answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [reply]}
+    httpserver.expect_request("/v1/chat/completions").respond_with_json(answer)
+    model = f'models: [{{openai: m, base_url: "{httpserver.url_for("/v1")}"}}]\n'
+    own = 'prompt: {system: Be brief., user: "{context}: {question}"}\n'
+    text = tmp_path / "text.txt"
+    text.write_text("The {bell} rang.")
+
+    def asked(*arguments):
+        done = confcascade("ask", "Who?", "--no-stream", *arguments)
+        assert done.returncode == 0, done.stderr
+        sent = json.loads(httpserver.log[-1][0].data)
+        return [(message["role"], message["content"]) for message in sent["messages"]]
+
+    path = cascade(model + own)
+    assert asked("--cascade", path, "--context", text) == [("system", "Be brief."), ("user", "The {bell} rang.: Who?")]
+    chosen = asked("--cascade", path, "--prompt", "plain", "--choice", "A man", "--choice", "A dog", "--system", "{x}")
+    assert chosen == [("system", "{x}"), ("user", "Who?\nA. A man\nB. A dog")]
+    (message,) = asked("--cascade", cascade(model), "--prompt", "multiple-choice", "--choice", "X", "--choice", "Y",
+                       "--subject", "bells")  # fmt: skip
+    assert "about bells" in message[1]
+    assert "A. X\nB. Y" in message[1]
 
 
 def test_a_served_cascade_is_asked_as_told(confcascade, cascade, served, yardstick):
@@ -157,6 +194,8 @@ def test_an_earlier_answer_is_told_as_such(confcascade, cascade, questions):
         ("models: ['bundled:small']\nthreshhold: 1\n", ["Who?"], "line 2, `threshhold`: unknown key; did you mean"),
         (TWO, [" "], "The question is empty"),
         (TWO, ["-"], "The question is empty"),
+        (TWO, ["Who?", "--prompt", "multiple-choice"], "needs a value for {subject}"),
+        (TWO + "prompt: multiple\n", ["Who?"], "There is no prompt 'multiple'"),
     ],
 )
 def test_what_cannot_work_is_the_code_2(confcascade, cascade, text, arguments, says):
