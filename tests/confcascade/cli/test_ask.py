@@ -70,22 +70,22 @@ def test_help_shows_a_whole_file(confcascade, tmp_path):
     assert len(CascadeFile.load(path).cascade().stages) == 2
 
 
-@pytest.mark.parametrize("how", [[], ["--no-stream"]], ids=["stream", "whole"])
-def test_an_answer_and_how_it_came_about(confcascade, cascade, questions, how):
+@pytest.mark.parametrize(("stage", "how"), [(0, "--no-stream"), (1, "--stream")])
+def test_an_answer_and_how_it_came_about(confcascade, cascade, questions, stage, how):
     """The answer first; then every attempt with its score against the threshold, and the cost in both accountings."""
-    for question, outcome in questions:
-        done = confcascade("ask", question, "--cascade", cascade(TWO), *how)
+    question, outcome = questions[stage]
+    done = confcascade("ask", question, "--cascade", cascade(TWO), how)
 
-        assert done.returncode == 0, done.stderr
-        answer, shown = done.stdout.split("\n", 1)
-        assert answer == outcome.text
-        for attempt in outcome.record.attempts:
-            assert attempt.reason in flat(shown)
-            assert f"{attempt.usage.input_tokens} + {attempt.usage.output_tokens}" in shown
-        assert f"Answered by {outcome.record.answered_by}, model {outcome.record.stage + 1} of 2" in shown
-        every, answering = outcome.record.cost, outcome.record.cost_answering_stage
-        assert f"every model that ran: {every.tokens} tokens, {every.flops / 1e6:.1f} MFLOP" in shown
-        assert f"answering stage only: {answering.tokens} tokens, {answering.flops / 1e6:.1f} MFLOP" in shown
+    assert done.returncode == 0, done.stderr
+    answer, shown = done.stdout.split("\n", 1)
+    assert answer == outcome.text
+    for attempt in outcome.record.attempts:
+        assert attempt.reason in flat(shown)
+        assert f"{attempt.usage.input_tokens} + {attempt.usage.output_tokens}" in shown
+    assert f"Answered by {outcome.record.answered_by}, model {stage + 1} of 2" in shown
+    every, answering = outcome.record.cost, outcome.record.cost_answering_stage
+    assert f"every model that ran: {every.tokens} tokens, {every.flops / 1e6:.1f} MFLOP" in shown
+    assert f"answering stage only: {answering.tokens} tokens, {answering.flops / 1e6:.1f} MFLOP" in shown
 
 
 def test_json_is_the_answer_with_its_record(confcascade, cascade, questions):
