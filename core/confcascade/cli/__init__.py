@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from confcascade.cli.demo import demo
+from confcascade.cli.evaluate import evaluate
 from confcascade.errors import ConfcascadeError
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(demo)
+app.command()(evaluate)
 
 
 @app.callback()
