@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -13,6 +13,8 @@ import typer
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from confcascade.cost import Architecture, Prices
     from confcascade.evaluation.evaluate import Evaluation
     from confcascade.signals import Threshold
@@ -31,6 +33,14 @@ def evaluate(
         typer.Option(
             help="SIGNAL=NUMBER keeps answers whose score is at least that, at every stage that has the signal; "
             "MODEL.SIGNAL=NUMBER at one. Also 'always' and 'never'. Repeat."
+        ),
+    ] = None,
+    cascade: Annotated[
+        Path | None,
+        typer.Option(
+            help="A cascade file instead: its models, thresholds and prices. No model is loaded.",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     models: Annotated[
@@ -63,6 +73,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from confcascade.cascade_file import CascadeFile
     from confcascade.errors import require
     from confcascade.evaluation.evaluate import evaluate as judge
     from confcascade.evaluation.evaluate import models_in_order, policy_of, with_texts
@@ -75,45 +86,53 @@ def evaluate(
         require("matplotlib", "plots")  # now, and not after the work
     if unit is not None and unit not in UNITS:
         raise ConfigurationError(f"--unit must be one of {', '.join(UNITS)}. Got '{unit}'.")
-    if not threshold:
-        raise ConfigurationError("When is an answer kept? Say --threshold SIGNAL=NUMBER, for example p_t=0.9.")
+    if bool(threshold) == bool(cascade):
+        raise ConfigurationError(
+            "When is an answer kept? Say either --threshold SIGNAL=NUMBER, for example p_t=0.9, or --cascade FILE."
+        )
+    if models is not None and cascade is not None:
+        raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
     sizes = dict(_pair(part, "--parameters", _architecture) for part in (parameters or "").split(",") if part)
     costs = dict(_pair(part, "--prices", _prices) for part in prices or ())
+    limits = dict(_pair(text, "--threshold", _threshold) for text in threshold or ())
     console = Console()
     with console.status("Reading the recording"):
         gathered = gather(read_rows(recording))
     columns = gathered.columns
     for name in {**sizes, **costs}:
         columns.index(name)
-    if models is None:
+    if cascade is not None:
+        file = CascadeFile.load(cascade)
+        chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
+        limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
+        costs = {**file.prices, **costs}
+    elif models is None:
         chosen, by = models_in_order(columns, sizes, costs)
+        by = f"by {by}"
     else:
         chosen, by = tuple(name.strip() for name in models.split(",")), "as given"
-        for name in chosen:
-            columns.index(name)
-    judged = policy_of(columns, chosen, _thresholds(threshold, "--threshold"))
+    for name in chosen:
+        columns.index(name)
+    judged = policy_of(columns, chosen, limits)
     beside = {}
     for text in policy or ():
         name, _, told = text.partition("=")
-        beside[name] = policy_of(columns, chosen, _thresholds(told.split(","), "--policy"))
+        beside[name] = policy_of(columns, chosen, dict(_pair(each, "--policy", _threshold) for each in told.split(",")))
     with console.status("Evaluating"):
         evaluation = judge(gathered, judged, beside=beside, architectures=sizes, prices=costs, unit=unit)
         evaluation = with_texts(evaluation, read_rows(recording))
         command = shlex.join(["confcascade", *sys.argv[1:]])
-        order = f"{', '.join(chosen)} (by {by})" if models is None else ", ".join(chosen)
-        made = made_of(recording, command, **{"models, smallest first": order})
+        made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
         written = write_report(evaluation, out, made, plots=plots)
     _show(console, evaluation)
     console.print(f"Report: {written}", highlight=False, markup=False)
 
 
-def _show(console: object, evaluation: Evaluation) -> None:
-    from rich.console import Console
+def _show(console: Console, evaluation: Evaluation) -> None:
     from rich.text import Text
 
     from confcascade.evaluation.report import headline, tables, verdict
 
-    assert isinstance(console, Console)
     console.print(Text(headline(evaluation), style="bold"))
     for line in verdict(evaluation):
         console.print(Text(line))
@@ -135,10 +154,6 @@ def _pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
         return name.strip(), read(value.strip())
     except (ValueError, OverflowError) as error:
         raise ConfigurationError(f"{option} '{text}': {error}.") from error
-
-
-def _thresholds(texts: Iterable[str], option: str) -> dict[str, Threshold]:
-    return dict(_pair(text, option, _threshold) for text in texts)
 
 
 def _threshold(text: str) -> Threshold:

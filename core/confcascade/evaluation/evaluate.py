@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.evaluation.baselines import Baseline, Learner, baselines
+from confcascade.evaluation.baselines import Baseline, baselines
 from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.curves import CurveFigures, sensitivity, signal_curves
 from confcascade.evaluation.frontier import Curve
@@ -135,7 +135,6 @@ def evaluate(
     architectures: Mapping[str, Architecture] | None = None,
     prices: Mapping[str, Prices] | None = None,
     unit: str | None = None,
-    learners: Sequence[Learner] = (),
 ) -> Evaluation:
     """Judge a policy on a recording.
 
@@ -147,7 +146,6 @@ def evaluate(
         prices: By model, for dollars; likewise.
         unit: In which costs count: "flops", "usd", "tokens" or "seconds"; by default the first of flops, usd and
             tokens that is known of every model.
-        learners: Baselines that learn from texts.
 
     Raises:
         ConfigurationError: If the policy cannot be replayed on the recording, or no question can be judged.
@@ -168,7 +166,7 @@ def evaluate(
         policy=judged,
         beside=tuple(bench.judge(name, other) for name, other in others.items()),
         alone=tuple(bench.judge(f"{model} alone", [PolicyStage(model)], bench.alone[model]) for model in models),
-        baselines=baselines(bench, judged, learners),
+        baselines=baselines(bench, judged),
         break_even=bench.break_even(),
         signals=signal_figures(bench),
         curves=signal_curves(bench, recorded) if len(models) > 1 else (),

@@ -59,10 +59,35 @@ def test_prices_and_models_are_as_told(confcascade, recording, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_path):
+    """The models of the file, which need not be at hand."""
+    path = tmp_path / "cascade.yaml"
+    path.write_text(
+        """
+        stages:
+          - model: {local: ./nowhere, name: small}
+            signals: [p_t]
+            thresholds: {p_t: 0.8}
+            prices: {input_usd: 1, output_usd: 2}
+          - model: {openai: large}
+            prices: {input_usd: 10, output_usd: 20}
+        """
+    )
+    done = confcascade("evaluate", recording, "-o", tmp_path / "out", "--cascade", path, "--no-plots")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert figures["policy"]["thresholds"] == {"small": {"p_t": 0.8}, "large": {}}
+    assert figures["unit"] == "usd"
+    assert figures["made"]["models, smallest first"] == "small, large (as in cascade.yaml)"
+    twice = confcascade("evaluate", recording, "--cascade", path, "--threshold", "p_t=0.9", "--no-plots")
+    assert twice.returncode == 2
+    assert "either --threshold" in twice.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say --threshold SIGNAL=NUMBER"),
+        ([], "Say either --threshold SIGNAL=NUMBER"),
         (["--threshold", "p_t"], "--threshold takes NAME=VALUE"),
         (["--threshold", "p_t=high"], "could not convert"),
         (["--threshold", "p_ik=0.9"], "'p_ik' is of no recorded signal"),

@@ -11,7 +11,7 @@ import pytest
 from confcascade import Architecture, Cascade, Prices, Stage, Usage
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation import PolicyStage, RecordedModel, RecordedScore, Row
-from confcascade.evaluation.baselines import FOLDS, Learner, cross_fitted, learned
+from confcascade.evaluation.baselines import learned
 from confcascade.evaluation.evaluate import evaluate, models_in_order, policy_of, with_texts
 from confcascade.evaluation.frontier import gap_closed
 from confcascade.evaluation.gathered import MEAN_LOG_PROBABILITY, gather
@@ -238,49 +238,43 @@ def test_figures_are_json():
     assert told["policy"]["cost"]["usd"] is None
 
 
-class Memory:
-    """Remembers what it was fitted on, and scores a text by whether it was among it."""
-
-    def __init__(self, texts, right):
-        self.texts = set(texts)
-
-    def predict(self, texts):
-        return [float(text in self.texts) for text in texts]
-
-
 def test_no_learner_scores_what_it_saw():
-    """Not even a question that stands twice in the data, word for word, under two ids."""
-    prompts = [f"question {i // 2}" for i in range(200)]
-    scores = cross_fitted(prompts, prompts, np.arange(200) % 3 > 0, Memory)
-    assert not np.any(scores)
-    assert FOLDS > 1
-    assert cross_fitted(prompts, prompts, np.ones(200, dtype=bool), Memory) is None
+    """Labels of chance cannot be learnt, not even of questions that stand twice, word for word, under two ids."""
+    rng = np.random.default_rng(3)
+    right = {f"question {i} {rng.integers(10**9)}": float(rng.random() < 0.5) for i in range(150)}
+    rows = [
+        row.model_copy(update={"prompt": text, "grade": grade if row.model == "small" else 1.0, "question": f"{i}/{j}"})
+        for i, (text, grade) in enumerate(right.items())
+        for j in range(2)
+        for row in made_rows(1)
+    ]
+    bench = Bench.of(gather(rows), ("small", "large"), architectures=SIZES, prices={})
+    for learner in ("TextRouter", "LearnedScorer"):
+        values = learned(bench, learner)["small"].values
+        assert np.array_equal(values[::2], values[1::2])
+        assert abs(auroc(bench.alone["small"].grade == 1, values) - 0.5) < 0.15  # who saw the twin would have 1
 
 
 def test_learners_read_texts_or_say_that_there_are_none():
-    """A router that sees the answer in the prompt routes perfectly; without prompts it says so."""
-    rows = made_rows(80)
+    """Where the prompt gives it away both route well, and the router, whose rejections cost nothing, better."""
+    rows = made_rows(120)
     right = {row.question: row.grade for row in rows if row.model == "small"}
-    rows = [row.model_copy(update={"prompt": f"{row.prompt} {right[row.question]:g}"}) for row in rows]
-
-    class Reader:
-        def __init__(self, texts, right):
-            assert len(texts) == len(right)
-
-        def predict(self, texts):
-            return [float(text.split("\n\n")[0][-1]) for text in texts]
-
-    learners = [Learner("router", "pre", Reader), Learner("scorer", "post", Reader)]
-    columns = gather(rows).columns
-    told = {each.name: each for each in judged(rows, learners=learners).baselines}
-    best = np.where(columns.grades[:, 0] == 1, columns.grades[:, 0], columns.grades[:, 1]).mean()
-    # both route alike, but what the router passes on the small model never answers
-    assert told["router"].area > told["scorer"].area > told["mean log-probability"].area
+    rows = [
+        row.model_copy(update={"prompt": f"{'an easy' if right[row.question] else 'a hard'} question"}) for row in rows
+    ]
+    # every prompt its own, or two groups were all that there is
+    rows = [row.model_copy(update={"prompt": f"{row.prompt} {row.question}"}) for row in rows]
+    told = {each.name: each for each in judged(rows).baselines}
+    assert told["TextRouter"].area > told["LearnedScorer"].area > told["mean log-probability"].area
+    assert told["TextRouter"].accuracy <= told["oracle"].accuracy + 1e-12
     bench = Bench.of(gather(rows), ("small", "large"), architectures=SIZES, prices={})
-    assert learned(bench, learners[0])["small"].phase == "pre"
-    assert max(told["router"].accuracy, told["oracle"].accuracy) <= best + 1e-12
-    bare = judged([row.model_copy(update={"prompt": None}) for row in rows], learners=learners)
-    assert "prompts are not kept" in {each.name: each for each in bare.baselines}["router"].reason
+    assert learned(bench, "TextRouter")["small"].phase == "pre"
+    for changes, reason in (
+        ({"prompt": None}, "prompts are not kept"),
+        ({"grade": 1.0}, "nothing can be learnt"),
+    ):
+        bare = judged([row.model_copy(update=changes) for row in rows])
+        assert reason in {each.name: each for each in bare.baselines}["TextRouter"].reason
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the recorded logits are not at hand")
