@@ -140,44 +140,42 @@ class Bench:
         prices: Mapping[str, Prices],
         unit: str | None = None,
     ) -> Bench:
-        """By default costs count in the first of `UNITS` that is known of every model."""
-        alone = {
-            model: _without_unknown_time(
-                gathered.columns,
-                [PolicyStage(model)],
-                replay(gathered.columns, [PolicyStage(model)], architectures=architectures, prices=prices),
-            )
-            for model in models
-        }
-        told = [each for each in UNITS if all(_told(played, each) for played in alone.values())]
-        chosen = unit or told[0]
-        if chosen not in told:
+        """By default costs count in the first of `UNITS` that is known of every model.
+
+        Raises:
+            ConfigurationError: If nothing is known, or not the `unit` that was asked for.
+        """
+        alone = _alone(gathered.columns, models, architectures, prices)
+        told = [each for each in UNITS if all(_told(alone, each)) and getattr(alone[models[-1]].cost, each).any()]
+        if not told:
+            raise ConfigurationError("Nothing is known of what the models cost: the recording has no tokens, no times.")
+        if unit is not None and unit not in told:
             raise ConfigurationError(
-                f"Costs cannot count in {chosen}: that is not known of every model. Known of all: {', '.join(told)}. "
+                f"Costs cannot count in {unit}: that is not known of every model. Known of all: {', '.join(told)}. "
                 "Give architectures (flops) or prices (usd) of every model."
             )
+        return cls._of(gathered, tuple(models), architectures, prices, unit or told[0], alone)
+
+    @classmethod
+    def _of(
+        cls,
+        gathered: Gathered,
+        models: tuple[str, ...],
+        architectures: Mapping[str, Architecture],
+        prices: Mapping[str, Prices],
+        unit: str,
+        alone: Mapping[str, Replay],
+    ) -> Bench:
         grades = np.column_stack([alone[model].grade for model in models])
-        costs = np.column_stack([getattr(alone[model].cost, chosen) for model in models])
-        return cls(
-            gathered,
-            tuple(models),
-            architectures,
-            prices,
-            chosen,
-            alone,
-            random_routing(grades, costs),
-            oracle(grades, costs),
-        )
+        costs = np.column_stack([getattr(alone[model].cost, unit) for model in models])
+        blind, best = random_routing(grades, costs), oracle(grades, costs)
+        return cls(gathered, models, architectures, prices, unit, alone, blind, best)
 
     def take(self, rows: NDArray[np.intp]) -> Bench:
         """The same on some of the questions."""
-        return Bench.of(
-            self.gathered.take(rows),
-            self.models,
-            architectures=self.architectures,
-            prices=self.prices,
-            unit=self.unit,
-        )
+        part = self.gathered.take(rows)
+        alone = _alone(part.columns, self.models, self.architectures, self.prices)
+        return self._of(part, self.models, self.architectures, self.prices, self.unit, alone)
 
     @property
     def columns(self) -> Columns:
@@ -272,10 +270,10 @@ class Bench:
 
     def _saved_interval(self, played: Replay) -> Interval | None:
         ours, theirs = getattr(played.cost, self.unit), getattr(self.largest.cost, self.unit)
-        if not theirs.min() > 0:  # a resample could cost nothing
+        if (theirs <= 0).mean() ** len(theirs) > 1e-9:  # a resample could cost nothing
             return None
-        if len(ours) == 1 or np.ptp(ours / theirs) == 0:  # the same share on every question
-            share = 1 - float(ours[0] / theirs[0])
+        if np.allclose(ours * theirs.sum(), theirs * ours.sum(), rtol=1e-12):  # the same share on every question
+            share = 1 - float(ours.sum() / theirs.sum())
             return Interval(share, share, share)
         return Interval(*saving(ours, theirs))
 
@@ -290,8 +288,23 @@ def thresholds_of(policy: Sequence[PolicyStage]) -> dict[str, dict[str, Threshol
     return {stage.model: dict(stage.thresholds) if j < len(policy) - 1 else {} for j, stage in enumerate(policy)}
 
 
-def _told(played: Replay, unit: str) -> bool:
-    return bool(np.isfinite(getattr(played.cost, unit)).all())
+def _alone(
+    columns: Columns,
+    models: Sequence[str],
+    architectures: Mapping[str, Architecture],
+    prices: Mapping[str, Prices],
+) -> dict[str, Replay]:
+    policies = {model: [PolicyStage(model)] for model in models}
+    return {
+        model: _without_unknown_time(
+            columns, policy, replay(columns, policy, architectures=architectures, prices=prices)
+        )
+        for model, policy in policies.items()
+    }
+
+
+def _told(alone: Mapping[str, Replay], unit: str) -> list[bool]:
+    return [bool(np.isfinite(getattr(played.cost, unit)).all()) for played in alone.values()]
 
 
 def _mean(costs: Costs) -> Spent:

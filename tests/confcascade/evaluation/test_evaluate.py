@@ -169,6 +169,34 @@ def test_costs_count_in_what_is_known_of_every_model():
     assert "The recording tells no times." in timeless.notes
 
 
+def test_failures_of_the_largest_model_are_told():
+    """Where it fails, the earlier answer stands; a group in which it always fails has no saving, and is no error."""
+    rows = [
+        row.model_copy(update={"error": "down", "answer": "", "grade": None, "usage": Usage(), "tokens": None})
+        if row.model == "large" and row.group == "art"
+        else row
+        for row in made_rows()
+    ]
+    evaluation = judged(rows)
+    art = next(group for group in evaluation.groups if group.name == "art")
+    assert art.alone["large"] == 0
+    assert art.policy.saved["flops"] is None
+    assert art.policy.degraded > 0
+    assert evaluation.policy.saved_interval is not None
+    json.dumps(evaluation.as_dict(), allow_nan=False)
+
+
+def test_a_recording_without_any_cost_is_refused():
+    with pytest.raises(ConfigurationError, match="Nothing is known of what the models cost"):
+        judged(made_rows(usage=Usage(), latency_s=0.0))
+
+
+def test_one_model_alone_can_be_told():
+    evaluation = evaluate(gather(made_rows()), [PolicyStage("large")])
+    assert evaluation.policy.accuracy == evaluation.alone[0].accuracy
+    assert not evaluation.curves
+
+
 def test_models_are_ordered_by_size_then_price_then_first_row():
     columns = gather(made_rows()).columns
     assert models_in_order(columns, {"small": SIZES["large"], "large": SIZES["small"]}, {})[0] == ("large", "small")

@@ -27,7 +27,10 @@ def headline(evaluation: Evaluation) -> str:
         return "It is cheaper, and it gets fewer questions right."
     if policy.drop_points.low > 0:
         return "It is cheaper, and it gets more questions right."
-    return "It is cheaper, and no loss of right answers is shown."
+    lost = max(0.0, -policy.drop_points.low)
+    return "It is cheaper, and no loss of right answers is shown" + (
+        f", though {lost:.1f} points may be lost." if lost else "."
+    )
 
 
 def verdict(evaluation: Evaluation) -> list[str]:
