@@ -178,7 +178,7 @@ def _cost_accuracy(evaluation: Evaluation) -> Plot:
             axes.plot([x], [y], "s", color=axes.ink, markersize=4)
         axes.plot([100 * ours[1] / alone], [100 * ours[2]], "*", color=COLOURS[3], markersize=12, label="the policy")
         axes.plot([], [], "s", color=axes.ink, markersize=4, label="one model alone")
-        axes.set_xlabel(f"{UNIT_NAMES[unit]}, % of {_short(evaluation.models[-1])} alone (all stages)")
+        axes.set_xlabel(f"{UNIT_NAMES[unit]}, % of the largest model's (all stages)")
         axes.set_ylabel("accuracy, %")
         _below(axes, 2)
 

@@ -16,6 +16,8 @@ def headline(evaluation: Evaluation) -> str:
         return f"{evaluation.models[0]} alone: there is no cascade to judge."
     if saved is None:
         return "What it would save is not known."
+    if saved <= 0 and evaluation.unit == "tokens":
+        return "It takes more tokens than the largest model alone; what they cost is not known."
     if saved <= 0:
         return f"It saves nothing: it costs more {UNIT_NAMES[evaluation.unit]} than the largest model alone."
     interval = policy.saved_interval
@@ -83,12 +85,12 @@ def _saving(evaluation: Evaluation, saved: float, hidden: float, unit: str) -> s
     interval, known = evaluation.policy.saved_interval, ""
     if interval is not None and interval.low < interval.high:
         known = f" (95 % interval {percent(interval.low)} to {percent(interval.high)})"
-    does = f"saves {percent(saved)}" if saved > 0 else f"costs {percent(-saved)} more"
-    if saved <= 0 and known:
-        known = ""
+    does = f"It saves {percent(saved)} of the largest model's {unit}{known}"
+    if saved <= 0:
+        does = f"It costs {percent(-saved)} more {unit} than the largest model alone"
     theirs = f"{percent(hidden)} saved" if hidden >= 0 else f"{percent(-hidden)} more"
     return (
-        f"It {does} of the largest model's {unit}{known}, every model that ran charged; the papers' accounting, "
+        f"{does}, every model that ran charged; the papers' accounting, "
         f"which charges only the model that answered, would say {theirs}."
     )
 

@@ -167,6 +167,14 @@ def test_the_verdict_says_what_the_figures_say():
     assert "from 10.0 %" in text
 
 
+def test_more_tokens_are_not_called_dearer():
+    """A small model's token costs less than a large one's: without prices or sizes it is not known what is saved."""
+    found = evaluation()
+    found = replace(found, unit="tokens", policy=replace(found.policy, saved={"tokens": -0.4}))
+    assert headline(found) == "It takes more tokens than the largest model alone; what they cost is not known."
+    assert "It costs 40.0 % more tokens than the largest model alone" in " ".join(verdict(found))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
