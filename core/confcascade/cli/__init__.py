@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from confcascade.cli.ask import ask
 from confcascade.cli.demo import demo
+from confcascade.cli.evaluate import evaluate
 from confcascade.errors import ConfcascadeError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(ask)
+app.command()(evaluate)
 
 
 @app.callback()

@@ -1,7 +1,8 @@
 """Collect once, replay for ever: recorded answers, any cascade over them, and what it would have got right and cost.
 
 `recordings` keeps what models said, `columns` shows it as arrays, `replay` decides on it as the live cascade would,
-`recorded` plays it through the live cascade; `metrics` and `significance` judge the result.
+`recorded` plays it through the live cascade; `metrics` and `significance` judge the result; `evaluate` gathers every
+figure of a policy beside its baselines, and `report` tells them.
 
 Not imported by `confcascade` itself: this package needs numpy and pydantic at once, scipy and scikit-learn where used.
 """
