@@ -177,7 +177,7 @@ def costs(calls: int, words: Sequence[int]) -> Iterator[str]:
     """Lines of the table: a score's CPU beside that of a plain call.
 
     Of OpenAI's client to a server that answers at once, the least that any call can cost; and of the smallest bundled
-    model, which is a thousand times smaller than what is called small elsewhere.
+    model.
     """
     signals = fitted()
 
