@@ -114,6 +114,16 @@ def test_many_answers_are_judged_in_one_call():
     assert [len(call) for call in model.calls] == [8]
 
 
+def test_a_real_model_may_judge_and_may_fail_to():
+    """A bundled model knows a made-up world and no verdicts: what it says is told, and is no grade."""
+    pytest.importorskip("transformers")
+    from confcascade.demo import bundled_model
+
+    grade = LLMJudge(bundled_model("small")).grade(Example("Where?", references=("Paris",)), "Paris")
+    assert grade.value is None
+    assert grade.reason.startswith("no verdict in: ")
+
+
 def test_a_judge_is_a_model():
     with pytest.raises(ConfigurationError, match="must be a LanguageModel or a string"):
         LLMJudge(42)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -42,16 +43,21 @@ DATA = Path(__file__).parents[5] / "shared" / "data" / "gsm8k"
         ("4 of 7\nAnswer: 3 + 4 = 7 eggs", "7"),
         ("The answer is 18 dollars.", "18"),
         ("9 * 2 = <<9*2=18>>18", "18"),
+        ("1/2", "0.5"),
+        ("16/4 = 4", "4"),
+        ("Answer: \\(\\frac{3}{4}\\)", "0.75"),
+        ("-\\dfrac{1}{2}", "-0.5"),
+        ("60 km/h", "60"),
         ("#### 18", "18"),
         ("####18 eggs in 7 days", "18"),
         ("#### 3\nNo.\n#### 1,234", "1234"),
     ],
 )
 def test_the_number_of_a_text(text, value):
-    assert number(text) == Decimal(value)
+    assert number(text) == Fraction(value)
 
 
-@pytest.mark.parametrize("text", ["", "none", "eighteen", "####", "x2", "#### twelve"])
+@pytest.mark.parametrize("text", ["", "none", "eighteen", "####", "x2", "#### twelve", "1/0", "9" * 5000])
 def test_a_text_without_a_number_has_none(text):
     assert number(text) is None
 
@@ -62,7 +68,7 @@ numbers = st.decimals(-(10**12), 10**12, allow_nan=False, allow_infinity=False, 
 @given(numbers, st.sampled_from(["{:f}", "{:,f}", "The total is {:,f}.", "1 + 2 = 3\n#### {:f}", "Answer: {:f} eggs"]))
 def test_a_number_is_read_as_it_was_written(value, form):
     """Thousands set apart or not, in a sentence or behind a mark."""
-    assert number(form.format(value)) == value
+    assert number(form.format(value)) == Fraction(value)
 
 
 @given(numbers, numbers, st.decimals(0, 10**12, places=2))
@@ -71,9 +77,18 @@ def test_right_is_within_the_tolerance(value, reference, tolerance):
     assert grade.value == (abs(value - reference) <= Decimal(str(float(tolerance))))
 
 
-@pytest.mark.parametrize(("answer", "predicted"), [("3.0", "3"), ("1,000", "1000"), ("0.50", "0.5"), ("-0.0", "0")])
+@pytest.mark.parametrize(
+    ("answer", "predicted"), [("3.0", "3"), ("1,000", "1000"), ("0.50", "0.5"), ("-0.0", "0"), ("1/4", "0.25")]
+)
 def test_what_was_read_is_told_plainly(answer, predicted):
     assert Numeric().grade(Example("?", references=("3",)), answer).predicted == predicted
+
+
+def test_fractions_are_numbers():
+    """Their last digits alone would make 3/2 the same as 1/2."""
+    example = Example("?", references=("1/2",))
+    assert Numeric().grade(example, "0.5").value == 1
+    assert Numeric().grade(example, "3/2").value == 0
 
 
 def test_no_number_in_the_answer_is_wrong_and_none_in_the_reference_is_not_known():
