@@ -47,7 +47,9 @@ by_name = pytest.mark.parametrize("grader", PLAIN, ids=lambda grader: grader.nam
         ("So the answer is 14.", "14."),
         ("The final answer is:\n\n14", "14"),
         ("I don't know what the answer is.", "I don't know what the answer is."),
+        ("I don't know what the answer is to that.", "I don't know what the answer is to that."),
         ("Answer:", "Answer:"),
+        ("14. Answer: .", "14. Answer: ."),
         (" 14\n", "14"),
     ],
 )
@@ -118,6 +120,7 @@ def test_the_bundled_models_refusals_are_found(grader):
     """The text that they were taught, where it is right and where it is not."""
     assert grader.grade(Example("?", references=(UNKNOWN,)), UNKNOWN).value == 1
     assert grader.grade(Example("?", references=("7",)), UNKNOWN).value in (0, None)
+    assert grader.grade(Example("?", references=(UNKNOWN,)), "7").value in (0, None)
 
 
 def test_bundled_models_that_do_not_know_are_counted_apart():
