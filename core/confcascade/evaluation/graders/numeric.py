@@ -19,7 +19,6 @@ _NUMBER = re.compile(
     r"(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?P<power>[eE][+-]?[0-9]{1,3}(?![A-Za-z0-9_]))?(?:\s?/\s?(?P<divisor>[0-9]+)(?![0-9.,]*[0-9/]))?"
 )
-_NOTES = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator: 16 - 3 = <<16-3=13>>13
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _MOST_DIGITS = 400  # nobody's answer, and Python refuses to read some thousands
 
@@ -35,7 +34,7 @@ def number(text: str) -> Fraction | None:
     >>> number("#### 1,080.50")
     Fraction(2161, 2)
     """
-    text = _FRACTION.sub(r" \1/\2 ", _NOTES.sub("", text))
+    text = _FRACTION.sub(r" \1/\2 ", text)
     _, mark, marked = text.rpartition("####")
     found = list(_NUMBER.finditer(marked if mark else conclusion(text)))
     if not found:

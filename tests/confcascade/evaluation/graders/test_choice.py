@@ -132,5 +132,10 @@ def test_without_choices_any_letter_counts():
     assert GRADER.grade(Example("Which?", references=("Z",)), "Answer: Z").value == 1
 
 
+def test_a_choice_may_itself_say_what_the_answer_is():
+    grade = GRADER.grade(Example("?", ("The answer is B", "Neither"), ("A",)), "The answer is B")
+    assert (grade.value, grade.predicted) == (1, "A")
+
+
 def test_several_right_letters():
     assert GRADER.grade(Example("?", CITIES, ("A", "B")), "B").value == 1
