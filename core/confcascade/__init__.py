@@ -20,6 +20,7 @@ from confcascade.models import Capability, Chunk, LanguageModel, Watcher, from_s
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
+from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
@@ -40,6 +41,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Evidence",
+    "FormatProbability",
     "Generate",
     "KnowledgeProbe",
     "LanguageModel",
