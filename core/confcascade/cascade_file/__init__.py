@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_
 from pydantic_core import ErrorDetails
 
 from confcascade.cascade import Cascade
-from confcascade.cascade_file.entries import Entry, ThresholdValue, ThresholdValues, located, suggestion
+from confcascade.cascade_file.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, located, suggestion
 from confcascade.cascade_file.models import ModelEntry
 from confcascade.cascade_file.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.cascade_file.source import Source
@@ -83,11 +83,14 @@ class CascadeFile(Entry):
         None, min_length=1, description="With `models`: what judges every stage but the last; by default p_t."
     )
     listed: list[StageEntry] | None = Field(
-        None, alias="stages", min_length=1, description="Instead of `models`: each with signals and thresholds of its own."
+        None,
+        alias="stages",
+        min_length=1,
+        description="Instead of `models`: each with signals and thresholds of its own.",
     )
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
-    prompt: str | dict[str, str] | None = Field(
+    prompt: PromptValue | None = Field(
         None, description="Name of a prompt, or templates {system, user}, for a data set's questions."
     )
 
@@ -106,8 +109,10 @@ class CascadeFile(Entry):
         try:
             return cls.model_validate(source.data, context=source)
         except ValidationError as error:
-            problems = [_problem(source, each) for each in error.errors(include_url=False)]
-        raise ConfigurationError("\n".join(problems))  # without the cause, which holds the file's values
+            problems = sorted(_problem(source, each) for each in error.errors(include_url=False))
+        raise ConfigurationError(
+            "\n".join(told for _, told in problems)
+        )  # without the cause, which holds the file's values
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages, their models loaded at the first call.
@@ -132,13 +137,16 @@ class CascadeFile(Entry):
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
             if missing:
-                key, wanted = ("threshold", 0.9) if self.listed is None else ("thresholds", dict.fromkeys(missing, 0.9))
+                one = self.listed is None and len(entry.signals) == 1
+                key = "thresholds" if self.listed is not None else "threshold"
+                wanted = 0.9 if one else dict.fromkeys(missing, 0.9)
                 raise ConfigurationError(
                     f"{self._source.where(self._keys(i))}: a cascade needs a threshold for {', '.join(missing)} here. "
                     f"Set `{key}`, such as {wanted}; higher keeps fewer answers of this model."
                 )
+        stages = self.stages()
         with self._source.at():
-            return Cascade(self.stages(), on_error=self.on_error, on_exhausted=self.on_exhausted)
+            return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
 
     @property
     def rate_limits(self) -> Mapping[str, RateLimit]:
@@ -169,7 +177,7 @@ class CascadeFile(Entry):
         for i, name in enumerate(called):
             if name in called[:i]:
                 raise located(
-                    f"two models are called '{name}', and records could not tell them apart; give one a `name`.",
+                    f"two models are called '{name}', and records could not tell them apart; give one a `name`",
                     *self._keys(i, "model"),
                 )
         return self
@@ -177,8 +185,8 @@ class CascadeFile(Entry):
     def _written_out(self) -> list[StageEntry]:
         """The stages that `models` stands for."""
         if self.models is None:
-            raise located("give either `models` (smallest first, with `threshold`) or `stages`.")
-        signals = [TokenProbabilityEntry(type="token_probability")] if self.signals is None else self.signals
+            raise located("give either `models` (smallest first, with `threshold`) or `stages`")
+        signals = self.signals or [TokenProbabilityEntry.model_validate({"type": "token_probability"})]
         names = _names(signals, "signals")
         if isinstance(self.threshold, dict):
             _known(self.threshold, names, "threshold")
@@ -232,30 +240,30 @@ def _names(signals: Sequence[SignalEntry], *keys: str) -> list[str]:
     names = [signal.name for signal in signals]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise located(f"two signals are called '{name}'; give one another `name`.", *keys, i)
+            raise located(f"two signals are called '{name}'; give one another `name`", *keys, i)
     return names
 
 
 def _known(thresholds: Iterable[str], names: Sequence[str], *keys: str) -> None:
     for name in thresholds:
         if name not in names:
-            told = suggestion(name, list(names)) if names else "the stage has no signals."
+            told = suggestion(name, list(names)) if names else "the stage has no signals"
             raise located(f"there is no signal of this name; {told}", *keys, name)
 
 
-def _problem(source: Source, error: ErrorDetails) -> str:
-    """One line: where, and what is wrong there."""
+def _problem(source: Source, error: ErrorDetails) -> tuple[int, str]:
+    """Which line, and in words: where, and what is wrong there."""
     keys: tuple[str | int, ...] = ()
     node: Any = source.data
     for key in error["loc"]:
         inside = isinstance(node, Mapping) and key in node
         if inside or (isinstance(node, list) and isinstance(key, int) and key < len(node)):
             keys, node = (*keys, key), node[key]  # anything else is a tag of a union, or a key that is missing
-    context = error.get("ctx", {})
     if error["type"] == "missing":
-        return f"{source.where((*keys, error['loc'][-1]))}: is missing."
-    if error["type"] == "cascade_file":
-        return f"{source.where((*keys, *context['keys']))}: {context['problem']}"
-    told = error["msg"].replace("Input should be", "must be")
-    got = f" Got {node!r}." if error["type"] == "literal_error" else ""
-    return f"{source.where(keys)}: {told}.{got}"
+        keys, told = (*keys, error["loc"][-1]), "is missing"
+    elif error["type"] == "cascade_file":
+        keys, told = (*keys, *error["ctx"]["keys"]), error["ctx"]["problem"]
+    else:
+        told = error["msg"].replace("Input should be", "must be")
+        told += f". Got {node!r}" if error["type"] == "literal_error" else ""
+    return source.line(keys), f"{source.where(keys)}: {told}" + ("" if told.endswith("?") else ".")

@@ -13,9 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from confcascade.signals import Threshold
 
-__all__ = ["Entry", "ThresholdValue", "ThresholdValues", "existing", "located", "suggestion"]
+__all__ = ["Entry", "PromptValue", "ThresholdValue", "ThresholdValues", "existing", "located", "suggestion"]
 
-SECRET = "keys are not kept in the file; name the environment variable that holds it, such as `api_key_env: MY_KEY`."
+SECRET = "keys are not kept in the file; name the environment variable that holds it, such as `api_key_env: MY_KEY`"
 
 
 def located(problem: str, *keys: str | int) -> PydanticCustomError:
@@ -26,7 +26,7 @@ def located(problem: str, *keys: str | int) -> PydanticCustomError:
 def suggestion(wrong: Any, known: list[str]) -> str:
     """What may have been meant, or all that there is."""
     close = get_close_matches(str(wrong), known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"there is {', '.join(f'`{name}`' for name in known)}."
+    return f"did you mean `{close[0]}`?" if close else f"there is {', '.join(f'`{name}`' for name in known)}"
 
 
 class Entry(BaseModel):
@@ -76,4 +76,18 @@ _MANY = {"type": "object", "additionalProperties": _ONE}
 ThresholdValue: TypeAlias = Annotated[Threshold, PlainValidator(_threshold), WithJsonSchema(_ONE)]
 ThresholdValues: TypeAlias = Annotated[
     Threshold | dict[str, Threshold], PlainValidator(_thresholds), WithJsonSchema({"anyOf": [*_ONE["anyOf"], _MANY]})
+]
+
+
+def _prompt(value: Any) -> str | dict[str, str]:
+    told = value.values() if isinstance(value, Mapping) else [value]
+    if not told or not all(isinstance(each, str) for each in told):
+        raise located("must be the name of a prompt, or a mapping of templates, {system: ..., user: ...}")
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+PromptValue: TypeAlias = Annotated[
+    str | dict[str, str],
+    PlainValidator(_prompt),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
 ]

@@ -1,9 +1,10 @@
-"""The models of a cascade file: ``openai:NAME``, ``local:FOLDER_OR_NAME``, ``bundled:SIZE``, or a mapping with options."""
+"""The models of a cascade file: a string such as ``openai:gpt-4o-mini``, or a mapping with options."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -123,19 +124,21 @@ def _mapping(value: Any) -> Any:
         if provider in _KINDS and name:
             return {provider: name}
         raise located(
-            'a model is "openai:NAME", "local:FOLDER_OR_NAME", "bundled:SIZE" or a mapping. ' + _meant(provider, name)
+            'must be "openai:NAME", "local:FOLDER_OR_NAME", "bundled:SIZE" or a mapping. ' + _meant(provider, name)
         )
     if not isinstance(value, Mapping):
         raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
     if sum(kind in value for kind in _KINDS) != 1:
-        raise located("must have exactly one of the keys `openai`, `local` and `bundled`")
+        close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
+        told = f"; did you mean `{close[0]}`?" if close else ""
+        raise located(f"must have exactly one of the keys `openai`, `local` and `bundled`{told}")
     return value
 
 
 def _meant(provider: str, name: str) -> str:
     if name:
         return f"There is no provider `{provider}`; {suggestion(provider, list(_KINDS))}"
-    return f'Did you mean "openai:{provider}"?' if provider not in _KINDS else "The name after the colon is missing."
+    return f'Did you mean "openai:{provider}"?' if provider not in _KINDS else "The name after the colon is missing"
 
 
 def _kind(value: Any) -> str:

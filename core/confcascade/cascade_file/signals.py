@@ -69,7 +69,8 @@ class KnowledgeProbeEntry(SignalType):
 
     type: Literal["knowledge_probe", "p_ik"]
     probe: str = Field(
-        min_length=1, description='Folder of the probe, relative to the file, or "bundled:small" for a bundled model\'s.'
+        min_length=1,
+        description='Folder of the probe, relative to the file, or "bundled:small" for a bundled model\'s.',
     )
     name: Literal["p_ik"] = "p_ik"
 

@@ -132,7 +132,7 @@ class _Yaml:
                 return [self._read(each, (*keys, i)) for i, each in enumerate(node.value)]
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, keys)
-            return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return self._loader.construct_object(node)
         except (yaml.constructor.ConstructorError, ValueError) as error:
             if isinstance(error, ConfigurationError):
                 raise
@@ -152,7 +152,7 @@ class _Yaml:
             self._loader.flatten_mapping(node)  # "<<: *defaults"
         read = {}
         for key, value in node.value:
-            name = self._loader.construct_object(key)  # type: ignore[no-untyped-call]
+            name = self._loader.construct_object(key)
             if not isinstance(name, str):
                 raise ConfigurationError(f'{self._at(key)}: a key must be text; write "{key.value}" with quotes.')
             self.lines[(*keys, name)] = key.start_mark.line + 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from confcascade.cli.ask import ask
 from confcascade.cli.demo import demo
 from confcascade.errors import ConfcascadeError
 
@@ -16,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(demo)
+app.command()(ask)
 
 
 @app.callback()
@@ -28,5 +31,6 @@ def main() -> None:
     try:
         app()
     except ConfcascadeError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        # escaped: "confcascade[openai]" is no markup
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from error
