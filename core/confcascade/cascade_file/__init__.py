@@ -172,7 +172,13 @@ class CascadeFile(Entry):
     def _whole(self, info: ValidationInfo) -> Self:
         if isinstance(info.context, Source):
             self._source = info.context
-        self._entries = tuple(self._written_out() if self.listed is None else self.listed)
+        if (self.models is None) == (self.listed is None):
+            raise located("give either `models` (smallest first, with `threshold`) or `stages`")
+        if self.listed is not None:
+            for key in ("threshold", "signals"):
+                if getattr(self, key) is not None:
+                    raise located(f"with `stages`, each stage has its own signals and thresholds; drop `{key}`", key)
+        self._entries = tuple(self.listed or self._written_out())
         called = self._called()
         for i, name in enumerate(called):
             if name in called[:i]:
@@ -184,8 +190,6 @@ class CascadeFile(Entry):
 
     def _written_out(self) -> list[StageEntry]:
         """The stages that `models` stands for."""
-        if self.models is None:
-            raise located("give either `models` (smallest first, with `threshold`) or `stages`")
         signals = self.signals or [TokenProbabilityEntry.model_validate({"type": "token_probability"})]
         names = _names(signals, "signals")
         if isinstance(self.threshold, dict):
@@ -195,7 +199,7 @@ class CascadeFile(Entry):
             raise located(f"with several signals, must be a mapping such as {dict.fromkeys(names, 0.9)}", "threshold")
         else:
             thresholds = {} if self.threshold is None else {names[0]: self.threshold}
-        *gated, last = (StageEntry.model_construct(model=model) for model in self.models)
+        *gated, last = (StageEntry.model_construct(model=model) for model in self.models or ())
         return [*(entry.model_copy(update={"signals": signals, "thresholds": thresholds}) for entry in gated), last]
 
     def _load(self) -> tuple[Stage, ...]:
