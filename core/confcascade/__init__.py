@@ -22,6 +22,7 @@ from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
+from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt, Record, Score, Trace, trace
@@ -45,6 +46,7 @@ __all__ = [
     "Generate",
     "KnowledgeProbe",
     "LanguageModel",
+    "LearnedScorer",
     "Measurement",
     "Message",
     "MissingExtraError",
@@ -66,6 +68,7 @@ __all__ = [
     "SignalUnavailableError",
     "Stage",
     "StreamBrokenError",
+    "TextRouter",
     "Threshold",
     "Token",
     "TokenProbability",
