@@ -74,7 +74,7 @@ def run(folder: Path, questions: int, kills: int, *, models: Sequence[str] = MOD
     total = questions * len(models)
     marks = sorted(rng.sample(range(total // 20, total - total // 20), kills))  # rows at which it is killed
     found = []
-    with _server(log) as port:
+    with server(log) as port:
         cascade = folder / "cascade.yaml"
         entries = [{"openai": name, "base_url": f"http://127.0.0.1:{port}/v1"} for name in models]
         cascade.write_text(json.dumps({"models": entries}))  # JSON is YAML
@@ -133,14 +133,14 @@ def _asked(log: Path) -> list[str]:
 
 
 @contextmanager
-def _server(log: Path) -> Iterator[int]:
-    server = subprocess.Popen([sys.executable, __file__, "--serve", str(log)], stdout=subprocess.PIPE, text=True)
+def server(log: Path) -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, __file__, "--serve", str(log)], stdout=subprocess.PIPE, text=True)
     try:
-        assert server.stdout is not None
-        yield int(server.stdout.readline())
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
     finally:
-        server.kill()
-        server.wait()
+        process.kill()
+        process.wait()
 
 
 def serve(log: Path) -> None:
@@ -160,10 +160,10 @@ def serve(log: Path) -> None:
             time.sleep(ANSWER_S)
             self._send("application/json", instant_server.whole(asked))
 
-    server = instant_server.Server(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    print(server.server_port, flush=True)
-    server.serve_forever()
+    listening = instant_server.Server(("127.0.0.1", 0), Handler)
+    listening.daemon_threads = True
+    print(listening.server_port, flush=True)
+    listening.serve_forever()
 
 
 def main() -> None:
