@@ -4,9 +4,9 @@
 
 A made-up world of two or three models: a question's ease, each model's own luck with it, and a score that sees both
 through noise. In every draw policies are built and ordered on one part of the examples and certified on the rest,
-through `confcascade.guarantee`, as `confcascade fit` does; then the chosen policy is judged by what it truly loses. Beside
-it stand the best policy that knows the truth, and naive tuning: the cheapest policy that keeps the target on all the
-examples. Prints Markdown.
+through `confcascade.guarantee`, as `confcascade fit` does; then the chosen policy is judged by what it truly loses.
+Beside it stand the best policy that knows the truth, and naive tuning: the cheapest policy that keeps the target on
+all the examples. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def policies(score: Array) -> Array:
 
 
 def play(thresholds: Array, score: Array) -> tuple[NDArray[np.int8], Array]:
-    """Which model answers, shape (policies, questions), and the mean cost of every model that ran, shape (policies,)."""
+    """Which model answers, shape (policies, questions), and the mean cost of all models that ran, shape (policies,)."""
     stages = score.shape[1] + 1
     sizes = SIZES[-stages:]
     stop = np.full((len(thresholds), len(score)), stages - 1, dtype=np.int8)

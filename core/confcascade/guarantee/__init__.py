@@ -4,7 +4,13 @@
 could be certified. Knows no model and no recording: losses and costs come as arrays.
 """
 
-from confcascade.guarantee.bounds import betting_bound, harm_bound, net_loss_bound, unconditional_bound
+from confcascade.guarantee.bounds import (
+    betting_bound,
+    harm_bound,
+    net_loss_bound,
+    unconditional_bound,
+    unconditional_p_value,
+)
 from confcascade.guarantee.certificate import Certificate
 from confcascade.guarantee.certification import (
     Certification,
@@ -17,7 +23,13 @@ from confcascade.guarantee.certification import (
     order_policies,
     sharpest_test,
 )
-from confcascade.guarantee.planner import attainable_drop, examples_needed, fewest_examples
+from confcascade.guarantee.planner import (
+    attainable_drop,
+    examples_needed,
+    examples_needed_like,
+    fewest_examples,
+    power_of,
+)
 from confcascade.guarantee.promise import Equivalence, Promise
 
 __all__ = [
@@ -33,11 +45,14 @@ __all__ = [
     "certify",
     "examine",
     "examples_needed",
+    "examples_needed_like",
     "fewest_examples",
     "harm_bound",
     "least_loss",
     "net_loss_bound",
     "order_policies",
+    "power_of",
     "sharpest_test",
     "unconditional_bound",
+    "unconditional_p_value",
 ]

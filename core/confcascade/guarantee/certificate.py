@@ -129,14 +129,14 @@ class Certificate(BaseModel):
                 f"Promised: accuracy at most {_points(self.promised)} below the largest model's, with "
                 f"{self.confidence:.4g} confidence{many}.{who}",
                 f"Evidence: on {self.n:,} questions the cascade lost against the largest model on {self.harms:,} and "
-                f"gained on {self.benefits:,}, a net loss of {_points(self.loss)}; it is at most {_points(self.bound)}.",
+                f"gained on {self.benefits:,}, a net loss of {_points(self.loss)}; upper bound {_points(self.bound)}.",
             ]
         else:
             lines = [
                 f"Promised: at most {self.promised:.2%} of the answers differ from the largest model's by "
                 f"'{self.equivalence}', with {self.confidence:.4g} confidence{many}.{who}",
-                f"Evidence: on {self.n:,} questions {self.harms:,} kept answers differed ({self.loss:.2%}); it is at "
-                f"most {self.bound:.2%}.",
+                f"Evidence: on {self.n:,} questions {self.harms:,} kept answers differed ({self.loss:.2%}); upper "
+                f"bound {self.bound:.2%}.",
             ]
         lines.append(f"Test: {_TESTS[self.test]}, {self.date.isoformat()}.")
         return "\n".join([*lines, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])

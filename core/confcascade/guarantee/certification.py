@@ -155,7 +155,9 @@ def examine(losses: ArrayLike, cost: float, promise: Promise, test: Test, *, ind
         raise ConfigurationError(f"One policy's losses have one axis. Got the shape {values.shape}.")
     n, harms, benefits = len(values), int((values > 0).sum()), int((values < 0).sum())
     if test != "betting" and not binary(values):
-        raise ConfigurationError(f"The test '{test}' is for answers that are right or wrong; graded ones need 'betting'.")
+        raise ConfigurationError(
+            f"The test '{test}' is for answers that are right or wrong; graded ones need 'betting'."
+        )
     if promise.equivalence is not None and (test != "harms" or benefits):
         raise ConfigurationError(
             "Agreement is promised by the test 'harms', on losses that are 1 for a kept answer that disagrees, else 0."

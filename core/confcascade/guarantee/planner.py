@@ -59,7 +59,9 @@ def power_of(test: Test, n: int, promise: Promise, *, discordance: float, net_lo
     harm, benefit = (discordance + net_loss) / 2, (discordance - net_loss) / 2
     benefits = np.arange(int(max(0, binom.ppf(1e-4, n, benefit))), int(binom.isf(1e-4, n, benefit)) + 1)
     most = _most_harms(test, n, benefits, promise.tested_drop, promise.delta)
-    harms_given = binom.cdf(most, n - benefits, min(1.0, harm / (1 - benefit)) if benefit < 1 else 0.0)  # 0 where most is -1
+    harms_given = binom.cdf(
+        most, n - benefits, min(1.0, harm / (1 - benefit)) if benefit < 1 else 0.0
+    )  # 0 where most is -1
     return float((binom.pmf(benefits, n, benefit) * harms_given).sum())
 
 
@@ -178,7 +180,7 @@ def _most_harms(test: Test, n: int, benefits: NDArray[np.intp], drop: float, del
     else:
         gained = lower(benefits, n, (1 - HARMS_SHARE) * delta)
         passing = upper(harms, n, HARMS_SHARE * delta)[:, None] - gained <= drop
-    return passing.sum(axis=0) - 1  # the bounds rise with the harms
+    return np.asarray(passing.sum(axis=0) - 1, dtype=np.intp)  # the bounds rise with the harms
 
 
 def _most_harms_unconditional(n: int, benefits: NDArray[np.intp], drop: float, delta: float) -> NDArray[np.intp]:
@@ -193,7 +195,7 @@ def _most_harms_unconditional(n: int, benefits: NDArray[np.intp], drop: float, d
 
         guess = border[-1] + (gained - int(at[i - 1])) * 9 // 10 if border else int(n * drop / 2)
         border.append(_last(passes, guess))
-    return np.interp(benefits, at, border).round().astype(np.intp)
+    return np.asarray(np.interp(benefits, at, border).round(), dtype=np.intp)
 
 
 def _last(passes: Callable[[int], bool], guess: int) -> int:
