@@ -82,6 +82,7 @@ def examples_needed(promise: Promise, *, discordance: float, net_loss: float = 0
         ConfigurationError: If rates or `power` are out of range.
 
     >>> examples_needed(Promise(max_drop=0.02), discordance=0.016, net_loss=0.0035)
+    684
     """
     _check_target(promise)
     _check_rates(discordance, net_loss)
@@ -226,10 +227,10 @@ def _least(powerful: Callable[[int], bool], start: int, power: float) -> int | N
             break
         low, high = (low, middle) if powerful(middle) else (middle, high)
     answer, n = high, high
-    for _ in range(5):  # a third further: where the power falls below again, the next tooth counts
-        n = math.ceil(n * _STEP**2)
+    for _ in range(10):  # a third further: where the power falls below again, the next tooth counts
+        n = math.ceil(n * _STEP)
         if not powerful(n):
-            answer = math.ceil(n * _STEP**2)
+            answer = math.ceil(n * _STEP)
     return answer
 
 
