@@ -100,6 +100,13 @@ def test_false_certificates_are_no_more_likely_than_promised(drop):
     assert max(used) > delta / 3  # and it is not kept by never certifying
 
 
+def test_a_gain_that_nothing_speaks_for_is_not_certified():
+    """Without a discordant question nobody may say that the cascade is better; with forty benefits in a hundred, yes."""
+    assert unconditional_p_value(0, 0, 400, -0.1, 0.05) > 0.9
+    assert unconditional_p_value(0, 40, 100, -0.1, 0.05) < 0.05
+    assert unconditional_p_value(0, 40, 100, -0.5, 0.05) > 0.5
+
+
 @settings(deadline=None, max_examples=60)
 @given(counts(), st.floats(-0.2, 0.5), st.floats(0, 0.3))
 def test_a_larger_drop_is_easier_to_show(count, drop, more):

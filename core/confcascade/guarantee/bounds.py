@@ -105,7 +105,7 @@ def unconditional_p_value(harms: int, benefits: int, n: int, max_drop: float, de
     if not -1 <= max_drop <= 1:
         raise ConfigurationError(f"`max_drop` must be between -1 and 1. Got {max_drop}.")
     aside = delta / 10
-    least, most = max(abs(max_drop), 1e-12), float(upper(harms + benefits, n, aside))  # |E[D]| is at most q
+    least, most = max(max_drop, 1e-12), float(upper(harms + benefits, n, aside))  # E[D] is at most q
     if most < least:
         return aside
     q = np.linspace(least, most, _GRID)[:, None]
