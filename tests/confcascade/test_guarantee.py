@@ -101,7 +101,7 @@ def test_false_certificates_are_no_more_likely_than_promised(drop):
 
 
 def test_a_gain_that_nothing_speaks_for_is_not_certified():
-    """Without a discordant question nobody may say that the cascade is better; with forty benefits in a hundred, yes."""
+    """Without a discordant question nobody may say that the cascade is better; with forty benefits of 100, yes."""
     assert unconditional_p_value(0, 0, 400, -0.1, 0.05) > 0.9
     assert unconditional_p_value(0, 40, 100, -0.1, 0.05) < 0.05
     assert unconditional_p_value(0, 40, 100, -0.5, 0.05) > 0.5
