@@ -79,7 +79,7 @@ class Columns:
         input_tokens: Paid for.
         output_tokens: Paid for.
         told_tokens: Tokens whose log-probabilities are known; -1 where none were told.
-        latency_s: Whole attempts.
+        latency_s: Whole attempts; NaN where unknown.
         prefill_s: Of reading the prompt; NaN where unknown.
         signals: By model and name.
     """
@@ -247,7 +247,7 @@ class _Gathered:
                 usage.input_tokens,
                 usage.output_tokens,
                 -1 if row.tokens is None else len(row.tokens),
-                row.latency_s,
+                np.nan if row.latency_s is None else row.latency_s,
                 np.nan if row.prefill_s is None else row.prefill_s,
             )
         )
@@ -269,7 +269,7 @@ class _Gathered:
         last = np.full(shape, -1)
         last[at, by] = np.arange(len(at))
         numbers = np.array(self.numbers).reshape(-1, 9)
-        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, 0, np.nan]])
+        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, np.nan, np.nan]])
         grade, usable, failed, refused, read, written, told, latency, prefill = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )

@@ -79,7 +79,7 @@ class Row(BaseModel):
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
-        latency_s: Seconds from asking to the end of the answer.
+        latency_s: Seconds from asking to the end of the answer; None if unknown.
         prefill_s: Those of them for reading the prompt; None if unknown.
         build: The model's exact build (fingerprint, revision, date), if known.
         prompt_version: Which prompt was used, if there are several.
@@ -103,7 +103,7 @@ class Row(BaseModel):
     labels: Mapping[str, float] = Field(default_factory=dict)
     scores: Mapping[str, RecordedScore] = Field(default_factory=dict)
     usage: Usage = Usage()
-    latency_s: float = Field(default=0.0, ge=0)
+    latency_s: float | None = Field(default=None, ge=0)
     prefill_s: float | None = Field(default=None, ge=0)
     build: str | None = None
     prompt_version: str | None = None
