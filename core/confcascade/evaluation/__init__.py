@@ -7,6 +7,7 @@ Not imported by `confcascade` itself: this package needs numpy and pydantic at o
 """
 
 from confcascade.evaluation.columns import Columns
+from confcascade.evaluation.parquet import write_parquet
 from confcascade.evaluation.recorded import RecordedModel, RecordedSignal
 from confcascade.evaluation.recordings import RecordedScore, RecordingWriter, Row, read_rows, recorded_score
 from confcascade.evaluation.replay import Costs, PolicyStage, Replay, Sweep, replay, sweep
@@ -26,4 +27,5 @@ __all__ = [
     "recorded_score",
     "replay",
     "sweep",
+    "write_parquet",
 ]

@@ -161,9 +161,17 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
     An unfinished last line is left out: its writer was killed, or is still writing.
 
+    Args:
+        path: JSON Lines, or Parquet if it ends with ".parquet".
+
     Raises:
         ConfigurationError: Naming the line, if one is no row.
     """
+    if Path(path).suffix == ".parquet":
+        from confcascade.evaluation.parquet import read_parquet
+
+        yield from read_parquet(path)
+        return
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -192,11 +200,15 @@ class RecordingWriter:
         keys: (question, model) of every row in the file, so that a collect that was killed goes on where it was.
 
     Raises:
-        ConfigurationError: If the file is no recording, or another writer has it open.
+        ConfigurationError: If the file is no recording or a Parquet file, or another writer has it open.
     """
 
     def __init__(self, path: str | Path, *, sync_every_s: float = 1.0) -> None:
         self.path = Path(path)
+        if self.path.suffix == ".parquet":
+            raise ConfigurationError(
+                f"'{path}' cannot be appended to: Parquet is written whole. Record to a .jsonl file, and convert it."
+            )
         self._sync_every_s = sync_every_s
         self._synced = time.monotonic()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
