@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
 from confcascade.errors import ConfcascadeError
 
@@ -15,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.command()(convert)
 app.command()(demo)
 
 

@@ -8,8 +8,16 @@ Not imported by `confcascade` itself: this package needs numpy and pydantic at o
 
 from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.parquet import write_parquet
+from confcascade.evaluation.parts import write_parts
 from confcascade.evaluation.recorded import RecordedModel, RecordedSignal
-from confcascade.evaluation.recordings import RecordedScore, RecordingWriter, Row, read_rows, recorded_score
+from confcascade.evaluation.recordings import (
+    RecordedScore,
+    RecordingWriter,
+    Row,
+    part_paths,
+    read_rows,
+    recorded_score,
+)
 from confcascade.evaluation.replay import Costs, PolicyStage, Replay, Sweep, replay, sweep
 
 __all__ = [
@@ -23,9 +31,11 @@ __all__ = [
     "Replay",
     "Row",
     "Sweep",
+    "part_paths",
     "read_rows",
     "recorded_score",
     "replay",
     "sweep",
     "write_parquet",
+    "write_parts",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.errors import ConfigurationError
-from confcascade.evaluation.recordings import RecordedScore, Row, read_rows
+from confcascade.evaluation.recordings import RecordedScore, Row, part_paths, read_rows
 from confcascade.types import Usage
 
 __all__ = ["Column", "Columns", "Gathering", "Upper"]
@@ -104,12 +104,20 @@ class Columns:
 
     @classmethod
     def read(cls, path: str | Path) -> Columns:
-        """Those of a file. Texts pass by: only numbers are held, a few hundred bytes a row."""
-        if Path(path).suffix == ".parquet":
-            from confcascade.evaluation.parquet import parquet_columns
+        """Those of a file or a folder of files (`read_rows`).
 
-            return parquet_columns(path)
-        return cls.of(read_rows(path))
+        Texts pass by: only numbers are held, a few hundred bytes a row. Parquet is read by columns, which is quicker.
+        """
+        gathering = Gathering()
+        for part in part_paths(path):
+            if part.suffix == ".parquet":
+                from confcascade.evaluation.parquet import gather_parquet
+
+                gather_parquet(part, gathering)
+            else:
+                for row in read_rows(part):
+                    gathering.add(row)
+        return gathering.columns()
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Columns:

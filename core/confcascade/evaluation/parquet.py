@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from confcascade.errors import ConfigurationError, require
-from confcascade.evaluation.columns import Columns, Gathering
+from confcascade.evaluation.columns import Gathering
 from confcascade.evaluation.recordings import Row
 from confcascade.types import Token, Usage
 
-__all__ = ["parquet_columns", "read_parquet", "write_parquet"]
+__all__ = ["gather_parquet", "read_parquet", "write_parquet"]
 
 _FORMAT = {b"confcascade": b"recording 1"}
 _ROWS = 8_192  # at a time: a row group
 _SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # what `str.strip` takes away; none lies beyond
-_PLAIN = ("question", "model", "group", "prompt", "reference", "answer", "grade", "refused", "predicted", "error")
-_PLAIN += ("finish_reason", "latency_s", "prefill_s", "build", "prompt_version")
+_PLAIN = tuple(
+    "question model group prompt reference answer grade refused predicted error finish_reason latency_s prefill_s "
+    "build prompt_version".split()
+)
 _USAGE = ("input_tokens", "output_tokens", "estimated")
 _NUMBERS = ("question", "model", "group", "answer", "grade", "refused", "error", *_USAGE[:2], "latency_s", "prefill_s")
 
@@ -195,24 +197,16 @@ def _batches(path: str | Path, columns: list[str], size: int) -> Iterator[Any]:
 # ---------------------------------------------------------------------- columns
 
 
-def parquet_columns(path: str | Path) -> Columns:
-    """`Columns` of a file, those of `read_parquet` without making its rows.
+def gather_parquet(path: str | Path, gathering: Gathering) -> None:
+    """Gather the columns of a file, those of `read_parquet` without making its rows.
 
     Raises:
-        ConfigurationError: If the file is no recording, has no rows, or a signal is now of one kind, now of another.
+        ConfigurationError: If the file is no recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
-    gathering = Gathering()
-    for batch in _batches(path, [*_NUMBERS, "tokens.list.element.logprob", *map(_score_leaf, _SCORE_LEAVES)], _ROWS):
+    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper")]  # no details
+    for batch in _batches(path, [*_NUMBERS, "tokens.list.element.logprob", *leaves], _ROWS):
         _gather(gathering, batch)
-    return gathering.columns()
-
-
-_SCORE_LEAVES = ("name", "value", "phase", "prefill", "upper")  # without the details
-
-
-def _score_leaf(name: str) -> str:
-    return f"scores.list.element.{name}"
 
 
 def _gather(gathering: Gathering, batch: Any) -> None:

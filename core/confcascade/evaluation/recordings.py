@@ -20,7 +20,7 @@ from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["RecordedScore", "RecordingWriter", "Row", "read_rows", "recorded_score"]
+__all__ = ["RecordedScore", "RecordingWriter", "Row", "part_paths", "read_rows", "recorded_score"]
 
 
 class RecordedScore(BaseModel):
@@ -156,23 +156,43 @@ def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False)
     )
 
 
+def part_paths(path: str | Path) -> list[Path]:
+    """The files of a recording, in the order of their names: those in a folder, or the one file.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    path = Path(path)
+    found = (
+        sorted(each for each in path.iterdir() if each.suffix in (".parquet", ".jsonl")) if path.is_dir() else [path]
+    )
+    if not found or not path.exists():
+        raise ConfigurationError(f"'{path}' is no recording: neither a file nor a folder of .parquet or .jsonl files.")
+    return found
+
+
 def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of a recording, one at a time, whatever its size.
 
     An unfinished last line is left out: its writer was killed, or is still writing.
 
     Args:
-        path: JSON Lines, or Parquet if it ends with ".parquet".
+        path: JSON Lines, Parquet if it ends with ".parquet", or a folder of such files.
 
     Raises:
-        ConfigurationError: Naming the line, if one is no row.
+        ConfigurationError: If there is none, or, naming the line, if one is no row.
     """
-    if Path(path).suffix == ".parquet":
-        from confcascade.evaluation.parquet import read_parquet
+    for part in part_paths(path):
+        if part.suffix == ".parquet":
+            from confcascade.evaluation.parquet import read_parquet
 
-        yield from read_parquet(path)
-        return
-    with Path(path).open("rb") as file:
+            yield from read_parquet(part)
+        else:
+            yield from _read_lines(part)
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return

@@ -9,13 +9,16 @@ the defaults, "escalate" and "best".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.cost import Architecture, Prices
+from confcascade.errors import ConfigurationError
 from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.stages import (
     UNITS,
@@ -29,11 +32,26 @@ from confcascade.evaluation.stages import (
     thresholds_of,
 )
 
-__all__ = ["ACCEPT", "ESCALATE", "FAIL", "NOT_ASKED", "Costs", "PolicyStage", "Replay", "Sweep", "replay", "sweep"]
+__all__ = [
+    "ACCEPT",
+    "ESCALATE",
+    "FAIL",
+    "NOT_ASKED",
+    "QUESTIONS",
+    "Costs",
+    "PolicyStage",
+    "Replay",
+    "Sums",
+    "Sweep",
+    "replay",
+    "sum_up",
+    "sweep",
+    "total",
+]
 
 NOT_ASKED, ACCEPT, ESCALATE, FAIL = -1, 0, 1, 2  # an attempt's decision
 
-_QUESTIONS = 16_384  # at a time, however long the recording
+QUESTIONS = 16_384  # played at a time, however long the recording
 _CELLS = 1 << 19  # policies times questions at a time: a few megabytes, which a processor's cache holds
 
 
@@ -125,15 +143,39 @@ def replay(
     thresholds = thresholds_of([policy], structure)
     parts = [
         _details([prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure], thresholds)
-        for rows in _slices(len(columns), _QUESTIONS)
+        for rows in _slices(len(columns), QUESTIONS)
     ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     cost, answering = joined.pop("cost"), joined.pop("cost_answering_stage")
     return Replay(**joined, cost=Costs(*cost.T), cost_answering_stage=Costs(*answering.T))
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What many policies do in all, on a part of a recording; those of two parts add up.
+
+    Attributes:
+        questions: In the part.
+        answered: By each stage, shape (policies, stages).
+        figures: Sums of accuracy, degraded, unanswered and both costs, shape (policies, 11).
+    """
+
+    questions: int
+    answered: Figures
+    figures: Figures
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.questions + other.questions, self.answered + other.answered, self.figures + other.figures)
+
+    def means(self) -> Sweep:
+        """On average over the questions."""
+        accuracy, degraded, unanswered, *costs = self.figures.T / self.questions
+        every, answering = Costs(*costs[: len(UNITS)]), Costs(*costs[len(UNITS) :])
+        return Sweep(accuracy, self.answered / self.questions, degraded, unanswered, every, answering)
+
+
 def sweep(
-    columns: Columns,
+    columns: Columns | Iterable[Columns],
     policies: Sequence[Sequence[PolicyStage]],
     *,
     architectures: Mapping[str, Architecture] | None = None,
@@ -145,14 +187,39 @@ def sweep(
     early), and little memory beyond `columns`. Policies of the same models and signals are played together.
 
     Args:
-        columns: As for `replay`.
+        columns: As for `replay`; or parts of a recording, of which one at a time is held:
+            ``map(Columns.read, part_paths("recording"))``. A question belongs to one part.
         policies: Any mixture of chains, pairs and single models.
         architectures: By model, for FLOPs.
         prices: By model, for dollars.
 
     Raises:
-        ConfigurationError: If a policy cannot be replayed on this recording.
+        ConfigurationError: If a policy cannot be replayed on this recording, or there is no part.
     """
+    parts = [columns] if isinstance(columns, Columns) else columns
+    return total(sum_up(part, policies, architectures=architectures, prices=prices) for part in parts)
+
+
+def total(sums: Iterable[Sums]) -> Sweep:
+    """The means over all parts, added in their order: the same to the last digit, wherever each was summed up.
+
+    Raises:
+        ConfigurationError: If there is no part.
+    """
+    every = list(sums)
+    if not every:
+        raise ConfigurationError("A sweep needs at least one part of a recording; there is none.")
+    return functools.reduce(operator.add, every).means()
+
+
+def sum_up(
+    columns: Columns,
+    policies: Sequence[Sequence[PolicyStage]],
+    *,
+    architectures: Mapping[str, Architecture] | None = None,
+    prices: Mapping[str, Prices] | None = None,
+) -> Sums:
+    """What many policies do in all on one part of a recording; as `sweep`."""
     n, count = len(columns), len(policies)
     sums = np.zeros((count, _WIDTH))
     answered = np.zeros((count, max((len(policy) for policy in policies), default=0)))
@@ -163,14 +230,13 @@ def sweep(
         chosen = np.array(members)
         structure = structure_of(columns, policies[members[0]])
         thresholds = thresholds_of([policies[i] for i in members], structure)
-        for rows in _slices(n, _QUESTIONS):
+        for rows in _slices(n, QUESTIONS):
             stages = [prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure]
-            for block in _slices(len(members), max(1, _CELLS // min(n, _QUESTIONS))):
+            for block in _slices(len(members), max(1, _CELLS // min(n, QUESTIONS))):
                 played, by_stage = _sums(stages, [each[block] for each in thresholds])
                 sums[chosen[block]] += played
                 answered[chosen[block], : len(stages)] += by_stage
-    accuracy, degraded, unanswered, *costs = sums.T / n
-    return Sweep(accuracy, answered / n, degraded, unanswered, Costs(*costs[:4]), Costs(*costs[4:]))
+    return Sums(n, answered, sums)
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:
