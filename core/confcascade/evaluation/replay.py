@@ -29,6 +29,7 @@ from confcascade.evaluation.stages import (
     all_pass,
     prepare,
     structure_of,
+    summable,
     thresholds_of,
 )
 
@@ -51,7 +52,7 @@ __all__ = [
 
 NOT_ASKED, ACCEPT, ESCALATE, FAIL = -1, 0, 1, 2  # an attempt's decision
 
-QUESTIONS = 16_384  # played at a time, however long the recording
+QUESTIONS = 1 << 14  # played at a time, however long the recording; no more are `summable`
 _CELLS = 1 << 19  # policies times questions at a time: a few megabytes, which a processor's cache holds
 
 
@@ -203,6 +204,8 @@ def sweep(
 def total(sums: Iterable[Sums]) -> Sweep:
     """The means over all parts, added in their order: the same to the last digit, wherever each was summed up.
 
+    (They are those of the whole to the last digit, too, if each part but the last has `QUESTIONS` questions.)
+
     Raises:
         ConfigurationError: If there is no part.
     """
@@ -231,7 +234,8 @@ def sum_up(
         structure = structure_of(columns, policies[members[0]])
         thresholds = thresholds_of([policies[i] for i in members], structure)
         for rows in _slices(n, QUESTIONS):
-            stages = [prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure]
+            prepared = (prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure)
+            stages = [summable(stage) for stage in prepared]
             for block in _slices(len(members), max(1, _CELLS // min(n, QUESTIONS))):
                 played, by_stage = _sums(stages, [each[block] for each in thresholds])
                 sums[chosen[block]] += played

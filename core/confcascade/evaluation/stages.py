@@ -6,7 +6,7 @@ What does not hang on thresholds is worked out here, once for all policies of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "all_pass",
     "prepare",
     "structure_of",
+    "summable",
     "thresholds_of",
 ]
 
@@ -221,6 +222,37 @@ def prepare(
         whole_cost=whole_cost,
         steps=steps,
     )
+
+
+def summable(stage: Prepared) -> Prepared:
+    """The same, its costs and grades rounded to about twelve digits of the largest of them.
+
+    Sums of up to 2^14 questions are then exact: the same to the last digit in whatever order they are added, by one
+    thread or many, here or on another machine.
+    """
+    arrays = [stage.gate_cost, stage.first_cost, stage.whole_cost, *(step.cost for step in stage.steps)]
+    largest = np.fmax.reduce([np.fmax.reduce(np.abs(each), axis=0, initial=0.0) for each in arrays])
+    unit = _unit(largest)
+    steps = [replace(step, cost=_rounded(step.cost, unit), change=_rounded(step.change, unit)) for step in stage.steps]
+    return replace(
+        stage,
+        grades=_rounded(stage.grades, _unit(1.0)),
+        gate_cost=_rounded(stage.gate_cost, unit),
+        first_cost=_rounded(stage.first_cost, unit),
+        whole_cost=_rounded(stage.whole_cost, unit),
+        steps=steps,
+    )
+
+
+def _unit(largest: Figures | float) -> Figures:
+    """A power of two, of which 2^14 numbers up to twice `largest` make a sum that 53 bits hold."""
+    unit: Figures = np.ldexp(1.0, np.frexp(largest)[1] - 38)
+    return unit
+
+
+def _rounded(values: Figures, unit: Figures) -> Figures:
+    rounded: Figures = np.rint(values / unit) * unit
+    return rounded
 
 
 def _steps(
