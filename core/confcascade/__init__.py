@@ -20,7 +20,9 @@ from confcascade.models import Capability, Chunk, LanguageModel, Watcher, from_s
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
+from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
+from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt, Record, Score, Trace, trace
@@ -40,9 +42,11 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Evidence",
+    "FormatProbability",
     "Generate",
     "KnowledgeProbe",
     "LanguageModel",
+    "LearnedScorer",
     "Measurement",
     "Message",
     "MissingExtraError",
@@ -64,6 +68,7 @@ __all__ = [
     "SignalUnavailableError",
     "Stage",
     "StreamBrokenError",
+    "TextRouter",
     "Threshold",
     "Token",
     "TokenProbability",

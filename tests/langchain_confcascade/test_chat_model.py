@@ -20,6 +20,7 @@ from confcascade import (
     Request,
     Stage,
     StreamBrokenError,
+    TextRouter,
     TokenProbability,
     trace,
 )
@@ -204,6 +205,25 @@ def test_ways_agree_whatever_the_probabilities(p, threshold, aggregate):
 
     assert all(same_record(record(other), record(first)) for other in others)
     assert all(other.content == first.content for other in others)
+
+
+@pytest.mark.parametrize(("query", "by"), [(EASY, "small"), (HARD, "large")])
+async def test_a_router_of_texts_decides_before_the_model_is_asked(query, by):
+    """Whatever the model is: it needs no log-probabilities, and a question that it rejects costs nothing of the model.
+
+    It reads the last message of the user's, as LangChain's messages come to it.
+    """
+    questions = [f"{question} {i}" for i in range(40) for question in (EASY, HARD)]
+    router = TextRouter.fit(questions, [question.startswith(EASY) for question in questions], model="small")
+    llm = ConfidenceCascadeLLM(stages=[Stage(asked := small(), [router], {"router": 0.5}), Stage(large())])
+
+    for answer in await six_ways(llm, [SystemMessage(HARD), HumanMessage(EASY), AIMessage("?"), HumanMessage(query)]):
+        first = record(answer)["attempts"][0]
+        assert record(answer)["answered_by"] == by
+        assert first["scores"]["router"]["value"] == pytest.approx(float(router.predict([query])[0]))
+        assert (first["usage"]["input_tokens"] > 0) == (by == "small")
+    assert len(asked.seen) == (6 if by == "small" else 0)
+    assert not any("logprobs" in options for options in asked.seen)
 
 
 async def test_a_rejected_draft_is_never_seen_in_a_stream():

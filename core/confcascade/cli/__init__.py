@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from confcascade.cli.ask import ask
+from confcascade.cli.collect import collect
 from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
 from confcascade.errors import ConfcascadeError
@@ -18,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(demo)
+app.command()(collect)
+app.command()(ask)
 
 
 @app.callback()
@@ -30,5 +35,6 @@ def main() -> None:
     try:
         app()
     except ConfcascadeError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        # escaped: "confcascade[openai]" is no markup
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from error

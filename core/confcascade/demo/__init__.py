@@ -8,31 +8,19 @@ prints.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from confcascade.errors import ConfigurationError
 from confcascade.flow import Stage
-from confcascade.models.transformers import TransformersModel
+from confcascade.models.bundled import SIZES, WEIGHTS, bundled_folder, bundled_model
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.token_probability import TokenProbability
 
-__all__ = ["SIZES", "bundled_model", "bundled_probe", "bundled_stages"]
-
-SIZES = ("small", "medium", "large")
-WEIGHTS = Path(__file__).parent / "weights"
-
-
-def bundled_model(size: str) -> TransformersModel:
-    """The bundled model called "small", "medium" or "large"."""
-    if size not in SIZES:
-        raise ConfigurationError(f"The bundled models are {', '.join(SIZES)}. Got '{size}'.")
-    return TransformersModel.from_pretrained(WEIGHTS / size, name=size, max_new_tokens=64, batch_size=64)
+__all__ = ["SIZES", "WEIGHTS", "bundled_model", "bundled_probe", "bundled_stages"]
 
 
 def bundled_probe(size: str) -> KnowledgeProbe:
     """The P(IK) probe of a bundled model."""
-    return KnowledgeProbe.load(WEIGHTS / size / "probe")
+    return KnowledgeProbe.load(bundled_folder(size) / "probe")
 
 
 def answer_probability() -> TokenProbability:

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from confcascade.asks import Flow
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["RecordedScore", "RecordingWriter", "Row", "part_paths", "read_rows", "recorded_score"]
+__all__ = ["RecordedScore", "RecordingWriter", "Row", "judged_score", "part_paths", "read_rows", "recorded_score"]
 
 
 class RecordedScore(BaseModel):
@@ -79,7 +80,8 @@ class Row(BaseModel):
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
-        latency_s: Seconds from asking to the end of the answer; None if unknown.
+        latency_s: Seconds from asking to the end of the answer; of a call for many questions, this one's share; None if
+            unknown.
         prefill_s: Those of them for reading the prompt; None if unknown.
         build: The model's exact build (fingerprint, revision, date), if known.
         prompt_version: Which prompt was used, if there are several.
@@ -127,14 +129,28 @@ def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False)
     """What `signal` makes of a finished attempt, with the bounds that it would have given along the way.
 
     Args:
-        signal: One that needs no further calls.
+        signal: One that needs no further calls; `judged_score` takes any.
         evidence: The whole attempt: what was prefilled, the tokens and the response.
         prefill: Whether the prompt is read in a pass of its own for this signal: as in the flow, because it names
             layers, or labels that the model can tell from the prompt.
 
     Returns:
         Its score; `RecordedScore.value` is None, and the detail ``unavailable`` says why, if it cannot be computed.
+
+    Raises:
+        ConfigurationError: If the signal asks for a further call.
     """
+    flow = judged_score(signal, evidence, prefill=prefill)
+    try:
+        next(flow)
+    except StopIteration as ended:
+        score: RecordedScore = ended.value
+        return score
+    raise ConfigurationError(f"Signal '{signal.name}' needs further calls of a model; `collect` records such scores.")
+
+
+def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Flow[RecordedScore]:
+    """`recorded_score` as a flow, which asks for the further calls that a signal may need."""
     upper: list[tuple[int, float]] = []
     if not prefill:  # another signal's pass is not its own
         evidence = replace(evidence, prefilled=None)
@@ -145,15 +161,14 @@ def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False)
             if high < least or (count, high) == (0, least):
                 upper.append((count, high))
                 least = high
+    value: float | None = None
+    details: Mapping[str, Any] = {}
     try:
-        measured = signal.score(evidence)
+        measured = yield from signal.judge(evidence)
+        value, details = measured.value, measured.details
     except SignalUnavailableError as error:
-        return RecordedScore(
-            value=None, phase=signal.phase, prefill=prefill, upper=tuple(upper), details={"unavailable": str(error)}
-        )
-    return RecordedScore(
-        value=measured.value, phase=signal.phase, prefill=prefill, upper=tuple(upper), details=measured.details
-    )
+        details = {"unavailable": str(error)}
+    return RecordedScore(value=value, phase=signal.phase, prefill=prefill, upper=tuple(upper), details=details)
 
 
 def part_paths(path: str | Path) -> list[Path]:

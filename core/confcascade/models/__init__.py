@@ -150,7 +150,7 @@ class Blocking:
 
 
 def from_string(model: str) -> LanguageModel:
-    """A model from ``"local:NAME"`` (a folder or a name on the hub), or ``"openai:NAME"``.
+    """A model from ``"local:NAME"`` (a folder or a name on the hub), ``"openai:NAME"`` or ``"bundled:SIZE"``.
 
     Raises:
         ConfigurationError: For any other string.
@@ -165,7 +165,11 @@ def from_string(model: str) -> LanguageModel:
         from confcascade.models.openai import OpenAICompatibleModel
 
         return OpenAICompatibleModel(name)
+    if name and provider == "bundled":
+        from confcascade.models.bundled import bundled_model
+
+        return bundled_model(name)
     raise ConfigurationError(
-        f'A model string must be "local:FOLDER_OR_NAME" or "openai:NAME". Got "{model}". '
+        f'A model string must be "bundled:SIZE", "local:FOLDER_OR_NAME" or "openai:NAME". Got "{model}". '
         "Any other model is passed as an object of its framework."
     )

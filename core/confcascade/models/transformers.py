@@ -101,6 +101,7 @@ class TransformersModel(Blocking):
         *,
         device: str | None = None,
         dtype: str = "auto",
+        revision: str | None = None,
         trust_remote_code: bool = False,
         name: str | None = None,
         max_new_tokens: int = 512,
@@ -114,6 +115,7 @@ class TransformersModel(Blocking):
             name_or_path: A folder, or a name on the hub.
             device: Where it runs; by default a GPU if there is one.
             dtype: Precision of the weights; "auto" takes the checkpoint's (float32 instead of float16 on a CPU).
+            revision: Branch, tag or commit on the hub, of weights and tokenizer alike; by default the newest.
             trust_remote_code: Run code that comes with the weights. Off unless asked.
             **loading: Further arguments of ``AutoModelForCausalLM.from_pretrained``.
 
@@ -127,11 +129,10 @@ class TransformersModel(Blocking):
         transformers = require("transformers", "local")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(name_or_path), trust_remote_code=trust_remote_code
-            )
+            common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), **common)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **loading
+                str(name_or_path), dtype=dtype, **common, **loading
             )
         except (OSError, ValueError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]

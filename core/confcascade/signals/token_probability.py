@@ -13,7 +13,7 @@ from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.types import Response, Token, ToolCall
 
-__all__ = ["TokenProbability"]
+__all__ = ["TokenProbability", "label_logprobs"]
 
 Aggregate = Literal["mean", "min", "product", "first"]
 
@@ -140,22 +140,8 @@ class TokenProbability(Signal):
         return (value, value) if self.aggregate == "first" else (0.0, value)
 
     def _score_labels(self, evidence: Evidence) -> Measurement:
-        found: Mapping[str, float] = evidence.prefilled.label_logprobs if evidence.prefilled else {}
-        truncated = False
-        if not found:  # an API tells the first position's most probable alternatives only
-            if not evidence.tokens:
-                raise SignalUnavailableError("the model returned no log-probabilities")
-            pooled: dict[str, float] = {}
-            for text, logprob in evidence.tokens[0].top:
-                if text.strip() in self.labels:
-                    pooled[text.strip()] = pooled.get(text.strip(), 0.0) + math.exp(logprob)
-            if not pooled:
-                raise SignalUnavailableError(
-                    f"none of the labels {self.labels} is among the {len(evidence.tokens[0].top)} alternatives "
-                    "of the first token"
-                )
-            found = {label: math.log(p) for label, p in pooled.items()}
-            truncated = len(found) < len(self.labels)
+        found = label_logprobs(evidence, self.labels)
+        truncated = len(found) < len(self.labels)
         label = max(found, key=lambda candidate: found[candidate])
         mass = math.fsum(math.exp(logprob) for logprob in found.values())
         details = {"label": label, "label_mass": min(1.0, mass)}
@@ -183,6 +169,32 @@ class TokenProbability(Signal):
         if not tokens:
             raise SignalUnavailableError("there are no tokens to judge")
         return tokens
+
+
+def label_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float]:
+    """Log-probability that the answer begins with each of `labels`, " A" and "A" pooled.
+
+    As the pass over the prompt told them, where there was one; else from the alternatives of the first token, of which
+    an API tells only the most probable: a label that is not among them is left out.
+
+    Raises:
+        SignalUnavailableError: If none is known.
+    """
+    told = evidence.prefilled.label_logprobs if evidence.prefilled else {}
+    if found := {label: told[label] for label in labels if label in told}:  # others are another signal's
+        return found
+    if not evidence.tokens:
+        raise SignalUnavailableError("the model returned no log-probabilities")
+    pooled: dict[str, float] = {}
+    for text, logprob in evidence.tokens[0].top:
+        if text.strip() in labels:
+            pooled[text.strip()] = pooled.get(text.strip(), 0.0) + math.exp(logprob)
+    if not pooled:
+        raise SignalUnavailableError(
+            f"none of the labels {tuple(labels)} is among the {len(evidence.tokens[0].top)} alternatives "
+            "of the first token"
+        )
+    return {label: math.log(p) for label, p in pooled.items()}
 
 
 # ---------------------------------------------------------------------- tool calls

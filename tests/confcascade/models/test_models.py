@@ -185,14 +185,26 @@ def test_a_string_becomes_a_model(monkeypatch):
     assert model.name == "ft:gpt-4o-mini:mine"
 
 
-@pytest.mark.parametrize("wrong", ["", ":", "gpt-4o", "openai:", "local:", "OpenAI:gpt-4o", "hf:qwen"])
+@pytest.mark.parametrize("wrong", ["", ":", "gpt-4o", "openai:", "local:", "OpenAI:gpt-4o", "hf:qwen", "bundled:"])
 def test_other_strings_are_refused(wrong: str):
-    """Every other string is an error that shows it, and the two forms there are."""
+    """Every other string is an error that shows it, and the forms there are."""
     with pytest.raises(ConfigurationError) as raised:
         from_string(wrong)
 
     assert f'Got "{wrong}"' in str(raised.value)
-    assert '"local:FOLDER_OR_NAME" or "openai:NAME"' in str(raised.value)
+    assert '"bundled:SIZE", "local:FOLDER_OR_NAME" or "openai:NAME"' in str(raised.value)
+
+
+def test_a_string_becomes_a_bundled_model():
+    """ "bundled:SIZE" is the demo's model, weights and settings; there is no fourth size."""
+    pytest.importorskip("torch")
+    from confcascade.demo import bundled_model
+
+    model, own = from_string("bundled:small"), bundled_model("small")
+
+    assert (model.name, model.capability, model.fingerprint) == (own.name, own.capability, own.fingerprint)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=r"small, medium, large\. Got 'tiny'"):
+        from_string("bundled:tiny")
 
 
 @pytest.mark.parametrize(("model", "module"), [("openai:gpt-4o", "openai"), ("local:qwen", "torch")])

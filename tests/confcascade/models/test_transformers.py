@@ -325,6 +325,22 @@ def test_what_cannot_be_loaded_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_a_revision_is_that_of_weights_and_tokenizer_alike(monkeypatch):
+    """Both come from the commit that was named; without one, from the newest."""
+    asked = []
+    for loader in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        load = loader.from_pretrained
+
+        def noted(*args, load=load, **kwargs):
+            asked.append(kwargs["revision"])
+            return load(*args, **kwargs)
+
+        monkeypatch.setattr(loader, "from_pretrained", noted)
+    TransformersModel.from_pretrained(WEIGHTS / "small", revision="abc")
+    TransformersModel.from_pretrained(WEIGHTS / "small")
+    assert asked == ["abc", "abc", "main", "main"]
+
+
 def test_fingerprint_tells_models_apart(small, tokenizer):
     """Equal weights, template and precision have equal fingerprints; another template or weights another."""
     assert bundled_model("small").fingerprint == small.fingerprint

@@ -268,6 +268,15 @@ def test_bounds_of_labels_hold_whatever_follows(listed: dict[str, float], later:
         assert low <= measured.value <= high
 
 
+def test_other_labels_of_a_stage_are_not_its_own():
+    """Signals of one stage are prefilled together: what another asked for is neither the best label nor label mass."""
+    prefilled = Prefilled(Usage(3), label_logprobs={"Answer": math.log(0.7), "A": math.log(0.2), "B": math.log(0.1)})
+    measured = TokenProbability("AB").score(Evidence(REQUEST, prefilled))
+
+    assert measured.value == pytest.approx(0.2)
+    assert measured.details == {"label": "A", "label_mass": pytest.approx(0.3)}
+
+
 @pytest.mark.parametrize("tokens", [None, ()], ids=["none told", "no tokens"])
 def test_labels_without_evidence_have_no_score(tokens: Any):
     """Neither a prefill nor a first token: no value is invented."""

@@ -1,0 +1,273 @@
+"""A cascade in a file: models, signals and thresholds in YAML or TOML, to keep, share and run from the command line.
+
+`source` reads a file and knows the line of each key, `models` and `signals` are what stages are made of, `entries` is
+what these have in common.
+
+Not imported by `confcascade` itself: this package needs pydantic and PyYAML at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
+from pydantic_core import ErrorDetails
+
+from confcascade.cascade import Cascade
+from confcascade.cascade_file.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, located, suggestion
+from confcascade.cascade_file.models import ModelEntry
+from confcascade.cascade_file.signals import SignalEntry, TokenProbabilityEntry
+from confcascade.cascade_file.source import Source
+from confcascade.cost import Prices
+from confcascade.errors import ConfigurationError
+from confcascade.flow import OnError, OnExhausted, Stage
+
+__all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
+
+
+class PricesEntry(Entry):
+    """US dollars per million tokens (`Prices`)."""
+
+    input_usd: float = Field(ge=0, allow_inf_nan=False)
+    output_usd: float = Field(ge=0, allow_inf_nan=False)
+
+
+class RateLimit(Entry):
+    """What a provider allows; None for no limit."""
+
+    requests_per_minute: float | None = Field(None, gt=0, allow_inf_nan=False)
+    tokens_per_minute: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class StageEntry(Entry):
+    """A model and what its answers must reach to be kept."""
+
+    model: ModelEntry
+    signals: list[SignalEntry] = Field([], description="What judges its attempts; all of them must pass.")
+    thresholds: dict[str, ThresholdValue] = Field({}, description="By the name of the signal.")
+    prices: PricesEntry | None = Field(None, description="US dollars per million tokens.")
+    rate_limit: RateLimit | None = Field(None, description="What the provider allows; for `confcascade collect`.")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        names = _names(self.signals, "signals")
+        _known(self.thresholds, names, "thresholds")
+        return self
+
+
+class CascadeFile(Entry):
+    """A cascade in a file; made by `load`.
+
+    Either `models`, smallest first, with `threshold` and `signals` for all but the last, or ``stages``, each with its
+    own. Thresholds may be left out where none is needed yet, as for collecting the answers to choose them by.
+
+    Attributes:
+        models: Smallest first; the last always answers.
+        threshold: With `models`: a number for the one signal, or numbers by signal name.
+        signals: With `models`: what judges every stage but the last; by default P(T).
+        listed: The file's ``stages``, if it has no `models`.
+        on_error: As of `Cascade`.
+        on_exhausted: As of `Cascade`.
+        prompt: Name of a prompt, or templates ``{system, user}``, as written: for whoever asks a data set's questions.
+    """
+
+    models: list[ModelEntry] | None = Field(None, min_length=1, description="Smallest first; the last always answers.")
+    threshold: ThresholdValues | None = Field(
+        None, description="With `models`: a number for the one signal, or numbers by signal name."
+    )
+    signals: list[SignalEntry] | None = Field(
+        None, min_length=1, description="With `models`: what judges every stage but the last; by default p_t."
+    )
+    listed: list[StageEntry] | None = Field(
+        None,
+        alias="stages",
+        min_length=1,
+        description="Instead of `models`: each with signals and thresholds of its own.",
+    )
+    on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
+    on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
+    prompt: PromptValue | None = Field(
+        None, description="Name of a prompt, or templates {system, user}, for a data set's questions."
+    )
+
+    _source: Source = PrivateAttr(default_factory=Source)
+    _entries: tuple[StageEntry, ...] = PrivateAttr(())
+    _stages: tuple[Stage, ...] | None = PrivateAttr(None)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file; no model is loaded yet.
+
+        Raises:
+            ConfigurationError: If it cannot be a cascade; with the file, the line and the key.
+        """
+        source = Source.read(Path(path).expanduser())
+        try:
+            return cls.model_validate(source.data, context=source)
+        except ValidationError as error:
+            problems = sorted(_problem(source, each) for each in error.errors(include_url=False))
+        raise ConfigurationError(
+            "\n".join(told for _, told in problems)
+        )  # without the cause, which holds the file's values
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, their models loaded at the first call.
+
+        Where the file has no thresholds, the stages have none; signals of the last stage, which judge nothing in a
+        cascade, then pass "always".
+
+        Raises:
+            ConfigurationError: If a model, a probe or a key is not there, or a stage cannot work.
+            MissingExtraError: If the extra that brings a model is not installed.
+        """
+        if self._stages is None:
+            self._stages = self._load()
+        return self._stages
+
+    def cascade(self) -> Cascade:
+        """The cascade.
+
+        Raises:
+            ConfigurationError: As by `stages`, and if a threshold is missing.
+        """
+        for i, entry in enumerate(self._entries[:-1]):
+            missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
+            if missing:
+                one = self.listed is None and len(entry.signals) == 1
+                key = "thresholds" if self.listed is not None else "threshold"
+                wanted = 0.9 if one else dict.fromkeys(missing, 0.9)
+                raise ConfigurationError(
+                    f"{self._source.where(self._keys(i))}: a cascade needs a threshold for {', '.join(missing)} here. "
+                    f"Set `{key}`, such as {wanted}; higher keeps fewer answers of this model."
+                )
+        stages = self.stages()
+        with self._source.at():
+            return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+
+    @property
+    def rate_limits(self) -> Mapping[str, RateLimit]:
+        """What the providers allow, by the model's name; without the models that have no limit."""
+        named = zip(self._called(), self._entries, strict=True)
+        return {name: entry.rate_limit for name, entry in named if entry.rate_limit is not None}
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what the file says, however it says it: short forms are written out, defaults filled in.
+
+        Paths count as they are written, and what they lead to does not count.
+        """
+        said = {
+            "stages": [entry.model_dump(mode="json") for entry in self._entries],
+            **self.model_dump(mode="json", include={"on_error", "on_exhausted", "prompt"}),
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    # ------------------------------------------------------------------ made of
+
+    @model_validator(mode="after")
+    def _whole(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, Source):
+            self._source = info.context
+        if (self.models is None) == (self.listed is None):
+            raise located("give either `models` (smallest first, with `threshold`) or `stages`")
+        if self.listed is not None:
+            for key in ("threshold", "signals"):
+                if getattr(self, key) is not None:
+                    raise located(f"with `stages`, each stage has its own signals and thresholds; drop `{key}`", key)
+        self._entries = tuple(self.listed or self._written_out())
+        called = self._called()
+        for i, name in enumerate(called):
+            if name in called[:i]:
+                raise located(
+                    f"two models are called '{name}', and records could not tell them apart; give one a `name`",
+                    *self._keys(i, "model"),
+                )
+        return self
+
+    def _written_out(self) -> list[StageEntry]:
+        """The stages that `models` stands for."""
+        signals = self.signals or [TokenProbabilityEntry.model_validate({"type": "token_probability"})]
+        names = _names(signals, "signals")
+        if isinstance(self.threshold, dict):
+            _known(self.threshold, names, "threshold")
+            thresholds = self.threshold
+        elif self.threshold is not None and len(names) > 1:
+            raise located(f"with several signals, must be a mapping such as {dict.fromkeys(names, 0.9)}", "threshold")
+        else:
+            thresholds = {} if self.threshold is None else {names[0]: self.threshold}
+        *gated, last = (StageEntry.model_construct(model=model) for model in self.models or ())
+        return [*(entry.model_copy(update={"signals": signals, "thresholds": thresholds}) for entry in gated), last]
+
+    def _load(self) -> tuple[Stage, ...]:
+        at, folder = self._source.at, self._source.folder
+        judged = []
+        for i, entry in enumerate(self._entries):  # before any model, which may take minutes
+            signals = []
+            thresholds = dict(entry.thresholds)
+            for j, each in enumerate(entry.signals):
+                with at(self._keys(i, "signals", j)):
+                    signals.append(each.load(folder))
+                if i == len(self._entries) - 1:
+                    thresholds.setdefault(each.name, "always")
+                if each.name in thresholds:
+                    with at(self._keys(i, "thresholds", each.name)):
+                        signals[-1].validate(thresholds[each.name])
+            judged.append((signals, thresholds))
+        stages = []
+        for i, (entry, (signals, thresholds)) in enumerate(zip(self._entries, judged, strict=True)):
+            with at(self._keys(i, "model")):
+                model = entry.model.load(folder)
+            for j, signal in enumerate(signals):
+                with at(self._keys(i, "signals", j)):
+                    signal.check(model)
+            prices = None if entry.prices is None else Prices(entry.prices.input_usd, entry.prices.output_usd)
+            stages.append(Stage(model, signals, thresholds, prices))
+        return tuple(stages)
+
+    def _called(self) -> list[str]:
+        return [entry.model.called(self._source.folder) for entry in self._entries]
+
+    def _keys(self, stage: int, part: str = "", *more: str | int) -> tuple[str | int, ...]:
+        """Where the file says a part of a stage."""
+        if self.listed is not None:
+            return ("stages", stage, *((part, *more) if part else ()))
+        if part == "thresholds":
+            return ("threshold", *(more if isinstance(self.threshold, dict) else ()))
+        return ("signals", *more) if part == "signals" else ("models", stage)
+
+
+def _names(signals: Sequence[SignalEntry], *keys: str) -> list[str]:
+    names = [signal.name for signal in signals]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise located(f"two signals are called '{name}'; give one another `name`", *keys, i)
+    return names
+
+
+def _known(thresholds: Iterable[str], names: Sequence[str], *keys: str) -> None:
+    for name in thresholds:
+        if name not in names:
+            told = suggestion(name, list(names)) if names else "the stage has no signals"
+            raise located(f"there is no signal of this name; {told}", *keys, name)
+
+
+def _problem(source: Source, error: ErrorDetails) -> tuple[int, str]:
+    """Which line, and in words: where, and what is wrong there."""
+    keys: tuple[str | int, ...] = ()
+    node: Any = source.data
+    for key in error["loc"]:
+        inside = isinstance(node, Mapping) and key in node
+        if inside or (isinstance(node, list) and isinstance(key, int) and key < len(node)):
+            keys, node = (*keys, key), node[key]  # anything else is a tag of a union, or a key that is missing
+    if error["type"] == "missing":
+        keys, told = (*keys, error["loc"][-1]), "is missing"
+    elif error["type"] == "cascade_file":
+        keys, told = (*keys, *error["ctx"]["keys"]), error["ctx"]["problem"]
+    else:
+        told = error["msg"].replace("Input should be", "must be")
+        told += f". Got {node!r}" if error["type"] == "literal_error" else ""
+    return source.line(keys), f"{source.where(keys)}: {told}" + ("" if told.endswith("?") else ".")

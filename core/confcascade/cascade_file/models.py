@@ -1,0 +1,156 @@
+"""The models of a cascade file: a string such as ``openai:gpt-4o-mini``, or a mapping with options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from confcascade.cascade_file.entries import Entry, existing, located, suggestion
+from confcascade.cost import Architecture
+from confcascade.errors import ConfigurationError
+from confcascade.models import LanguageModel
+
+__all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
+
+
+class ArchitectureEntry(Entry):
+    """The numbers of a decoder that decide its compute (`Architecture`)."""
+
+    parameters: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+
+
+class OpenAIModelEntry(Entry):
+    """A model behind an OpenAI-compatible server (`OpenAICompatibleModel`)."""
+
+    openai: str = Field(min_length=1, description="Name of the model, as the server knows it.")
+    base_url: str | None = Field(None, description="The server; by default OpenAI's, or OPENAI_BASE_URL.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the key; by default OPENAI_API_KEY."
+    )
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, in seconds.")
+    max_retries: int = Field(2, ge=0, description="Retries on connection errors, 429 and 5xx.")
+    architecture: ArchitectureEntry | None = Field(None, description="If known, for costs in FLOPs.")
+    name: str | None = Field(None, min_length=1, description="Shown in records; by default the model's.")
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        del folder
+        return self.name or self.openai
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model; its server is not asked yet."""
+        from confcascade.models.openai import OpenAICompatibleModel
+
+        key = None
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            if not key:  # the name is not shown: it may be the key itself
+                raise ConfigurationError(
+                    "the environment variable that `api_key_env` names is not set, or empty. Set it to the key."
+                )
+        return OpenAICompatibleModel(
+            self.openai,
+            base_url=self.base_url,
+            api_key=key,
+            timeout_s=self.timeout_s,
+            max_retries=self.max_retries,
+            architecture=None if self.architecture is None else Architecture(**self.architecture.model_dump()),
+            name=self.called(folder),
+        )
+
+
+class LocalModelEntry(Entry):
+    """A causal language model in this process (`TransformersModel.from_pretrained`)."""
+
+    local: str = Field(min_length=1, description="A folder, relative to the file, or a name on the hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; by default the newest.")
+    device: str | None = Field(None, description="Where it runs; by default a GPU if there is one.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision of the weights.")
+    batch_size: int = Field(32, ge=1, description="Most queries in one forward pass.")
+    max_new_tokens: int = Field(512, ge=1, description="Most tokens of an answer, where the request does not say.")
+    template_options: dict[str, Any] = Field({}, description="Arguments of the chat template: {enable_thinking: false}")
+    name: str | None = Field(None, min_length=1, description="Shown in records; by default the folder's or the hub's.")
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        return self.name or Path(self._place(folder)).resolve().name
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model, loaded."""
+        from confcascade.models.transformers import TransformersModel
+
+        options = self.model_dump(exclude={"local", "name"})
+        return TransformersModel.from_pretrained(self._place(folder), name=self.called(folder), **options)
+
+    def _place(self, folder: Path) -> str:
+        """The folder, if there is one beside the file, or what can only be one; else a name on the hub."""
+        path = existing(folder, self.local)
+        is_path = path.exists() or self.local.startswith((".", "~", "/")) or Path(self.local).is_absolute()
+        return str(path) if is_path else self.local
+
+
+class BundledModelEntry(Entry):
+    """One of the tiny models that come with the package (`confcascade.demo`)."""
+
+    bundled: Literal["small", "medium", "large"]
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        del folder
+        return self.bundled
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model, loaded."""
+        from confcascade.models.bundled import bundled_model
+
+        del folder
+        return bundled_model(self.bundled)
+
+
+_KINDS = ("openai", "local", "bundled")
+
+
+def _mapping(value: Any) -> Any:
+    """A model string as a mapping; what is neither of the two is an error."""
+    if isinstance(value, str):
+        provider, _, name = value.partition(":")
+        if provider in _KINDS and name:
+            return {provider: name}
+        raise located(
+            'must be "openai:NAME", "local:FOLDER_OR_NAME", "bundled:SIZE" or a mapping. ' + _meant(provider, name)
+        )
+    if not isinstance(value, Mapping):
+        raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
+    if sum(kind in value for kind in _KINDS) != 1:
+        close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
+        told = f"; did you mean `{close[0]}`?" if close else ""
+        raise located(f"must have exactly one of the keys `openai`, `local` and `bundled`{told}")
+    return value
+
+
+def _meant(provider: str, name: str) -> str:
+    if name:
+        return f"There is no provider `{provider}`; {suggestion(provider, list(_KINDS))}"
+    return f'Did you mean "openai:{provider}"?' if provider not in _KINDS else "The name after the colon is missing"
+
+
+def _kind(value: Any) -> str:
+    mapping = value if isinstance(value, Mapping) else vars(value)
+    return next(f"<{kind}>" for kind in _KINDS if kind in mapping)
+
+
+# the tags are no keys, so that they can be told from keys in the place of an error
+_AnyModel: TypeAlias = Annotated[
+    Annotated[OpenAIModelEntry, Tag("<openai>")]
+    | Annotated[LocalModelEntry, Tag("<local>")]
+    | Annotated[BundledModelEntry, Tag("<bundled>")],
+    Discriminator(_kind),
+]
+ModelEntry: TypeAlias = Annotated[_AnyModel, BeforeValidator(_mapping, json_schema_input_type=str | _AnyModel)]

@@ -1,0 +1,155 @@
+"""``confcascade ask``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from confcascade.cascade import Cascade
+from confcascade.cost import Cost
+from confcascade.errors import CascadeExhaustedError, ConfcascadeError, ConfigurationError
+from confcascade.flow import Outcome
+from confcascade.trace import Attempt, Record
+from confcascade.types import Message
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
+    cascade: Annotated[Path | None, typer.Option(help="The cascade file, YAML or TOML.", dir_okay=False)] = None,
+    system: Annotated[str | None, typer.Option(help="A system message before the question.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="0 is greedy; by default greedy for local models, the server's for others."),
+    ] = None,
+    stream: Annotated[bool, typer.Option(help="Show the answer as it is written.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer and its record as JSON.")] = False,
+) -> None:
+    """Ask one question through a cascade file: the answer, who gave it, and why.
+
+    The least that a cascade file needs, here of the bundled models:
+
+    \b
+        models:
+          - bundled:small
+          - bundled:large
+        threshold: 0.9
+
+    Kept as cascade.yaml:
+
+    \b
+        confcascade ask "What is the capital of Velmar?" --cascade cascade.yaml
+
+    Ends with the code 0, with 1 if no model could answer, with 2 if the cascade cannot work.
+    """
+    if cascade is None:
+        raise ConfigurationError(
+            "Which cascade? Give --cascade FILE; the least that the file needs are two `models` and a `threshold`. "
+            "`confcascade ask --help` shows one."
+        )
+    from confcascade.cascade_file import CascadeFile
+
+    console = Console()
+    read = CascadeFile.load(cascade)
+    messages = [Message("system", system)] if system is not None else []
+    messages.append(Message("user", _question(question)))
+    if read.prompt is not None:
+        Console(stderr=True).print(
+            f"{cascade}: `prompt` is for data sets; the question is asked as it stands.", style="dim"
+        )
+    answering = read.cascade()
+    parameters = {"max_tokens": max_tokens, "temperature": temperature}
+    try:
+        outcome = _answer(answering, messages, parameters, show=stream and not as_json)
+    except Exception as error:  # a model's, with `on_error: raise`, may be of any type
+        _failed(console, error, as_json)
+        raise typer.Exit(1) from error
+    if as_json:
+        _print_json({"answer": outcome.text, "record": outcome.record.as_dict()})
+        return
+    if not stream:
+        typer.echo(outcome.text)
+    _explain(console, outcome.record, len(answering.stages))
+
+
+def _question(given: str) -> str:
+    question = sys.stdin.read().rstrip("\n") if given == "-" else given
+    if not question.strip():
+        raise ConfigurationError("The question is empty.")
+    return question
+
+
+def _answer(cascade: Cascade, messages: Sequence[Message], parameters: Mapping[str, Any], show: bool) -> Outcome:
+    if not show:
+        return cascade.run(messages, **parameters)
+    for item in cascade.stream(messages, **parameters):
+        if isinstance(item, Outcome):
+            typer.echo()
+            return item
+        typer.echo(item.text, nl=False)
+    raise AssertionError("a stream ends with its outcome")
+
+
+def _print_json(told: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
+
+
+# ---------------------------------------------------------------------- what happened
+
+
+def _explain(console: Console, record: Record, stages: int) -> None:
+    console.print(_attempts(record.attempts))
+    of = f"[bold]{escape(record.answered_by)}[/], model {record.stage + 1} of {stages}"
+    console.print(
+        f"Answered by {of}"
+        + (", an answer that had been passed on: every later model failed" if record.degraded else "")
+    )
+    console.print(f"Cost, every model that ran: {_cost(record.cost)}")
+    console.print(f"      answering stage only: {_cost(record.cost_answering_stage)}")
+
+
+def _failed(console: Console, error: Exception, as_json: bool) -> None:
+    """No model answered: why, and what was tried."""
+    attempts = error.attempts if isinstance(error, CascadeExhaustedError) else ()
+    told = str(error) if isinstance(error, ConfcascadeError) else f"{type(error).__name__}: {error}"
+    if as_json:
+        _print_json({"answer": None, "error": told, "attempts": [attempt.as_dict() for attempt in attempts]})
+        return
+    if attempts:
+        console.print(_attempts(attempts))
+    Console(stderr=True).print(f"[bold red]No answer:[/] {escape(told)}", highlight=False, soft_wrap=True)
+
+
+def _attempts(attempts: Sequence[Attempt]) -> Table:
+    table = Table("model", "decision", "why", "tokens", "cost", "seconds")
+    for attempt in attempts:
+        table.add_row(
+            escape(attempt.model),
+            attempt.decision,
+            escape(attempt.reason),
+            f"{attempt.usage.input_tokens} + {attempt.usage.output_tokens}"
+            + (" est." if attempt.usage.estimated else ""),
+            _work(attempt.cost),
+            f"{attempt.latency_s:.2f}",
+        )
+    return table
+
+
+def _work(cost: Cost) -> str:
+    """Dollars and compute, as far as they are known."""
+    known = [] if cost.usd is None else [f"${cost.usd:.6f}"]
+    if cost.flops is not None:
+        known.append(f"{cost.flops / 1e6:.1f} MFLOP" if cost.flops < 1e9 else f"{cost.flops / 1e9:.1f} GFLOP")
+    return ", ".join(known) or "unknown"
+
+
+def _cost(cost: Cost) -> str:
+    return f"{cost.tokens} tokens, {_work(cost)}, {cost.seconds:.2f} s"

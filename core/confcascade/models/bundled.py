@@ -1,0 +1,29 @@
+"""The models that come with the package: where their weights lie, and how they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from confcascade.errors import ConfigurationError
+from confcascade.models.transformers import TransformersModel
+
+__all__ = ["SIZES", "WEIGHTS", "bundled_folder", "bundled_model"]
+
+SIZES = ("small", "medium", "large")
+WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
+
+
+def bundled_folder(size: str) -> Path:
+    """Where a bundled model lies, with its probe in ``probe``.
+
+    Raises:
+        ConfigurationError: For any size but "small", "medium" and "large".
+    """
+    if size not in SIZES:
+        raise ConfigurationError(f"The bundled models are {', '.join(SIZES)}. Got '{size}'.")
+    return WEIGHTS / size
+
+
+def bundled_model(size: str) -> TransformersModel:
+    """The bundled model called "small", "medium" or "large"."""
+    return TransformersModel.from_pretrained(bundled_folder(size), name=size, max_new_tokens=64, batch_size=64)

@@ -1,0 +1,559 @@
+"""A cascade file is the cascade that one would write in Python, and says where it is not."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from confcascade import (
+    Architecture,
+    Cascade,
+    ConfigurationError,
+    KnowledgeProbe,
+    OpenAICompatibleModel,
+    Prices,
+    RetrievalScore,
+    Stage,
+    TokenProbability,
+    TransformersModel,
+    build_stages,
+)
+from confcascade.cascade_file import CascadeFile, PricesEntry
+from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
+from confcascade.cascade_file.signals import (
+    SIGNAL_TYPES,
+    KnowledgeProbeEntry,
+    RetrievalScoreEntry,
+    TokenProbabilityEntry,
+)
+from confcascade.models.bundled import WEIGHTS, bundled_model
+
+Write = Callable[..., Path]
+
+TWO_SERVED = """
+stages:
+  - model: {openai: small, base_url: "http://localhost:1/v1"}
+    signals: [p_t]
+  - model: {openai: large, base_url: "http://localhost:1/v1"}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a text, or data as YAML, and gives the path."""
+
+    def write(content: Any, name: str = "cascade.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def openai_key(monkeypatch: pytest.MonkeyPatch):
+    """Models of OpenAI's own server can be made; none is asked."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+
+# ---------------------------------------------------------------------- what it says
+
+
+def test_three_lines_are_a_cascade(write: Write):
+    """`models` and `threshold` are those of `build_stages`."""
+    file = CascadeFile.load(write("models:\n- bundled:small\n- bundled:large\nthreshold: 0.9\n"))
+
+    ours = Cascade(build_stages(models=["bundled:small", "bundled:large"], threshold=0.9))
+    assert file.cascade().policy_id == ours.policy_id
+    assert (file.cascade().on_error, file.cascade().on_exhausted) == ("escalate", "best")
+
+
+def test_stages_are_those_of_python(write: Write):
+    """The demo's cascade, from a file: the same models, signals and thresholds, so the same policy."""
+    from confcascade.demo import bundled_stages, policy
+
+    chosen = policy()["stages"]
+    file = CascadeFile.load(
+        write(
+            {
+                "stages": [
+                    {
+                        "model": f"bundled:{chosen[0]['model']}",
+                        "signals": [
+                            {"type": "p_ik", "probe": f"bundled:{chosen[0]['model']}"},
+                            {"type": "p_t", "aggregate": "min"},
+                        ],
+                        "thresholds": chosen[0]["thresholds"],
+                        "prices": {"input_usd": 1, "output_usd": 2.5},
+                    },
+                    {"model": f"bundled:{chosen[1]['model']}"},
+                ],
+                "on_error": "raise",
+                "on_exhausted": "raise",
+            }
+        )
+    )
+    cascade = file.cascade()
+
+    assert cascade.policy_id == Cascade(bundled_stages()).policy_id
+    assert (cascade.on_error, cascade.on_exhausted) == ("raise", "raise")
+    assert [stage.prices for stage in cascade.stages] == [Prices(1, 2.5), None]
+    assert file.stages() is file.stages()  # models are loaded once
+
+
+SAYING_THE_SAME = [
+    """
+models: ["openai:a", "openai:b"]
+threshold: 0.9
+""",
+    """
+# another order, short forms written out
+on_error: escalate
+stages:
+  - thresholds: {p_t: 0.9}
+    signals: [p_t]
+    model: openai:a
+  - model: {openai: b, timeout_s: 60}
+""",
+    """
+models: ["openai:a", {openai: b}]
+threshold: {p_t: 0.9}
+signals:
+  - {type: token_probability, aggregate: mean}
+""",
+]
+IN_TOML = """
+[[stages]]
+model = "openai:a"
+signals = ["p_t"]
+thresholds.p_t = 0.9
+[[stages]]
+model = {openai = "b"}
+"""
+
+
+def test_a_digest_is_of_what_is_said(write: Write):
+    """However a file says it, in YAML or TOML, its digest is the same; and another for whatever it says else."""
+    same = [CascadeFile.load(write(text)) for text in SAYING_THE_SAME]
+    same.append(CascadeFile.load(write(IN_TOML, "cascade.toml")))
+    other = [
+        IN_TOML.replace("0.9", "0.8"),
+        IN_TOML.replace('"b"', '"c"'),
+        IN_TOML.replace('["p_t"]', '[{type = "p_t", aggregate = "min"}]'),
+        'prompt = "plain"\n' + IN_TOML,
+        'on_error = "raise"\n' + IN_TOML,
+        IN_TOML + "rate_limit = {requests_per_minute = 3}",
+    ]
+
+    assert len({file.digest for file in same}) == 1
+    assert len({file.cascade().policy_id for file in same}) == 1
+    digests = [CascadeFile.load(write(text, "cascade.toml")).digest for text in other]
+    assert len({same[0].digest, *digests}) == 1 + len(other)
+    assert all(len(digest) == 64 for digest in digests)
+
+
+def test_thresholds_may_come_later(write: Write):
+    """Without them there are stages, as for collecting answers, but no cascade; the error says what to write where."""
+    file = CascadeFile.load(write(TWO_SERVED))
+
+    assert [dict(stage.thresholds) for stage in file.stages()] == [{}, {}]
+    with pytest.raises(
+        ConfigurationError, match=r"cascade\.yaml, line 3, `stages\[0\]`.*needs a threshold for p_t"
+    ) as e:
+        file.cascade()
+    assert "{'p_t': 0.9}" in str(e.value)
+    with pytest.raises(ConfigurationError, match=r"line 1, `models\[0\]`.*Set `threshold`, such as 0\.9"):
+        CascadeFile.load(write("models: [openai:a, openai:b]")).cascade()
+
+
+def test_a_signal_of_the_last_stage_judges_nothing(write: Write):
+    """It is there to be collected; without a threshold of its own it passes always, as the last stage does."""
+    file = CascadeFile.load(write(f"{TWO_SERVED}    signals: [p_t]\n"))
+    one, two = file.stages()
+
+    assert (dict(one.thresholds), dict(two.thresholds)) == ({}, {"p_t": "always"})
+
+
+@pytest.mark.parametrize("prompt", ["multiple-choice", {"system": "Be brief.", "user": "{question}"}, None])
+def test_a_prompt_is_kept_as_written(write: Write, prompt: Any):
+    """Whoever asks a data set's questions makes their text of it."""
+    assert CascadeFile.load(write({"models": ["openai:a"], "prompt": prompt})).prompt == prompt
+
+
+def test_rate_limits_are_by_the_models_name(write: Write):
+    """Under the name that the model has in records; a model without a limit is not there."""
+    limited = {"requests_per_minute": 60, "tokens_per_minute": 1e5}
+    file = CascadeFile.load(
+        write(
+            {
+                "stages": [
+                    {"model": {"openai": "m", "name": "mine"}, "rate_limit": limited},
+                    {"model": "openai:n", "rate_limit": {"requests_per_minute": 3}},
+                    {"model": "openai:o"},
+                ]
+            }
+        )
+    )
+
+    assert [stage.model.name for stage in file.stages()] == ["mine", "n", "o"]
+    assert {name: limit.model_dump() for name, limit in file.rate_limits.items()} == {
+        "mine": limited,
+        "n": {"requests_per_minute": 3, "tokens_per_minute": None},
+    }
+
+
+# ---------------------------------------------------------------------- models and signals
+
+
+def test_paths_are_relative_to_the_file(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Wherever the command runs; a name that no folder has is one on the hub."""
+    shutil.copytree(WEIGHTS / "small", tmp_path / "mine" / "tiny")
+    monkeypatch.chdir("/")
+    path = write(
+        {
+            "stages": [
+                {
+                    "model": {"local": "mine/tiny", "batch_size": 3, "max_new_tokens": 5},
+                    "signals": [{"type": "p_ik", "probe": "mine/tiny/probe"}],
+                    "thresholds": {"p_ik": 0.5},
+                },
+                {"model": f"local:{WEIGHTS / 'large'}"},
+            ]
+        }
+    )
+    cascade = CascadeFile.load(path).cascade()
+    small, large = (stage.model for stage in cascade.stages)
+
+    assert (small.name, large.name) == ("tiny", "large")
+    assert small.fingerprint == bundled_model("small").fingerprint
+    assert small.capability.batch_size == 3
+    assert cascade.run("What is the job of Zugril Drosi?", max_tokens=2).record.attempts[0].scores["p_ik"].value > 0
+    (loaded,) = CascadeFile.load(write({"models": [{"local": "."}]}, "mine/tiny/cascade.yaml")).stages()
+    assert loaded.model.name == "tiny"
+    with pytest.raises(ConfigurationError, match=r"line 1, `models\[0\]`: No causal .* loaded from 'nobody/knows'"):
+        CascadeFile.load(write("models: [local:nobody/knows]")).stages()
+
+
+def test_a_served_cascade_decides_as_the_local_one(write: Write, served, yardstick):
+    """Models behind a real server, by their addresses in a file."""
+    pytest.importorskip("openai")
+    cascade = CascadeFile.load(
+        write(
+            {
+                "models": [{"openai": size, "base_url": served(size)} for size in ("small", "large")],
+                "threshold": yardstick.threshold,
+            }
+        )
+    ).cascade()
+    outcomes = cascade.run_batch(yardstick.prompts, temperature=0, max_tokens=64)
+
+    for expected, outcome in zip(yardstick.outcomes, outcomes, strict=True):
+        yardstick.check(expected, outcome.text, outcome.record.as_dict())
+
+
+def test_a_key_is_read_from_the_environment(write: Write, httpserver, monkeypatch: pytest.MonkeyPatch):
+    """The variable that the file names holds it, and the server gets it."""
+    pytest.importorskip("openai")
+    choice = {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
+    answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    httpserver.expect_request("/v1/chat/completions", headers={"Authorization": "Bearer sk-mine"}).respond_with_json(
+        answer
+    )
+    model = {"openai": "m", "base_url": httpserver.url_for("/v1"), "api_key_env": "MY_KEY"}
+    path = write({"models": [model]})
+
+    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: the environment variable that `api_key_env` names"):
+        CascadeFile.load(path).stages()
+    monkeypatch.setenv("MY_KEY", "sk-mine")
+    file = CascadeFile.load(path)
+    assert file.cascade().run("?").text == "yes"
+    assert "sk-mine" not in repr(file) + repr(file.stages()) + file.model_dump_json()
+
+
+SECRET = "sk-proj-do-not-show"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"openai": "m", "api_key": SECRET},
+        {"openai": "m", "api_key_env": SECRET},
+        {"openai": "m", "base_url": [SECRET]},
+        {"openai": "m", "timeout_s": SECRET},
+        {"openai": "m", "key": SECRET},
+    ],
+)
+def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
+    """An error about it tells where it is and what to write instead, and no traceback holds it."""
+    with pytest.raises(ConfigurationError) as raised:
+        CascadeFile.load(write({"models": [model]})).stages()
+
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+    if "api_key" in model:
+        assert "api_key_env: MY_KEY" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "made_by", "other_names"),
+    [
+        (OpenAIModelEntry, OpenAICompatibleModel, {"model": "openai", "api_key": "api_key_env"}),
+        # no code is run that comes with weights; what else `transformers` takes is not for files
+        (
+            LocalModelEntry,
+            TransformersModel.from_pretrained,
+            {"name_or_path": "local", "trust_remote_code": None, "loading": None},
+        ),
+        (TokenProbabilityEntry, TokenProbability, {}),
+        (RetrievalScoreEntry, RetrievalScore, {}),
+        (KnowledgeProbeEntry, KnowledgeProbe.load, {"folder": "probe"}),
+        (ArchitectureEntry, Architecture, {}),
+        (PricesEntry, Prices, {}),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_a_file_can_say_what_python_can(entry: Any, made_by: Any, other_names: dict[str, str | None]):
+    """Every argument has its key, with the same default."""
+    arguments = inspect.signature(made_by).parameters.values()
+    keys = {other_names.get(each.name, each.name): each.default for each in arguments}
+    keys.pop(None, None)
+    own = set(entry.model_fields) - ({"type", "name"} if entry is KnowledgeProbeEntry else {"type"})
+
+    assert own == set(keys)
+    for key, default in keys.items():
+        field = entry.model_fields[key]
+        assert field.is_required() == (default is inspect.Parameter.empty)
+        if not field.is_required() and key not in ("labels", "scores", "template_options"):  # None or empty here
+            assert field.default == default
+
+
+def test_signals_as_they_are_made(write: Write):
+    """Options reach the signal; short and long names are the same type."""
+    signals = [
+        {"type": "token_probability", "labels": "ABCD", "name": "choice"},
+        {"type": "p_t", "labels": ["yes", "no"], "name": "verdict"},
+        {"type": "p_t", "aggregate": "min", "after": "Answer:"},
+        {"type": "retrieval", "aggregate": "margin", "scores": [-1, 1], "k": 2},
+    ]
+    (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": signals}]})).stages()
+
+    ours = [
+        TokenProbability("ABCD", name="choice"),
+        TokenProbability(["yes", "no"], name="verdict"),
+        TokenProbability(aggregate="min", after="Answer:"),
+        RetrievalScore("margin", scores=(-1, 1), k=2),
+    ]
+    assert [(each.name, each.identity()) for each in stage.signals] == [(each.name, each.identity()) for each in ours]
+
+
+def test_types_of_signals_are_told_apart():
+    """No two types share a name; the short one is the key of thresholds."""
+    names = [name for kind in SIGNAL_TYPES for name in kind.model_fields["type"].annotation.__args__]  # type: ignore[union-attr]
+
+    assert len(set(names)) == len(names)
+    assert all(kind.model_fields["name"].default in names for kind in SIGNAL_TYPES)
+
+
+# ---------------------------------------------------------------------- what it cannot be
+
+
+def stages(*stage: str) -> str:
+    return "stages:\n" + "".join(f"- {each}\n" for each in stage)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "says"),
+    [
+        ("models: [openai:a]\ntreshold: 1\n", 2, "treshold", "unknown key; did you mean `threshold`?"),
+        (stages("model: openai:a", "modle: openai:b"), 3, "stages[1].modle", "did you mean `model`?"),
+        (stages("signals: []"), 2, "stages[0].model", "is missing."),
+        ("on_error: raise\n", None, None, "give either `models` (smallest first, with `threshold`) or `stages`."),
+        (f"models: [openai:a]\n{stages('model: openai:b')}", None, None, "give either `models`"),
+        (f"{stages('model: openai:b')}threshold: 1\n", 3, "threshold", "each stage has its own"),
+        (f"signals: [p_t]\n{stages('model: openai:b')}", 1, "signals", "each stage has its own"),
+        ("models: []\n", 1, "models", "at least 1 item"),
+        ("models: openai:a\n", 1, "models", "must be a valid list"),
+        ("models:\n- openai:a\n- opnai:b\n", 3, "models[1]", "no provider `opnai`; did you mean `openai`?"),
+        ("models: [gpt-4o]\n", 1, "models[0]", 'Did you mean "openai:gpt-4o"?'),
+        ("models: ['openai:']\n", 1, "models[0]", "The name after the colon is missing."),
+        ("models: [3]\n", 1, "models[0]", "must be a string such as"),
+        ("models: [{opanai: a}]\n", 1, "models[0]", "did you mean `openai`?"),
+        ("models: [{openai: a, local: b}]\n", 1, "models[0]", "exactly one of the keys"),
+        ("models: [bundled:tiny]\n", 1, "models[0]", "must be 'small', 'medium' or 'large'. Got 'bundled:tiny'."),
+        ("models:\n- local: a\n  dtype: int8\n", 3, "models[0].dtype", "'bfloat16'. Got 'int8'."),
+        ("models:\n- local: a\n  trust_remote_code: true\n", 3, "models[0].trust_remote_code", "unknown key"),
+        ("models:\n- openai: a\n  max_retries: '3'\n", 3, "models[0].max_retries", "must be a valid integer."),
+        ("models:\n- openai:a\n- openai:a\n", 3, "models[1]", "two models are called 'a'"),
+        ("models: [openai:a, openai:b]\nthreshold: high\n", 2, "threshold", "must be a number such as 0.9"),
+        ("models: [openai:a, openai:b]\nthreshold: true\n", 2, "threshold", "must be a number such as 0.9"),
+        ("models: [openai:a, openai:b]\nthreshold: .inf\n", 2, "threshold", "must be a number such as 0.9"),
+        ("models: [openai:a, openai:b]\nthreshold:\n  p_t: x\n", 3, "threshold.p_t", "must be a number such as 0.9"),
+        ("models: [openai:a, openai:b]\nthreshold:\n  p_q: 1\n", 3, "threshold.p_q", "did you mean `p_t`?"),
+        (
+            "models: [openai:a, openai:b]\nthreshold: 1\nsignals: [p_t, retrieval]\n",
+            2,
+            "threshold",
+            "such as {'p_t': 0.9, 'retrieval': 0.9}.",
+        ),
+        (stages("{model: openai:a,\n   signals: [p_q]}"), 3, "stages[0].signals[0]", "did you mean `p_t`?"),
+        (stages("{model: openai:a,\n   signals: p_t}"), 3, "stages[0].signals", "must be a valid list"),
+        (stages("{model: openai:a,\n   signals: [p_ik]}"), 3, "stages[0].signals[0].probe", "is missing"),
+        (stages("{model: openai:a,\n   signals: [{aggregate: min}]}"), 3, "stages[0].signals[0]", "{type: p_t"),
+        (
+            stages("{model: openai:a,\n   signals: [{type: p_t, aggregate: max}]}"),
+            3,
+            "stages[0].signals[0].aggregate",
+            "must be 'mean', 'min', 'product' or 'first'. Got 'max'.",
+        ),
+        (
+            stages("{model: openai:a, signals: [p_t,\n   {type: p_t, aggregate: min}]}"),
+            3,
+            "stages[0].signals[1]",
+            "two signals are called 'p_t'",
+        ),
+        (stages("{model: openai:a,\n   thresholds: {p_t: 1}}"), 3, "stages[0].thresholds.p_t", "has no signals"),
+        (stages("{model: openai:a,\n   prices: {input_usd: 1}}"), 3, "stages[0].prices.output_usd", "is missing"),
+        (
+            stages("{model: openai:a,\n   prices: {input_usd: -1, output_usd: 1}}"),
+            3,
+            "stages[0].prices.input_usd",
+            "must be greater than or equal to 0",
+        ),
+        (
+            stages("{model: openai:a,\n   rate_limit: {requests_per_minute: 0}}"),
+            3,
+            "stages[0].rate_limit.requests_per_minute",
+            "must be greater than 0",
+        ),
+        ("models: [openai:a]\non_error: retry\n", 2, "on_error", "must be 'escalate' or 'raise'. Got 'retry'."),
+        ("models: [openai:a]\nprompt: [a]\n", 2, "prompt", "must be the name of a prompt"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(write: Write, text: str, line: int | None, key: str | None, says: str):
+    """One line: the file, the line, the key, and what is wrong with it."""
+    path = write(text)
+    with pytest.raises(ConfigurationError) as raised:
+        CascadeFile.load(path)
+
+    told = str(raised.value)
+    assert told.startswith(f"{path}, line {line}, `{key}`: " if key else f"{path}: "), told
+    assert says in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "says"),
+    [
+        ("models: [openai:a, openai:b]\nthreshold: 1.5\n", 2, "threshold", "must be a number in [0, 1]"),
+        (
+            stages("{model: openai:a, signals: [p_t],\n   thresholds: {p_t: 2}}"),
+            3,
+            "stages[0].thresholds.p_t",
+            "[0, 1]",
+        ),
+        (
+            stages("{model: openai:a,\n   signals: [{type: p_t, labels: AA}]}"),
+            3,
+            "stages[0].signals[0]",
+            "at least two different",
+        ),
+        (
+            stages("{model: openai:a,\n   signals: [{type: p_ik, probe: 'bundled:small'}]}"),
+            3,
+            "stages[0].signals[0]",
+            "KnowledgeProbe reads hidden states",
+        ),
+        (
+            stages("{model: 'bundled:large',\n   signals: [{type: p_ik, probe: 'bundled:small'}]}"),
+            3,
+            "stages[0].signals[0]",
+            "This probe was trained for model 'small'",
+        ),
+        (
+            stages("{model: openai:a,\n   signals: [{type: p_ik, probe: nowhere}]}"),
+            3,
+            "stages[0].signals[0]",
+            "nowhere' holds no probe",
+        ),
+    ],
+)
+def test_what_cannot_work_is_told_with_its_place(write: Write, text: str, line: int, key: str, says: str):
+    """What only a signal or a model knows, they say, and the file says where."""
+    path = write(text)
+    with pytest.raises(ConfigurationError) as raised:
+        CascadeFile.load(path).stages()
+
+    assert str(raised.value).startswith(f"{path}, line {line}, `{key}`: "), raised.value
+    assert says in str(raised.value)
+
+
+def test_a_stage_that_could_never_pass_on_is_no_cascade(write: Write):
+    """What `Cascade` itself refuses is told with the file."""
+    path = write(stages("model: openai:a", "model: openai:b"))
+
+    with pytest.raises(ConfigurationError, match=r"cascade\.yaml: Stage 'a' has no signal"):
+        CascadeFile.load(path).cascade()
+
+
+def test_all_mistakes_are_told_at_once(write: Write):
+    """In the order of their lines, one a line."""
+    path = write("on_error: retry\nstages:\n- model: gpt\n- {model: openai:a, signals: [x]}\n", "a.yaml")
+    with pytest.raises(ConfigurationError) as raised:
+        CascadeFile.load(path)
+
+    places = [told.split(":")[0].removeprefix(f"{path}, ") for told in str(raised.value).splitlines()]
+    assert places == ["line 1, `on_error`", "line 3, `stages[0].model`", "line 4, `stages[1].signals[0]`"]
+
+
+def test_without_a_file_the_key_alone_is_told():
+    """One can validate data that came from elsewhere; relative paths are then those of the process."""
+    file = CascadeFile.model_validate({"models": ["openai:a", "openai:b"]})
+
+    with pytest.raises(ConfigurationError, match=r"^A cascade, `models\[0\]`: a cascade needs a threshold"):
+        file.cascade()
+
+
+# ---------------------------------------------------------------------- for editors
+
+
+@pytest.mark.parametrize("text", [*SAYING_THE_SAME, TWO_SERVED, "models: ['bundled:small']\nthreshold: {p_t: never}"])
+def test_the_schema_takes_what_can_be_loaded(text: str):
+    """An editor that checks against it shows no mistake where there is none."""
+    jsonschema = pytest.importorskip("jsonschema")
+
+    jsonschema.validate(yaml.safe_load(text), CascadeFile.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "treshold: 1",
+        "models: [3]",
+        "models: [{openai: a, api_key: b}]",
+        "models: ['openai:a']\nsignals: [p_q]",
+        "models: ['openai:a']\nthreshold: high",
+        "models: ['openai:a']\non_error: x",
+        stages("{model: openai:a, thresholds: {p_t: x}}"),
+    ],
+)
+def test_the_schema_refuses_what_cannot(text: str):
+    """And does show one where there is one."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(json.dumps(CascadeFile.model_json_schema()))
+
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), schema)
+
+
+def test_stages_hold_what_a_file_says():
+    """Whatever a `Stage` has, a file's stage has, too."""
+    from confcascade.cascade_file import StageEntry
+
+    assert {field.name for field in fields(Stage)} == set(StageEntry.model_fields) - {"rate_limit"}
