@@ -72,7 +72,7 @@ class CascadeFile(Entry):
         listed: The file's ``stages``, if it has no `models`.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
-        prompt: Name of a prompt, or templates ``{system, user}``, as written: for whoever asks a data set's questions.
+        prompt: Name of a prompt, or templates ``{system, user}``, as written; see `confcascade.evaluation.prompts`.
     """
 
     models: list[ModelEntry] | None = Field(None, min_length=1, description="Smallest first; the last always answers.")
@@ -91,7 +91,7 @@ class CascadeFile(Entry):
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
     prompt: PromptValue | None = Field(
-        None, description="Name of a prompt, or templates {system, user}, for a data set's questions."
+        None, description="How questions are put: the name of a prompt, or templates {system, user}."
     )
 
     _source: Source = PrivateAttr(default_factory=Source)
@@ -110,9 +110,8 @@ class CascadeFile(Entry):
             return cls.model_validate(source.data, context=source)
         except ValidationError as error:
             problems = sorted(_problem(source, each) for each in error.errors(include_url=False))
-        raise ConfigurationError(
-            "\n".join(told for _, told in problems)
-        )  # without the cause, which holds the file's values
+        # outside of the block: its error holds the file's values, and a traceback would show them
+        raise ConfigurationError("\n".join(told for _, told in problems))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled file loads its models where it arrives."""

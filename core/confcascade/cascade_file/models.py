@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +11,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from confcascade.cascade_file.entries import Entry, existing, located, suggestion
 from confcascade.cost import Architecture
-from confcascade.errors import ConfigurationError
 from confcascade.models import LanguageModel
 
 __all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
@@ -48,17 +46,10 @@ class OpenAIModelEntry(Entry):
         """The model; its server is not asked yet."""
         from confcascade.models.openai import OpenAICompatibleModel
 
-        key = None
-        if self.api_key_env is not None:
-            key = os.environ.get(self.api_key_env)
-            if not key:  # the name is not shown: it may be the key itself
-                raise ConfigurationError(
-                    "the environment variable that `api_key_env` names is not set, or empty. Set it to the key."
-                )
         return OpenAICompatibleModel(
             self.openai,
             base_url=self.base_url,
-            api_key=key,
+            api_key_env=self.api_key_env,
             timeout_s=self.timeout_s,
             max_retries=self.max_retries,
             architecture=None if self.architecture is None else Architecture(**self.architecture.model_dump()),

@@ -15,16 +15,21 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from confcascade.cascade_file.entries import Entry, existing, located, suggestion
 from confcascade.models.bundled import bundled_folder
 from confcascade.signals import Signal
+from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
+from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 
 __all__ = [
     "SIGNAL_TYPES",
+    "FormatProbabilityEntry",
     "KnowledgeProbeEntry",
+    "LearnedScorerEntry",
     "RetrievalScoreEntry",
     "SignalEntry",
     "SignalType",
+    "TextRouterEntry",
     "TokenProbabilityEntry",
 ]
 
@@ -99,10 +104,50 @@ class RetrievalScoreEntry(SignalType):
         return RetrievalScore(self.aggregate, k=self.k, name=self.name, **ends)
 
 
+class FormatProbabilityEntry(SignalType):
+    """How probable it is that the answer begins as it was told to, the paper's signal (`FormatProbability`)."""
+
+    type: Literal["format_probability", "p_format"]
+    opening: str = Field("Answer", description="What answers are to begin with, a single token of the model.")
+    name: str = Field("p_format", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        return FormatProbability(self.opening, name=self.name)
+
+
+class TextRouterEntry(SignalType):
+    """What a trained classifier reads from the question alone (`TextRouter`)."""
+
+    type: Literal["text_router", "router"]
+    folder: str = Field(min_length=1, description="Where it was saved, relative to the file.")
+    name: Literal["router"] = "router"
+
+    def load(self, folder: Path) -> Signal:
+        """The router, read."""
+        return TextRouter.load(existing(folder, self.folder))
+
+
+class LearnedScorerEntry(SignalType):
+    """What a trained classifier reads from question and answer (`LearnedScorer`)."""
+
+    type: Literal["learned_scorer", "scorer"]
+    folder: str = Field(min_length=1, description="Where it was saved, relative to the file.")
+    name: Literal["scorer"] = "scorer"
+
+    def load(self, folder: Path) -> Signal:
+        """The scorer, read."""
+        return LearnedScorer.load(existing(folder, self.folder))
+
+
 SIGNAL_TYPES: tuple[type[SignalType], ...] = (
     TokenProbabilityEntry,
     KnowledgeProbeEntry,
     RetrievalScoreEntry,
+    FormatProbabilityEntry,
+    TextRouterEntry,
+    LearnedScorerEntry,
 )
 
 

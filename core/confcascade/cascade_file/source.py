@@ -117,7 +117,8 @@ class _Yaml:
             node = self._loader.get_single_node()
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ConfigurationError(f"{path}, line {line}: not valid YAML: {error.problem}.") from error
+            # the cause would show the line itself
+            raise ConfigurationError(f"{path}, line {line}: not valid YAML: {error.problem}.") from None
         except yaml.YAMLError as error:  # a character that YAML does not know
             raise ConfigurationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
         self.data = None if node is None else self._read(node, ())

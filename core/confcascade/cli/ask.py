@@ -24,7 +24,17 @@ from confcascade.types import Message
 def ask(
     question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
     cascade: Annotated[Path | None, typer.Option(help="The cascade file, YAML or TOML.", dir_okay=False)] = None,
-    system: Annotated[str | None, typer.Option(help="A system message before the question.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message, in the place of the prompt's own.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="How the question is put: a prompt's name; by default the file's, or plain.")
+    ] = None,
+    context: Annotated[
+        Path | None, typer.Option(help="A file with the text to answer from.", exists=True, dir_okay=False)
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="An answer to choose from; repeat, for A, B and so on.")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="What the question is about, for prompts that say so.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
     temperature: Annotated[
         float | None,
@@ -56,15 +66,16 @@ def ask(
             "`confcascade ask --help` shows one."
         )
     from confcascade.cascade_file import CascadeFile
+    from confcascade.evaluation.examples import Example
+    from confcascade.evaluation.prompts import prompt_from
 
     console = Console()
     read = CascadeFile.load(cascade)
-    messages = [Message("system", system)] if system is not None else []
-    messages.append(Message("user", _question(question)))
-    if read.prompt is not None:
-        Console(stderr=True).print(
-            f"{cascade}: `prompt` is for data sets; the question is asked as it stands.", style="dim"
-        )
+    text = None if context is None else _text(context)
+    example = Example(_question(question), choices=tuple(choice or ()), context=text, group=subject)
+    messages = list(prompt_from(prompt or read.prompt or "plain").messages(example))
+    if system is not None:
+        messages = [Message("system", system), *(message for message in messages if message.role != "system")]
     answering = read.cascade()
     parameters = {"max_tokens": max_tokens, "temperature": temperature}
     try:
@@ -85,6 +96,13 @@ def _question(given: str) -> str:
     if not question.strip():
         raise ConfigurationError("The question is empty.")
     return question
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"The context '{path}' cannot be read: it is not UTF-8.") from error
 
 
 def _answer(cascade: Cascade, messages: Sequence[Message], parameters: Mapping[str, Any], show: bool) -> Outcome:

@@ -150,9 +150,9 @@ def sample(examples: Iterable[Example], size: int) -> list[Example]:
 
 
 def recorded_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """`stages` as they are asked: a stage without signals, as the last is, is given the P(T) of the others.
+    """`stages` as they are asked: models of strings loaded; one without signals, as the last, with the others' P(T).
 
-    It decides nothing in the cascade, but its scores can later be the baseline, or choose it for a place further down.
+    That decides nothing in the cascade, but its scores can be a baseline later, or show what it would do elsewhere.
     """
     known = {
         signal.name: signal for stage in stages for signal in stage.signals if isinstance(signal, TokenProbability)

@@ -1,6 +1,7 @@
 """Between flows and the APIs that answer them: the pace that a provider allows, and patience while it is busy.
 
-What an answer's time is told as is the provider's own: neither the wait for one's turn nor failed tries count.
+The time of an answer is the provider's: neither the wait for one's turn counts nor the tries that failed (those aside
+that a client makes by itself and does not tell of).
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class PacedModel:
                 self._answer_tokens = max(self._answer_tokens, answer.usage.output_tokens)
                 self._pace.correct(answer.usage.total_tokens - tokens)
                 return answer
+            self._pace.correct(-tokens)
             wait = _wait_of(answer, self._first_wait_s * 2 ** (tried - 1))
             if wait is None or tried == _TRIES:
                 return answer

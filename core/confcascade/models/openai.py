@@ -35,6 +35,7 @@ class OpenAICompatibleModel(Remote):
         model: Name of the model, as the server knows it.
         base_url: The server, such as ``"http://127.0.0.1:8000/v1"``; by default OpenAI's, or ``OPENAI_BASE_URL``.
         api_key: By default ``OPENAI_API_KEY``; a server of your own may need none. Never shown, pickled or recorded.
+        api_key_env: Instead, the environment variable that holds it, there too where a pickled model is read.
         timeout_s: Longest wait for an answer.
         max_retries: Retries of the client on connection errors, 429 and 5xx.
         name: Shown in records; by default `model`.
@@ -42,7 +43,7 @@ class OpenAICompatibleModel(Remote):
 
     Raises:
         MissingExtraError: Without the package `openai`.
-        ConfigurationError: Without a key for OpenAI's own server.
+        ConfigurationError: Without a key for OpenAI's own server, or if `api_key_env` is not set.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class OpenAICompatibleModel(Remote):
         *,
         base_url: str | None = None,
         api_key: str | SecretStr | None = None,
+        api_key_env: str | None = None,
         timeout_s: float = 60.0,
         max_retries: int = 2,
         name: str | None = None,
@@ -59,14 +61,23 @@ class OpenAICompatibleModel(Remote):
         from pydantic import SecretStr
 
         require("openai", "openai")
-        if base_url is None and api_key is None and not {"OPENAI_API_KEY", "OPENAI_BASE_URL"} & set(os.environ):
+        if api_key_env is not None and (api_key is not None or not os.environ.get(api_key_env)):
+            problem = "and `api_key` exclude each other" if api_key is not None else "names no variable that is set"
+            raise ConfigurationError(f"`api_key_env` of model '{model}' {problem}; give it the name of one, not a key.")
+        if (
+            base_url is None
+            and api_key is None
+            and api_key_env is None
+            and not {"OPENAI_API_KEY", "OPENAI_BASE_URL"} & set(os.environ)
+        ):
             raise ConfigurationError(
-                f"Model '{model}' of OpenAI needs a key, and there is none. Set OPENAI_API_KEY, or give `api_key`, "
-                "or `base_url` for a server of your own."
+                f"Model '{model}' of OpenAI needs a key, and there is none. Set OPENAI_API_KEY, or give `api_key` "
+                "or `api_key_env`, or `base_url` for a server of your own."
             )
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
+        self._api_key_env = api_key_env
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._name = name or model
@@ -177,6 +188,10 @@ class OpenAICompatibleModel(Remote):
 
     def _options(self) -> dict[str, Any]:
         key = None if self._api_key is None else self._api_key.get_secret_value()
+        if self._api_key_env is not None:
+            key = os.environ.get(self._api_key_env)
+            if not key:  # the client would send OPENAI_API_KEY to whatever server this is
+                raise ConfigurationError(f"The environment variable of model '{self._model}' with its key is not set.")
         if key is None and self._base_url is not None and "OPENAI_API_KEY" not in os.environ:
             key = "none"  # the client wants one even where the server does not
         return {

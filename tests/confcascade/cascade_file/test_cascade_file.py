@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
 import traceback
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from confcascade import (
     Architecture,
     Cascade,
     ConfigurationError,
+    FormatProbability,
     KnowledgeProbe,
+    LearnedScorer,
     OpenAICompatibleModel,
     Prices,
     RetrievalScore,
     Stage,
+    TextRouter,
     TokenProbability,
     TransformersModel,
     build_stages,
@@ -30,11 +34,16 @@ from confcascade.cascade_file import CascadeFile, PricesEntry
 from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
 from confcascade.cascade_file.signals import (
     SIGNAL_TYPES,
+    FormatProbabilityEntry,
     KnowledgeProbeEntry,
+    LearnedScorerEntry,
     RetrievalScoreEntry,
+    TextRouterEntry,
     TokenProbabilityEntry,
 )
 from confcascade.models.bundled import WEIGHTS, bundled_model
+
+DOCS = Path(__file__).parents[3] / "docs" / "cascade-files.md"
 
 Write = Callable[..., Path]
 
@@ -270,7 +279,7 @@ def test_a_key_is_read_from_the_environment(write: Write, httpserver, monkeypatc
     model = {"openai": "m", "base_url": httpserver.url_for("/v1"), "api_key_env": "MY_KEY"}
     path = write({"models": [model]})
 
-    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: the environment variable that `api_key_env` names"):
+    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: `api_key_env` of model 'm' names no variable"):
         CascadeFile.load(path).stages()
     monkeypatch.setenv("MY_KEY", "sk-mine")
     file = CascadeFile.load(path)
@@ -304,7 +313,7 @@ def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
 @pytest.mark.parametrize(
     ("entry", "made_by", "other_names"),
     [
-        (OpenAIModelEntry, OpenAICompatibleModel, {"model": "openai", "api_key": "api_key_env"}),
+        (OpenAIModelEntry, OpenAICompatibleModel, {"model": "openai", "api_key": None}),
         # no code is run that comes with weights; what else `transformers` takes is not for files
         (
             LocalModelEntry,
@@ -314,6 +323,9 @@ def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
         (TokenProbabilityEntry, TokenProbability, {}),
         (RetrievalScoreEntry, RetrievalScore, {}),
         (KnowledgeProbeEntry, KnowledgeProbe.load, {"folder": "probe"}),
+        (FormatProbabilityEntry, FormatProbability, {}),
+        (TextRouterEntry, TextRouter.load, {}),
+        (LearnedScorerEntry, LearnedScorer.load, {}),
         (ArchitectureEntry, Architecture, {}),
         (PricesEntry, Prices, {}),
     ],
@@ -324,7 +336,9 @@ def test_a_file_can_say_what_python_can(entry: Any, made_by: Any, other_names: d
     arguments = inspect.signature(made_by).parameters.values()
     keys = {other_names.get(each.name, each.name): each.default for each in arguments}
     keys.pop(None, None)
-    own = set(entry.model_fields) - ({"type", "name"} if entry is KnowledgeProbeEntry else {"type"})
+    own = set(entry.model_fields) - {"type"}
+    if getattr(made_by, "__name__", "") == "load":  # what was saved keeps its name
+        own.discard("name")
 
     assert own == set(keys)
     for key, default in keys.items():
@@ -334,13 +348,23 @@ def test_a_file_can_say_what_python_can(entry: Any, made_by: Any, other_names: d
             assert field.default == default
 
 
-def test_signals_as_they_are_made(write: Write):
+def test_signals_as_they_are_made(write: Write, tmp_path: Path):
     """Options reach the signal; short and long names are the same type."""
     signals = [
         {"type": "token_probability", "labels": "ABCD", "name": "choice"},
         {"type": "p_t", "labels": ["yes", "no"], "name": "verdict"},
         {"type": "p_t", "aggregate": "min", "after": "Answer:"},
         {"type": "retrieval", "aggregate": "margin", "scores": [-1, 1], "k": 2},
+    ]
+    labels = [False, True] * 30
+    router = TextRouter.fit([f"question {i}" for i in range(60)], labels)
+    scorer = LearnedScorer.fit(["question"] * 60, [f"answer {i}" for i in range(60)], labels)
+    router.save(tmp_path / "own" / "router")
+    scorer.save(tmp_path / "own" / "scorer")
+    signals += [
+        "p_format",
+        {"type": "router", "folder": "own/router"},
+        {"type": "learned_scorer", "folder": "own/scorer"},
     ]
     (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": signals}]})).stages()
 
@@ -349,6 +373,9 @@ def test_signals_as_they_are_made(write: Write):
         TokenProbability(["yes", "no"], name="verdict"),
         TokenProbability(aggregate="min", after="Answer:"),
         RetrievalScore("margin", scores=(-1, 1), k=2),
+        FormatProbability(),
+        router,
+        scorer,
     ]
     assert [(each.name, each.identity()) for each in stage.signals] == [(each.name, each.identity()) for each in ours]
 
@@ -520,7 +547,16 @@ def test_without_a_file_the_key_alone_is_told():
         file.cascade()
 
 
-# ---------------------------------------------------------------------- for editors
+# ---------------------------------------------------------------------- for editors, and for readers
+
+
+def test_files_of_the_page_are_cascade_files(write: Write):
+    """What the documents show as YAML and TOML can be loaded as it stands."""
+    blocks = re.findall(r"```(yaml|toml)\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+    assert {kind for kind, _ in blocks} == {"yaml", "toml"}
+    for kind, text in blocks:
+        CascadeFile.load(write(text, f"cascade.{kind}"))
 
 
 @pytest.mark.parametrize("text", [*SAYING_THE_SAME, TWO_SERVED, "models: ['bundled:small']\nthreshold: {p_t: never}"])

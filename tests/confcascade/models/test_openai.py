@@ -555,6 +555,27 @@ def test_a_pickled_model_reads_its_key_anew(model: OpenAICompatibleModel, server
     assert server.keys[-1] == "Bearer sk-worker"
 
 
+def test_a_key_of_another_variable(server: Server, monkeypatch):
+    """It is read from the variable named, in another process from its own; never another key in its place."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+    with pytest.raises(ConfigurationError, match="`api_key_env` of model 'm' names no variable that is set"):
+        OpenAICompatibleModel("m", base_url=server.url, api_key_env="MY_KEY")
+    monkeypatch.setenv("MY_KEY", "sk-mine")
+    with pytest.raises(ConfigurationError, match="exclude each other"):
+        OpenAICompatibleModel("m", base_url=server.url, api_key="sk-secret", api_key_env="MY_KEY")
+    model = OpenAICompatibleModel("m", base_url=server.url, api_key_env="MY_KEY")
+    model.generate([Generate(model, REQUEST)])
+    monkeypatch.setenv("MY_KEY", "sk-worker")
+    copy = pickle.loads(pickle.dumps(model))
+    copy.generate([Generate(copy, REQUEST)])
+    assert server.keys == ["Bearer sk-mine", "Bearer sk-worker"]
+    assert "sk-mine" not in repr(model) + str(vars(model))
+    monkeypatch.delenv("MY_KEY")
+    unset = pickle.loads(pickle.dumps(model))
+    with pytest.raises(ConfigurationError, match="is not set"):
+        unset.generate([Generate(unset, REQUEST)])
+
+
 def test_a_server_of_ones_own_needs_no_key(server: Server):
     """With `base_url`, a key is optional."""
     model = OpenAICompatibleModel("m", base_url=server.url)

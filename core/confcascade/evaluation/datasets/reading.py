@@ -7,7 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,8 @@ def read_examples(path: str | Path, format: str = "auto", *, part: str | None = 
     return _unique(path, _examples(path, chosen, part))
 
 
-def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, Example]]:
-    """Each example with the words for where it is."""
+def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, Path, Example]]:
+    """Each example with the words for where it is, and its file."""
     reader = _READERS[chosen]
     if path.is_dir():
         if chosen != "mmlu":
@@ -105,7 +105,7 @@ def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, 
     for file, rows in sources:
         for where, record in rows:
             try:
-                yield f"{where} of '{file}'", reader.example(record)
+                yield where, file, reader.example(record)
             except KeyError as error:
                 raise _misread(where, file, f"it has no `{error.args[0]}`", chosen) from error
             except (ValueError, TypeError) as error:
@@ -120,23 +120,25 @@ def _misread(where: str, file: Path, why: str, chosen: str) -> ConfigurationErro
     )
 
 
-def _unique(path: Path, found: Iterator[tuple[str, Example]]) -> Iterator[Example]:
-    """The examples without those that are there already; what they are and where costs some 200 bytes each."""
-    seen: dict[str, tuple[str, bytes]] = {}
+def _unique(path: Path, found: Iterator[tuple[str, Path, Example]]) -> Iterator[Example]:
+    """The examples without those that are there already; to know them takes some 300 bytes each."""
+    seen: dict[str, tuple[str, Path, bytes]] = {}
     repeated = 0
-    for where, example in found:
-        content = hashlib.sha256(json.dumps(asdict(example)).encode()).digest()[:12]
+    for where, file, example in found:
+        told = [example.question, example.choices, example.references, example.context, example.group]
+        content = hashlib.sha256(json.dumps(told).encode()).digest()[:12]
         if example.id not in seen:
-            seen[example.id] = where, content
+            seen[example.id] = where, file, content
             yield example
-        elif seen[example.id][1] == content:
-            repeated += 1
-        else:
+            continue
+        first, its_file, its_content = seen[example.id]
+        if its_content != content:
             raise ConfigurationError(
-                f"The question in {where} has the id '{example.id}' of the one in {seen[example.id][0]}, and differs "
-                "from it: give each an `id` of its own, or leave one out. Without ids, the same question is the same "
-                "text, choices and context."
+                f"The question in {where} of '{file}' has the id '{example.id}' of the one in {first} of '{its_file}', "
+                "and differs from it: give each an `id` of its own, or leave one out. Without ids, the same question "
+                "is the same text, choices and context."
             )
+        repeated += 1
     if not seen:
         raise ConfigurationError(f"'{path}' has no rows.")
     if repeated:

@@ -56,7 +56,7 @@ class Function(Grader):
             return said
         if said is None:
             return Grade(None, refused, reason=f"{_name(self._function)} gave no grade")
-        if hasattr(said, "item") and not isinstance(said, Real):  # NumPy's bool is no number to Python
+        if getattr(said, "ndim", None) == 0:  # NumPy's bool is no number to Python
             said = said.item()
         if isinstance(said, Real) and 0 <= float(said) <= 1:
             return Grade(float(said), refused)
@@ -74,5 +74,5 @@ class Function(Grader):
 
 
 def _name(function: Any) -> str:
-    kind = function if hasattr(function, "__qualname__") else type(function)
-    return f"{kind.__module__}:{kind.__qualname__}"
+    named = function if hasattr(function, "__qualname__") and hasattr(function, "__module__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"

@@ -62,6 +62,14 @@ def test_mmlu_without_a_subject_in_its_name_is_an_error(tmp_path):
         list(read_examples(write_table(tmp_path / "questions.csv", CSV)))
 
 
+def test_a_header_that_ends_in_a_letter_is_no_row_of_mmlu(tmp_path):
+    """A file of one's own may have a column for each choice, the last of them D."""
+    rows = [["question", "answer", "A", "B", "C", "D"], ["2+2?", "D", "1", "2", "3", "4"]]
+    path = write_table(tmp_path / "algebra_test.csv", rows)
+    assert format_of(path) == "own"
+    assert list(read_examples(path)) == [Example("2+2?", ("1", "2", "3", "4"), ("D",))]
+
+
 def test_mmlu_as_rows(tmp_path):
     """The hub's rows tell the answer as an index; a question under two subjects is two examples."""
     row = {"question": "2+2?", "subject": "algebra", "choices": ["1", "2", "3", "4"], "answer": 3}

@@ -31,6 +31,12 @@ def test_a_question_stays_where_it_is(made, rng, seed):
         assert side(again, SHARES, seed=seed) == where[example.question]
 
 
+def test_case_does_not_move_a_question():
+    sides = {(side(Example(f"What is {i}?"), SHARES), side(Example(f"WHAT IS {i}?"), SHARES)) for i in range(50)}
+    assert {first for first, second in sides} == set(SHARES)
+    assert all(first == second for first, second in sides)
+
+
 def test_parts_have_their_shares():
     """Of 10,000 questions, each part's share lies within what a binomial draw gives in all but 1e-6 of the cases."""
     parts = split((Example(f"question {i}") for i in range(10_000)), SHARES)
@@ -77,6 +83,12 @@ def test_the_papers_split_of_groups():
         name: {each.id for each in its} for name, its in parts.items()
     }
     assert [each.id for each in parts["test"]] == [each.id for each in made if each in parts["test"]]
+
+
+def test_the_papers_split_of_one_text_under_many_ids_hangs_on_no_order():
+    made = [Example("again", id=str(i)) for i in range(10)]
+    (first,), (second,) = paper_split(made)["test"], paper_split(made[::-1])["test"]
+    assert first == second
 
 
 def test_the_papers_sizes_are_scikit_learns():
