@@ -2,7 +2,7 @@
 
 `collect` asks every model every question, `recordings` keeps what they said, `columns` shows it as arrays, `replay`
 decides on it as the live cascade would, `recorded` plays it through the live cascade; `metrics` and `significance`
-judge the result.
+judge the result; `evaluate` gathers every figure of a policy beside its baselines, and `report` tells them.
 
 Not imported by `confcascade` itself: this package needs numpy and pydantic at once, scipy and scikit-learn where used.
 """

@@ -197,6 +197,24 @@ def test_a_prompt_is_kept_as_written(write: Write, prompt: Any):
     assert CascadeFile.load(write({"models": ["openai:a"], "prompt": prompt})).prompt == prompt
 
 
+def test_thresholds_and_prices_are_told_without_loading_a_model(write: Write):
+    """By the models' names, of folders that are not even there."""
+    file = CascadeFile.load(
+        write(
+            """
+            stages:
+              - model: {local: ./nowhere, name: small}
+                signals: [p_t]
+                thresholds: {p_t: 0.9}
+                prices: {input_usd: 1, output_usd: 2}
+              - model: {local: ./nowhere, name: large}
+            """
+        )
+    )
+    assert file.thresholds == {"small": {"p_t": 0.9}, "large": {}}
+    assert file.prices == {"small": Prices(1, 2)}
+
+
 def test_rate_limits_are_by_the_models_name(write: Write):
     """Under the name that the model has in records; a model without a limit is not there."""
     limited = {"requests_per_minute": 60, "tokens_per_minute": 1e5}
