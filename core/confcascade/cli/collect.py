@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from confcascade.evaluation.collect import AskAll, Collected
     from confcascade.evaluation.examples import Example
     from confcascade.evaluation.graders import Grader
-    from confcascade.evaluation.prompts import Prompt
     from confcascade.evaluation.recordings import Row
 
 EXIT = {"complete": 0, "failing": 1, "budget": 3, "stopped": 130}
@@ -92,6 +91,7 @@ def collect(
     from confcascade.evaluation.collect import collect as collect_all
     from confcascade.evaluation.collect import recorded_stages, sample
     from confcascade.evaluation.datasets import read_examples
+    from confcascade.evaluation.prompts import prompt_from
     from confcascade.evaluation.provenance import bind, identity_of
     from confcascade.evaluation.recordings import RecordingWriter
 
@@ -100,7 +100,7 @@ def collect(
     examples = list(read_examples(data, data_format))
     if limit is not None:
         examples = sample(examples, limit)
-    asked, judged = _prompt(prompt, file), _grader(grader, examples)
+    asked, judged = prompt_from(prompt or file.prompt or "plain"), _grader(grader, examples)
     given = {"max_tokens": max_tokens, "temperature": temperature}
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     stages = recorded_stages(file.stages())
@@ -127,15 +127,6 @@ def collect(
             )
     _report(collected, out, max_usd)
     raise typer.Exit(EXIT[collected.ended])
-
-
-def _prompt(name: str | None, file: CascadeFile) -> Prompt:
-    from confcascade.evaluation.prompts import PROMPTS, prompt_from
-
-    chosen = file.prompt if name is None else name
-    if chosen is None:
-        return PROMPTS["plain"]
-    return prompt_from(chosen)
 
 
 def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
