@@ -55,9 +55,9 @@ class ChoiceLetter(Grader):
 def read_letter(answer: str, choices: tuple[str, ...] = ()) -> tuple[str | None, str]:
     """The letter of an answer and "", or None and why there is none."""
     concluded, whole = conclusion(answer), answer.strip()
-    named = [] if concluded == whole else _named(whole, choices)  # a choice may itself hold "the answer is"
-    if len(named) == 1:
-        return named[0], ""
+    exact = [letter for letter, choice in zip(LETTERS, choices, strict=False) if choice.strip() == whole]
+    if concluded != whole and len(exact) == 1:  # a choice may itself hold "the answer is"
+        return exact[0], ""
     letter, problem = _read(concluded, choices)
     if problem == _NONE and concluded != whole:
         return _read(whole, choices)

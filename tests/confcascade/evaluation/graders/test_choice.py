@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from confcascade.evaluation.examples import LETTERS, Example
 from confcascade.evaluation.graders import ChoiceLetter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CITIES = ("London", "Paris", "Rome", "Cannot be determined")
@@ -86,6 +86,7 @@ texts = st.lists(
 
 
 @given(texts, st.data())
+@settings(max_examples=300)
 def test_every_common_form_reads_as_its_letter(choices, data):
     """Whatever the choices, in every form that names one of them alone."""
     i = data.draw(st.integers(0, len(choices) - 1))
@@ -135,6 +136,10 @@ def test_without_choices_any_letter_counts():
 def test_a_choice_may_itself_say_what_the_answer_is():
     grade = GRADER.grade(Example("?", ("The answer is B", "Neither"), ("A",)), "The answer is B")
     assert (grade.value, grade.predicted) == (1, "A")
+
+
+def test_a_choice_called_answer_is_not_named_by_the_word():
+    assert GRADER.grade(Example("?", ("Question", "Answer"), ("A",)), "Answer: A").predicted == "A"
 
 
 def test_several_right_letters():
