@@ -25,7 +25,8 @@ GROUPS_SHOWN = 12  # in the terminal
 
 def evaluate(
     recording: Annotated[
-        Path, typer.Argument(help="A recording: one row for each question and model.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(help="A recording, one row for each question and model; or a folder of parts.", exists=True),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.", file_okay=False)] = Path("report"),
     threshold: Annotated[

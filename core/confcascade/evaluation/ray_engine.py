@@ -35,8 +35,9 @@ def connect() -> Any:
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
-        except ConnectionError as error:
-            raise ConfigurationError(f"The Ray cluster of RAY_ADDRESS cannot be reached: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError) as error:  # by the kind of address
+            address = os.environ.get("RAY_ADDRESS", "this machine")
+            raise ConfigurationError(f"The Ray cluster of {address} cannot be reached: {error}") from error
     return ray
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from confcascade.evaluation import (
     write_parts,
 )
 from confcascade.evaluation.replay import Sums, total
+from confcascade.evaluation.report import made_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +53,8 @@ def test_parts_hold_every_row_once_and_questions_together(tmp_path: Path):
     assert [r for r in found if r.question == rows[3].question] == [r for r in rows if r.question == rows[3].question]
     assert len(Columns.read(tmp_path / "rec")) == 50
     assert [path.name for path in tmp_path.iterdir()] == ["rec"]
+    parts = b"".join(path.read_bytes() for path in part_paths(tmp_path / "rec"))
+    assert made_of(tmp_path / "rec", "a command")["sha256 of the recording"] == sha256(parts).hexdigest()
 
 
 def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path):
