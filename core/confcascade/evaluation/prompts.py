@@ -23,7 +23,7 @@ RENDERING = 1  # of the values of fields; another number makes other versions of
 class Prompt:
     """A template of what a model is asked, with fields in braces (a brace of its own is written twice).
 
-    - ``{question}``, which must be there;
+    - ``{question}``, which must be there in `user`;
     - ``{choices}``: one to a line, "A. ..." and so on;
     - ``{letters}`` of the choices: "A, B, C or D";
     - ``{context}``: the text to answer from;
@@ -50,13 +50,13 @@ class Prompt:
     user: str
 
     def __post_init__(self) -> None:
-        used = set()
+        fields: dict[str, set[str | None]] = {}
         for part, text in (("system", self.system or ""), ("user", self.user)):
             if not isinstance(text, str):
                 raise ConfigurationError(f"`{part}` of prompt '{self.name}' must be a text. Got {type(text).__name__}.")
-            used |= {name for _, name in _pieces(self.name, text) if name}
-        if "question" not in used:
-            raise ConfigurationError(f"Prompt '{self.name}' does not ask: it has no {{question}}.")
+            fields[part] = {name for _, name in _pieces(self.name, text)}
+        if "question" not in fields["user"]:
+            raise ConfigurationError(f"Prompt '{self.name}' does not ask: its `user` has no {{question}}.")
 
     def messages(self, example: Example) -> tuple[Message, ...]:
         """What to ask a model, in chat form.

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from confcascade.errors import ConfigurationError
@@ -25,6 +23,7 @@ __all__ = ["SHAPES", "WORDS", "Columns", "cross_predictions", "predict", "train"
 # texts by column (the question, the answer), each column with its own weights
 Columns = Sequence[Sequence[str]]
 WORDS = 2**16  # hash buckets of a column
+GOLDEN = 0x9E3779B1  # odd, 2**32 over the golden ratio: tells a pair from the same words the other way round
 SHAPES = 4  # figures of `_shape`
 SHAPE_SCALE = 0.3  # of a standardised figure beside words, whose vector has length 1; chosen in docs/design
 
@@ -63,11 +62,7 @@ def predict(weights: Mapping[str, NDArray[np.float32]], columns: Columns) -> NDA
     """Probabilities of shape (n,) of the class True."""
     import numpy as np
 
-    coefficients = weights["words"]
-    words = [
-        sum(float(coefficients[bucket]) * value for bucket, value in _words(texts).items())
-        for texts in zip(*columns, strict=True)
-    ]
+    words = [weights["words"][buckets] @ values for buckets, values in map(_words, zip(*columns, strict=True))]
     figures = (_shapes(columns) - weights["mean"]) / weights["scale"]
     z = np.array(words) + figures @ weights["shape"] + weights["bias"]
     probability: NDArray[np.float64] = np.exp(-np.logaddexp(0, -z))  # the logistic function; nothing here overflows
@@ -133,23 +128,26 @@ def _folds(labels: NDArray[np.bool_], groups: Sequence[Any] | None, folds: int, 
 # ---------------------------------------------------------------------- features
 
 
-def _words(texts: Sequence[str]) -> dict[int, float]:
-    """The words and pairs of words of a row's texts by bucket, each text's of length 1.
+def _words(texts: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The words and pairs of words of a row's texts: buckets and values, each text's of length 1.
 
-    Two that share a bucket add up with signs of their own, so that on average they cancel out (Weinberger et al. 2009,
-    arXiv 0902.2206, as in scikit-learn's `HashingVectorizer`).
+    Terms that share a bucket add up with signs of their own, so that on average they cancel out (Weinberger et al.
+    2009, arXiv 0902.2206, as in scikit-learn's `HashingVectorizer`).
     """
-    found: dict[int, float] = {}
+    import numpy as np
+
+    found: list[NDArray[np.intp]] = []
+    values: list[NDArray[np.float64]] = []
     for column, text in enumerate(texts):
-        words = re.findall(r"\w+", text.lower())
-        counts: dict[int, int] = {}
-        for term, count in Counter([*words, *map(" ".join, pairwise(words))]).items():
-            code = zlib.crc32(term.encode("utf-8", "surrogatepass"))
-            bucket = column * WORDS + code % WORDS
-            counts[bucket] = counts.get(bucket, 0) + (count if code >> 31 else -count)
-        length = math.sqrt(sum(count * count for count in counts.values())) or 1.0
-        found.update((bucket, count / length) for bucket, count in counts.items())
-    return found
+        words = [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in re.findall(r"\w+", text.lower())]
+        codes = np.array(words, dtype=np.uint64)
+        pairs = (codes[:-1] * np.uint64(GOLDEN) + codes[1:]) % np.uint64(2**32)  # which does not overflow
+        terms = np.concatenate([codes, pairs]).astype(np.int64)
+        buckets, which = np.unique(terms % WORDS, return_inverse=True)
+        counts = np.bincount(which, weights=np.where(terms >> 31, 1.0, -1.0), minlength=len(buckets))
+        found.append(column * WORDS + buckets)
+        values.append(counts / (np.linalg.norm(counts) or 1.0))
+    return np.concatenate(found), np.concatenate(values)
 
 
 def _matrix(columns: Columns) -> Any:
@@ -158,8 +156,8 @@ def _matrix(columns: Columns) -> Any:
     from scipy.sparse import csr_matrix
 
     rows = [_words(texts) for texts in zip(*columns, strict=True)]
-    starts = np.cumsum([0, *map(len, rows)])
-    values, buckets = [v for row in rows for v in row.values()], [b for row in rows for b in row]
+    starts = np.cumsum([0, *(len(buckets) for buckets, _ in rows)])
+    buckets, values = (np.concatenate(part) for part in zip(*rows, strict=True))
     return csr_matrix((values, buckets, starts), shape=(len(rows), len(columns) * WORDS))
 
 

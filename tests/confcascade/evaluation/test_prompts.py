@@ -119,7 +119,7 @@ def test_the_version_is_the_texts():
 
     assert prompt.version == Prompt("b", "", "{question}").version
     assert prompt.version != Prompt("a", None, "{question} ").version
-    assert prompt.version != Prompt("a", "{question}", "").version
+    assert prompt.version != Prompt("a", "Be brief.", "{question}").version
     # a recording or a fitted threshold belongs to a version: change a prompt, and they are void
     assert {name: prompt.version for name, prompt in PROMPTS.items()} == VERSIONS
 
@@ -137,7 +137,7 @@ VERSIONS = {"plain": "0bd30cb2c2af", "multiple-choice": "01a3fb11f4f6", "open-en
         (lambda: Prompt("p", None, "{}{question}"), "has the field {}"),
         (lambda: Prompt("p", None, "{question"), "cannot be read: expected '}' before end of string"),
         (lambda: Prompt("p", None, "{question} }"), "cannot be read: Single '}'"),
-        (lambda: Prompt("p", "{choices}", "{context}"), "does not ask: it has no {question}"),
+        (lambda: Prompt("p", "{question}", "{context}"), "does not ask: its `user` has no {question}"),
         (lambda: Prompt("p", 1, "{question}"), "`system` of prompt 'p' must be a text. Got int"),  # type: ignore[arg-type]
         (lambda: prompt_from("none"), "There is no prompt 'none', only plain, multiple-choice, open-ended"),
         (lambda: prompt_from({"system": "x"}), "Got ['system']"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from confcascade import (
     Evidence,
     FormatProbability,
     Message,
+    OpenAICompatibleModel,
     Prefilled,
     Request,
     Response,
@@ -161,3 +163,30 @@ def test_it_is_what_a_real_model_says():
     assert value == pytest.approx(float(p[model.tokenizer.convert_tokens_to_ids("Answer")]), rel=1e-4)
     assert 0 < value < 1
     prefilled.close()
+
+
+def test_an_api_tells_what_the_model_itself_does(served: Callable[[str], str]):
+    """Through llama.cpp's server it is read off the first token, in this process off the prompt: the same to 1e-3."""
+    pytest.importorskip("torch")
+    pytest.importorskip("openai")
+    from confcascade.demo import bundled_model
+    from confcascade.demo.world import World
+
+    signal = FormatProbability("A")  # what these models begin with, where they are to choose a letter
+    local = bundled_model("small")
+    api = OpenAICompatibleModel("small", base_url=served("small"), api_key="none")
+    scores = []
+    for question in World().questions("test", ("letters",), per_task=8):
+        found = []
+        for model in (local, api):
+            stages = [Stage(model, [signal], {"p_format": "always"}), Stage(model)]
+            found.append(
+                Cascade(stages).run(question.prompt, temperature=0).record.attempts[0].scores["p_format"].value
+            )
+        scores.append(found)
+
+    told = [found for found in scores if found[1] is not None]
+    assert len(told) >= 6
+    assert max(here for here, _ in told) > 0.5
+    for here, there in told:
+        assert there == pytest.approx(here, abs=1e-3)

@@ -52,19 +52,28 @@ def test_words_and_pairs_are_those_of_scikit_learn():
 @given(st.lists(st.text(), min_size=1, max_size=3))
 def test_every_text_has_features(row: list[str]):
     """Whatever it holds: each text's words have length 1 (or there are none), in the buckets of its own column."""
+    buckets, values = _words(row)
     for column, text in enumerate(row):
-        lengths = [v for bucket, v in _words(row).items() if bucket // WORDS == column]
-        assert math.fsum(v * v for v in lengths) == pytest.approx(1 if _words([text]) else 0)
+        own = values[buckets // WORDS == column]
+        alone = _words([text])[1]
+        assert own == pytest.approx(alone)
+        assert np.linalg.norm(own) == pytest.approx(1 if alone.any() else 0)
     assert np.isfinite(_shapes([[text] for text in row])).all()
 
 
 def test_the_hash_stays_the_same():
     """A saved signal's weights belong to buckets: another hash would make noise of them."""
-    assert _words(["bell"]) == {BELL[0]: BELL[1]}
-    assert _words(["bell", "bell"]) == {BELL[0]: BELL[1], WORDS + BELL[0]: BELL[1]}
+
+    def hashed(*row: str) -> dict[int, float]:
+        return {int(bucket): float(value) for bucket, value in zip(*_words(row), strict=True)}
+
+    assert hashed("Bell") == {57479: -1.0}
+    assert hashed("bell", "bell!") == {57479: -1.0, WORDS + 57479: -1.0}
+    assert hashed("the bell") == pytest.approx(THE_BELL)
+    assert hashed("bell the") != hashed("the bell")
 
 
-BELL = (57479, -1.0)
+THE_BELL = {28134: -(1 / math.sqrt(3)), 37517: 1 / math.sqrt(3), 57479: -(1 / math.sqrt(3))}
 
 
 def test_the_shape_of_a_text():
