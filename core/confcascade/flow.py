@@ -20,6 +20,7 @@ from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Signal, Threshold, passes
+from confcascade.signals.calibrated import Calibrated
 from confcascade.tools import in_words, problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
@@ -181,6 +182,7 @@ def _attempt(
             decision=decision,
             reason=reason,
             scores=scores,
+            confidence=_confidence(signals, scores),
             error=None if error is None else f"{type(error).__name__}: {error}",
             aborted=response is not None and response.finish_reason == "aborted",
             usage=bill.usage,
@@ -311,6 +313,12 @@ def _score(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: 
             scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
 
 
+def _confidence(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:
+    """That of the first calibrated signal, once it is known."""
+    name = next((signal.name for signal in signals if isinstance(signal, Calibrated)), None)
+    return None if name is None or name not in scores else scores[name].value
+
+
 def _failures(scores: Mapping[str, Score]) -> bool:
     return not all(score.passed for score in scores.values())
 
@@ -325,4 +333,6 @@ def _explain(scores: Mapping[str, Score]) -> str:
             parts.append(f"{name} {score.value:.3g} ({score.threshold})")
         else:
             parts.append(f"{name} {score.value:.3g} {'>=' if score.passed else '<'} {score.threshold:g}")
+        if raw := score.details.get("scores"):  # of a signal made of others
+            parts[-1] += f" (of {', '.join(f'{k} missing' if v is None else f'{k} {v:.3g}' for k, v in raw.items())})"
     return ", ".join(parts) or "no signal"

@@ -18,23 +18,26 @@ from .conftest import LIVE, Case, cases
 DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 
 
+def live_signal(case: Case, model: RecordedModel, name: str, computed: bool) -> Any:
+    """The recorded signal; with `computed`, where it can be, one that judges the tokens anew."""
+    recorded = model.signal(name)
+    kept = all(
+        row.tokens is not None or row.scores[name].value is None
+        for row in case.rows
+        if row.model == model.name and name in row.scores
+    )
+    known = name in LIVE and (recorded.early or name == "mean") and model.capability.logprobs
+    anew = computed and known and (kept or name == "letter")
+    return LIVE[name] if anew else recorded
+
+
 def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[Stage]:
-    """The policy's stages, live; with `computed` signals judge the tokens anew where they can."""
+    """The policy's stages, live."""
     stages = []
     for stage in policy:
         model = RecordedModel(stage.model, case.rows, architecture=case.architectures[stage.model])
         names = [] if stage is policy[-1] else list(stage.thresholds)
-        signals: list[Any] = []
-        for name in names:
-            recorded = model.signal(name)
-            kept = all(
-                row.tokens is not None or row.scores[name].value is None
-                for row in case.rows
-                if row.model == stage.model and name in row.scores
-            )
-            known = name in LIVE and (recorded.early or name == "mean") and model.capability.logprobs
-            anew = computed and known and (kept or name == "letter")
-            signals.append(LIVE[name] if anew else recorded)
+        signals = [live_signal(case, model, name, computed) for name in names]
         thresholds = {name: stage.thresholds[name] for name in names}
         stages.append(Stage(model, signals, thresholds, case.prices[stage.model]))
     return stages
