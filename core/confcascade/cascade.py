@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from confcascade import drivers
 from confcascade.asks import Flow
@@ -16,6 +17,9 @@ from confcascade.signals import Signal, Threshold
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import publish
 from confcascade.types import Message, Request
+
+if TYPE_CHECKING:
+    from confcascade.policy import Policy
 
 __all__ = ["Batching", "Cascade", "build_stages"]
 
@@ -34,15 +38,18 @@ def build_stages(
     stages: Sequence[Stage] | None = None,
     threshold: Threshold | Mapping[str, Threshold] | None = None,
     signals: Sequence[Signal] | None = None,
+    policy: Policy | str | Path | None = None,
     wrap: Callable[[Any], Any] = lambda model: model,
 ) -> tuple[Stage, ...]:
-    """Stages from what a user may give: `models` with a `threshold`, or `stages` complete.
+    """Stages from what a user may give: `models` with a `threshold` or a `policy`, or `stages` complete.
 
     Args:
         models: Smallest first; the last always answers.
         stages: The same, with signals and thresholds of their own.
         threshold: With `models`: a number for the one signal, or numbers by signal name.
-        signals: With `models`: what judges every stage but the last; by default P(T), `TokenProbability`.
+        signals: With `models`: what judges every stage but the last; by default P(T), `TokenProbability`. With a
+            `policy`: those that it does not say how to make.
+        policy: With `models`: one that was fitted on them, or its file; it chooses among them.
         wrap: Turns a framework's model into a `LanguageModel` (strings are resolved before).
 
     Raises:
@@ -55,6 +62,13 @@ def build_stages(
         raise ConfigurationError(
             "With `stages`, each stage carries its own signals and thresholds; drop `threshold` and `signals`."
         )
+    if policy is not None:
+        if models is None or threshold is not None:
+            raise ConfigurationError(
+                "A `policy` brings its own signals and thresholds, and goes with `models`; drop `stages` and `threshold`."
+            )
+        stages, models = _fitted(policy, _listed("models", models), signals, wrap), None
+        wrap = _as_it_is
     if models is not None:
         models = _listed("models", models)
         chosen = (TokenProbability(),) if signals is None else tuple(_listed("signals", signals))
@@ -80,6 +94,20 @@ def build_stages(
                 "Every stage but the last needs one, such as TokenProbability()."
             )
     return tuple(resolved)
+
+
+def _as_it_is(model: Any) -> Any:
+    return model
+
+
+def _fitted(
+    policy: Policy | str | Path, models: Sequence[Any], signals: Sequence[Signal] | None, wrap: Callable[[Any], Any]
+) -> tuple[Stage, ...]:
+    from confcascade.policy import Policy
+
+    chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
+    resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
+    return chosen.stages(resolved, signals=() if signals is None else _listed("signals", signals))
 
 
 def _listed(name: str, value: Any) -> list[Any]:

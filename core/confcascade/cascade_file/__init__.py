@@ -1,7 +1,7 @@
 """A cascade in a file: models, signals and thresholds in YAML or TOML, to keep, share and run from the command line.
 
-`source` reads a file and knows the line of each key, `models` and `signals` are what stages are made of, `entries` is
-what these have in common.
+`source` reads a file and knows the line of each key, `models` is what stages are made of, and so are signals
+(`confcascade.entries`).
 
 Not imported by `confcascade` itself: this package needs pydantic and PyYAML at once.
 """
@@ -18,9 +18,9 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_
 from pydantic_core import ErrorDetails
 
 from confcascade.cascade import Cascade
-from confcascade.cascade_file.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, located, suggestion
+from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, located, suggestion
 from confcascade.cascade_file.models import ModelEntry
-from confcascade.cascade_file.signals import SignalEntry, TokenProbabilityEntry
+from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.cascade_file.source import Source
 from confcascade.cost import Prices
 from confcascade.errors import ConfigurationError

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from confcascade.cascade_file.entries import Entry, existing, located, suggestion
+from confcascade.entries import Entry, existing, located, suggestion
 from confcascade.cost import Architecture
 from confcascade.models import LanguageModel
 

@@ -32,7 +32,7 @@ from confcascade import (
 )
 from confcascade.cascade_file import CascadeFile, PricesEntry
 from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
-from confcascade.cascade_file.signals import (
+from confcascade.entries.signals import (
     SIGNAL_TYPES,
     FormatProbabilityEntry,
     KnowledgeProbeEntry,

@@ -1,18 +1,19 @@
-"""The signals of a cascade file: a type alone, such as ``p_t``, or a mapping with `type` and options.
+"""Signals in a file: a type alone, such as ``p_t``, or a mapping with `type` and options.
 
 A signal joins by a class here and a line in `SIGNAL_TYPES`.
 """
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from confcascade.cascade_file.entries import Entry, existing, located, suggestion
+from confcascade.entries import Entry, existing, located, suggestion
 from confcascade.models.bundled import bundled_folder
 from confcascade.signals import Signal
 from confcascade.signals.format_probability import FormatProbability
@@ -43,9 +44,20 @@ class SignalType(Entry):
     type: str
     name: str
 
+    _paths: ClassVar[tuple[str, ...]] = ()  # options that are paths
+
     @abstractmethod
     def load(self, folder: Path) -> Signal:
         """The signal; relative paths are relative to `folder`."""
+
+    def moved(self, folder: Path, to: Path) -> Self:
+        """The same for a file in another folder, `to`: relative paths lead where they did."""
+        changed = {}
+        for name in self._paths:
+            path = existing(folder, getattr(self, name))
+            if path.exists() and not Path(getattr(self, name)).expanduser().is_absolute():
+                changed[name] = Path(os.path.relpath(path.resolve(), to.resolve())).as_posix()
+        return self.model_copy(update=changed)
 
 
 def _letters(value: Any) -> Any:
@@ -72,6 +84,7 @@ class TokenProbabilityEntry(SignalType):
 class KnowledgeProbeEntry(SignalType):
     """P(IK), what a trained probe reads from the hidden state of a local model (`KnowledgeProbe`)."""
 
+    _paths: ClassVar[tuple[str, ...]] = ("probe",)
     type: Literal["knowledge_probe", "p_ik"]
     probe: str = Field(
         min_length=1,
@@ -120,6 +133,7 @@ class FormatProbabilityEntry(SignalType):
 class TextRouterEntry(SignalType):
     """What a trained classifier reads from the question alone (`TextRouter`)."""
 
+    _paths: ClassVar[tuple[str, ...]] = ("folder",)
     type: Literal["text_router", "router"]
     folder: str = Field(min_length=1, description="Where it was saved, relative to the file.")
     name: Literal["router"] = "router"
@@ -132,6 +146,7 @@ class TextRouterEntry(SignalType):
 class LearnedScorerEntry(SignalType):
     """What a trained classifier reads from question and answer (`LearnedScorer`)."""
 
+    _paths: ClassVar[tuple[str, ...]] = ("folder",)
     type: Literal["learned_scorer", "scorer"]
     folder: str = Field(min_length=1, description="Where it was saved, relative to the file.")
     name: Literal["scorer"] = "scorer"

@@ -1,4 +1,9 @@
-"""What every part of a cascade file has in common: no unknown keys, and values of the very type."""
+"""Parts of files that make a cascade, cascade files and policies: no unknown keys, and values of the very type.
+
+What they have in common is here, the signals in `signals`.
+
+Not imported by `confcascade` itself: this package needs pydantic at once.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,354 @@
+"""A fitted policy, ``policy.json``: which models, judged by what, kept from which score on, and what that promises.
+
+`confcascade.evaluation.fit` makes one; here it is read, checked against the models that it shall decide for, and made
+into stages. What was promised of some models, builds and prompts is not promised of others, so those are refused.
+
+Not imported by `confcascade` itself: this module needs pydantic at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from confcascade.calibration import Calibrator, calibrator_from_dict
+from confcascade.entries import Entry, ThresholdValue
+from confcascade.entries.signals import SignalEntry
+from confcascade.errors import ConfigurationError
+from confcascade.flow import Stage
+from confcascade.guarantee import Certificate
+from confcascade.models import LanguageModel, from_string
+from confcascade.signals import Signal
+from confcascade.signals.calibrated import Calibrated, ExpectedGain
+
+__all__ = ["CalibratedEntry", "ExpectedGainEntry", "FittedStage", "MadeFrom", "Policy", "Saving", "question_key"]
+
+_KEY = 6  # bytes of a question's hash: of 10,000 and 10,000 others two agree by chance once in three million
+
+
+class CalibratedEntry(Entry):
+    """A confidence (`Calibrated`), its parts named by the calibrator."""
+
+    type: Literal["calibrated"]
+    name: str = Field(min_length=1)
+    calibrator: dict[str, Any]
+
+    @property
+    def calibrators(self) -> tuple[Calibrator, ...]:
+        """What it is computed by."""
+        return (calibrator_from_dict(self.calibrator),)
+
+    def made_of(self, parts: Mapping[str, Signal]) -> Signal:
+        """The signal, from its parts by name."""
+        (calibrator,) = self.calibrators
+        return Calibrated([parts[name] for name in calibrator.signals], calibrator, name=self.name)
+
+
+class ExpectedGainEntry(Entry):
+    """What a larger model would gain (`ExpectedGain`), its parts named by the calibrators."""
+
+    type: Literal["expected_gain"]
+    name: str = Field(min_length=1)
+    own: dict[str, Any]
+    larger: dict[str, Any]
+
+    @property
+    def calibrators(self) -> tuple[Calibrator, ...]:
+        """What it is computed by."""
+        return calibrator_from_dict(self.own), calibrator_from_dict(self.larger)
+
+    def made_of(self, parts: Mapping[str, Signal]) -> Signal:
+        """The signal, from its parts by name."""
+        own, larger = self.calibrators
+        names = dict.fromkeys((*own.signals, *larger.signals))
+        return ExpectedGain([parts[name] for name in names], own, larger, name=self.name)
+
+
+class FittedStage(Entry):
+    """A model and what its answers must reach to be kept.
+
+    Attributes:
+        model: Its name in records.
+        build: Its fingerprint when it was recorded; None if it told none.
+        prompt_version: Of the prompt that it was asked with; None if that was not recorded.
+        signals: How to make those that are needed; those that are missing here are handed to `Policy.stages`.
+        identities: What decides the values of the recorded signals (`Signal.identity`), as far as it was recorded.
+        derived: Signals made of others.
+        thresholds: By the name of the signal; none for the last stage.
+    """
+
+    model: str = Field(min_length=1)
+    build: str | None = None
+    prompt_version: str | None = None
+    signals: list[SignalEntry] = []
+    identities: dict[str, dict[str, Any]] = {}
+    derived: list[Annotated[CalibratedEntry | ExpectedGainEntry, Field(discriminator="type")]] = []
+    thresholds: dict[str, ThresholdValue] = {}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the recorded signals that it judges by, those of which others are made included."""
+        made = {each.name: each for each in self.derived}
+        found: dict[str, None] = {}
+        for name in self.thresholds:
+            parts = [part for each in made[name].calibrators for part in each.signals] if name in made else [name]
+            found.update(dict.fromkeys(parts))
+        return tuple(found)
+
+    def load(self, folder: Path, given: Mapping[str, Signal]) -> list[Signal]:
+        """Its signals, in the order of the thresholds; those `given` go before those described here."""
+        described = {entry.name: entry for entry in self.signals}
+        parts: dict[str, Signal] = {}
+        for name in self.needs:
+            if name not in given and name not in described:
+                raise ConfigurationError(
+                    f"The policy judges '{self.model}' by the signal '{name}' and does not say how to make it: hand it "
+                    "over in `signals`, or fit with --cascade FILE, whose signals the policy then keeps."
+                )
+            parts[name] = given[name] if name in given else described[name].load(folder)
+            was = self.identities.get(name)
+            if was is not None and was != _plain(parts[name].identity()):
+                raise ConfigurationError(
+                    f"The policy was fitted on another signal '{name}' of '{self.model}': {_differing(was, parts[name])}. "
+                    "Its thresholds mean nothing for this one; fit again."
+                )
+        made = {each.name: each for each in self.derived}
+        return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]
+
+
+class Saving(Entry):
+    """What a policy saves, every model that ran being charged, on questions that did not choose it.
+
+    Attributes:
+        unit: Of the costs: "flops", "usd", "tokens" or "seconds".
+        cost: Mean of a question.
+        largest: That of the largest model alone.
+        share: 1 - cost / largest.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        spared: Share of the questions that the largest model is not asked.
+    """
+
+    unit: Literal["flops", "usd", "tokens", "seconds"]
+    cost: float = Field(ge=0, allow_inf_nan=False)
+    largest: float = Field(gt=0, allow_inf_nan=False)
+    share: float = Field(le=1, allow_inf_nan=False)
+    low: float
+    high: float
+    spared: float = Field(ge=0, le=1)
+
+
+class MadeFrom(Entry):
+    """Where a policy comes from.
+
+    Attributes:
+        recording: The sha256 of the recording.
+        data: That of the questions' file, as `collect` wrote it down.
+        grader: Identity of what graded the answers, likewise.
+        parameters: Of the requests, likewise.
+        seed: Of the split.
+        questions: How many were used.
+        keyed_by: Whether a question is known again by its "prompt", where the recording keeps it, or its "id".
+        keys: Hashes of the questions, in base64, six bytes each.
+    """
+
+    recording: str | None = None
+    data: str | None = None
+    grader: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None
+    seed: int = 0
+    questions: int = Field(ge=1)
+    keyed_by: Literal["prompt", "id"]
+    keys: str
+
+    def overlap(self, keys: Iterable[bytes]) -> int:
+        """How many of some questions (`question_key`) the policy was fitted on."""
+        joined = base64.b64decode(self.keys)
+        known = {joined[i : i + _KEY] for i in range(0, len(joined), _KEY)}
+        return sum(key in known for key in keys)
+
+
+class Policy(Entry):
+    """A fitted policy; `load` reads it.
+
+    Attributes:
+        version: Of the format.
+        models: All that were compared, smallest first; the last is the one that the promise is held against.
+        listed: The stages (in the file ``stages``), smallest first. One alone is "use this model".
+        certificates: What is promised; one, or one for each group.
+        saving: What it saves.
+        made_from: What it was fitted on.
+    """
+
+    version: Literal[1] = 1
+    models: list[str] = Field(min_length=1)
+    listed: list[FittedStage] = Field(alias="stages", min_length=1)
+    certificates: list[Certificate] = Field(min_length=1)
+    saving: Saving
+    made_from: MadeFrom
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        names = [stage.model for stage in self.listed]
+        if len(set(names)) < len(names) or not set(names) <= set(self.models):
+            raise ValueError(f"its stages {names} must be different ones of its models {self.models}")
+        for stage in self.listed[:-1]:
+            if not stage.thresholds:
+                raise ValueError(f"stage '{stage.model}' has no threshold, so it could never pass a query on")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a policy; no model is loaded.
+
+        Raises:
+            ConfigurationError: If it is none, or of another version.
+        """
+        place = Path(path).expanduser()
+        try:
+            policy = cls.model_validate_json(place.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"The policy '{path}' cannot be read: {error.strerror}.") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise ConfigurationError(
+                f"'{path}' is no policy of this version of confcascade: {where}: {first['msg']}."
+            ) from error
+        policy._folder = place.parent
+        return policy
+
+    def save(self, path: str | Path) -> None:
+        """Write it; `load` reads it back."""
+        Path(path).write_text(self.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+
+    def check(self, models: Sequence[LanguageModel], *, prompt_version: str | None = None) -> tuple[str, ...]:
+        """Refuse models and prompts that the policy was not fitted on.
+
+        Args:
+            models: Those that it shall decide for; such as it leaves out may be among them.
+            prompt_version: Of the prompt that they will be asked with (`confcascade.evaluation.prompts.Prompt`).
+
+        Returns:
+            What cannot be checked, in words.
+
+        Raises:
+            ConfigurationError: If a model is missing, is another one or another build, or the prompt is another.
+        """
+        by_name = {model.name: model for model in models}
+        if len(by_name) < len(models):
+            raise ConfigurationError(f"Two models have the same name. Got {[model.name for model in models]}.")
+        if strange := [name for name in by_name if name not in self.models]:
+            raise ConfigurationError(
+                f"The policy was not fitted on model '{strange[0]}', but on {', '.join(self.models)}; nothing is "
+                "promised of another. Fit again with it, or give it the name that it had in the recording."
+            )
+        unknown = []
+        for stage in self.listed:
+            if stage.model not in by_name:
+                raise ConfigurationError(
+                    f"The policy asks model '{stage.model}', which is not among the models {list(by_name)}."
+                )
+            build = getattr(by_name[stage.model], "fingerprint", None)
+            if None in (stage.build, build):
+                unknown.append(f"the build of '{stage.model}'")
+            elif stage.build != build:
+                raise ConfigurationError(
+                    f"The policy was fitted on build {stage.build} of '{stage.model}'; this is build {build}. Its "
+                    "scores may be others, so nothing is promised: collect and fit again."
+                )
+            if prompt_version is not None and stage.prompt_version not in (None, prompt_version):
+                raise ConfigurationError(
+                    f"The policy was fitted on answers to prompt {stage.prompt_version} ('{stage.model}'); this is "
+                    f"prompt {prompt_version}. Another prompt makes other scores: collect and fit again."
+                )
+        if prompt_version is None or any(stage.prompt_version is None for stage in self.listed):
+            unknown.append("the prompt")
+        return tuple(unknown)
+
+    def stages(
+        self,
+        models: Sequence[LanguageModel | str],
+        *,
+        prompt_version: str | None = None,
+        signals: Sequence[Signal] = (),
+    ) -> tuple[Stage, ...]:
+        """The policy's stages, of the models that it was fitted on.
+
+        Args:
+            models: Core models, or strings such as "openai:gpt-4o"; those that the policy leaves out are not used.
+            prompt_version: As for `check`. What cannot be checked is said in a warning.
+            signals: Live ones, in the place of those of the same name that the policy describes.
+
+        Raises:
+            ConfigurationError: As by `check`, and if a signal is missing or not the one that was recorded.
+        """
+        resolved = [from_string(model) if isinstance(model, str) else model for model in models]
+        if unknown := self.check(resolved, prompt_version=prompt_version):
+            warnings.warn(
+                f"This policy's promise holds for what it was fitted on; not known here is {' and '.join(unknown)}. "
+                "See that it is the same.",
+                stacklevel=2,
+            )
+        by_name, given = {model.name: model for model in resolved}, {signal.name: signal for signal in signals}
+        return tuple(
+            Stage(by_name[each.model], each.load(self._folder, given), dict(each.thresholds)) for each in self.listed
+        )
+
+    @property
+    def name(self) -> str:
+        """Its models, as in "small → large"."""
+        return " → ".join(stage.model for stage in self.listed)
+
+    def describe(self) -> str:
+        """What it does, what it promises under which assumptions, and what it saves, in several lines."""
+        return "\n".join([*self._decisions(), *self._saving(), *(each.describe() for each in self.certificates)])
+
+    def _decisions(self) -> list[str]:
+        *gated, last = self.listed
+        if not gated:
+            return [f"Policy: ask {last.model} alone."]
+        lines = [f"Policy: {self.name}"]
+        for stage in gated:
+            rules = [f"{name} >= {_shown(value)}" for name, value in stage.thresholds.items()]
+            lines.append(f"  keep the answer of {stage.model} if {' and '.join(rules)}")
+        lines.append(f"  else ask {last.model}")
+        if skipped := [name for name in self.models if name not in {stage.model for stage in self.listed}]:
+            lines.append(f"  (not asked at all: {', '.join(skipped)})")
+        return lines
+
+    def _saving(self) -> list[str]:
+        s = self.saving
+        return [
+            f"Expected: {s.share:.1%} of the cost of {self.models[-1]} alone is saved (95 % interval {s.low:.1%} to "
+            f"{s.high:.1%}; in {s.unit}, every model that ran), and it is spared {s.spared:.1%} of the questions."
+        ]
+
+
+def question_key(text: str) -> bytes:
+    """The hash by which a question is known again; texts that differ in case and white space alone have the same."""
+    return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:_KEY]
+
+
+def _plain(identity: Mapping[str, Any]) -> Any:
+    import json
+
+    return json.loads(json.dumps(dict(identity)))
+
+
+def _differing(was: Mapping[str, Any], signal: Signal) -> str:
+    now = _plain(signal.identity())
+    key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
+    return f"its `{key}` was {was.get(key)!r} and is now {now.get(key)!r}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
