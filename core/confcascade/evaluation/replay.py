@@ -23,6 +23,7 @@ from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.stages import (
     UNITS,
     Figures,
+    Judged,
     Masks,
     PolicyStage,
     Prepared,
@@ -40,10 +41,12 @@ __all__ = [
     "NOT_ASKED",
     "QUESTIONS",
     "Costs",
+    "Outcomes",
     "PolicyStage",
     "Replay",
     "Sums",
     "Sweep",
+    "outcomes",
     "replay",
     "sum_up",
     "sweep",
@@ -122,6 +125,19 @@ class Sweep:
     cost_answering_stage: Costs
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """What many policies do on every question; arrays of shape (policies, questions).
+
+    Attributes:
+        stage: Which answered; -1 if none did.
+        grade: As of `Replay`.
+    """
+
+    stage: NDArray[np.int8]
+    grade: Figures
+
+
 def replay(
     columns: Columns,
     policy: Sequence[PolicyStage],
@@ -149,6 +165,25 @@ def replay(
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     cost, answering = joined.pop("cost"), joined.pop("cost_answering_stage")
     return Replay(**joined, cost=Costs(*cost.T), cost_answering_stage=Costs(*answering.T))
+
+
+def outcomes(columns: Columns, policies: Sequence[Sequence[PolicyStage]]) -> Outcomes:
+    """Who answers every question under many policies, and how well: what paired losses are made of.
+
+    Takes policies times questions times 9 bytes.
+
+    Raises:
+        ConfigurationError: If a policy cannot be replayed on this recording.
+    """
+    stage = np.full((len(policies), len(columns)), -1, dtype=np.int8)
+    grade = np.zeros(stage.shape)
+    for members, structure, thresholds in _alike(columns, policies):
+        for rows in _slices(len(columns), QUESTIONS):
+            stages = [prepare(columns, rows, each, {}, {}) for each in structure]
+            for block in _slices(len(members), max(1, _CELLS // min(len(columns), QUESTIONS))):
+                at = np.ix_(members[block], np.arange(*rows.indices(len(columns))))
+                stage[at], grade[at] = _answers(stages, [each[block] for each in thresholds])
+    return Outcomes(stage, grade)
 
 
 @dataclass(frozen=True)
@@ -226,21 +261,27 @@ def sum_up(
     n, count = len(columns), len(policies)
     sums = np.zeros((count, _WIDTH))
     answered = np.zeros((count, max((len(policy) for policy in policies), default=0)))
-    alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
-    for i, policy in enumerate(policies):
-        alike.setdefault(tuple((stage.model, tuple(stage.thresholds)) for stage in policy), []).append(i)
-    for members in alike.values():
-        chosen = np.array(members)
-        structure = structure_of(columns, policies[members[0]])
-        thresholds = thresholds_of([policies[i] for i in members], structure)
+    for chosen, structure, thresholds in _alike(columns, policies):
         for rows in _slices(n, QUESTIONS):
             prepared = (prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure)
             stages = [summable(stage) for stage in prepared]
-            for block in _slices(len(members), max(1, _CELLS // min(n, QUESTIONS))):
+            for block in _slices(len(chosen), max(1, _CELLS // min(n, QUESTIONS))):
                 played, by_stage = _sums(stages, [each[block] for each in thresholds])
                 sums[chosen[block]] += played
                 answered[chosen[block], : len(stages)] += by_stage
     return Sums(n, answered, sums)
+
+
+def _alike(
+    columns: Columns, policies: Sequence[Sequence[PolicyStage]]
+) -> Iterator[tuple[NDArray[np.intp], list[Judged], list[Figures]]]:
+    """Policies of the same models and signals together: which they are, what they read, and their thresholds."""
+    alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
+    for i, policy in enumerate(policies):
+        alike.setdefault(tuple((stage.model, tuple(stage.thresholds)) for stage in policy), []).append(i)
+    for members in alike.values():
+        structure = structure_of(columns, policies[members[0]])
+        yield np.array(members), structure, thresholds_of([policies[i] for i in members], structure)
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:
@@ -305,6 +346,25 @@ def _sums(stages: Sequence[Prepared], thresholds: Sequence[Figures]) -> tuple[Fi
             lost = lost & ~done
         unanswered += lost.sum(axis=1)
     return sums, answered
+
+
+def _answers(stages: Sequence[Prepared], thresholds: Sequence[Figures]) -> tuple[NDArray[np.int8], Figures]:
+    """Which stage answers each question, and the grade, shape (policies, questions)."""
+    shape = len(thresholds[0]), len(stages[0].usable)
+    stage_of, grade = np.full(shape, -1, dtype=np.int8), np.zeros(shape)
+    broken = np.flatnonzero(~stages[-1].usable)
+    complete = []
+    for j, (stage, reach, go, passed, keep) in enumerate(_ascend(stages, thresholds)):
+        stage_of[keep] = j
+        grade = np.where(keep, stage.grades, grade)
+        complete.append((stage, _finished(stage, go, passed, broken)))
+        lost = (reach & ~keep)[:, broken]
+    for j, (stage, done) in reversed(list(enumerate(complete[:-1]))):
+        stands = lost & done
+        stage_of[:, broken] = np.where(stands, j, stage_of[:, broken])
+        grade[:, broken] = np.where(stands, stage.grades[broken], grade[:, broken])
+        lost = lost & ~done
+    return stage_of, grade
 
 
 def _total(mask: Masks, values: Figures) -> Figures:
