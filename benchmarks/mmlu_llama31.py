@@ -29,6 +29,7 @@ import typer
 from confcascade import Architecture, Cascade, Stage, TokenProbability
 from confcascade.errors import require
 from confcascade.evaluation import Columns, PolicyStage, RecordedModel, Replay, Row, replay, sweep
+from confcascade.evaluation.datasets import paper_test_size
 from confcascade.evaluation.frontier import frontier, gap_closed, oracle, random_routing
 from confcascade.evaluation.importers import read_choice_logits
 from confcascade.evaluation.metrics import aurc, auroc, brier, calibration_error, drop_points, drop_relative
@@ -54,11 +55,11 @@ def policy(threshold: float) -> list[PolicyStage]:
 def split_sizes(questions: Sequence[str]) -> int:
     """How many test questions the paper's split has: a tenth of each subject's, rounded up.
 
-    Of a subject's n questions the even-numbered are here, ceil(n / 2) of them, e say. ceil(n / 10) is ceil(e / 5)
-    whether n is 2e or 2e - 1, for an odd number is no multiple of ten.
+    Of a subject's n questions the even-numbered are here, ceil(n / 2) of them, e say. A tenth of n, rounded up, is the
+    same whether n is 2e or 2e - 1, for an odd number is no multiple of ten.
     """
     subjects = Counter(question.split("/")[0] for question in questions)
-    return sum(math.ceil(even / 5) for even in subjects.values())
+    return sum(paper_test_size(2 * even) for even in subjects.values())
 
 
 def disagreements(played: Replay, records: Sequence[dict[str, Any]]) -> int:

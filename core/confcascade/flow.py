@@ -25,7 +25,7 @@ from confcascade.tools import in_words, problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
-__all__ = ["OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id"]
+__all__ = ["OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id", "prefill_for"]
 
 OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]
@@ -199,10 +199,8 @@ def _attempt(
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
-        layers = tuple(sorted({layer for signal in signals for layer in signal.layers(stage.model)}))
-        labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
-        if layers or (labels and stage.model.capability.prefill):
-            prefilled = bill.add((yield from ask(Prefill(stage.model, asked, layers, labels))))
+        if (first := prefill_for(stage.model, signals, asked)) is not None:
+            prefilled = bill.add((yield from ask(first)))
             bill.usage = prefilled.usage
         evidence = Evidence(request, prefilled)
         yield from _score([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
@@ -250,6 +248,13 @@ def _attempt(
         return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
     except Exception as error:  # a model's; cancellation and the like are no Exception
         return ended("fail", f"{type(error).__name__}: {error}", error=error)
+
+
+def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Prefill | None:
+    """The pass over the prompt that `signals` want of `model`; None if they want none, or it can make none."""
+    layers = tuple(sorted({layer for signal in signals for layer in signal.layers(model)}))
+    labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
+    return Prefill(model, request, layers, labels) if layers or (labels and model.capability.prefill) else None
 
 
 def _inability(model: LanguageModel, request: Request) -> str | None:

@@ -468,30 +468,52 @@ def test_a_batch_may_be_left(driver: str):
     assert [type(call[0]) for call in small.calls].count(Generate) == 1
 
 
+class LateReader(ScriptedModel):
+    """Reads no prompt before `gate` is open."""
+
+    def __init__(self, name: str, script: Any, **more: Any) -> None:
+        super().__init__(name, script, **more)
+        self.gate = threading.Event()
+
+    def prefill(self, asks: Sequence[Prefill]) -> list[Any]:
+        self.gate.wait()
+        return super().prefill(asks)
+
+    async def aprefill(self, asks: Sequence[Prefill]) -> list[Any]:
+        while not self.gate.is_set():
+            await asyncio.sleep(0)
+        return super().prefill(asks)
+
+
 def test_a_call_that_ended_after_its_reader_left():
     """What was under way when a batch was left ends by itself: its KV caches are freed, too."""
-    small = ScriptedModel("small", lambda _: Reply(FIVE, 0.9, hidden=(3.0, 0.0)), hidden_size=2, batch_size=3)
-    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large"))])
 
-    def flows() -> list[Flow[Outcome]]:
-        return [cascade.flow(REQUEST) for _ in range(9)]
+    def flows() -> tuple[LateReader, list[Flow[Outcome]]]:
+        small = LateReader("small", lambda _: Reply(FIVE, 0.9, hidden=(3.0, 0.0)), hidden_size=2, batch_size=3)
+        cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large"))])
+        quick = Cascade([Stage(ScriptedModel("quick"))])
+        return small, [quick.flow(REQUEST), *(cascade.flow(REQUEST) for _ in range(3))]
 
-    async def asynchronously() -> None:
-        ended = drivers.arun_many(flows(), 4)
+    async def asynchronously() -> int:
+        small, asked = flows()
+        ended = drivers.arun_many(asked, 4)
         await anext(ended)
-        while small.open_caches < 3:  # the next prompts have been read in the meantime
+        small.gate.set()
+        while small.open_caches < 3:  # the prompts have been read in the meantime
             await asyncio.sleep(0)
         await ended.aclose()  # type: ignore[attr-defined]
+        return small.open_caches
 
-    ended = drivers.run_many(flows(), 4)
+    small, asked = flows()
+    ended = drivers.run_many(asked, 4)
     next(ended)
+    small.gate.set()
     while small.open_caches < 3:
         time.sleep(0.001)
     ended.close()  # type: ignore[attr-defined]
     assert small.open_caches == 0
 
-    asyncio.run(asynchronously())
-    assert small.open_caches == 0
+    assert asyncio.run(asynchronously()) == 0
 
 
 class Waiting(ScriptedModel):
@@ -1077,3 +1099,16 @@ async def test_caches_of_cancelled_queries_are_freed():
 def test_batching_refuses_a_concurrency_that_is_none():
     with pytest.raises(ConfigurationError, match="max_concurrency"):
         crowd()[0].batching(max_concurrency=0)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_results_are_handed_over_before_anything_new_is_asked(concurrency: int):
+    """Whoever keeps each result as it comes loses no more to a kill than the calls that were under way."""
+    model = ScriptedModel("m", lambda request: Reply("a", delay_s=0.001))
+
+    def flow() -> Flow[None]:
+        yield (Generate(model, REQUEST),)
+
+    for taken, _ in enumerate(drivers.run_many((flow() for _ in range(30)), concurrency)):
+        time.sleep(0.002)  # whatever was begun by now is counted
+        assert len(model.calls) <= taken + concurrency

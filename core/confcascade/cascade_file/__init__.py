@@ -25,6 +25,7 @@ from confcascade.cascade_file.source import Source
 from confcascade.cost import Prices
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted, Stage
+from confcascade.signals import Threshold
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
 
@@ -113,6 +114,10 @@ class CascadeFile(Entry):
         # outside of the block: its error holds the file's values, and a traceback would show them
         raise ConfigurationError("\n".join(told for _, told in problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled file loads its models where it arrives."""
+        return _again, (type(self), self._source)
+
     def stages(self) -> tuple[Stage, ...]:
         """The stages, their models loaded at the first call.
 
@@ -152,6 +157,19 @@ class CascadeFile(Entry):
         """What the providers allow, by the model's name; without the models that have no limit."""
         named = zip(self._called(), self._entries, strict=True)
         return {name: entry.rate_limit for name, entry in named if entry.rate_limit is not None}
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, Threshold]]:
+        """By the model's name, smallest first, and the signal's; no model is loaded for it."""
+        named = zip(self._called(), self._entries, strict=True)
+        return {name: dict(entry.thresholds) for name, entry in named}
+
+    @property
+    def prices(self) -> Mapping[str, Prices]:
+        """By the model's name; without the models whose prices the file does not say."""
+        named = zip(self._called(), self._entries, strict=True)
+        told = {name: entry.prices for name, entry in named if entry.prices is not None}
+        return {name: Prices(each.input_usd, each.output_usd) for name, each in told.items()}
 
     @property
     def digest(self) -> str:
@@ -223,8 +241,7 @@ class CascadeFile(Entry):
             for j, signal in enumerate(signals):
                 with at(self._keys(i, "signals", j)):
                     signal.check(model)
-            prices = None if entry.prices is None else Prices(entry.prices.input_usd, entry.prices.output_usd)
-            stages.append(Stage(model, signals, thresholds, prices))
+            stages.append(Stage(model, signals, thresholds, self.prices.get(entry.model.called(folder))))
         return tuple(stages)
 
     def _called(self) -> list[str]:
@@ -237,6 +254,10 @@ class CascadeFile(Entry):
         if part == "thresholds":
             return ("threshold", *(more if isinstance(self.threshold, dict) else ()))
         return ("signals", *more) if part == "signals" else ("models", stage)
+
+
+def _again(kind: type[CascadeFile], source: Source) -> CascadeFile:
+    return kind.model_validate(source.data, context=source)
 
 
 def _names(signals: Sequence[SignalEntry], *keys: str) -> list[str]:

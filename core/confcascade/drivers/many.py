@@ -198,9 +198,10 @@ def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, 
     with closing(schedule), ThreadPoolExecutor(concurrency + 1, thread_name_prefix="confcascade") as pool:
         try:
             while True:
+                yield from schedule.ended()  # before anything new is asked: whoever keeps results has these safe then
                 for call in schedule.calls():
                     pending[pool.submit(copy_context().run, call_model, call.model, call.asks)] = call
-                yield from schedule.ended()
+                yield from schedule.ended()  # of those just begun, any that ask nothing
                 if schedule.done:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -217,6 +218,8 @@ async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator
     with closing(schedule):
         try:
             while True:
+                for ended in schedule.ended():
+                    yield ended
                 for call in schedule.calls():
                     pending[asyncio.ensure_future(acall_model(call.model, call.asks))] = call
                 for ended in schedule.ended():

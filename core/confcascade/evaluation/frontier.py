@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Curve", "frontier", "gap_closed", "oracle", "random_routing"]
+__all__ = ["Curve", "frontier", "gap_closed", "oracle", "random_routing", "share_of_gap"]
 
 
 @dataclass(frozen=True)
@@ -129,5 +129,13 @@ def gap_closed(cost: float, accuracy: float, grades: ArrayLike, costs: ArrayLike
         grades: Of the single models, shape (questions, models).
         costs: Of their whole answers, shape (questions, models).
     """
-    blind, best = random_routing(grades, costs).at(cost), oracle(grades, costs).at(cost)
+    return share_of_gap(accuracy, random_routing(grades, costs).at(cost), oracle(grades, costs).at(cost))
+
+
+def share_of_gap(accuracy: float, blind: float, best: float) -> float:
+    """How far an accuracy lies from `blind` (0) to `best` (1); NaN where the two do not differ.
+
+    >>> round(share_of_gap(0.8, blind=0.7, best=0.9), 2)
+    0.5
+    """
     return (accuracy - blind) / (best - blind) if best > blind else math.nan

@@ -22,6 +22,8 @@ __all__ = [
     "excess_aurc",
     "hallucination_rate",
     "macro_scores",
+    "reliability",
+    "risk_coverage",
 ]
 
 
@@ -46,14 +48,24 @@ def drop_relative(accuracy: float, largest: float) -> float:
     return 100 * (accuracy - largest) / largest
 
 
-def macro_scores(predicted: Sequence[str], reference: Sequence[str]) -> tuple[float, float, float]:
-    """Precision, recall and F1, each the mean over the labels: those of the references and of the predictions.
+def macro_scores(
+    predicted: Sequence[str], reference: Sequence[str], labels: Sequence[str] | None = None
+) -> tuple[float, float, float]:
+    """Precision, recall and F1, each the mean over the labels.
 
     A label that is never predicted has precision 0, one that is never right recall 0.
+
+    Args:
+        predicted: Of each question.
+        reference: Of each question.
+        labels: To take the mean over; by default those of the references and of the predictions. Give those of the
+            references where a prediction may be none at all, which is no label of its own.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    precision, recall, f1, _ = precision_recall_fscore_support(reference, predicted, average="macro", zero_division=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        reference, predicted, average="macro", zero_division=0, labels=labels
+    )
     return float(precision), float(recall), float(f1)
 
 
@@ -92,10 +104,21 @@ def aurc(right: ArrayLike, score: ArrayLike) -> float:
     >>> round(aurc([True, True, False], [0.9, 0.8, 0.1]), 3)  # (0 + 0 + 1/3) / 3
     0.111
     """
+    return float(risk_coverage(right, score).mean())
+
+
+def risk_coverage(right: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
+    """The error rate among the k answers of the highest score, for k = 1 ... n: risk at coverage k / n.
+
+    Equal scores are taken in random order: the expected value.
+
+    >>> risk_coverage([True, False], [0.9, 0.1]).tolist()
+    [0.0, 0.5]
+    """
     y, s = _checked(right, score)
     order = np.argsort(-s, kind="stable")
     wrong = 1 - _shared_by_ties(y, s)[order]
-    return float((np.cumsum(wrong) / np.arange(1, len(y) + 1)).mean())
+    return np.asarray(np.cumsum(wrong) / np.arange(1, len(y) + 1))
 
 
 def excess_aurc(right: ArrayLike, score: ArrayLike) -> float:
@@ -124,12 +147,21 @@ def calibration_error(right: ArrayLike, confidence: ArrayLike, bins: int = 15) -
         confidence: In [0, 1].
         bins: Their number, at least 1; sizes differ by one at most. With fewer answers than bins, one each.
     """
+    n, accuracy, mean = reliability(right, confidence, bins).T
+    return float((n * np.abs(accuracy - mean)).sum() / n.sum())
+
+
+def reliability(right: ArrayLike, confidence: ArrayLike, bins: int = 15) -> NDArray[np.float64]:
+    """What a reliability diagram shows: how many answers, their accuracy and their mean confidence, shape (bins, 3).
+
+    Bins are of equal mass, as `calibration_error` has them, from the least confidence to the greatest.
+    """
     if bins < 1:
         raise ValueError(f"`bins` must be at least 1. Got {bins}.")
     y, p = _checked(right, confidence, probability=True)
     order = np.argsort(p, kind="stable")
-    gaps = np.array_split((_shared_by_ties(y, p) - p)[order], min(bins, len(p)))
-    return float(sum(abs(part.sum()) for part in gaps) / len(p))
+    parts = zip(*(np.array_split(each[order], min(bins, len(p))) for each in (_shared_by_ties(y, p), p)), strict=True)
+    return np.array([(len(a), a.mean(), b.mean()) for a, b in parts])
 
 
 def _checked(

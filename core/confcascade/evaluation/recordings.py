@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from confcascade.asks import Flow
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["RecordedScore", "RecordingWriter", "Row", "read_rows", "recorded_score"]
+__all__ = ["RecordedScore", "RecordingWriter", "Row", "judged_score", "part_paths", "read_rows", "recorded_score"]
 
 
 class RecordedScore(BaseModel):
@@ -79,7 +80,8 @@ class Row(BaseModel):
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
-        latency_s: Seconds from asking to the end of the answer.
+        latency_s: Seconds from asking to the end of the answer; of a call for many questions, this one's share; None if
+            unknown.
         prefill_s: Those of them for reading the prompt; None if unknown.
         build: The model's exact build (fingerprint, revision, date), if known.
         prompt_version: Which prompt was used, if there are several.
@@ -103,7 +105,7 @@ class Row(BaseModel):
     labels: Mapping[str, float] = Field(default_factory=dict)
     scores: Mapping[str, RecordedScore] = Field(default_factory=dict)
     usage: Usage = Usage()
-    latency_s: float = Field(default=0.0, ge=0)
+    latency_s: float | None = Field(default=None, ge=0)
     prefill_s: float | None = Field(default=None, ge=0)
     build: str | None = None
     prompt_version: str | None = None
@@ -127,14 +129,28 @@ def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False)
     """What `signal` makes of a finished attempt, with the bounds that it would have given along the way.
 
     Args:
-        signal: One that needs no further calls.
+        signal: One that needs no further calls; `judged_score` takes any.
         evidence: The whole attempt: what was prefilled, the tokens and the response.
         prefill: Whether the prompt is read in a pass of its own for this signal: as in the flow, because it names
             layers, or labels that the model can tell from the prompt.
 
     Returns:
         Its score; `RecordedScore.value` is None, and the detail ``unavailable`` says why, if it cannot be computed.
+
+    Raises:
+        ConfigurationError: If the signal asks for a further call.
     """
+    flow = judged_score(signal, evidence, prefill=prefill)
+    try:
+        next(flow)
+    except StopIteration as ended:
+        score: RecordedScore = ended.value
+        return score
+    raise ConfigurationError(f"Signal '{signal.name}' needs further calls of a model; `collect` records such scores.")
+
+
+def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Flow[RecordedScore]:
+    """`recorded_score` as a flow, which asks for the further calls that a signal may need."""
     upper: list[tuple[int, float]] = []
     if not prefill:  # another signal's pass is not its own
         evidence = replace(evidence, prefilled=None)
@@ -145,15 +161,29 @@ def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False)
             if high < least or (count, high) == (0, least):
                 upper.append((count, high))
                 least = high
+    value: float | None = None
+    details: Mapping[str, Any] = {}
     try:
-        measured = signal.score(evidence)
+        measured = yield from signal.judge(evidence)
+        value, details = measured.value, measured.details
     except SignalUnavailableError as error:
-        return RecordedScore(
-            value=None, phase=signal.phase, prefill=prefill, upper=tuple(upper), details={"unavailable": str(error)}
-        )
-    return RecordedScore(
-        value=measured.value, phase=signal.phase, prefill=prefill, upper=tuple(upper), details=measured.details
+        details = {"unavailable": str(error)}
+    return RecordedScore(value=value, phase=signal.phase, prefill=prefill, upper=tuple(upper), details=details)
+
+
+def part_paths(path: str | Path) -> list[Path]:
+    """The files of a recording, in the order of their names: those in a folder, or the one file.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    path = Path(path)
+    found = (
+        sorted(each for each in path.iterdir() if each.suffix in (".parquet", ".jsonl")) if path.is_dir() else [path]
     )
+    if not found or not path.exists():
+        raise ConfigurationError(f"'{path}' is no recording: neither a file nor a folder of .parquet or .jsonl files.")
+    return found
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
@@ -161,10 +191,23 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
     An unfinished last line is left out: its writer was killed, or is still writing.
 
+    Args:
+        path: JSON Lines, Parquet if it ends with ".parquet", or a folder of such files.
+
     Raises:
-        ConfigurationError: Naming the line, if one is no row.
+        ConfigurationError: If there is none, or, naming the line, if one is no row.
     """
-    with Path(path).open("rb") as file:
+    for part in part_paths(path):
+        if part.suffix == ".parquet":
+            from confcascade.evaluation.parquet import read_parquet
+
+            yield from read_parquet(part)
+        else:
+            yield from _read_lines(part)
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
@@ -192,11 +235,15 @@ class RecordingWriter:
         keys: (question, model) of every row in the file, so that a collect that was killed goes on where it was.
 
     Raises:
-        ConfigurationError: If the file is no recording, or another writer has it open.
+        ConfigurationError: If the file is no recording or a Parquet file, or another writer has it open.
     """
 
     def __init__(self, path: str | Path, *, sync_every_s: float = 1.0) -> None:
         self.path = Path(path)
+        if self.path.suffix == ".parquet":
+            raise ConfigurationError(
+                f"'{path}' cannot be appended to: Parquet is written whole. Record to a .jsonl file, and convert it."
+            )
         self._sync_every_s = sync_every_s
         self._synced = time.monotonic()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -5,9 +5,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["discordant", "mcnemar", "paired_difference", "saving"]
+__all__ = ["discordant", "mcnemar", "mean_interval", "paired_difference", "saving"]
 
 _BATCH = 4_000_000  # resampled questions at a time: 32 MB
+_MANY, _BLOCKS = 10_000, 5_000  # of more questions than the first, sums of blocks of them are resampled
+
+
+def mean_interval(grades: NDArray[np.generic]) -> tuple[float, float, float]:
+    """Mean of grades in [0, 1] and its 95 % interval (Wilson's score interval).
+
+    Exact in form for grades that are 0 or 1; of others it is wider than it need be, for none vary more.
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22(158).
+    """
+    from scipy.stats import norm
+
+    n, mean, z = len(grades), float(grades.astype(float).mean()), float(norm.ppf(0.975))
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)))
+    return mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))
 
 
 def discordant(cascade: NDArray[np.bool_], largest: NDArray[np.bool_]) -> tuple[int, int]:
@@ -33,11 +49,12 @@ def paired_difference(cascade: NDArray[np.generic], largest: NDArray[np.generic]
     difference = cascade.astype(float) - largest.astype(float)
     if not difference.any():
         return 0.0, 0.0, 0.0
+    (blocks,) = _blocks(difference)
     interval = bootstrap(
-        (difference,),
+        (blocks,),
         np.mean,
         n_resamples=10_000,
-        batch=max(1, _BATCH // len(difference)),
+        batch=max(1, _BATCH // len(blocks)),
         method="percentile",
         rng=0,
     ).confidence_interval
@@ -56,14 +73,28 @@ def saving(cascade: NDArray[np.float64], largest: NDArray[np.float64]) -> tuple[
     def share(a: NDArray[np.float64], b: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
         return np.asarray(1 - a.sum(axis) / b.sum(axis))
 
+    blocks = _blocks(cascade, largest)
     interval = bootstrap(
-        (cascade, largest),
+        blocks,
         share,
         n_resamples=2_000,
-        batch=max(1, _BATCH // len(cascade)),
+        batch=max(1, _BATCH // len(blocks[0])),
         paired=True,
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(share(cascade, largest)), float(interval.low), float(interval.high)
+
+
+def _blocks(*values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """What is resampled: each question; of very many, the mean of each of 5,000 blocks drawn by lot (seed 0).
+
+    Questions are independent, so means of blocks vary as they do, and time does not grow with their number.
+    """
+    n = len(values[0])
+    if n <= _MANY:
+        return values
+    order = np.random.default_rng(0).permutation(n)
+    starts = np.linspace(0, n, _BLOCKS, endpoint=False).astype(np.intp)
+    return tuple(np.add.reduceat(each[order], starts) * (_BLOCKS / n) for each in values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import re
 import shutil
 import traceback
@@ -195,6 +196,24 @@ def test_a_signal_of_the_last_stage_judges_nothing(write: Write):
 def test_a_prompt_is_kept_as_written(write: Write, prompt: Any):
     """Whoever asks a data set's questions makes their text of it."""
     assert CascadeFile.load(write({"models": ["openai:a"], "prompt": prompt})).prompt == prompt
+
+
+def test_thresholds_and_prices_are_told_without_loading_a_model(write: Write):
+    """By the models' names, of folders that are not even there."""
+    file = CascadeFile.load(
+        write(
+            """
+            stages:
+              - model: {local: ./nowhere, name: small}
+                signals: [p_t]
+                thresholds: {p_t: 0.9}
+                prices: {input_usd: 1, output_usd: 2}
+              - model: {local: ./nowhere, name: large}
+            """
+        )
+    )
+    assert file.thresholds == {"small": {"p_t": 0.9}, "large": {}}
+    assert file.prices == {"small": Prices(1, 2)}
 
 
 def test_rate_limits_are_by_the_models_name(write: Write):
@@ -593,3 +612,16 @@ def test_stages_hold_what_a_file_says():
     from confcascade.cascade_file import StageEntry
 
     assert {field.name for field in fields(Stage)} == set(StageEntry.model_fields) - {"rate_limit"}
+
+
+def test_a_pickled_file_loads_its_models_where_it_arrives(tmp_path):
+    """What it says travels, with its lines for errors and its folder for paths; no model does."""
+    path = tmp_path / "cascade.yaml"
+    path.write_text("models: [bundled:small, bundled:large]\nthreshold: 0.5\n")
+    file = CascadeFile.load(path)
+    stages = file.stages()
+    again = pickle.loads(pickle.dumps(file))
+    assert again.digest == file.digest
+    assert len(pickle.dumps(file)) < 10_000
+    assert [stage.model.name for stage in again.stages()] == ["small", "large"]
+    assert again.stages()[0].model is not stages[0].model

@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confcascade import ConfigurationError, Evidence, Message, Prefilled, Request, Response, TokenProbability, Usage
-from confcascade.evaluation import Columns, RecordedScore, RecordingWriter, Row, read_rows, recorded_score
+from confcascade.asks import Answer, Generate
+from confcascade.evaluation import (
+    Columns,
+    RecordedScore,
+    RecordingWriter,
+    Row,
+    judged_score,
+    read_rows,
+    recorded_score,
+)
+from confcascade.signals import Measurement
 from confcascade.types import Token
 from hypothesis import given, settings
 from pydantic import ValidationError
@@ -159,6 +169,30 @@ def test_a_signals_bounds_are_recorded():
     missing = recorded_score(TokenProbability(), Evidence(request, None, None, response))
     assert missing.value is None
     assert "no log-probabilities" in missing.details["unavailable"]
+
+
+class SecondOpinion(TokenProbability):
+    """Asks the same model once more."""
+
+    def judge(self, evidence):
+        (answer,) = yield (Generate(self.model, evidence.request),)
+        return Measurement(0.25 if answer.error else 0.75)
+
+
+def test_a_signal_with_calls_of_its_own_is_a_flow():
+    """Which is sent the answers to its asks; without anybody to ask it cannot be scored."""
+    signal, request = SecondOpinion(aggregate="first"), Request((Message("user", "q"),))
+    signal.model = object()
+    tokens = (Token("w", math.log(0.8)),)
+    evidence = Evidence(request, None, tokens, Response("w", tokens))
+    flow = judged_score(signal, evidence)
+    (asked,) = next(flow)
+    assert asked.model is signal.model
+    with pytest.raises(StopIteration) as ended:
+        flow.send((Answer(Response("yes")),))
+    assert ended.value.value == RecordedScore(value=0.75, upper=((1, math.exp(math.log(0.8))),))
+    with pytest.raises(ConfigurationError, match="further calls"):
+        recorded_score(signal, evidence)
 
 
 def test_columns_hold_the_latest_row_of_each_key():

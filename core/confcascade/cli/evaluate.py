@@ -1,0 +1,187 @@
+"""``confcascade evaluate``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import typer
+
+from confcascade.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from confcascade.cost import Architecture, Prices
+    from confcascade.evaluation.evaluate import Evaluation
+    from confcascade.signals import Threshold
+
+T = TypeVar("T")
+GROUPS_SHOWN = 12  # in the terminal
+
+
+def evaluate(
+    recording: Annotated[
+        Path,
+        typer.Argument(help="A recording, one row for each question and model; or a folder of parts.", exists=True),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.", file_okay=False)] = Path("report"),
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SIGNAL=NUMBER keeps answers whose score is at least that, at every stage that has the signal; "
+            "MODEL.SIGNAL=NUMBER at one. Also 'always' and 'never'. Repeat."
+        ),
+    ] = None,
+    cascade: Annotated[
+        Path | None,
+        typer.Option(
+            help="A cascade file instead: its models, thresholds and prices. No model is loaded.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Another policy of the same models to tell beside: NAME=SIGNAL=NUMBER,MODEL.SIGNAL=NUMBER."),
+    ] = None,
+    prices: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model."),
+    ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8.03e9,large=70.6e9."),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
+    ] = None,
+    plots: Annotated[bool, typer.Option(help="Draw plots; needs matplotlib.")] = True,
+    engine: Annotated[
+        Literal["here", "ray"],
+        typer.Option(help="Who plays the curves' policies: this process, or the Ray cluster that RAY_ADDRESS names."),
+    ] = "here",
+) -> None:
+    """What a cascade would have got right and cost on recorded answers, beside all it should be held against.
+
+    Asks no model. Writes a page, its figures, and each table and plot into a folder. Example:
+
+        confcascade evaluate answers.jsonl --threshold p_t=0.9 --parameters small=8e9,large=70e9 -o report/
+    """
+    from rich.console import Console
+
+    from confcascade.cascade_file import CascadeFile
+    from confcascade.errors import require
+    from confcascade.evaluation.evaluate import evaluate as judge
+    from confcascade.evaluation.evaluate import models_in_order, policy_of, with_texts
+    from confcascade.evaluation.gathered import gather
+    from confcascade.evaluation.policy_figures import UNITS
+    from confcascade.evaluation.recordings import read_rows
+    from confcascade.evaluation.replay import Sweep, sweep
+    from confcascade.evaluation.report import made_of, write_report
+
+    if plots:
+        require("matplotlib", "plots")  # now, and not after the work
+    if unit is not None and unit not in UNITS:
+        raise ConfigurationError(f"--unit must be one of {', '.join(UNITS)}. Got '{unit}'.")
+    if bool(threshold) == bool(cascade):
+        raise ConfigurationError(
+            "When is an answer kept? Say either --threshold SIGNAL=NUMBER, for example p_t=0.9, or --cascade FILE."
+        )
+    if models is not None and cascade is not None:
+        raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
+    sizes = dict(_pair(part, "--parameters", _architecture) for part in (parameters or "").split(",") if part)
+    costs = dict(_pair(part, "--prices", _prices) for part in prices or ())
+    limits = dict(_pair(text, "--threshold", _threshold) for text in threshold or ())
+    played: Callable[..., Sweep] = sweep
+    if engine == "ray":
+        from confcascade.evaluation.ray_engine import ray_sweep
+
+        played = ray_sweep
+    console = Console()
+    with console.status("Reading the recording"):
+        gathered = gather(read_rows(recording))
+    columns = gathered.columns
+    for name in {**sizes, **costs}:
+        columns.index(name)
+    if cascade is not None:
+        file = CascadeFile.load(cascade)
+        chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
+        limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
+        costs = {**file.prices, **costs}
+    elif models is None:
+        chosen, by = models_in_order(columns, sizes, costs)
+        by = f"by {by}"
+    else:
+        chosen, by = tuple(name.strip() for name in models.split(",")), "as given"
+    for name in chosen:
+        columns.index(name)
+    judged = policy_of(columns, chosen, limits)
+    beside = {}
+    for text in policy or ():
+        name, _, told = text.partition("=")
+        beside[name] = policy_of(columns, chosen, dict(_pair(each, "--policy", _threshold) for each in told.split(",")))
+    with console.status("Evaluating"):
+        evaluation = judge(gathered, judged, beside=beside, architectures=sizes, prices=costs, unit=unit, sweep=played)
+        evaluation = with_texts(evaluation, read_rows(recording))
+        command = shlex.join(["confcascade", *sys.argv[1:]])
+        made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
+        written = write_report(evaluation, out, made, plots=plots)
+    _show(console, evaluation)
+    console.print(f"Report: {written}", highlight=False, markup=False)
+
+
+def _show(console: Console, evaluation: Evaluation) -> None:
+    from rich.text import Text
+
+    from confcascade.evaluation.report import headline, tables, verdict
+
+    console.print(Text(headline(evaluation), style="bold"))
+    for line in verdict(evaluation):
+        console.print(Text(line))
+    for table in tables(evaluation):
+        if table.name in ("costs", "answers", "curves"):  # on the page
+            continue
+        console.print(table.rich(GROUPS_SHOWN))
+        if len(table.rows) > GROUPS_SHOWN:
+            console.print(Text(f"{len(table.rows) - GROUPS_SHOWN} more in the report.", style="dim"))
+    for note in evaluation.notes:
+        console.print(Text(note, style="dim"))
+
+
+def _pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
+    name, equals, value = text.rpartition("=")
+    if not equals or not name:
+        raise ConfigurationError(f"{option} takes NAME=VALUE. Got '{text}'.")
+    try:
+        return name.strip(), read(value.strip())
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError(f"{option} '{text}': {error}.") from error
+
+
+def _threshold(text: str) -> Threshold:
+    return text if text in ("always", "never") else float(text)  # type: ignore[return-value]
+
+
+def _architecture(text: str) -> Architecture:
+    from confcascade.cost import Architecture
+
+    number = int(float(text))
+    if number <= 0:
+        raise ValueError("parameters must be above 0")
+    return Architecture(number, 0, 0)  # of layers and width nothing is known: 2N a token
+
+
+def _prices(text: str) -> Prices:
+    from confcascade.cost import Prices
+
+    read, _, written = text.partition(",")
+    return Prices(float(read), float(written or read))

@@ -1,0 +1,135 @@
+"""Files of records: JSON Lines, JSON, CSV and tab-separated, gzipped or not, each record with the line it begins on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from confcascade.errors import ConfigurationError
+
+__all__ = ["kind", "lines", "records", "table"]
+
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+
+
+def kind(path: Path) -> str:
+    """One of "jsonl", "json", "csv" and "tsv", by the name of the file.
+
+    Raises:
+        ConfigurationError: If its name ends in none of them.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in KINDS:
+        raise ConfigurationError(f"'{path}' must end in {', '.join(KINDS)}, or one of them with .gz.")
+    return KINDS[suffixes[-1]]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """As text without a byte order mark, which Excel writes; what cannot be read is a `ConfigurationError`."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+            yield file
+    except (OSError, zlib.error, EOFError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigurationError(f"'{path}' cannot be read: {why}.") from error
+
+
+def table(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV or tab-separated file, its header included and blank lines left out."""
+    with _opened(path) as file:
+        begins = 1
+        reader = csv.reader(file, delimiter="\t" if kind(path) == "tsv" else ",", strict=True)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ConfigurationError(f"The row from line {begins} of '{path}' cannot be read: {error}.") from error
+            if any(cell.strip() for cell in row):
+                yield begins, row
+            begins = reader.line_num + 1  # a quoted cell may run over several lines
+
+
+def lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file with one JSON value on each line."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise ConfigurationError(f"Line {number} of '{path}' is no JSON: {error}.") from error
+
+
+def records(path: Path, part: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each record as a mapping, with the words for where it is: "line 3".
+
+    JSON Lines and tables are read one record at a time; a JSON file is read whole.
+
+    Args:
+        path: The file.
+        part: Of a JSON file that holds several lists: the key of the one that is wanted.
+
+    Raises:
+        ConfigurationError: If the file cannot be read, or a record is no mapping.
+    """
+    if part is not None and kind(path) != "json":
+        raise ConfigurationError(f"'{path}' has no parts, so there is no part '{part}' in it.")
+    found: Iterator[tuple[str, Any]]
+    if kind(path) == "jsonl":
+        found = ((f"line {number}", value) for number, value in lines(path))
+    elif kind(path) == "json":
+        found = ((f"item {number}", value) for number, value in enumerate(_array(path, part), start=1))
+    else:
+        found = _rows(path)
+    for where, value in found:
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(f"In {where} of '{path}' there must be a JSON object. Got {type(value).__name__}.")
+        yield where, value
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
+    rows = table(path)
+    _, header = next(rows, (0, []))
+    names = [name.strip() for name in header]
+    if twice := {name for name in names if name and names.count(name) > 1}:
+        raise ConfigurationError(f"'{path}' has more than one column '{min(twice)}'.")
+    for number, row in rows:
+        if len(row) != len(names):
+            raise ConfigurationError(
+                f"Line {number} of '{path}' has {len(row)} cells, its header {len(names)}; "
+                "a cell with a comma in it needs quotation marks."
+            )
+        yield f"line {number}", dict(zip(names, row, strict=True))
+
+
+def _array(path: Path, part: str | None) -> Sequence[Any]:
+    with _opened(path) as file:
+        try:
+            value = json.load(file)
+        except ValueError as error:
+            raise ConfigurationError(f"'{path}' is no JSON: {error}.") from error
+    if isinstance(value, list):
+        if part is not None:
+            raise ConfigurationError(f"'{path}' is one list, so there is no part '{part}' in it.")
+        return value
+    lists = {key: items for key, items in value.items() if isinstance(items, list)} if isinstance(value, dict) else {}
+    if part is None and len(lists) == 1:
+        return next(iter(lists.values()))
+    if part in lists:
+        return lists[part]
+    if not lists:
+        raise ConfigurationError(f"'{path}' must hold a list of JSON objects, or an object of such lists.")
+    wanted = "say which as `part`" if part is None else f"'{part}' is none of them"
+    raise ConfigurationError(f"'{path}' holds several lists, {', '.join(lists)}: {wanted}.")

@@ -1,0 +1,148 @@
+"""A file's format, its examples, and what is done about questions that come twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confcascade.errors import ConfigurationError
+from confcascade.evaluation.datasets import arc, gpqa, gsm8k, mmlu, own, popqa
+from confcascade.evaluation.datasets.files import records
+from confcascade.evaluation.examples import Example
+
+__all__ = ["FORMATS", "format_of", "read_examples"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Format:
+    claims: Callable[[Mapping[str, Any]], bool]
+    example: Callable[[Mapping[str, Any]], Example]
+
+
+_READERS = {
+    "own": _Format(own.claims, own.example),
+    "mmlu": _Format(mmlu.claims, mmlu.example),
+    "gpqa": _Format(gpqa.claims, gpqa.example),
+    "popqa": _Format(popqa.claims, popqa.example),
+    "gsm8k": _Format(gsm8k.claims, gsm8k.example),
+    "arc": _Format(arc.claims, arc.example),
+}
+FORMATS = tuple(_READERS)
+
+
+def format_of(path: str | Path, *, part: str | None = None) -> str:
+    """Which of `FORMATS` a file has, by the keys of its first record.
+
+    Raises:
+        ConfigurationError: If they fit none, or more than one.
+    """
+    path = Path(path)
+    if path.is_dir() or mmlu.headerless(path):
+        return "mmlu"
+    _, first = next(records(path, part), ("", None))
+    if first is None:
+        raise ConfigurationError(f"'{path}' has no rows.")
+    fitting = [name for name, reader in _READERS.items() if reader.claims(first)]
+    if not fitting and "question" in first:
+        return "own"
+    if len(fitting) == 1:
+        return fitting[0]
+    found = f"its keys are {', '.join(map(str, first))}"
+    if fitting:
+        raise ConfigurationError(
+            f"'{path}' could be of the formats {', '.join(fitting)}: {found}. Name one as `format`."
+        )
+    raise ConfigurationError(
+        f"'{path}' has no `question`: {found}. Rename one to `question`, or name the format: {', '.join(FORMATS)}."
+    )
+
+
+def read_examples(path: str | Path, format: str = "auto", *, part: str | None = None) -> Iterator[Example]:  # noqa: A002
+    """The examples of a data set, one at a time; only a JSON file is held in memory whole.
+
+    Ids are the keys of recordings, so each example has one of its own. A row that is there twice, word for word, is
+    left out the second time, and a warning tells how many were.
+
+    Args:
+        path: A file that ends in .jsonl, .json, .csv or .tsv, or one of them with .gz; or a folder of MMLU's files.
+        format: One of `FORMATS`: "own" (see `datasets.own.example`) or that of a published data set; "auto" tells it
+            by the keys of the first record, and logs which (level INFO).
+        part: Of a JSON file with several lists, the key of one; of a folder with several splits, its name.
+
+    Raises:
+        ConfigurationError: Naming the file and the line, if a row cannot be read or has the id of another.
+    """
+    path = Path(path)
+    if format != "auto" and format not in _READERS:
+        raise ConfigurationError(f"The format must be auto, {' or '.join(FORMATS)}. Got {format!r}.")
+    if not path.exists():
+        raise ConfigurationError(f"There is no file '{path}'.")
+    chosen = format_of(path, part=part) if format == "auto" else format
+    if format == "auto":
+        _log.info("'%s' is read in the format %s.", path, chosen)
+    return _unique(path, _examples(path, chosen, part))
+
+
+def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, Path, Example]]:
+    """Each example with the words for where it is, and its file."""
+    reader = _READERS[chosen]
+    if path.is_dir():
+        if chosen != "mmlu":
+            raise ConfigurationError(f"'{path}' is a folder; of the format {chosen}, give a file.")
+        sources = [(file, mmlu.rows(file)) for file in mmlu.subject_files(path, part)]
+    elif chosen == "mmlu" and mmlu.headerless(path):
+        sources = [(path, mmlu.rows(path))]
+    else:
+        sources = [(path, records(path, part))]
+    for file, rows in sources:
+        for where, record in rows:
+            try:
+                yield where, file, reader.example(record)
+            except KeyError as error:
+                raise _misread(where, file, f"it has no `{error.args[0]}`", chosen) from error
+            except (ValueError, TypeError) as error:
+                raise _misread(where, file, str(error), chosen) from error
+
+
+def _misread(where: str, file: Path, why: str, chosen: str) -> ConfigurationError:
+    others = ", ".join(name for name in FORMATS if name != chosen)
+    return ConfigurationError(
+        f"{where[0].upper()}{where[1:]} of '{file}' cannot be read in the format {chosen}: {why.rstrip('.')}. "
+        f"If the file is of another, name it as `format`: {others}."
+    )
+
+
+def _unique(path: Path, found: Iterator[tuple[str, Path, Example]]) -> Iterator[Example]:
+    """The examples without those that are there already; to know them takes some 300 bytes each."""
+    seen: dict[str, tuple[str, Path, bytes]] = {}
+    repeated = 0
+    for where, file, example in found:
+        told = [example.question, example.choices, example.references, example.context, example.group]
+        content = hashlib.sha256(json.dumps(told).encode()).digest()[:12]
+        if example.id not in seen:
+            seen[example.id] = where, file, content
+            yield example
+            continue
+        first, its_file, its_content = seen[example.id]
+        if its_content != content:
+            raise ConfigurationError(
+                f"The question in {where} of '{file}' has the id '{example.id}' of the one in {first} of '{its_file}', "
+                "and differs from it: give each an `id` of its own, or leave one out. Without ids, the same question "
+                "is the same text, choices and context."
+            )
+        repeated += 1
+    if not seen:
+        raise ConfigurationError(f"'{path}' has no rows.")
+    if repeated:
+        warnings.warn(
+            f"{repeated} of {len(seen) + repeated} rows of '{path}' are there twice, word for word: left out.",
+            stacklevel=2,
+        )

@@ -1,0 +1,144 @@
+"""What a recording was made with, in a file beside it: ``rec.jsonl.meta.json`` for ``rec.jsonl``.
+
+The recording itself holds rows alone. Rows that were asked otherwise must not go into one file, so a run that would ask
+otherwise is refused; a model may be added, for no row of another is touched by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from confcascade.errors import ConfigurationError
+from confcascade.evaluation.graders import Grader
+from confcascade.evaluation.prompts import Prompt
+from confcascade.flow import Stage
+
+__all__ = ["bind", "digest", "identity_of", "meta_path"]
+
+FORMAT = 1
+_PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
+
+
+def meta_path(recording: str | Path) -> Path:
+    """The file beside a recording."""
+    return Path(f"{recording}.meta.json")
+
+
+def digest(data: str | Path) -> str:
+    """The sha256 of a file, or of the names and contents of all files in a folder.
+
+    Raises:
+        ConfigurationError: If it is not there.
+    """
+    path = Path(data)
+    if not path.exists():
+        raise ConfigurationError(f"'{path}' is not there.")
+    found = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        if file != path:
+            found.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
+
+
+def identity_of(
+    data: str | Path, stages: Sequence[Stage], prompt: Prompt, grader: Grader, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that decides what the rows of a recording say, JSON-ready.
+
+    Thresholds, prices and rate limits are no part of it.
+    """
+    return {
+        "data": digest(data),
+        "prompt": prompt.version,
+        "grader": dict(grader.identity()),
+        "parameters": dict(parameters),
+        "models": {
+            stage.model.name: {
+                "fingerprint": getattr(stage.model, "fingerprint", None),
+                "signals": {signal.name: dict(signal.identity()) for signal in stage.signals},
+            }
+            for stage in stages
+        },
+    }
+
+
+def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Write down what a recording is made with; or see that it goes on as it began, and note the run.
+
+    Args:
+        recording: Held open by its writer, so that nobody else does the same.
+        identity: By `identity_of`.
+        run: Further facts of this run, JSON-ready; versions and the time are added.
+
+    Raises:
+        ConfigurationError: If it was made otherwise, naming what differs, or by something other than ``collect``.
+    """
+    path = meta_path(recording)
+    ours = json.loads(json.dumps(identity))
+    meta: dict[str, Any] = {"format": FORMAT, "identity": ours, "runs": []}
+    if path.exists():
+        meta = _read(path)
+        theirs = meta["identity"]
+        shared = [name for name in ours["models"] if name in theirs["models"]]
+        known = {**theirs, "models": {name: theirs["models"][name] for name in shared}}
+        asked = {**ours, "models": {name: ours["models"][name] for name in shared}}
+        if (differing := next(_differences(known, asked), None)) is not None:
+            what, was, now = differing
+            raise ConfigurationError(
+                f"'{recording}' was collected otherwise: {what} was {_brief(was)} and is now {_brief(now)}. Its rows "
+                "would not fit together; collect into another file, or ask as before."
+            )
+        theirs["models"] |= ours["models"]
+    elif Path(recording).exists() and Path(recording).stat().st_size:
+        raise ConfigurationError(
+            f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
+            "Collect into another file."
+        )
+    meta["runs"].append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **run, "versions": _versions()})
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)  # whole or not at all
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if meta["format"] == FORMAT and isinstance(meta["identity"]["models"], dict) and isinstance(meta["runs"], list):
+            return meta
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ConfigurationError(f"'{path}' does not tell what a recording was made with; collect into another file.")
+
+
+def _differences(was: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(key for key in now if key not in was)]:
+            yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif was != now:
+        yield at, was, now
+
+
+def _brief(value: Any) -> str:
+    told = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return told if len(told) <= 60 else told[:57] + "..."
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,120 @@
+"""Rows that were asked otherwise never get into one file, and what differs is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from confcascade import ConfigurationError, Stage, TokenProbability
+from confcascade.evaluation.graders import ExactMatch, NormalizedMatch
+from confcascade.evaluation.prompts import PROMPTS, Prompt
+from confcascade.evaluation.provenance import bind, digest, identity_of, meta_path
+from confcascade.testing import ScriptedModel
+
+
+class Renamed(ScriptedModel):
+    """Another build under the same name."""
+
+    fingerprint = "another"
+
+
+SMALL, LARGE = ScriptedModel("small"), ScriptedModel("large")
+
+
+@pytest.fixture
+def made(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "q"}\n')
+
+    def identity(**changes):
+        given = {
+            "data": data,
+            "stages": [Stage(SMALL, [TokenProbability()]), Stage(LARGE)],
+            "prompt": PROMPTS["plain"],
+            "grader": NormalizedMatch(),
+            "parameters": {},
+        }
+        return identity_of(**(given | changes))
+
+    return identity
+
+
+def test_the_same_again_goes_on(made, tmp_path):
+    """Each run is noted; thresholds and prices may change, for no row hangs on them."""
+    recording = tmp_path / "rec.jsonl"
+    bind(recording, made(), {"command": ["first"]})
+    recording.write_text("a row\n")
+    bind(
+        recording,
+        made(stages=[Stage(SMALL, [TokenProbability()], {"p_t": 0.9}), Stage(LARGE)]),
+        {"command": ["second"]},
+    )
+    meta = json.loads(meta_path(recording).read_text())
+    assert [run["command"] for run in meta["runs"]] == [["first"], ["second"]]
+    assert all("confcascade" in run["versions"] and run["started"] for run in meta["runs"])
+    assert [each.name for each in tmp_path.iterdir() if "meta" in each.name] == ["rec.jsonl.meta.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompt": Prompt("plain", None, "Q: {question}")}, "prompt was"),
+        ({"grader": ExactMatch()}, 'grader.grader was "normalized" and is now "exact"'),
+        ({"parameters": {"max_tokens": 5}}, "parameters.max_tokens was absent and is now 5"),
+        ({"stages": [Stage(Renamed("small"), [TokenProbability()])]}, "models.small.fingerprint was"),
+        ({"stages": [Stage(SMALL, [TokenProbability(aggregate="min")])]}, "models.small.signals.p_t.aggregate"),
+        ({"stages": [Stage(SMALL)]}, "models.small.signals.p_t was"),
+    ],
+)
+def test_what_changed_is_named(made, tmp_path, changes, named):
+    """Data, prompt, grader, parameters, a model's build and a signal's options all decide what rows say."""
+    recording = tmp_path / "rec.jsonl"
+    bind(recording, made(), {})
+    before = meta_path(recording).read_text()
+    with pytest.raises(ConfigurationError) as refused:
+        bind(recording, made(**changes), {})
+    assert named in str(refused.value)
+    assert "another file" in str(refused.value)
+    assert meta_path(recording).read_text() == before
+
+
+def test_changed_data_are_named(made, tmp_path):
+    """A question more, or less, is another data set."""
+    recording = tmp_path / "rec.jsonl"
+    bind(recording, made(), {})
+    (tmp_path / "data.jsonl").write_text('{"question": "another"}\n')
+    with pytest.raises(ConfigurationError, match="data was"):
+        bind(recording, made(), {})
+
+
+def test_a_model_may_be_added(made, tmp_path):
+    """And is then held to what it was; models that a run leaves out stay known."""
+    recording = tmp_path / "rec.jsonl"
+    bind(recording, made(stages=[Stage(SMALL, [TokenProbability()])]), {})
+    bind(recording, made(stages=[Stage(LARGE)]), {})
+    assert set(json.loads(meta_path(recording).read_text())["identity"]["models"]) == {"small", "large"}
+    with pytest.raises(ConfigurationError, match=r"models\.large\.fingerprint"):
+        bind(recording, made(stages=[Stage(Renamed("large"))]), {})
+
+
+def test_rows_of_unknown_making_are_left_alone(made, tmp_path):
+    """An imported recording, say, or one whose other file is damaged."""
+    recording = tmp_path / "rec.jsonl"
+    recording.write_text("a row\n")
+    with pytest.raises(ConfigurationError, match="not known"):
+        bind(recording, made(), {})
+    meta_path(recording).write_text("{}")
+    with pytest.raises(ConfigurationError, match="does not tell"):
+        bind(recording, made(), {})
+
+
+def test_a_folder_has_a_digest(tmp_path):
+    """Of names and contents: moving a text from one file to the next is another folder."""
+    (tmp_path / "a").write_text("12")
+    (tmp_path / "b").write_text("3")
+    first = digest(tmp_path)
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("23")
+    assert digest(tmp_path) != first
+    with pytest.raises(ConfigurationError, match="not there"):
+        digest(tmp_path / "c")
