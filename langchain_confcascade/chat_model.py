@@ -50,7 +50,7 @@ __all__ = ["ConfidenceCascadeLLM"]
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 # fields of which the core's cascade is built
-_DECIDING = ("models", "stages", "threshold", "signals", "on_error", "on_exhausted")
+_DECIDING = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted")
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -69,6 +69,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         stages: The same, with signals and thresholds of their own.
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
+        policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
@@ -89,6 +90,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     stages: SkipValidation[Sequence[Stage] | None] = None
     threshold: SkipValidation[Threshold | Mapping[str, Threshold] | None] = None
     signals: SkipValidation[Sequence[Signal] | None] = None
+    policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
     on_error: SkipValidation[OnError] = "escalate"
     on_exhausted: SkipValidation[OnExhausted] = "best"
 
@@ -101,12 +103,13 @@ class ConfidenceCascadeLLM(BaseChatModel):
         stages: Sequence[Stage] | None = None,
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | None = None,
+        policy: Any = None,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "best",
         **parameters: Any,
     ) -> None:
         own: dict[str, Any] = {"models": _loaded(models), "stages": _loaded(stages), "threshold": threshold}
-        own |= {"signals": signals, "on_error": on_error, "on_exhausted": on_exhausted}
+        own |= {"signals": signals, "policy": policy, "on_error": on_error, "on_exhausted": on_exhausted}
         if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
             warnings.warn(
                 f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}, and ignores it. "
@@ -128,7 +131,12 @@ class ConfidenceCascadeLLM(BaseChatModel):
         built = self._built
         if built is None or any(map(is_not, given, built[0])):
             stages = build_stages(
-                models=self.models, stages=self.stages, threshold=self.threshold, signals=self.signals, wrap=_wrap
+                models=self.models,
+                stages=self.stages,
+                threshold=self.threshold,
+                signals=self.signals,
+                policy=self.policy,
+                wrap=_wrap,
             )
             built = self._built = given, Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
         return built[1]

@@ -78,6 +78,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         stages: In place of `models`: `confcascade.Stage` objects with signals and thresholds of their own.
         threshold: With `models`: what an answer's score must reach to be kept; one number, or numbers by signal.
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
+        policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
             degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
@@ -102,13 +103,16 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         stages: Sequence[Stage] | None = None,
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | None = None,
+        policy: Any = None,
         on_error: Literal["escalate", "raise"] = "escalate",
         on_exhausted: Literal["best", "raise"] = "best",
         **fields: Any,
     ) -> None:
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
             raise ConfigurationError(f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}.")
-        built = build_stages(models=models, stages=stages, threshold=threshold, signals=signals, wrap=_wrap)
+        built = build_stages(
+            models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=_wrap
+        )
         cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade

@@ -65,7 +65,7 @@ def build_stages(
     if policy is not None:
         if models is None or threshold is not None:
             raise ConfigurationError(
-                "A `policy` brings its own signals and thresholds, and goes with `models`; drop `stages` and `threshold`."
+                "A `policy` brings signals and thresholds, and goes with `models`; drop `stages` and `threshold`."
             )
         stages, models = _fitted(policy, _listed("models", models), signals, wrap), None
         wrap = _as_it_is

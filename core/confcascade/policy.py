@@ -13,7 +13,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -70,6 +70,9 @@ class ExpectedGainEntry(Entry):
         return ExpectedGain([parts[name] for name in names], own, larger, name=self.name)
 
 
+DerivedEntry: TypeAlias = Annotated[CalibratedEntry | ExpectedGainEntry, Field(discriminator="type")]
+
+
 class FittedStage(Entry):
     """A model and what its answers must reach to be kept.
 
@@ -86,10 +89,10 @@ class FittedStage(Entry):
     model: str = Field(min_length=1)
     build: str | None = None
     prompt_version: str | None = None
-    signals: list[SignalEntry] = []
-    identities: dict[str, dict[str, Any]] = {}
-    derived: list[Annotated[CalibratedEntry | ExpectedGainEntry, Field(discriminator="type")]] = []
-    thresholds: dict[str, ThresholdValue] = {}
+    signals: list[SignalEntry] = Field(default_factory=list)
+    identities: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    derived: list[DerivedEntry] = Field(default_factory=list)
+    thresholds: dict[str, ThresholdValue] = Field(default_factory=dict)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -115,8 +118,8 @@ class FittedStage(Entry):
             was = self.identities.get(name)
             if was is not None and was != _plain(parts[name].identity()):
                 raise ConfigurationError(
-                    f"The policy was fitted on another signal '{name}' of '{self.model}': {_differing(was, parts[name])}. "
-                    "Its thresholds mean nothing for this one; fit again."
+                    f"The policy was fitted on another signal '{name}' of '{self.model}': "
+                    f"{_differing(was, parts[name])}. Its thresholds mean nothing for this one; fit again."
                 )
         made = {each.name: each for each in self.derived}
         return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +19,14 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_
 from pydantic_core import ErrorDetails
 
 from confcascade.cascade import Cascade
-from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, located, suggestion
 from confcascade.cascade_file.models import ModelEntry
-from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.cascade_file.source import Source
 from confcascade.cost import Prices
+from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
+from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted, Stage
+from confcascade.policy import Policy
 from confcascade.signals import Threshold
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
@@ -71,6 +73,7 @@ class CascadeFile(Entry):
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T).
         listed: The file's ``stages``, if it has no `models`.
+        policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
         prompt: Name of a prompt, or templates ``{system, user}``, as written; see `confcascade.evaluation.prompts`.
@@ -88,6 +91,9 @@ class CascadeFile(Entry):
         alias="stages",
         min_length=1,
         description="Instead of `models`: each with signals and thresholds of its own.",
+    )
+    policy: str | None = Field(
+        None, min_length=1, description="With `models`: the file of a fitted policy, in the place of thresholds."
     )
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
@@ -129,15 +135,23 @@ class CascadeFile(Entry):
             MissingExtraError: If the extra that brings a model is not installed.
         """
         if self._stages is None:
-            self._stages = self._load()
+            self._stages = self._load() if self.policy is None else self._fitted(None, None)
         return self._stages
 
-    def cascade(self) -> Cascade:
+    def cascade(self, *, policy: str | Path | None = None, prompt_version: str | None = None) -> Cascade:
         """The cascade.
 
+        Args:
+            policy: The file of a fitted policy, in the place of the thresholds or the policy that the file names.
+            prompt_version: Of the prompt that will be used, which a policy must have been fitted on.
+
         Raises:
-            ConfigurationError: As by `stages`, and if a threshold is missing.
+            ConfigurationError: As by `stages`, if a threshold is missing, or the policy was fitted on other models.
         """
+        if policy is not None or self.policy is not None:
+            stages = self._fitted(policy, prompt_version)
+            with self._source.at():
+                return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
             if missing:
@@ -165,6 +179,22 @@ class CascadeFile(Entry):
         return {name: dict(entry.thresholds) for name, entry in named}
 
     @property
+    def signal_entries(self) -> Mapping[str, Sequence[SignalEntry]]:
+        """The signals by the model's name, as the file describes them."""
+        named = zip(self._called(), self._entries, strict=True)
+        return {name: entry.signals for name, entry in named}
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths in it are relative to."""
+        return self._source.folder
+
+    @property
+    def policy_path(self) -> Path | None:
+        """Where the policy lies that the file names."""
+        return None if self.policy is None else existing(self.folder, self.policy)
+
+    @property
     def prices(self) -> Mapping[str, Prices]:
         """By the model's name; without the models whose prices the file does not say."""
         named = zip(self._called(), self._entries, strict=True)
@@ -180,6 +210,7 @@ class CascadeFile(Entry):
         said = {
             "stages": [entry.model_dump(mode="json") for entry in self._entries],
             **self.model_dump(mode="json", include={"on_error", "on_exhausted", "prompt"}),
+            **({} if self.policy is None else {"policy": self.policy}),
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -192,9 +223,12 @@ class CascadeFile(Entry):
         if (self.models is None) == (self.listed is None):
             raise located("give either `models` (smallest first, with `threshold`) or `stages`")
         if self.listed is not None:
-            for key in ("threshold", "signals"):
+            for key in ("threshold", "signals", "policy"):
                 if getattr(self, key) is not None:
                     raise located(f"with `stages`, each stage has its own signals and thresholds; drop `{key}`", key)
+        for key in ("threshold", "signals") if self.policy is not None else ():
+            if getattr(self, key) is not None:
+                raise located(f"a `policy` brings its own signals and thresholds; drop `{key}`", key)
         self._entries = tuple(self.listed or self._written_out())
         called = self._called()
         for i, name in enumerate(called):
@@ -206,7 +240,9 @@ class CascadeFile(Entry):
         return self
 
     def _written_out(self) -> list[StageEntry]:
-        """The stages that `models` stands for."""
+        """The stages that `models` stands for; with a policy, without the signals that it brings."""
+        if self.policy is not None:
+            return [StageEntry.model_construct(model=model) for model in self.models or ()]
         signals = self.signals or [TokenProbabilityEntry.model_validate({"type": "token_probability"})]
         names = _names(signals, "signals")
         if isinstance(self.threshold, dict):
@@ -243,6 +279,20 @@ class CascadeFile(Entry):
                     signal.check(model)
             stages.append(Stage(model, signals, thresholds, self.prices.get(entry.model.called(folder))))
         return tuple(stages)
+
+    def _fitted(self, policy: str | Path | None, prompt_version: str | None) -> tuple[Stage, ...]:
+        """The stages of a fitted policy, of the file's models and at its prices."""
+        place = self.policy_path if policy is None else policy
+        assert place is not None
+        with self._source.at(("policy",) if policy is None else ()):
+            chosen = Policy.load(place)
+        models = []
+        for i, entry in enumerate(self._entries):
+            with self._source.at(self._keys(i, "model")):
+                models.append(entry.model.load(self.folder))
+        with self._source.at(("policy",) if policy is None else ()):
+            stages = chosen.stages(models, prompt_version=prompt_version)
+        return tuple(replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
 
     def _called(self) -> list[str]:
         return [entry.model.called(self._source.folder) for entry in self._entries]

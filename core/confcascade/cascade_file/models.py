@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from confcascade.entries import Entry, existing, located, suggestion
 from confcascade.cost import Architecture
+from confcascade.entries import Entry, existing, located, suggestion
 from confcascade.models import LanguageModel
 
 __all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]

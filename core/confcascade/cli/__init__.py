@@ -11,6 +11,7 @@ from confcascade.cli.collect import collect
 from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
 from confcascade.cli.evaluate import evaluate
+from confcascade.cli.fit import fit
 from confcascade.errors import ConfcascadeError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app.command()(convert)
 app.command()(demo)
 app.command()(collect)
 app.command()(ask)
+app.command()(fit)
 app.command()(evaluate)
 
 

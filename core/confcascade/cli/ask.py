@@ -24,6 +24,10 @@ from confcascade.types import Message
 def ask(
     question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
     cascade: Annotated[Path | None, typer.Option(help="The cascade file, YAML or TOML.", dir_okay=False)] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A fitted policy, in the place of the file's thresholds.", exists=True, dir_okay=False),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message, in the place of the prompt's own.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="How the question is put: a prompt's name; by default the file's, or plain.")
@@ -73,10 +77,12 @@ def ask(
     read = CascadeFile.load(cascade)
     text = None if context is None else _text(context)
     example = Example(_question(question), choices=tuple(choice or ()), context=text, group=subject)
-    messages = list(prompt_from(prompt or read.prompt or "plain").messages(example))
+    asked = prompt_from(prompt or read.prompt or "plain")
+    messages = list(asked.messages(example))
     if system is not None:
         messages = [Message("system", system), *(message for message in messages if message.role != "system")]
-    answering = read.cascade()
+    # with a system message of its own the prompt is another, whose version nobody knows
+    answering = read.cascade(policy=policy, prompt_version=asked.version if system is None else None)
     parameters = {"max_tokens": max_tokens, "temperature": temperature}
     try:
         outcome = _answer(answering, messages, parameters, show=stream and not as_json)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from confcascade.cli.options import architecture, pair
+from confcascade.cli.options import prices as prices_of
+from confcascade.cli.options import threshold as threshold_of
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from confcascade.cost import Architecture, Prices
     from confcascade.evaluation.evaluate import Evaluation
-    from confcascade.signals import Threshold
 
 T = TypeVar("T")
 GROUPS_SHOWN = 12  # in the terminal
@@ -49,6 +51,10 @@ def evaluate(
         typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),
     ] = None,
     policy: Annotated[
+        Path | None,
+        typer.Option(help="A fitted policy instead, whose promise is told beside.", exists=True, dir_okay=False),
+    ] = None,
+    beside: Annotated[
         list[str] | None,
         typer.Option(help="Another policy of the same models to tell beside: NAME=SIGNAL=NUMBER,MODEL.SIGNAL=NUMBER."),
     ] = None,
@@ -82,25 +88,31 @@ def evaluate(
     from confcascade.errors import require
     from confcascade.evaluation.evaluate import evaluate as judge
     from confcascade.evaluation.evaluate import models_in_order, policy_of, with_texts
+    from confcascade.evaluation.fit import read_material, realised, replayable
     from confcascade.evaluation.gathered import gather
     from confcascade.evaluation.policy_figures import UNITS
     from confcascade.evaluation.recordings import read_rows
     from confcascade.evaluation.replay import Sweep, sweep
     from confcascade.evaluation.report import made_of, write_report
+    from confcascade.policy import Policy
 
     if plots:
         require("matplotlib", "plots")  # now, and not after the work
     if unit is not None and unit not in UNITS:
         raise ConfigurationError(f"--unit must be one of {', '.join(UNITS)}. Got '{unit}'.")
-    if bool(threshold) == bool(cascade):
+    file = None if cascade is None else CascadeFile.load(cascade)
+    if file is not None and policy is None:
+        policy = file.policy_path
+    if bool(threshold) + bool(file is not None and file.policy is None) + bool(policy) != 1:
         raise ConfigurationError(
-            "When is an answer kept? Say either --threshold SIGNAL=NUMBER, for example p_t=0.9, or --cascade FILE."
+            "When is an answer kept? Say one of --threshold SIGNAL=NUMBER, for example p_t=0.9, --cascade FILE and "
+            "--policy FILE."
         )
-    if models is not None and cascade is not None:
-        raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
-    sizes = dict(_pair(part, "--parameters", _architecture) for part in (parameters or "").split(",") if part)
-    costs = dict(_pair(part, "--prices", _prices) for part in prices or ())
-    limits = dict(_pair(text, "--threshold", _threshold) for text in threshold or ())
+    if models is not None and (cascade is not None or policy is not None):
+        raise ConfigurationError("Say either --models, or --cascade FILE or --policy FILE, which have their own.")
+    sizes = dict(pair(part, "--parameters", architecture) for part in (parameters or "").split(",") if part)
+    costs = dict(pair(part, "--prices", prices_of) for part in prices or ())
+    limits = dict(pair(text, "--threshold", threshold_of) for text in threshold or ())
     played: Callable[..., Sweep] = sweep
     if engine == "ray":
         from confcascade.evaluation.ray_engine import ray_sweep
@@ -112,11 +124,20 @@ def evaluate(
     columns = gathered.columns
     for name in {**sizes, **costs}:
         columns.index(name)
-    if cascade is not None:
-        file = CascadeFile.load(cascade)
+    if file is not None:
+        costs = {**file.prices, **costs}
+    fitted, told = None if policy is None else Policy.load(policy), []
+    if fitted is not None:
+        material = read_material(
+            recording, models=fitted.models, graded=True, texts=False, architectures=sizes, prices=costs
+        )
+        told = realised(fitted, material, architectures=sizes, prices=costs).describe(fitted)
+        columns, judged = replayable(columns, fitted)
+        gathered = replace(gathered, columns=columns)
+        chosen, by = tuple(stage.model for stage in judged), f"as in {policy and policy.name}"
+    elif file is not None and cascade is not None:
         chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
         limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
-        costs = {**file.prices, **costs}
     elif models is None:
         chosen, by = models_in_order(columns, sizes, costs)
         by = f"by {by}"
@@ -124,14 +145,17 @@ def evaluate(
         chosen, by = tuple(name.strip() for name in models.split(",")), "as given"
     for name in chosen:
         columns.index(name)
-    judged = policy_of(columns, chosen, limits)
-    beside = {}
-    for text in policy or ():
-        name, _, told = text.partition("=")
-        beside[name] = policy_of(columns, chosen, dict(_pair(each, "--policy", _threshold) for each in told.split(",")))
+    if fitted is None:
+        judged = policy_of(columns, chosen, limits)
+    others = {}
+    for text in beside or ():
+        name, _, rules = text.partition("=")
+        rules_of = dict(pair(each, "--beside", threshold_of) for each in rules.split(","))
+        others[name] = policy_of(columns, chosen, rules_of)
     with console.status("Evaluating"):
-        evaluation = judge(gathered, judged, beside=beside, architectures=sizes, prices=costs, unit=unit, sweep=played)
+        evaluation = judge(gathered, judged, beside=others, architectures=sizes, prices=costs, unit=unit, sweep=played)
         evaluation = with_texts(evaluation, read_rows(recording))
+        evaluation = replace(evaluation, notes=(*told, *evaluation.notes))
         command = shlex.join(["confcascade", *sys.argv[1:]])
         made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
         written = write_report(evaluation, out, made, plots=plots)
@@ -155,33 +179,3 @@ def _show(console: Console, evaluation: Evaluation) -> None:
             console.print(Text(f"{len(table.rows) - GROUPS_SHOWN} more in the report.", style="dim"))
     for note in evaluation.notes:
         console.print(Text(note, style="dim"))
-
-
-def _pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name:
-        raise ConfigurationError(f"{option} takes NAME=VALUE. Got '{text}'.")
-    try:
-        return name.strip(), read(value.strip())
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{option} '{text}': {error}.") from error
-
-
-def _threshold(text: str) -> Threshold:
-    return text if text in ("always", "never") else float(text)  # type: ignore[return-value]
-
-
-def _architecture(text: str) -> Architecture:
-    from confcascade.cost import Architecture
-
-    number = int(float(text))
-    if number <= 0:
-        raise ValueError("parameters must be above 0")
-    return Architecture(number, 0, 0)  # of layers and width nothing is known: 2N a token
-
-
-def _prices(text: str) -> Prices:
-    from confcascade.cost import Prices
-
-    read, _, written = text.partition(",")
-    return Prices(float(read), float(written or read))

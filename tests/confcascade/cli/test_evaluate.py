@@ -36,7 +36,7 @@ def test_a_report_of_a_recording(confcascade, recording, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "my report"
     arguments = ["evaluate", recording, "-o", out, "--threshold", "p_t=0.8", "--parameters", "small=1e9,large=1e10"]
-    done = confcascade(*arguments, "--policy", "never=p_t=never", "--policy", "all=small.p_t=always")
+    done = confcascade(*arguments, "--beside", "never=p_t=never", "--beside", "all=small.p_t=always")
     assert done.returncode == 0, done.stderr
     figures = json.loads((out / "figures.json").read_text())
     assert figures["policy"]["accuracy"]["value"] == pytest.approx(39 / 40)
@@ -81,7 +81,7 @@ def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_pat
     assert figures["made"]["models, smallest first"] == "small, large (as in cascade.yaml)"
     twice = confcascade("evaluate", recording, "--cascade", path, "--threshold", "p_t=0.9", "--no-plots")
     assert twice.returncode == 2
-    assert "either --threshold" in twice.stderr.replace("\n", " ")
+    assert "one of --threshold" in twice.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from confcascade.evaluation.replay import PolicyStage
 from confcascade.signals import Threshold
 
 __all__ = ["Candidates", "Derived", "Structure", "candidates", "derive"]
+
+Rule: TypeAlias = tuple[str, tuple[str, ...]]  # in words, and the signals that have thresholds
 
 _ONE = 49  # thresholds of one rule of a pair
 _TWO = 12  # of each of two rules, or of two stages
@@ -100,9 +103,7 @@ def derive(
             continue
         j = columns.index(model)
         judged = rows[columns.usable[rows, j]]
-        scores = {
-            name: values[judged] for name, values in recorded_scores(columns, model, names).items()
-        }
+        scores = {name: values[judged] for name, values in recorded_scores(columns, model, names).items()}
         known = {name: spaces(model, name) for name in names}
         try:
             own = fit_calibrator(scores, right[judged, j], known)
@@ -136,12 +137,13 @@ def candidates(
     for chain in chains:
         rules = [list(_rules(columns, made, chain, i, routable)) for i in range(len(chain) - 1)]
         for same in zip(*rules, strict=False) if len(chain) == 2 else _common(rules):
-            if any(rule is None for rule in same):
-                continue
             names = [rule[0] for rule in same]
             grids = [_grid(columns, model, rule[1], len(chain)) for model, rule in zip(chain, same, strict=False)]
             policies = tuple(
-                (*(PolicyStage(model, point) for model, point in zip(chain, points, strict=False)), PolicyStage(chain[-1]))
+                (
+                    *(PolicyStage(model, point) for model, point in zip(chain, points, strict=False)),
+                    PolicyStage(chain[-1]),
+                )
                 for points in product(*grids)
             )
             if policies:
@@ -151,7 +153,7 @@ def candidates(
 
 def _rules(
     columns: Columns, made: Candidates, chain: Sequence[str], i: int, routable: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+) -> Iterator[Rule]:
     """What may keep an answer of a stage: in words, and the signals that have thresholds."""
     model, larger = chain[i], chain[i + 1]
     names = tuple(routable.get(model, ()))
@@ -170,7 +172,9 @@ def _rules(
             yield "expected gain", (label,)
 
 
-def _common(rules: Sequence[Sequence[tuple[str, tuple[str, ...]]]]) -> Iterator[tuple[tuple[str, tuple[str, ...]], ...]]:
+def _common(
+    rules: Sequence[Sequence[tuple[str, tuple[str, ...]]]],
+) -> Iterator[tuple[tuple[str, tuple[str, ...]], ...]]:
     """For chains, the same rule at every stage."""
     for rule in rules[0]:
         same = [next((each for each in stage if each[0] == rule[0]), None) for stage in rules]

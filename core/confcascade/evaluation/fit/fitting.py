@@ -233,8 +233,7 @@ def fit(
             for each in stages
         ],
         certificates=[
-            Certificate.of(examined, each)
-            for examined, each in zip(shown[chosen], promises.values(), strict=True)
+            Certificate.of(examined, each) for examined, each in zip(shown[chosen], promises.values(), strict=True)
         ],
         saving=_saving(proof, stages, largest, bill),
         made_from=MadeFrom(
@@ -272,9 +271,7 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
 # ---------------------------------------------------------------------- what is refused
 
 
-def _check(
-    material: Material, promise: Promise, same: NDArray[np.bool_] | None, max_cost: float | None
-) -> None:
+def _check(material: Material, promise: Promise, same: NDArray[np.bool_] | None, max_cost: float | None) -> None:
     if (promise.equivalence is None) != (same is None):
         raise ConfigurationError("An equivalence and the answers compared by it go together.")
     if (max_cost is None) != (promise.max_drop is not None):
@@ -443,9 +440,7 @@ def _stage(
         model=model,
         build=material.builds.get(model),
         prompt_version=material.prompt_versions.get(model),
-        signals=[
-            each.moved(known.folder, folder or Path()) for each in known.entries if each.name in needs
-        ]
+        signals=[each.moved(known.folder, folder or Path()) for each in known.entries if each.name in needs]
         if known
         else [],
         identities={name: recorded[name] for name in needs if name in recorded},
@@ -535,7 +530,7 @@ def _rounded(count: int) -> int:
     """Up, to two digits: it is an estimate."""
     if count <= 10:
         return count
-    unit = 10 ** (len(str(count)) - 2)
+    unit: int = 10 ** (len(str(count)) - 2)
     return -(-count // unit) * unit
 
 

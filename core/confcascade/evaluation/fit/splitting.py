@@ -1,4 +1,4 @@
-"""Questions in three parts: A, by which scores are calibrated, B, by which policies are chosen with it, C, the proof."""
+"""Questions in three parts: those that calibrate scores, those that choose policies with them, and the proof."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def _runner(runner: Runner) -> str:
     worst = max(runner.examined, key=lambda each: each.bound)
     verdict = "holds, too" if runner.certified else "failed"
     return (
-        f"  {told(runner.policy)}: about {runner.saved:.1%} saved, {worst.harms:,} lost and {worst.benefits:,} gained of "
-        f"{worst.n:,}, at most {worst.bound:.2%}: {verdict}"
+        f"  {told(runner.policy)}: about {runner.saved:.1%} saved, {worst.harms:,} lost and {worst.benefits:,} gained "
+        f"of {worst.n:,}, at most {worst.bound:.2%}: {verdict}"
     )
 
 
@@ -54,14 +54,18 @@ def told(policy: Sequence[PolicyStage]) -> str:
     *gated, last = policy
     parts = []
     for stage in gated:
-        rules = [f"{name} >= {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in stage.thresholds.items()]
+        rules = [
+            f"{name} >= {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in stage.thresholds.items()
+        ]
         parts.append(f"{stage.model} ({' and '.join(rules)})")
     return " → ".join([*parts, last.model]) if parts else f"{last.model} alone"
 
 
 def _nothing(nothing: Nothing) -> list[str]:
     lines = [
-        f"Nothing can be promised with {nothing.questions:,} questions, {nothing.n:,} of them for the proof: {nothing.why}."
+        f"Nothing can be promised with {nothing.questions:,} questions, {nothing.n:,} of them for the proof: "
+        f"{nothing.why}."
     ]
     if nothing.more:
         costs = [] if nothing.usd is None else [f"${nothing.usd:.2f}"]
@@ -69,8 +73,8 @@ def _nothing(nothing: Nothing) -> list[str]:
         if nothing.seconds is not None:
             costs.append(f"{nothing.seconds / 3600:.1f} h of models' time")
         lines.append(
-            f"About {nothing.more:,} more would do for a policy that saves about {nothing.saved:.0%}; asking every model "
-            f"these costs about {', '.join(costs)}, as the recorded questions did."
+            f"About {nothing.more:,} more would do for a policy that saves about {nothing.saved:.0%}; asking every "
+            f"model these costs about {', '.join(costs)}, as the recorded questions did."
         )
     elif nothing.more == 0:
         lines.append("So many questions suffice as a rule: this time the lot of the split was against it.")

@@ -1,0 +1,185 @@
+"""``confcascade fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confcascade.cli.options import architecture, pair
+from confcascade.cli.options import prices as prices_of
+from confcascade.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from confcascade.cascade_file import CascadeFile
+    from confcascade.evaluation.fit import Material
+    from confcascade.evaluation.fit.fitting import Described
+    from confcascade.evaluation.graders import Grader
+    from confcascade.guarantee import Equivalence
+
+RULES = ("choice", "normalized", "numeric", "exact")
+JUDGE_DELTA = 0.1  # the part of the promise's own doubt that a judge's error bound takes
+
+
+def fit(
+    recording: Annotated[
+        Path, typer.Argument(help="A recording: one row for each question and model.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The policy.", dir_okay=False)] = Path("policy.json"),
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="The greatest loss of accuracy against the largest model, as a share: 0.01 is one point."),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="Instead: the least loss that this share of the largest model's cost buys, such as 0.4."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="With which the promise shall hold.")] = 0.95,
+    labels: Annotated[
+        bool, typer.Option(help="--no-labels: promise the largest model's answers, without knowing the right ones.")
+    ] = True,
+    equivalence: Annotated[
+        str | None,
+        typer.Option(
+            help="With --no-labels, when two answers are the same: choice, normalized, numeric, exact, or judge:MODEL."
+        ),
+    ] = None,
+    judge_checked: Annotated[
+        int | None,
+        typer.Option(min=1, help="With a judge: how many pairs that it called the same were checked by hand."),
+    ] = None,
+    judge_missed: Annotated[int, typer.Option(min=0, help="With a judge: how many of them differed.")] = 0,
+    cascade: Annotated[
+        Path | None,
+        typer.Option(
+            help="The cascade file of the recording: its models, prices, and signals, which the policy then keeps.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),
+    ] = None,
+    signals: Annotated[str | None, typer.Option(help="Which to use: p_ik,p_t. By default all that can route.")] = None,
+    prices: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model."),
+    ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8.03e9,large=70.6e9."),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
+    ] = None,
+    per_group: Annotated[bool, typer.Option(help="Promise it for every group of questions at once.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed, another split of the questions.")] = 0,
+) -> None:
+    """Choose thresholds from a recording, with a promise: calibrate, choose, certify.
+
+    Questions are split by a hash of their text: 40 % calibrate scores, 20 % more choose policies and the order of
+    tests, and 40 % prove them. Asks no model (but a judge). Ends with 1, and writes nothing, if nothing can be
+    promised. Example:
+
+        confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --confidence 0.95 --parameters small=8e9,large=70e9
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from confcascade.cascade_file import CascadeFile
+    from confcascade.evaluation.fit import Nothing, read_material, report
+    from confcascade.evaluation.fit import fit as fitted
+    from confcascade.guarantee import Promise
+
+    if (max_drop is None) == (max_cost is None):
+        raise ConfigurationError(
+            "What shall be promised? Say either --max-drop 0.01 (within a point of the largest) or --max-cost 0.4."
+        )
+    if labels == (equivalence is not None):
+        raise ConfigurationError(
+            "--no-labels and --equivalence go together: without labels, it must be said when two answers are the same."
+        )
+    if models is not None and cascade is not None:
+        raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
+    sizes = dict(pair(part, "--parameters", architecture) for part in (parameters or "").split(",") if part)
+    costs = dict(pair(part, "--prices", prices_of) for part in prices or ())
+    file = None if cascade is None else CascadeFile.load(cascade)
+    chosen = None if models is None else [name.strip() for name in models.split(",")]
+    described: Mapping[str, Described] = {}
+    if file is not None:
+        chosen, costs, described = list(file.thresholds), {**file.prices, **costs}, _described(file)
+    console = Console(stderr=True)
+    with console.status("Reading the recording"):
+        material = read_material(
+            recording, models=chosen, graded=labels, texts=not labels, architectures=sizes, prices=costs
+        )
+    rule, same = None, None
+    if equivalence is not None:
+        rule, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence)
+        with console.status("Comparing answers"):
+            same = _agreement(material, grader)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+    ) as bars:
+        task = bars.add_task("Trying policies")
+        result = fitted(
+            material,
+            Promise(max_drop, confidence, equivalence=rule),
+            same=same,
+            max_cost=max_cost,
+            per_group=per_group,
+            signals=None if signals is None else [name.strip() for name in signals.split(",")],
+            described=described,
+            architectures=sizes,
+            prices=costs,
+            unit=unit,
+            seed=seed,
+            folder=out.parent,
+            progress=lambda done, total, rule: bars.update(
+                task, completed=done, total=total, description=f"Trying policies: {rule}"
+            ),
+        )
+    told = Console()
+    told.print(report(result), highlight=False, markup=False, soft_wrap=True)
+    if isinstance(result, Nothing):
+        raise typer.Exit(1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result.policy.save(out)
+    told.print(f"\nPolicy: {out}", highlight=False, markup=False)
+
+
+def _described(file: CascadeFile) -> dict[str, Any]:
+    from confcascade.evaluation.fit.fitting import Described
+
+    return {model: Described(entries, file.folder) for model, entries in file.signal_entries.items()}
+
+
+def _equivalence(name: str, checked: int | None, missed: int, confidence: float) -> tuple[Equivalence, Grader]:
+    from confcascade.evaluation.graders import grader_from_string
+    from confcascade.guarantee import Equivalence, harm_bound
+
+    if name in RULES:
+        if checked is not None:
+            raise ConfigurationError(f"--judge-checked is for a judge; '{name}' is right by definition.")
+        return Equivalence(name), grader_from_string(name)
+    kind, _, model = name.partition(":")
+    if kind != "judge" or not model:
+        raise ConfigurationError(f"--equivalence must be one of {', '.join(RULES)}, or judge:MODEL. Got '{name}'.")
+    if checked is None or missed > checked:
+        raise ConfigurationError(
+            "A judge errs, and by how much belongs in the promise: check by hand some pairs that it called the same, "
+            "drawn at random, and say --judge-checked 400 --judge-missed 0."
+        )
+    delta = JUDGE_DELTA * (1 - confidence)
+    return Equivalence(f"judge {model}", harm_bound(missed, checked, delta), delta), grader_from_string(name)
+
+
+def _agreement(material: Material, grader: Grader) -> Any:
+    from confcascade.evaluation.fit import agreement
+
+    return agreement(material, grader)
