@@ -37,7 +37,7 @@ def build_stages(
     models: Sequence[Any] | None = None,
     stages: Sequence[Stage] | None = None,
     threshold: Threshold | Mapping[str, Threshold] | None = None,
-    signals: Sequence[Signal] | None = None,
+    signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None = None,
     policy: Policy | str | Path | None = None,
     wrap: Callable[[Any], Any] = lambda model: model,
 ) -> tuple[Stage, ...]:
@@ -48,7 +48,7 @@ def build_stages(
         stages: The same, with signals and thresholds of their own.
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T), `TokenProbability`. With a
-            `policy`: those that it does not say how to make.
+            `policy`: those that it does not say how to make, or by the model's name.
         policy: With `models`: one that was fitted on them, or its file; it chooses among them.
         wrap: Turns a framework's model into a `LanguageModel` (strings are resolved before).
 
@@ -101,13 +101,18 @@ def _as_it_is(model: Any) -> Any:
 
 
 def _fitted(
-    policy: Policy | str | Path, models: Sequence[Any], signals: Sequence[Signal] | None, wrap: Callable[[Any], Any]
+    policy: Policy | str | Path,
+    models: Sequence[Any],
+    signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None,
+    wrap: Callable[[Any], Any],
 ) -> tuple[Stage, ...]:
     from confcascade.policy import Policy
 
     chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
     resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
-    return chosen.stages(resolved, signals=() if signals is None else _listed("signals", signals))
+    if signals is not None and not isinstance(signals, Mapping):
+        signals = _listed("signals", signals)
+    return chosen.stages(resolved, signals=signals or ())
 
 
 def _listed(name: str, value: Any) -> list[Any]:

@@ -282,14 +282,15 @@ class Policy(Entry):
         models: Sequence[LanguageModel | str],
         *,
         prompt_version: str | None = None,
-        signals: Sequence[Signal] = (),
+        signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] = (),
     ) -> tuple[Stage, ...]:
         """The policy's stages, of the models that it was fitted on.
 
         Args:
             models: Core models, or strings such as "openai:gpt-4o"; those that the policy leaves out are not used.
             prompt_version: As for `check`. What cannot be checked is said in a warning.
-            signals: Live ones, in the place of those of the same name that the policy describes.
+            signals: Live ones, in the place of those of the same name that the policy describes; of every model, or
+                by the model's name.
 
         Raises:
             ConfigurationError: As by `check`, and if a signal is missing or not the one that was recorded.
@@ -301,10 +302,13 @@ class Policy(Entry):
                 "See that it is the same.",
                 stacklevel=2,
             )
-        by_name, given = {model.name: model for model in resolved}, {signal.name: signal for signal in signals}
-        return tuple(
-            Stage(by_name[each.model], each.load(self._folder, given), dict(each.thresholds)) for each in self.listed
-        )
+        by_name = {model.name: model for model in resolved}
+        stages = []
+        for each in self.listed:
+            listed = signals.get(each.model, ()) if isinstance(signals, Mapping) else signals
+            given = {signal.name: signal for signal in listed}
+            stages.append(Stage(by_name[each.model], each.load(self._folder, given), dict(each.thresholds)))
+        return tuple(stages)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from confcascade import Cascade, CascadeExhaustedError, ConfigurationError, Cost, Stage, Token, Usage
 from confcascade.evaluation import Columns, PolicyStage, RecordedModel, RecordedScore, Replay, Row, replay, sweep
-from confcascade.evaluation.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
+from confcascade.evaluation.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED, outcomes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,3 +188,15 @@ def test_a_policy_that_cannot_be_replayed_is_refused(policy: list[PolicyStage], 
     rows = [sure(q, m, 0.5) for q in ("q1", "q2") for m in ("small", "large")] + [sure("q1", "late", 0.5)]
     with pytest.raises(ConfigurationError, match=message):
         replay(Columns.of(rows), policy)
+
+
+@given(case=cases())
+@settings(max_examples=200, deadline=None)
+def test_outcomes_are_those_of_replays(case: Case):
+    """Who answers each question and how well, of many policies at once, is what each one's replay says."""
+    columns = Columns.of(case.rows)
+    played = outcomes(columns, case.policies)
+    for p, policy in enumerate(case.policies):
+        alone = replay(columns, policy)
+        assert played.stage[p].tolist() == alone.stage.tolist()
+        assert played.grade[p].tolist() == alone.grade.tolist()

@@ -36,7 +36,7 @@ from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, 
 
 __all__ = ["Described", "Fitted", "Nothing", "Runner", "fit", "replayable"]
 
-_PLANNED = 8  # policies of the order for which the planner is asked
+_PLANNED = 3  # policies of the order for which the planner is asked
 
 
 @dataclass(frozen=True)
@@ -515,8 +515,11 @@ def _planned(
     best: tuple[int, float] | None = None
     for i in np.unique(np.linspace(0, len(path) - 1, _PLANNED).round().astype(int)):
         tried = path[i]
-        # one harm more than was seen: a policy that has lost nothing yet is not known to lose nothing
+        # one harm more than was seen, for a policy that has lost nothing yet is not known to lose nothing; of very few
+        # questions one harm is too much
         needed = examples_needed_like(np.append(tried.losses, 1.0), promise)
+        if needed is None:
+            needed = examples_needed_like(tried.losses, promise)
         if needed is not None:
             more = max(0, math.ceil(needed / SHARES["certify"]) - len(material))
             if best is None or more < best[0]:

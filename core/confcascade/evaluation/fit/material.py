@@ -148,6 +148,7 @@ def material_of(
         raise ConfigurationError(
             f"No question was asked of all of {', '.join(chosen)}" + (" and graded." if graded else ".")
         )
+    first = dict(sorted(first.items()))  # so that the order of the file does not matter
     kept = np.fromiter(first.values(), dtype=np.intp)
     return Material(
         columns=columns.take(kept),

@@ -1,0 +1,304 @@
+"""From a recording to a promise, or to a refusal that says why."""
+
+import numpy as np
+import pytest
+from confcascade import Cascade, ConfigurationError
+from confcascade.evaluation import PolicyStage, RecordedModel, RecordedScore, replay
+from confcascade.evaluation.fit import (
+    Fitted,
+    Nothing,
+    agreement,
+    fit,
+    material_of,
+    realised,
+    replayable,
+    report,
+    split_by_key,
+)
+from confcascade.evaluation.graders import NormalizedMatch
+from confcascade.guarantee import Equivalence, Promise
+from confcascade.policy import Policy
+
+from .conftest import SIZES, made_rows
+
+FIVE = Promise(0.05)
+
+
+def fitted(rows, promise=FIVE, **options):
+    return fit(material_of(rows, architectures=SIZES), promise, architectures=SIZES, **options)
+
+
+@pytest.fixture(scope="module")
+def pair(rows):
+    result = fitted(rows)
+    assert isinstance(result, Fitted)
+    return result
+
+
+# ---------------------------------------------------------------------- what is promised
+
+
+def test_a_policy_that_saves_and_holds(pair):
+    """On thousands of new questions the promise holds, and the saving is the one that was told."""
+    fresh = material_of(made_rows(6000, seed=7, prefix="new"), architectures=SIZES)
+    came = realised(pair.policy, fresh, architectures=SIZES, only_new=True)
+
+    assert came.loss <= 0.05
+    assert pair.policy.saving.low - 0.02 <= came.saved <= pair.policy.saving.high + 0.02
+    assert came.saved > 0.1
+    assert came.seen == 0
+
+
+def test_the_certificate_counts_what_the_replay_shows(rows, pair):
+    """n, harms, benefits and saving are those of a plain replay of the policy on the questions of the proof."""
+    material = material_of(rows, architectures=SIZES).take(pair.parts.certify)
+    columns, stages = replayable(material.columns, pair.policy)
+    played = replay(columns, stages, architectures=SIZES)
+    alone = replay(columns, [PolicyStage("large")], architectures=SIZES)
+    (certificate,) = pair.policy.certificates
+
+    assert certificate.n == len(columns)
+    assert certificate.harms == (alone.grade > played.grade).sum()
+    assert certificate.benefits == (alone.grade < played.grade).sum()
+    assert pair.policy.saving.share == pytest.approx(1 - played.cost.flops.sum() / alone.cost.flops.sum())
+    assert pair.policy.saving.spared == pytest.approx((played.decision[:, -1] == -1).mean())
+
+
+def test_the_live_cascade_decides_as_was_certified(rows, pair, tmp_path):
+    """Saved, read back and made of live models, the policy decides every question as its replay does."""
+    path = tmp_path / "policy.json"
+    pair.policy.save(path)
+    policy = Policy.load(path)
+    assert policy.model_dump() == pair.policy.model_dump()
+    material = material_of(rows, architectures=SIZES)
+    columns, stages = replayable(material.columns, policy)
+    played = replay(columns, stages, architectures=SIZES)
+    by_question = {row.question: row.prompt for row in rows}
+    models = [RecordedModel(name, [row.model_copy(update={"question": row.prompt}) for row in rows]) for name in SIZES
+              if name != "medium"]  # fmt: skip
+    signals = {model.name: [model.signal(name) for name in ("p_ik", "p_t")] for model in models}
+    with pytest.warns(UserWarning, match="the build of 'small'"):
+        cascade = Cascade(policy.stages(models, signals=signals))
+
+    for i, question in list(enumerate(columns.questions))[::10]:
+        record = cascade.run(by_question[question]).record
+        assert record.answered_by == stages[played.stage[i]].model
+
+
+def test_every_part_does_its_own_work(rows, pair):
+    """Grades of the proof chose nothing: with these turned round, the same policies are tested, and fail."""
+    proof = {material_of(rows).columns.questions[i] for i in pair.parts.certify}
+    turned = [
+        row.model_copy(update={"grade": 0.0}) if row.question in proof and row.model == "small" else row for row in rows
+    ]
+    result = fitted(turned)
+
+    assert isinstance(result, Nothing)
+    assert result.tested[0].policy == pair.tested[0].policy
+
+
+def test_groups_are_promised_together(rows):
+    result = fitted(rows, Promise(0.1), per_group=True)
+
+    assert isinstance(result, Fitted)
+    even, odd = result.policy.certificates
+    assert (even.group, odd.group, even.groups) == ("even", "odd", 2)
+    assert even.n + odd.n == len(result.parts.certify)
+
+
+def test_the_least_loss_that_a_share_of_the_cost_buys(rows):
+    result = fitted(rows, Promise(None), max_cost=0.7)
+
+    assert isinstance(result, Fitted)
+    (certificate,) = result.policy.certificates
+    assert certificate.max_drop is None
+    assert result.policy.saving.share == pytest.approx(0.3, abs=0.06)
+    assert certificate.promised == certificate.bound > certificate.loss
+
+
+def test_without_labels_agreement_is_promised(rows):
+    """Grades are not looked at: without any, the result is the same."""
+    ungraded = [row.model_copy(update={"grade": None}) for row in rows]
+    results = []
+    for each in (rows, ungraded):
+        material = material_of(each, graded=False, texts=True, architectures=SIZES)
+        same = agreement(material, NormalizedMatch())
+        results.append(
+            fit(material, Promise(0.05, equivalence=Equivalence("normalized")), same=same, architectures=SIZES)
+        )
+    with_grades, without = results
+
+    assert isinstance(without, Fitted)
+    assert without.stages == with_grades.stages
+    (certificate,) = without.policy.certificates
+    assert (certificate.kind, certificate.benefits) == ("agreement", 0)
+    assert "differ from the largest model's by 'normalized'" in report(without)
+
+
+def test_pairs_chains_and_single_models_compete(chain_rows):
+    """A middle model that is better than the largest is used alone; one that is worse and dearer is skipped."""
+    best = [row.model_copy(update={"grade": 1.0 - (hash_of(row) % 50 == 0)}) if row.model == "medium" else row
+            for row in chain_rows]  # fmt: skip
+    alone = fitted(best)
+    assert isinstance(alone, Fitted)
+    assert alone.stages[-1].model == "medium"
+    assert alone.policy.models == ["small", "medium", "large"]
+
+    dear = {**SIZES, "medium": SIZES["large"]}
+    bad = [row.model_copy(update={"grade": row.grade * (hash_of(row) % 3 == 0)}) if row.model == "medium" else row
+           for row in chain_rows]  # fmt: skip
+    skipped = fit(material_of(bad, models=("small", "medium", "large")), FIVE, architectures=dear)
+    assert isinstance(skipped, Fitted)
+    assert [stage.model for stage in skipped.stages] == ["small", "large"]
+    assert "not asked at all: medium" in report(skipped)
+
+
+def hash_of(row):
+    return int(row.question[1:]) * 7919
+
+
+def test_a_fit_is_the_same_twice(rows, pair):
+    again = fitted(rows)
+    assert again.policy == pair.policy
+    assert fitted(list(reversed(rows))).stages == pair.stages
+
+
+def test_another_seed_is_another_split(pair, rows):
+    other = fitted(rows, seed=1)
+    assert set(other.parts.certify) != set(pair.parts.certify)
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_too_few_rows_say_how_many_more(rows):
+    """Also what collecting these costs, as the recorded rows did."""
+    few = fitted([row for row in rows if int(row.question[1:]) < 150], Promise(0.01))
+
+    assert isinstance(few, Nothing)
+    assert few.n < 299
+    assert few.more > 299 / 0.4 - 150
+    assert few.tokens == pytest.approx(few.more * 50)
+    assert few.seconds == pytest.approx(few.more * 1.0)
+    assert "even a policy that never loses an answer takes 299" in report(few)
+    assert f"About {few.more:,} more would do" in report(few)
+
+
+def test_what_would_do_does(rows):
+    """With as many questions as were named, a promise is found in most draws."""
+    few = fitted(rows[:300] + rows[1500:1800], Promise(0.03))
+    assert isinstance(few, Nothing)
+    assert few.more is not None
+    found = [isinstance(fitted(made_rows(300 + few.more, seed=seed), Promise(0.03)), Fitted) for seed in range(3)]
+    assert sum(found) >= 2
+
+
+def changed(rows, model, **updates):
+    return [row.model_copy(update=updates) if row.model == model else row for row in rows]
+
+
+def with_score(rows, make):
+    return [row.model_copy(update={"scores": {"p_t": RecordedScore(value=make(row))}}) for row in rows]
+
+
+REFUSED = {
+    "mixed prompts": (
+        lambda rows: rows[:100] + changed(rows[100:], "small", prompt_version="v2"),
+        r"mixes prompts of 'small': v2 \(1,400 rows\) and v1 \(100 rows\)",
+    ),
+    "mixed builds": (
+        lambda rows: rows[:100] + changed(rows[100:], "small", build="other"),
+        r"mixes builds of 'small': other \(1,400 rows\)",
+    ),
+    "a constant signal": (
+        lambda rows: with_score(rows, lambda row: 0.9),
+        "this signal cannot route: every score is 0.9",
+    ),
+    "no signal": (lambda rows: [row.model_copy(update={"scores": {}}) for row in rows], "no signal of a model before"),
+    "labels all alike": (
+        lambda rows: [row.model_copy(update={"grade": 1.0}) for row in rows],
+        "Every grade in the recording is 1: labels that are all alike",
+    ),
+    "one class only": (
+        lambda rows: changed(rows, "small", grade=1.0),
+        "answers of 'small' that could choose a threshold are right: of one class only",
+    ),
+    "one model": (lambda rows: [row for row in rows if row.model == "large"], "chooses among models"),
+    "no grades": (
+        lambda rows: [row.model_copy(update={"grade": None}) for row in rows],
+        "No question was asked of all of small, large and graded",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_certificate_is_refused(rows, case):
+    make, message = REFUSED[case]
+    with pytest.raises(ConfigurationError, match=message):
+        fitted(make(rows))
+
+
+def test_a_signal_that_cannot_route_is_left_out(rows):
+    """One that is constant has no part in a policy; the report says why."""
+    constant = [row.model_copy(update={"scores": {**row.scores, "stuck": RecordedScore(value=1.0)}}) for row in rows]
+    result = fitted(constant)
+    assert isinstance(result, Fitted)
+    assert "small.stuck: this signal cannot route: every score is 1" in report(result)
+    assert all("stuck" not in stage.needs for stage in result.policy.listed)
+
+
+def test_a_score_that_is_no_number_is_no_row(tmp_path, rows):
+    from confcascade.evaluation.fit import read_material
+
+    path = tmp_path / "rec.jsonl"
+    path.write_bytes(rows[0].line() + rows[1].line().replace(b'"p_t":{"value":0', b'"p_t":{"value":NaN,"x":0'))
+    with pytest.raises(ConfigurationError, match=r"Line 2 of .* is no row of a recording: scores: p_t: value"):
+        read_material(path)
+
+
+def test_duplicates_never_straddle(rows):
+    """A question under two ids counts once; own parts that share one are refused."""
+    twice = [*rows, *(row.model_copy(update={"question": f"again {row.question}"}) for row in rows)]
+    material = material_of(twice)
+    assert len(material) == 1500
+    assert material.notes == ("1,500 questions occur more than once, and count once.",)
+    spaced = [row.model_copy(update={"prompt": f"  {row.prompt.upper()} "}) for row in rows]
+    assert material_of(spaced).keys == material.keys
+
+    parts = split_by_key([key for key in material.keys for _ in range(2)])
+    parts.check([key for key in material.keys for _ in range(2)])
+    bad = split_by_key(material.keys)
+    bad = type(bad)(bad.calibrate, bad.choose, np.append(bad.certify, bad.choose[0]))
+    with pytest.raises(ConfigurationError, match="1 questions that are to prove a policy also chose it"):
+        fit(material, FIVE, architectures=SIZES, parts=bad)
+
+
+def test_questions_that_were_fitted_on_prove_nothing(rows, pair):
+    material = material_of(rows)
+    assert realised(pair.policy, material, architectures=SIZES).seen == 1500
+    with pytest.raises(ConfigurationError, match="1,500 of the 1,500 questions are among those"):
+        realised(pair.policy, material, architectures=SIZES, only_new=True)
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [({"build": "b2"}, "build build of small of 'small'"), ({"prompt_version": "v2"}, "prompt v1")],
+)
+def test_another_recording_must_be_of_the_same_models(pair, updates, message):
+    other = material_of(changed(made_rows(50, prefix="new"), "small", **updates))
+    with pytest.raises(ConfigurationError, match=message):
+        realised(pair.policy, other, architectures=SIZES)
+
+
+def test_what_contradicts_itself_is_refused(rows):
+    material = material_of(rows)
+    with pytest.raises(ConfigurationError, match="either a `max_drop` to the promise or a `max_cost`"):
+        fit(material, FIVE, max_cost=0.5)
+    with pytest.raises(ConfigurationError, match="`max_cost` is a share"):
+        fit(material, Promise(None), max_cost=1.5)
+    with pytest.raises(ConfigurationError, match="go together"):
+        fit(material, Promise(0.05, equivalence=Equivalence("choice")))
+    with pytest.raises(ConfigurationError, match="Costs cannot count in usd"):
+        fit(material, FIVE, unit="usd")
+    with pytest.raises(ConfigurationError, match="keeps no answer of 'large'"):
+        agreement(material, NormalizedMatch())
