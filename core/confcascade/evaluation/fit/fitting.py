@@ -440,7 +440,7 @@ def _stage(
         model=model,
         build=material.builds.get(model),
         prompt_version=material.prompt_versions.get(model),
-        signals=[each.moved(known.folder, folder or Path()) for each in known.entries if each.name in needs]
+        signals=[each.moved(known.folder, folder or Path()).model_dump(mode="json") for each in known.entries if each.name in needs]
         if known
         else [],
         identities={name: recorded[name] for name in needs if name in recorded},
@@ -515,6 +515,8 @@ def _planned(
     best: tuple[int, float] | None = None
     for i in np.unique(np.linspace(0, len(path) - 1, _PLANNED).round().astype(int)):
         tried = path[i]
+        if i and tried.losses.mean() > promise.tested_drop / 2:
+            break  # so near the target it takes many more than the safest
         # one harm more than was seen, for a policy that has lost nothing yet is not known to lose nothing; of very few
         # questions one harm is too much
         needed = examples_needed_like(np.append(tried.losses, 1.0), promise)

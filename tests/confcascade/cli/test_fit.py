@@ -1,0 +1,147 @@
+"""``confcascade fit``, and policies in the other commands: of the bundled models, collected, fitted, evaluated, asked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from confcascade.demo.world import World
+from confcascade.evaluation.prompts import prompt_from
+from confcascade.policy import Policy
+
+CASCADE = """
+stages:
+  - model: bundled:small
+    signals:
+      - {type: p_ik, probe: "bundled:small"}
+      - {type: p_t, aggregate: min}
+  - model: bundled:large
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(confcascade, tmp_path_factory):
+    """Collected answers to some questions, and to others."""
+    folder = tmp_path_factory.mktemp("fit")
+    (folder / "cascade.yaml").write_text(CASCADE)
+    world = World()
+    for name, split, tasks in (("seen", "calibration", ("facts", "sums", "refusals")), ("new", "test", ("sums",))):
+        lines = [
+            json.dumps({"question": each.prompt, "reference": each.reference, "group": each.task})
+            for each in world.questions(split, tasks, per_task=140)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+        done = confcascade(
+            *("collect", f"{name}.jsonl", "-o", f"{name}.rec.jsonl", "--cascade", "cascade.yaml"),
+            *("--grader", "normalized", "--max-tokens", 40),
+            cwd=folder,
+        )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+FIT = ("fit", "seen.rec.jsonl", "--cascade", "cascade.yaml", "--parameters", "small=1e6,large=2e7")
+
+
+@pytest.fixture(scope="module")
+def fitted(confcascade, folder):
+    done = confcascade(*FIT, "-o", "out/policy.json", "--max-drop", "0.15", "--confidence", "0.9", cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def test_a_promise_in_plain_words(fitted, folder):
+    said = fitted.stdout
+    for part in (
+        "Promised: accuracy at most 15.00 points below the largest model's, with 0.9 confidence.",
+        "Evidence: on ",
+        "It holds as long as:",
+        "Expected: ",
+        "Signals:\n  small.p_ik: ",
+        "Policy: out/policy.json",
+    ):
+        assert part in said
+    policy = Policy.load(folder / "out" / "policy.json")
+    meta = json.loads((folder / "seen.rec.jsonl.meta.json").read_text())["identity"]
+    assert policy.made_from.data == meta["data"]
+    assert policy.made_from.grader == meta["grader"]
+    small = policy.listed[0]
+    assert small.build == meta["models"]["small"]["fingerprint"]
+    assert small.prompt_version == prompt_from("plain").version
+    assert set(small.needs) <= {"p_ik", "p_t"}
+    assert small.identities["p_t"] == meta["models"]["small"]["signals"]["p_t"]
+
+
+def test_a_question_is_asked_by_the_policy(confcascade, fitted, folder):
+    """Live, its signals are made anew; the prompt is checked, and another one refused."""
+    ask = ("ask", "How does Nebros Krurer earn a living?", "--cascade", "cascade.yaml", "--policy", "out/policy.json")
+    done = confcascade(*ask, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "not known here" not in done.stderr
+    record = json.loads(done.stdout)["record"]
+    policy = Policy.load(folder / "out" / "policy.json")
+    assert set(record["attempts"][0]["scores"]) <= set(policy.listed[0].thresholds)
+    (folder / "named.yaml").write_text("models: ['bundled:small', 'bundled:large']\npolicy: out/policy.json\n")
+    again = confcascade("ask", ask[1], "--cascade", "named.yaml", "--json", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["record"]["policy_id"] == record["policy_id"]
+
+    other = confcascade(*ask, "--prompt", "open-ended", cwd=folder)
+    assert other.returncode == 2
+    assert "Another prompt makes other scores" in other.stderr
+
+
+def test_another_model_is_refused(confcascade, fitted, folder):
+    (folder / "other.yaml").write_text("models: ['bundled:medium', 'bundled:large']\npolicy: out/policy.json\n")
+    done = confcascade("ask", "Who?", "--cascade", "other.yaml", cwd=folder)
+    assert done.returncode == 2
+    assert "other.yaml, line 2, `policy`: The policy was not fitted on model 'medium', but on small, large" in done.stderr
+
+
+def test_evaluate_tells_the_promise_and_who_was_seen(confcascade, fitted, folder):
+    common = ("--policy", "out/policy.json", "--no-plots", "--parameters", "small=1e6,large=2e7")
+    new = confcascade("evaluate", "new.rec.jsonl", "-o", "new", *common, cwd=folder)
+    assert new.returncode == 0, new.stderr
+    assert "The policy promises to lose at most 15.00 points against large" in new.stdout
+    assert "fitted on" not in new.stdout
+    seen = confcascade("evaluate", "seen.rec.jsonl", "-o", "seen", *common, cwd=folder)
+    figures = json.loads((folder / "seen" / "figures.json").read_text())
+    assert "are among those that the policy was fitted on" in seen.stdout
+    assert any("prove nothing" in note for note in figures["notes"])
+
+
+def test_nothing_is_written_where_nothing_can_be_promised(confcascade, folder):
+    done = confcascade(*FIT, "-o", "none.json", "--max-drop", "0.001", cwd=folder)
+    assert done.returncode == 1
+    assert "Nothing can be promised with " in done.stdout
+    assert " more would do for a policy that saves" in done.stdout or "No number of questions" in done.stdout
+    assert not (folder / "none.json").exists()
+
+
+def test_without_labels(confcascade, folder):
+    done = confcascade(
+        *FIT, "-o", "agree.json", "--max-drop", "0.2", "--no-labels", "--equivalence", "normalized", cwd=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of the answers differ from the largest model's by 'normalized'" in done.stdout
+    assert Policy.load(folder / "agree.json").certificates[0].kind == "agreement"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "What shall be promised?"),
+        (("--max-drop", "0.1", "--max-cost", "0.5"), "What shall be promised?"),
+        (("--max-drop", "0.1", "--no-labels"), "--no-labels and --equivalence go together"),
+        (("--max-drop", "0.1", "--no-labels", "--equivalence", "taste"), "--equivalence must be one of choice"),
+        (("--max-drop", "0.1", "--no-labels", "--equivalence", "judge:bundled:large"), "check by hand some pairs"),
+        (("--max-drop", "0.1", "--models", "small,large"), "Say either --models or --cascade FILE"),
+        (("--max-drop", "0.1", "--prices", "small"), "--prices takes NAME=VALUE"),
+        (("--max-drop", "7"), "`max_drop` must be a share between 0 and 1"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_one_line(confcascade, folder, options, message):
+    done = confcascade(*FIT, *options, cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
