@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +180,7 @@ def fit(
         model: [name for (owner, name), each in health.items() if owner == model and each.can_route] for model in models
     }
     notes = list(material.notes)
-    _refuse_unroutable(health, routable, models)
+    blind = not any(routable[model] for model in models[:-1])
     spaces = _spaces(columns, described or {})
     made = derive(
         columns,
@@ -223,7 +224,7 @@ def fit(
     )
     passed = [i for i, runner in enumerate(tested) if runner.certified]
     if not passed:
-        return _nothing(material, path, promises, lacking, tested, health, notes, dearest, bill, split, max_cost)
+        return _nothing(material, path, promises, lacking, tested, health, notes, dearest, bill, split, max_cost, blind)
     chosen = passed[-1]  # each is cheaper than all before it
     stages = path[chosen].policy
     policy = Policy(
@@ -294,19 +295,6 @@ def _check(material: Material, promise: Promise, same: NDArray[np.bool_] | None,
             f"Every grade in the recording is {grades[0, 0]:g}: labels that are all alike tell no answer from another. "
             "Look at the grader and its references."
         )
-
-
-def _refuse_unroutable(
-    health: Mapping[tuple[str, str], SignalHealth], routable: Mapping[str, Sequence[str]], models: Sequence[str]
-) -> None:
-    if any(routable[model] for model in models[:-1]):
-        return
-    if not health:
-        raise ConfigurationError(
-            "The recording has no signal of a model before the largest, so nothing can tell which answers to keep."
-        )
-    told = "; ".join(f"{name} of {model}: {each.verdict}" for (model, name), each in health.items())
-    raise ConfigurationError(f"No signal can route, so nothing is fitted. {told}.")
 
 
 def _health(
@@ -440,13 +428,22 @@ def _stage(
         model=model,
         build=material.builds.get(model),
         prompt_version=material.prompt_versions.get(model),
-        signals=[each.moved(known.folder, folder or Path()).model_dump(mode="json") for each in known.entries if each.name in needs]
+        signals=[
+            each.moved(known.folder, folder or Path()).model_dump(mode="json")
+            for each in known.entries
+            if each.name in needs
+        ]
         if known
         else [],
         identities={name: recorded[name] for name in needs if name in recorded},
         derived=entries,
         thresholds=thresholds,
     )
+
+
+def _entries(described: Described, needs: Sequence[str], folder: Path) -> list[Any]:
+    wanted = [each.moved(described.folder, folder) for each in described.entries if each.name in needs]
+    return [each.model_dump(mode="json") for each in wanted]
 
 
 def _entry(derived: Derived) -> CalibratedEntry | ExpectedGainEntry:
@@ -471,6 +468,7 @@ def _nothing(
     bill: Bill,
     split: Parts,
     max_cost: float | None,
+    blind: bool,
 ) -> Nothing:
     n, promise = len(split.certify), next(iter(promises.values()))
     why = lacking
@@ -487,6 +485,8 @@ def _nothing(
             f"the safest policy that saves anything lost {worst.harms:,} answers and gained {worst.benefits:,} of "
             f"{worst.n:,}, so its loss may be {worst.bound:.2%}"
         )
+    if blind:
+        why = f"no signal can route, so that only single models could be tried, and {why}"
     more, saved = None, None
     if path and promise.max_drop is not None and len(promises) == 1:
         more, saved = _planned(material, path, promise, dearest)

@@ -210,11 +210,6 @@ REFUSED = {
         lambda rows: rows[:100] + changed(rows[100:], "small", build="other"),
         r"mixes builds of 'small': other \(1,400 rows\)",
     ),
-    "a constant signal": (
-        lambda rows: with_score(rows, lambda row: 0.9),
-        "this signal cannot route: every score is 0.9",
-    ),
-    "no signal": (lambda rows: [row.model_copy(update={"scores": {}}) for row in rows], "no signal of a model before"),
     "labels all alike": (
         lambda rows: [row.model_copy(update={"grade": 1.0}) for row in rows],
         "Every grade in the recording is 1: labels that are all alike",
@@ -236,6 +231,24 @@ def test_a_certificate_is_refused(rows, case):
     make, message = REFUSED[case]
     with pytest.raises(ConfigurationError, match=message):
         fitted(make(rows))
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_without_a_signal_that_routes_only_single_models_are_tried(rows, constant):
+    """A constant signal or none: no thresholds; but a smaller model that is as good may be used alone."""
+    scores = {"p_t": RecordedScore(value=0.9)} if constant else {}
+    blind = [row.model_copy(update={"scores": scores}) for row in rows]
+    refused = fitted(blind)
+    assert isinstance(refused, Nothing)
+    assert "no signal can route, so that only single models could be tried" in report(refused)
+    assert ("small.p_t: this signal cannot route: every score is 0.9" in report(refused)) == constant
+
+    grades = {row.question: row.grade for row in rows if row.model == "large"}
+    alike = [row.model_copy(update={"grade": grades[row.question]}) for row in blind]
+    alone = fitted(alike)
+    assert isinstance(alone, Fitted)
+    assert [stage.model for stage in alone.stages] == ["small"]
+    assert "Policy: ask small alone." in report(alone)
 
 
 def test_a_signal_that_cannot_route_is_left_out(rows):
