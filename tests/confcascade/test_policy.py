@@ -1,0 +1,186 @@
+"""A policy in a file: what it makes of the models that it is given, and what it refuses."""
+
+import json
+import warnings
+
+import pytest
+from confcascade import ConfigurationError, TokenProbability, build_stages
+from confcascade.calibration import Platt
+from confcascade.guarantee import Certificate
+from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving, question_key
+from confcascade.signals import Evidence
+from confcascade.signals.calibrated import Calibrated, ExpectedGain
+from confcascade.testing import ScriptedModel
+from confcascade.types import Message, Request, Response, Token
+
+PLATT = Platt.fit([0.1, 0.2, 0.6, 0.4, 0.8, 0.9] * 6, [0, 0, 1, 0, 1, 1] * 6, signal="p_t", space=(0, 1))
+QUESTION = "How many?"
+
+
+def script(name="small", answer=("4", 0.99)):
+    return ScriptedModel(name, {QUESTION: answer})
+
+
+SMALL, LARGE = script(), script("large", ("5", 0.99))
+
+
+def made(**changes):
+    """A policy of two models with one calibrated signal."""
+    small = {
+        "model": "small",
+        "build": SMALL.fingerprint,
+        "prompt_version": "v1",
+        "signals": [{"type": "p_t"}],
+        "identities": {"p_t": json.loads(json.dumps(TokenProbability().identity()))},
+        "derived": [CalibratedEntry(type="calibrated", name="confidence", calibrator=PLATT.as_dict())],
+        "thresholds": {"confidence": 0.5},
+    }
+    certificate = {
+        "kind": "labels",
+        "max_drop": 0.01,
+        "confidence": 0.95,
+        "test": "split",
+        "n": 1000,
+        "harms": 2,
+        "benefits": 1,
+        "loss": 0.001,
+        "bound": 0.006,
+        "date": "2026-11-22",
+        "assumptions": ("The questions to come are like the examples.",),
+    }
+    return Policy(
+        models=["small", "large"],
+        stages=[
+            FittedStage(**{**small, **changes}),
+            FittedStage(model="large", build=LARGE.fingerprint, prompt_version="v1"),
+        ],
+        certificates=[Certificate(**certificate)],
+        saving=Saving(unit="usd", cost=0.5, largest=1.0, share=0.5, low=0.4, high=0.6, spared=0.6),
+        made_from=MadeFrom(questions=2, keyed_by="id", keys=""),
+    )
+
+
+def test_what_is_saved_is_read(tmp_path):
+    policy = made()
+    policy.save(tmp_path / "policy.json")
+    assert Policy.load(tmp_path / "policy.json").model_dump() == policy.model_dump()
+
+
+def test_stages_judge_as_the_policy_says():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small, large = made().stages([SMALL, LARGE], prompt_version="v1")
+    (signal,) = small.signals
+    assert isinstance(signal, Calibrated)
+    assert (small.thresholds, large.thresholds) == ({"confidence": 0.5}, {})
+    token = Token("4", -0.1)
+    evidence = Evidence(Request((Message("user", "?"),)), None, (token,), Response("4", (token,)))
+    assert signal.score(evidence).value == PLATT.predict([TokenProbability().score(evidence).value])[0]
+
+
+def test_a_gain_is_made_of_its_parts():
+    entry = ExpectedGainEntry(type="expected_gain", name="gain", own=PLATT.as_dict(), larger=PLATT.as_dict())
+    small, _ = made(derived=[entry], thresholds={"gain": -0.1, "p_t": 0.2}).stages([SMALL, LARGE], prompt_version="v1")
+    gain, raw = small.signals
+    assert isinstance(gain, ExpectedGain)
+    assert isinstance(raw, TokenProbability)
+
+
+REFUSED = {
+    "another model": (lambda: made().stages([script("other"), LARGE]), "was not fitted on model 'other', but on small"),
+    "a missing model": (lambda: made().stages([LARGE]), "asks model 'small', which is not among"),
+    "two alike": (lambda: made().stages([SMALL, SMALL, LARGE]), "Two models have the same name"),
+    "another build": (
+        lambda: made(build="older").stages([SMALL, LARGE]),
+        "fitted on build older of 'small'; this is build",
+    ),
+    "another prompt": (lambda: made().stages([SMALL, LARGE], prompt_version="v2"), "answers to prompt v1 .*prompt v2"),
+    "another signal": (
+        lambda: made(signals=[{"type": "p_t", "aggregate": "min"}]).stages([SMALL, LARGE], prompt_version="v1"),
+        "another signal 'p_t' of 'small': its `aggregate` was 'mean' and is now 'min'",
+    ),
+    "no such signal": (
+        lambda: made(signals=[]).stages([SMALL, LARGE], prompt_version="v1"),
+        "does not say how to make it: hand it over in `signals`",
+    ),
+    "a threshold beside it": (
+        lambda: build_stages(models=[SMALL, LARGE], policy=made(), threshold=0.9),
+        "A `policy` brings signals and thresholds",
+    ),
+    "no file": (lambda: Policy.load("nowhere.json"), "'nowhere.json' cannot be read: No such file"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_nothing_is_promised_of_is_refused(case):
+    make, message = REFUSED[case]
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version"),
+        ({"stages": []}, "stages"),
+        ({"models": ["large"]}, "must be different ones of its models"),
+        ({"surprise": 1}, "unknown key"),
+    ],
+)
+def test_a_file_that_is_no_policy(tmp_path, change, message):
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps({**json.loads(made().model_dump_json(by_alias=True)), **change}))
+    with pytest.raises(ConfigurationError, match=f"is no policy of this version of confcascade: .*{message}"):
+        Policy.load(path)
+
+
+def test_signals_may_be_handed_over():
+    """In the place of those described, of every model or by its name."""
+    for signals in ([TokenProbability()], {"small": [TokenProbability()]}):
+        small, _ = made(signals=[]).stages([SMALL, LARGE], prompt_version="v1", signals=signals)
+        assert small.signals[0].name == "confidence"
+
+
+def test_what_cannot_be_checked_is_said_once():
+    with pytest.warns(UserWarning, match="not known here is the build of 'small' and the prompt") as told:
+        made(build=None).stages([SMALL, LARGE])
+    assert len(told) == 1
+
+
+def test_a_model_that_the_policy_leaves_out_is_not_used():
+    """ "Skip the middle one", and "use one model"."""
+    policy = made()
+    with_middle = policy.model_copy(update={"models": ["small", "middle", "large"]})
+    stages = with_middle.stages([SMALL, script("middle"), LARGE], prompt_version="v1")
+    assert [stage.model.name for stage in stages] == ["small", "large"]
+    alone = with_middle.model_copy(update={"listed": policy.listed[1:]})
+    assert [stage.model.name for stage in alone.stages([LARGE], prompt_version="v1")] == ["large"]
+    assert "Policy: ask large alone." in alone.describe()
+
+
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+def test_both_integrations_take_a_policy(tmp_path):
+    """From a file or as it is: they answer as the core does, and tell the confidence."""
+    langchain_confcascade = pytest.importorskip("langchain_confcascade")
+    llamaindex_confcascade = pytest.importorskip("llamaindex_confcascade")
+    path = tmp_path / "policy.json"
+    made().save(path)
+    for policy in (path, str(path), made()):
+        chat = langchain_confcascade.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy=policy)
+        record = chat.invoke(QUESTION).response_metadata["confcascade"]
+        llm = llamaindex_confcascade.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy=policy)
+        other = llm.complete(QUESTION).additional_kwargs["confcascade"]
+        assert record["answered_by"] == other["answered_by"] == "small"
+        assert record["policy_id"] == other["policy_id"]
+        assert record["attempts"][0]["confidence"] == record["attempts"][0]["scores"]["confidence"]["value"] > 0.5
+
+
+def test_a_question_is_known_again():
+    """By its text, whatever its case and white space."""
+    assert question_key("How many? ") == question_key("how\n MANY?") != question_key("How much?")
+    import base64
+
+    keys = base64.b64encode(question_key("a") + question_key("b")).decode()
+    made_from = MadeFrom(questions=2, keyed_by="id", keys=keys)
+    assert made_from.overlap([question_key("A"), question_key("c")]) == 1
