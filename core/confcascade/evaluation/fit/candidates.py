@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,23 @@ from confcascade.signals import Threshold
 
 __all__ = ["Candidates", "Derived", "Structure", "candidates", "derive"]
 
-Rule: TypeAlias = tuple[str, tuple[str, ...]]  # in words, and the signals that have thresholds
-
 _ONE = 49  # thresholds of one rule of a pair
 _TWO = 12  # of each of two rules, or of two stages
 _GATES = (0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that a gate passes on before anything is generated
+
+
+class Rule(NamedTuple):
+    """What keeps an answer of a stage.
+
+    Attributes:
+        words: For reports.
+        names: Of the signals that have thresholds.
+        gate: Whether the first of them only sorts out what is not worth generating.
+    """
+
+    words: str
+    names: tuple[str, ...]
+    gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,7 @@ def candidates(
     for chain in chains:
         rules = [list(_rules(columns, made, chain, i, routable)) for i in range(len(chain) - 1)]
         for same in zip(*rules, strict=False) if len(chain) == 2 else _common(rules):
-            names = [rule[0] for rule in same]
-            grids = [_grid(columns, model, rule[1], len(chain)) for model, rule in zip(chain, same, strict=False)]
+            grids = [_grid(columns, model, rule, len(chain)) for model, rule in zip(chain, same, strict=False)]
             policies = tuple(
                 (
                     *(PolicyStage(model, point) for model, point in zip(chain, points, strict=False)),
@@ -147,44 +158,43 @@ def candidates(
                 for points in product(*grids)
             )
             if policies:
-                found.append(Structure(names[0], policies))
+                found.append(Structure(same[0].words, policies))
     return replace(made, structures=found)
 
 
 def _rules(
     columns: Columns, made: Candidates, chain: Sequence[str], i: int, routable: Mapping[str, Sequence[str]]
 ) -> Iterator[Rule]:
-    """What may keep an answer of a stage: in words, and the signals that have thresholds."""
+    """What may keep an answer of a stage."""
     model, larger = chain[i], chain[i + 1]
     names = tuple(routable.get(model, ()))
     for name in names:
-        yield name, (name,)
+        yield Rule(name, (name,))
     if len(names) > 1:
-        yield " and ".join(names), names
+        yield Rule(" and ".join(names), names)
     own = [label for (owner, label), each in made.derived.items() if owner == model and each.larger is None]
     gates = [name for name in names if columns.signal(model, name).phase == "pre"]
     for label in own:
-        yield label, (label,)
+        yield Rule(label, (label,))
         for gate in gates if len(names) > 1 else ():
-            yield f"{gate} gate, then {label}", (gate, label)
+            yield Rule(f"{gate} gate, then {label}", (gate, label), gate=True)
     for (owner, label), each in made.derived.items():
         if owner == model and each.over == larger:
-            yield "expected gain", (label,)
+            yield Rule("expected gain", (label,))
 
 
-def _common(
-    rules: Sequence[Sequence[tuple[str, tuple[str, ...]]]],
-) -> Iterator[tuple[tuple[str, tuple[str, ...]], ...]]:
+def _common(rules: Sequence[Sequence[Rule]]) -> Iterator[tuple[Rule, ...]]:
     """For chains, the same rule at every stage."""
     for rule in rules[0]:
-        same = [next((each for each in stage if each[0] == rule[0]), None) for stage in rules]
+        same = [next((each for each in stage if each.words == rule.words), None) for stage in rules]
         found = tuple(each for each in same if each is not None)
         if len(found) == len(rules):
             yield found
 
 
-def _grid(columns: Columns, model: str, names: Sequence[str], stages: int) -> list[dict[str, Threshold]]:
+def _grid(columns: Columns, model: str, rule: Rule, stages: int) -> list[dict[str, Threshold]]:
     """Thresholds of a stage."""
+    names = rule.names
     count = _ONE if stages == 2 and len(names) == 1 else max(4, _TWO if stages < 4 else 7)
     if stages > 2 and len(names) > 1:  # one level for all, or there would be too many
         levels = [_quantiles(columns, model, name, np.linspace(0.95, 0.05, count)) for name in names]
@@ -193,11 +203,10 @@ def _grid(columns: Columns, model: str, names: Sequence[str], stages: int) -> li
         levels = [_quantiles(columns, model, name, np.linspace(0.98, 0.02, _ONE)) for name in names]
         return [dict(zip(names, each, strict=True)) for each in zip(*levels, strict=True)]
     if len(names) == 2:
-        first = columns.signal(model, names[0]).phase == "pre"
-        shares = np.array(_GATES) if first else np.linspace(0.95, 0.05, count)
+        shares = np.array(_GATES) if rule.gate else np.linspace(0.95, 0.05, count)
         levels = [
             _quantiles(columns, model, names[0], shares),
-            _quantiles(columns, model, names[1], np.linspace(0.98, 0.02, 2 * count if first else count)),
+            _quantiles(columns, model, names[1], np.linspace(0.98, 0.02, 2 * count if rule.gate else count)),
         ]
         return [dict(zip(names, each, strict=True)) for each in product(*levels)]
     return [{names[0]: each} for each in _quantiles(columns, model, names[0], np.linspace(0.98, 0.02, count))]

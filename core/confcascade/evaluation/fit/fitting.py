@@ -428,20 +428,15 @@ def _stage(
         model=model,
         build=material.builds.get(model),
         prompt_version=material.prompt_versions.get(model),
-        signals=[
-            each.moved(known.folder, folder or Path()).model_dump(mode="json")
-            for each in known.entries
-            if each.name in needs
-        ]
-        if known
-        else [],
+        signals=[] if known is None else _entries(known, needs, folder or Path()),
         identities={name: recorded[name] for name in needs if name in recorded},
         derived=entries,
         thresholds=thresholds,
     )
 
 
-def _entries(described: Described, needs: Sequence[str], folder: Path) -> list[Any]:
+def _entries(described: Described, needs: Sequence[str], folder: Path) -> Any:
+    """As a file says them, for the policy to read."""
     wanted = [each.moved(described.folder, folder) for each in described.entries if each.name in needs]
     return [each.model_dump(mode="json") for each in wanted]
 

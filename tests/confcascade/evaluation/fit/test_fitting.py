@@ -87,7 +87,8 @@ def test_the_live_cascade_decides_as_was_certified(rows, pair, tmp_path):
 
 def test_every_part_does_its_own_work(rows, pair):
     """Grades of the proof chose nothing: with these turned round, the same policies are tested, and fail."""
-    proof = {material_of(rows).columns.questions[i] for i in pair.parts.certify}
+    questions = material_of(rows).columns.questions
+    proof = {questions[i] for i in pair.parts.certify}
     turned = [
         row.model_copy(update={"grade": 0.0}) if row.question in proof and row.model == "small" else row for row in rows
     ]
@@ -231,6 +232,36 @@ def test_a_certificate_is_refused(rows, case):
     make, message = REFUSED[case]
     with pytest.raises(ConfigurationError, match=message):
         fitted(make(rows))
+
+
+def test_the_papers_gates_are_tried(rows):
+    """Every rule of the table, on every pair."""
+    from confcascade.evaluation.fit.candidates import candidates, derive
+
+    material = material_of(rows, architectures=SIZES)
+    columns, every = material.columns, np.arange(len(material))
+    routable = {"small": ["p_ik", "p_t"], "large": []}
+    made = derive(
+        columns,
+        material.models,
+        routable,
+        material.right,
+        every,
+        lambda model, name: (0.0, 1.0),
+        confidence="confidence",
+        gains=True,
+    )
+    tried = candidates(made, material.models, routable, every).structures
+    assert [each.rule for each in tried] == [
+        "alone",
+        "p_ik",
+        "p_t",
+        "p_ik and p_t",
+        "confidence",
+        "p_ik gate, then confidence",
+        "expected gain",
+    ]
+    assert all(len(each.policies) > 40 for each in tried[1:])
 
 
 @pytest.mark.parametrize("constant", [True, False])
