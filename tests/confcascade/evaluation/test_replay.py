@@ -39,7 +39,7 @@ def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[S
         names = [] if stage is policy[-1] else list(stage.thresholds)
         signals = [live_signal(case, model, name, computed) for name in names]
         thresholds = {name: stage.thresholds[name] for name in names}
-        stages.append(Stage(model, signals, thresholds, case.prices[stage.model]))
+        stages.append(Stage(model, signals, thresholds, case.prices[stage.model], stage.skip if names else {}))
     return stages
 
 
@@ -180,6 +180,7 @@ def test_only_the_time_of_what_was_cut_off_is_unknown():
         ([PolicyStage("small"), PolicyStage("large")], "no threshold"),
         ([PolicyStage("small", {"sure": math.nan}), PolicyStage("large")], "finite number"),
         ([PolicyStage("small", {"sure": True}), PolicyStage("large")], "finite number"),
+        ([PolicyStage("small", {"sure": 0.5}, {"sure": 0.1}), PolicyStage("large")], "`skip` of stage 'small'"),
         ([PolicyStage("late")], "was not asked 1 of the 2 questions"),
     ],
 )
