@@ -46,9 +46,10 @@ def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[S
 def check_question(played: Replay, i: int, attempts: Any, record: Any) -> None:
     """Hold question `i` of a replay against the attempts and, if it was answered, the record of a live run."""
     k = played.decision.shape[1]
-    found = [DECISIONS[attempt.decision] for attempt in attempts]
-    assert played.decision[i].tolist() == found + [NOT_ASKED] * (k - len(found))
-    for j, attempt in enumerate(attempts):
+    found = {attempt.stage: DECISIONS[attempt.decision] for attempt in attempts}
+    assert played.decision[i].tolist() == [found.get(j, NOT_ASKED) for j in range(k)]
+    for attempt in attempts:
+        j = attempt.stage
         assert bool(played.aborted[i, j]) == attempt.aborted
         usage = attempt.usage
         assert (played.input_tokens[i, j], played.output_tokens[i, j]) == (usage.input_tokens, usage.output_tokens)
