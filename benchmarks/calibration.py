@@ -74,8 +74,8 @@ def single(columns: Columns, model: str, name: str, splits: int) -> str:
         found.append([np.nan if np.isnan(c).any() else f(right[~fit], c) for f in figures for c in confidences])
     mean = np.mean(np.array(found, dtype=float), axis=0)
     width = len(KINDS) + 1
-    shown = [" | ".join("–" if np.isnan(v) else f"{v:.3f}" for v in mean[i * width : (i + 1) * width]) for i in range(3)]
-    return f"{len(right):,} | {right.mean():.1%} | {shown[0]} | {shown[1]} | {mean[2 * width]:.3f}"
+    shown = " | ".join("–" if np.isnan(value) else f"{value:.3f}" for value in mean[: 2 * width + 1])
+    return f"{len(right):,} | {right.mean():.1%} | {shown}"
 
 
 def confidence(kind: Any, name: str, score: Numbers, right: NDArray[np.bool_], fit: NDArray[np.bool_]) -> Numbers:

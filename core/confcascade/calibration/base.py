@@ -129,6 +129,7 @@ class Calibrator(ABC):
 
 
 def sigmoid(z: float) -> float:
+    """The logistic function, of any size of `z`."""
     if z >= 0:
         return 1 / (1 + math.exp(-z))
     grown = math.exp(z)  # of a large negative z, exp(-z) would overflow
@@ -136,10 +137,12 @@ def sigmoid(z: float) -> float:
 
 
 def times(weight: float, x: float) -> float:
+    """The product, where a weight of 0 makes nothing even of an infinite bound."""
     return weight * x if weight else 0.0  # 0 times an infinite bound is nothing
 
 
 def as_space(space: Sequence[float]) -> Space:
+    """(low, high) as numbers, if they are a space."""
     low, high = map(float, space)
     if not low < high:
         raise ConfigurationError(f"A space must be (low, high) with low < high. Got {tuple(space)!r}.")
@@ -147,6 +150,7 @@ def as_space(space: Sequence[float]) -> Space:
 
 
 def finite(value: Any) -> float:
+    """A number that was read from JSON; `ValueError` if it is none, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no finite number")
     return float(value)

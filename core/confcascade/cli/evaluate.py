@@ -136,6 +136,11 @@ def evaluate(
         gathered = replace(gathered, columns=columns)
         chosen, by = tuple(stage.model for stage in judged), f"as in {policy and policy.name}"
     elif file is not None and cascade is not None:
+        if file.skips:
+            raise ConfigurationError(
+                f"'{cascade}' has stages that `skip` others, which `confcascade evaluate` does not judge. Replay them "
+                "with confcascade.evaluation.replay, whose PolicyStage has `skip`, or take the key out."
+            )
         chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
         limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
     elif models is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,8 +41,8 @@ class _Derived(Signal):
             )
         for signal in signals:
             (low, high), (least, most) = signal.space, read[signal.name]
-            known = high - low < float("inf")  # else it does not tell, as a recorded one
-            if known and not least <= low <= high <= most:
+            # the same, for bounds before there is a token are the space's; a recorded signal does not tell its own
+            if (low, high) not in ((least, most), (-math.inf, math.inf)):
                 raise ConfigurationError(
                     f"The calibrator of '{name}' was fitted on scores of '{signal.name}' in [{least:g}, {most:g}]; "
                     f"those of this signal lie in [{low:g}, {high:g}]."

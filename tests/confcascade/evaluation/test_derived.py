@@ -22,10 +22,11 @@ OFFSETS = st.sampled_from([-2.0, -0.5, 0.0, 1.0])
 
 
 @st.composite
-def calibrators(draw: Any, names: list[str]) -> Calibrator:
-    """Any calibrator, of rising and of falling weights, of some of the signals."""
+def calibrators(draw: Any, names: list[str], computed: bool) -> Calibrator:
+    """Any calibrator, of rising and of falling weights, of some of the signals; a live one's space is [0, 1]."""
+    spaces = st.just((0.0, 1.0)) if computed else st.sampled_from([(0.0, 1.0), (-math.inf, math.inf)])
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
-    inputs = [Input(name, draw(st.sampled_from([(0.0, 1.0), (-math.inf, math.inf)]))) for name in chosen]
+    inputs = [Input(name, draw(spaces)) for name in chosen]
     if len(inputs) > 1 or draw(st.booleans()):
         features = [
             Feature(each, draw(OFFSETS), 0.5, draw(SLOPES), draw(st.none() | OFFSETS | st.just(5.0))) for each in inputs
@@ -50,8 +51,8 @@ def test_a_derived_column_decides_as_the_live_signal(data: Any, case: Case, comp
             policy.append(stage)
             continue
         known = sorted(name for owner, name in columns.signals if owner == stage.model)
-        own = data.draw(calibrators(known))
-        larger = data.draw(st.none() | calibrators(known))
+        own = data.draw(calibrators(known, computed))
+        larger = data.draw(st.none() | calibrators(known, computed))
         names = dict.fromkeys((*own.signals, *(larger.signals if larger else ())))
         parts = [live_signal(case, model, name, computed) for name in names]
         if larger is None:

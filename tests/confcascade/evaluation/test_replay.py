@@ -39,16 +39,17 @@ def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[S
         names = [] if stage is policy[-1] else list(stage.thresholds)
         signals = [live_signal(case, model, name, computed) for name in names]
         thresholds = {name: stage.thresholds[name] for name in names}
-        stages.append(Stage(model, signals, thresholds, case.prices[stage.model]))
+        stages.append(Stage(model, signals, thresholds, case.prices[stage.model], stage.skip if names else {}))
     return stages
 
 
 def check_question(played: Replay, i: int, attempts: Any, record: Any) -> None:
     """Hold question `i` of a replay against the attempts and, if it was answered, the record of a live run."""
     k = played.decision.shape[1]
-    found = [DECISIONS[attempt.decision] for attempt in attempts]
-    assert played.decision[i].tolist() == found + [NOT_ASKED] * (k - len(found))
-    for j, attempt in enumerate(attempts):
+    found = {attempt.stage: DECISIONS[attempt.decision] for attempt in attempts}
+    assert played.decision[i].tolist() == [found.get(j, NOT_ASKED) for j in range(k)]
+    for attempt in attempts:
+        j = attempt.stage
         assert bool(played.aborted[i, j]) == attempt.aborted
         usage = attempt.usage
         assert (played.input_tokens[i, j], played.output_tokens[i, j]) == (usage.input_tokens, usage.output_tokens)
@@ -180,6 +181,7 @@ def test_only_the_time_of_what_was_cut_off_is_unknown():
         ([PolicyStage("small"), PolicyStage("large")], "no threshold"),
         ([PolicyStage("small", {"sure": math.nan}), PolicyStage("large")], "finite number"),
         ([PolicyStage("small", {"sure": True}), PolicyStage("large")], "finite number"),
+        ([PolicyStage("small", {"sure": 0.5}, {"sure": 0.1}), PolicyStage("large")], "`skip` of stage 'small'"),
         ([PolicyStage("late")], "was not asked 1 of the 2 questions"),
     ],
 )

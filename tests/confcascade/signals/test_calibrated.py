@@ -204,6 +204,7 @@ def test_a_confidence_is_part_of_the_policys_identity():
         ([TokenProbability(), RetrievalScore()], P_T, r"fitted on the signals \['p_t'\]"),
         ([TokenProbability()], BOTH, r"Got \['p_t'\]"),
         ([TokenProbability(), TokenProbability()], P_T, "each once"),
+        ([TokenProbability()], Platt(Input("p_t", ANY), 1.0, 0.0), r"in \[-inf, inf\]; those of this signal lie in"),
         ([RetrievalScore(scores=(-1, 1), name="p_t")], P_T, r"in \[0, 1\]; those of this signal lie in \[-1, 1\]"),
     ],
 )
