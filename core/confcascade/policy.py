@@ -84,6 +84,7 @@ class FittedStage(Entry):
         identities: What decides the values of the recorded signals (`Signal.identity`), as far as it was recorded.
         derived: Signals made of others.
         thresholds: By the name of the signal; none for the last stage.
+        skip: As of `Stage`: scores below which a query goes straight to the last stage.
     """
 
     model: str = Field(min_length=1)
@@ -93,6 +94,7 @@ class FittedStage(Entry):
     identities: dict[str, dict[str, Any]] = Field(default_factory=dict)
     derived: list[DerivedEntry] = Field(default_factory=list)
     thresholds: dict[str, ThresholdValue] = Field(default_factory=dict)
+    skip: dict[str, float] = Field(default_factory=dict)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -307,7 +309,8 @@ class Policy(Entry):
         for each in self.listed:
             listed = signals.get(each.model, ()) if isinstance(signals, Mapping) else signals
             given = {signal.name: signal for signal in listed}
-            stages.append(Stage(by_name[each.model], each.load(self._folder, given), dict(each.thresholds)))
+            loaded = each.load(self._folder, given)
+            stages.append(Stage(by_name[each.model], loaded, dict(each.thresholds), skip=dict(each.skip)))
         return tuple(stages)
 
     @property
@@ -327,6 +330,8 @@ class Policy(Entry):
         for stage in gated:
             rules = [f"{name} >= {_shown(value)}" for name, value in stage.thresholds.items()]
             lines.append(f"  keep the answer of {stage.model} if {' and '.join(rules)}")
+            for name, value in stage.skip.items():
+                lines.append(f"  ask {last.model} at once if its {name} < {_shown(value)}")
         lines.append(f"  else ask {last.model}")
         if skipped := [name for name in self.models if name not in {stage.model for stage in self.listed}]:
             lines.append(f"  (not asked at all: {', '.join(skipped)})")

@@ -159,7 +159,16 @@ def candidates(
             )
             if policies:
                 found.append(Structure(same[0].words, policies))
+            if policies and len(chain) > 2 and same[0].gate:
+                skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies)
+                found.append(Structure(f"{same[0].words}, skipping the middle below the gate", skipping))
     return replace(made, structures=found)
+
+
+def _skipping(policy: tuple[PolicyStage, ...], gate: str) -> tuple[PolicyStage, ...]:
+    """The same, but what the first stage's gate holds back goes straight to the last stage."""
+    first, *rest = policy
+    return replace(first, skip={gate: float(first.thresholds[gate])}), *rest
 
 
 def _rules(

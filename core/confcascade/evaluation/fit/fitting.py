@@ -266,7 +266,7 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
             else:
                 own, larger = each.calibrators
                 columns = with_gain(columns, stage.model, own, larger, name=each.name)
-    return columns, tuple(PolicyStage(stage.model, dict(stage.thresholds)) for stage in policy.listed)
+    return columns, tuple(PolicyStage(stage.model, dict(stage.thresholds), dict(stage.skip)) for stage in policy.listed)
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -432,6 +432,7 @@ def _stage(
         identities={name: recorded[name] for name in needs if name in recorded},
         derived=entries,
         thresholds=thresholds,
+        skip=dict(stage.skip),
     )
 
 

@@ -154,6 +154,32 @@ def test_pairs_chains_and_single_models_compete(chain_rows):
     assert "not asked at all: medium" in report(skipped)
 
 
+def test_a_gate_may_skip_the_middle(chain_rows, tmp_path):
+    """Such policies are among those tried; one decides live as replayed."""
+    result = fitted(chain_rows)
+    assert isinstance(result, Fitted)
+    small = result.policy.listed[0].model_copy(update={"derived": [], "thresholds": {"p_ik": 0.6, "p_t": 0.8},
+                                                       "skip": {"p_ik": 0.6}})  # fmt: skip
+    medium = small.model_copy(update={"model": "medium", "build": None, "thresholds": {"p_t": 0.8}, "skip": {}})
+    large = result.policy.listed[-1]
+    made = result.policy.model_copy(update={"listed": [small, medium, large]})
+    made.save(tmp_path / "policy.json")
+    policy = Policy.load(tmp_path / "policy.json")
+    assert "ask large at once if its p_ik < 0.6" in policy.describe()
+    columns, stages = replayable(material_of(chain_rows, architectures=SIZES).columns, policy)
+    played = replay(columns, stages)
+    models = [RecordedModel(name, chain_rows) for name in SIZES]
+    signals = {model.name: [model.signal(name) for name in ("p_ik", "p_t")] for model in models}
+    with pytest.warns(UserWarning, match="not known here"):
+        cascade = Cascade(policy.stages(models, signals=signals))
+    for i in range(0, len(columns), 25):
+        record = cascade.run(columns.questions[i]).record
+        assert [each.model for each in record.attempts] == [
+            stage.model for j, stage in enumerate(stages) if played.decision[i, j] != -1
+        ]
+    assert (played.decision[:, 1] == -1).any()
+
+
 def hash_of(row):
     return int(row.question[1:]) * 7919
 
@@ -232,6 +258,29 @@ def test_a_certificate_is_refused(rows, case):
     make, message = REFUSED[case]
     with pytest.raises(ConfigurationError, match=message):
         fitted(make(rows))
+
+
+def test_chains_are_tried_with_a_gate_that_skips(chain_rows):
+    from confcascade.evaluation.fit.candidates import candidates, derive
+
+    material = material_of(chain_rows, architectures=SIZES)
+    routable = {"small": ["p_ik", "p_t"], "medium": ["p_ik", "p_t"], "large": []}
+    every = np.arange(len(material))
+    made = derive(
+        material.columns,
+        material.models,
+        routable,
+        material.right,
+        every,
+        lambda model, name: (0.0, 1.0),
+        confidence="confidence",
+        gains=False,
+    )
+    tried = candidates(made, material.models, routable, every).structures
+    (skipping,) = [each for each in tried if "skipping" in each.rule]
+    assert all(
+        len(policy) == 3 and policy[0].skip["p_ik"] == policy[0].thresholds["p_ik"] for policy in skipping.policies
+    )
 
 
 def test_the_papers_gates_are_tried(rows):
