@@ -659,3 +659,26 @@ def test_a_pickled_file_loads_its_models_where_it_arrives(tmp_path):
     assert len(pickle.dumps(file)) < 10_000
     assert [stage.model.name for stage in again.stages()] == ["small", "large"]
     assert again.stages()[0].model is not stages[0].model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threshold: 0.9", "line 3, `threshold`: a `policy` brings its own signals and thresholds; drop `threshold`"),
+        ("signals: [p_t]", "line 3, `signals`: a `policy` brings its own"),
+    ],
+)
+def test_a_policy_stands_in_the_place_of_thresholds(tmp_path, text, message):
+    path = tmp_path / "cascade.yaml"
+    path.write_text(f"models: ['bundled:small', 'bundled:large']\npolicy: policy.json\n{text}\n")
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        CascadeFile.load(path)
+
+
+def test_a_policy_that_is_not_there_is_named_with_its_line(tmp_path):
+    path = tmp_path / "cascade.yaml"
+    path.write_text("models: ['bundled:small', 'bundled:large']\npolicy: policy.json\n")
+    file = CascadeFile.load(path)
+    assert file.policy_path == tmp_path / "policy.json"
+    with pytest.raises(ConfigurationError, match=r"line 2, `policy`: The policy '.*policy.json' cannot be read"):
+        file.cascade()

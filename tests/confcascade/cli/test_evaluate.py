@@ -100,7 +100,7 @@ def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say either --threshold SIGNAL=NUMBER"),
+        ([], "Say one of --threshold SIGNAL=NUMBER"),
         (["--threshold", "p_t"], "--threshold takes NAME=VALUE"),
         (["--threshold", "p_t=high"], "could not convert"),
         (["--threshold", "p_ik=0.9"], "'p_ik' is of no recorded signal"),
