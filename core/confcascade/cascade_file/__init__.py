@@ -25,6 +25,7 @@ from confcascade.cascade_file.source import Source
 from confcascade.cost import Prices
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted, Stage
+from confcascade.models import LanguageModel
 from confcascade.signals import Threshold
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
@@ -127,6 +128,20 @@ class CascadeFile(Entry):
         if self._stages is None:
             self._stages = self._load()
         return self._stages
+
+    def model(self, name: str | None = None) -> LanguageModel:
+        """One of its models, by its name in records (by default the first), loaded alone.
+
+        Raises:
+            ConfigurationError: If there is none of this name, or it cannot be loaded.
+            MissingExtraError: If the extra that brings it is not installed.
+        """
+        called = self._called()
+        if name is not None and name not in called:
+            raise ConfigurationError(f"The cascade file has no model '{name}'; {suggestion(name, called)}")
+        i = 0 if name is None else called.index(name)
+        with self._source.at(self._keys(i, "model")):
+            return self._entries[i].model.load(self._source.folder)
 
     def cascade(self) -> Cascade:
         """The cascade.

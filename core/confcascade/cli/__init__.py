@@ -10,6 +10,7 @@ from confcascade.cli.ask import ask
 from confcascade.cli.collect import collect
 from confcascade.cli.demo import demo
 from confcascade.cli.evaluate import evaluate
+from confcascade.cli.train_probe import train_probe
 from confcascade.errors import ConfcascadeError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.command()(demo)
 app.command()(collect)
 app.command()(ask)
 app.command()(evaluate)
+app.command("train-probe")(train_probe)
 
 
 @app.callback()

@@ -21,7 +21,7 @@ from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["RecordedScore", "RecordingWriter", "Row", "judged_score", "read_rows", "recorded_score"]
+__all__ = ["RecordedScore", "RecordingWriter", "Row", "is_recording", "judged_score", "read_rows", "recorded_score"]
 
 
 class RecordedScore(BaseModel):
@@ -190,6 +190,19 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 raise ConfigurationError(
                     f"Line {number} of '{path}' is no row of a recording: {where}{first['msg']}."
                 ) from error
+
+
+def is_recording(path: str | Path) -> bool:
+    """Whether a file begins with the row of a recording: where questions are welcome, too."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        line = file.readline()
+    try:
+        Row.model_validate_json(line)
+    except ValidationError:
+        return False
+    return True
 
 
 class RecordingWriter:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
-from confcascade.signals.probe_fitting import NETWORK, Weights, fit_weights
+from confcascade.signals.probe_fitting import NETWORK, Weights, fit_weights, predict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,14 +204,7 @@ class KnowledgeProbe(Signal):
         x = np.asarray(hidden, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.card.hidden_size:
             raise ConfigurationError(f"`hidden` must have shape (n, {self.card.hidden_size}). Got {x.shape}.")
-        x = (x - self._weights["mean"]) / self._weights["scale"]
-        for i in range(self._depth):
-            x = x @ self._weights[f"weight.{i}"] + self._weights[f"bias.{i}"]
-            if i < self._depth - 1:
-                x = np.maximum(x, 0)
-        # the logistic function; nothing here overflows
-        probability: NDArray[np.float64] = np.exp(-np.logaddexp(0, -x[:, 0].astype(np.float64)))
-        return probability
+        return predict(self._weights, x)
 
     @classmethod
     def fit(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["NETWORK", "Weights", "fit_weights"]
+__all__ = ["NETWORK", "Weights", "fit_weights", "predict"]
 
 Weights: TypeAlias = "dict[str, NDArray[np.float32]]"
 
@@ -64,6 +64,21 @@ def fit_weights(
         weights[f"weight.{i}"], weights[f"bias.{i}"] = weight.astype(np.float32), bias.astype(np.float32)
     weights[f"bias.{len(layers) - 1}"] += np.float32(shift)
     return weights, steps
+
+
+def predict(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities of shape (n,) from states of shape (n, hidden_size), with ReLU between the layers."""
+    import numpy as np
+
+    depth = sum(key.startswith("weight.") for key in weights)
+    x = (x - weights["mean"]) / weights["scale"]
+    for i in range(depth):
+        x = x @ weights[f"weight.{i}"] + weights[f"bias.{i}"]
+        if i < depth - 1:
+            x = np.maximum(x, 0)
+    # the logistic function; nothing here overflows
+    probability: NDArray[np.float64] = np.exp(-np.logaddexp(0, -x[:, 0].astype(np.float64)))
+    return probability
 
 
 def _network(
