@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
+from confcascade import ConfigurationError
 
 pytest.importorskip("torch")
 
@@ -23,6 +26,23 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def here(folder, monkeypatch):
+    """Runs the command in that folder, in this process: to start one takes longer than to train."""
+    from confcascade.cli import app
+    from typer.testing import CliRunner
+
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["train-probe", *map(str, arguments)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def trained(confcascade, folder):
     """Trained on the questions; the process that did it."""
@@ -34,7 +54,7 @@ def trained(confcascade, folder):
 
 def test_a_probe_of_questions(trained, folder):
     """The model answers, the probe is chosen, and the terminal tells what it is worth."""
-    from confcascade import ConfigurationError, KnowledgeProbe
+    from confcascade import KnowledgeProbe
     from confcascade.demo import bundled_model
 
     told = json.loads((folder / "probe" / "training.json").read_text())
@@ -53,13 +73,12 @@ def test_a_probe_of_questions(trained, folder):
         probe.check(bundled_model("medium"))
 
 
-def test_the_same_command_does_nothing_twice(confcascade, trained, folder):
+def test_the_same_command_does_nothing_twice(here, trained, folder):
     """Answers and hidden states are kept: another kind of probe takes a moment."""
     before = (folder / "probe" / "recording.jsonl").read_bytes()
     shards = {path.name: path.stat().st_mtime_ns for path in (folder / "probe" / "states").iterdir()}
     options = ("--model", "bundled:small", "--grader", "normalized", "--depths", "0.5,1.0", "--kind", "linear")
-    done = confcascade("train-probe", "questions", "-o", "probe", *options, "--balanced", "--no-plots", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    here("questions", "-o", "probe", *options, "--balanced", "--no-plots")
     assert (folder / "probe" / "recording.jsonl").read_bytes() == before
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "probe" / "states").iterdir()} == shards
     told = json.loads((folder / "probe" / "training.json").read_text())
@@ -67,41 +86,43 @@ def test_the_same_command_does_nothing_twice(confcascade, trained, folder):
     assert told["probe"]["balanced"]
 
 
-def test_a_probe_of_a_recording(confcascade, trained, folder):
+def test_a_probe_of_a_recording(here, trained, folder):
     """The recording's grades and prompts are enough; a model of a cascade file can be named."""
     (folder / "cascade.yaml").write_text("models: [bundled:small, bundled:large]\n")
     recording = folder / "probe" / "recording.jsonl"
-    options = ("--cascade", "cascade.yaml", "--model", "small", "--depths", "4", "--kind", "linear", "--by-group")
-    done = confcascade("train-probe", recording, "-o", "again", *options, "--no-plots", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    options = ("--cascade", "cascade.yaml", "--depths", "4", "--kind", "linear", "--by-group", "--no-plots")
+    here(recording, "-o", "again", *options, "--model", "small")
     told = json.loads((folder / "again" / "training.json").read_text())
     assert (told["split"]["by"], sum(told["probe"]["examples"])) == ("group", recording.read_text().count("\n"))
     assert not (folder / "again" / "recording.jsonl").exists()
-    other = confcascade("train-probe", recording, "-o", "other", *options[:2], "--model", "large", cwd=folder)
-    assert other.returncode == 2
-    assert "no answers of model 'large'; it has small" in other.stderr
+    with pytest.raises(ConfigurationError, match="no answers of model 'large'; it has small"):
+        here(recording, "-o", "other", *options, "--model", "large")
 
 
-def test_questions_again_for_a_recording_without_text(confcascade, trained, folder):
+def test_questions_again_for_a_recording_without_text(here, trained, folder):
     """`--data` gives what the recording does not keep."""
     rows = [json.loads(line) for line in (folder / "probe" / "recording.jsonl").read_text().splitlines()]
     for row in rows:
         del row["prompt"]
     (folder / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--model", "bundled:small", "--depths", "1.0", "--kind", "linear", "--no-plots")
-    refused = confcascade("train-probe", "bare.jsonl", "-o", "bare", *options, cwd=folder)
-    assert refused.returncode == 2
-    assert "Give the questions by --data" in refused.stderr
-    done = confcascade("train-probe", "bare.jsonl", "-o", "bare", *options, "--data", "questions", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    with pytest.raises(ConfigurationError, match="Give the questions by --data"):
+        here("bare.jsonl", "-o", "bare", *options)
+    here("bare.jsonl", "-o", "bare", *options, "--data", "questions")
     told = json.loads((folder / "bare" / "training.json").read_text())
     assert sum(told["probe"]["examples"]) == len(rows)
+
+
+def test_a_mistake_is_one_line(confcascade, folder):
+    done = confcascade("train-probe", "questions", "-o", "mistake", cwd=folder)
+    assert done.returncode == 2
+    assert "Give --model local:NAME or bundled:SIZE, or --cascade FILE" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["questions", "--grader", "normalized"], "Give --model local:NAME or bundled:SIZE, or --cascade FILE"),
         (["questions", "--model", "bundled:small"], "Name a grader with --grader"),
         (["questions", "--model", "small", "--grader", "exact"], 'must be "bundled:SIZE"'),
         (["questions", "--model", "bundled:small", "--grader", "exact", "--depths", "deep"], "--depths takes numbers"),
@@ -112,11 +133,36 @@ def test_questions_again_for_a_recording_without_text(confcascade, trained, fold
         (["probe/recording.jsonl", "--cascade", "cascade.yaml", "--model", "tiny"], "no model 'tiny'"),
     ],
 )
-def test_mistakes_are_one_line(confcascade, trained, folder, arguments, message):
-    """What is wrong and what to do, code 2, no traceback, nothing written."""
+def test_mistakes_are_named(here, trained, folder, arguments, message):
+    """What is wrong and what to do, before anything is written."""
     (folder / "cascade.yaml").write_text("models: [bundled:small, bundled:large]\n")
-    done = confcascade("train-probe", *arguments, "-o", "mistake", "--no-plots", cwd=folder)
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    with pytest.raises(ConfigurationError) as raised:
+        here(*arguments, "-o", "mistake", "--no-plots")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
     assert not (folder / "mistake").exists()
+
+
+def test_ctrl_c_keeps_what_was_read(here, trained, folder, monkeypatch):
+    """It ends with 130, says how to go on, and the same command does."""
+    from confcascade.models.transformers import TransformersModel
+
+    prefill, passes = TransformersModel.prefill, []
+
+    def interrupted(self, asks):
+        passes.append(len(asks))
+        if len(passes) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return prefill(self, asks)
+
+    monkeypatch.setattr(TransformersModel, "prefill", interrupted)
+    recording = folder / "probe" / "recording.jsonl"
+    options = ("--model", "bundled:small", "--depths", "0.75", "--kind", "linear", "--no-plots")
+    done = here(recording, "-o", "interrupted", *options)
+    assert done.exit_code == 130
+    assert "The same command goes on where it was." in done.output
+    read = sum(passes)
+    done = here(recording, "-o", "interrupted", *options)
+    assert done.exit_code == 0
+    assert sum(passes) == recording.read_text().count("\n")
+    assert read < sum(passes)
