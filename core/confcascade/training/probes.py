@@ -183,8 +183,12 @@ def train_probe(
         return None
     asked = [each for each in material.asked if key_of(each.request) in cache]
     left_out = dict(material.left_out)
-    for problem in problems.values():
-        left_out[problem] = left_out.get(problem, 0) + 1
+    if problems:
+        unread = len(material.asked) - len(asked)
+        why = next(iter(problems.values()))
+        left_out[f"the prompt was not read ({why.rstrip('.')})"] = unread
+        if not asked:
+            raise ConfigurationError(f"Model '{model.name}' could not read any of the {unread} prompts: {why}")
     parts = _parts(asked, seed)
     train, validation, _ = parts
     keys = [key_of(each.request) for each in asked]

@@ -156,25 +156,27 @@ def read_states(
         began = time.monotonic()
 
     size = max(1, model.capability.batch_size)
-    for start in range(0, len(todo), size):
-        if stop is not None and stop.is_set():
-            break
-        keys = todo[start : start + size]
-        answers = model.prefill([Prefill(model, wanted[key], cache.layers) for key in keys])
-        for key, answer in zip(keys, answers, strict=True):
-            if not isinstance(answer, Prefilled):
-                problems[key] = f"{type(answer).__name__}: {answer}"
-                continue
-            states = np.stack([np.asarray(answer.hidden_states[layer], np.float32) for layer in cache.layers])
-            answer.close()
-            if np.isfinite(states).all():
-                shard[key] = states
-            else:  # an overflow in half precision, say
-                problems[key] = "its hidden states are not finite"
-        done += len(keys)
-        if len(shard) >= _SHARD_ROWS or time.monotonic() - began >= _SHARD_S:
-            keep()
-        if progress is not None:
-            progress(done, len(wanted))
-    keep()
+    try:
+        for start in range(0, len(todo), size):
+            if stop is not None and stop.is_set():
+                break
+            keys = todo[start : start + size]
+            answers = model.prefill([Prefill(model, wanted[key], cache.layers) for key in keys])
+            for key, answer in zip(keys, answers, strict=True):
+                if not isinstance(answer, Prefilled):
+                    problems[key] = f"{type(answer).__name__}: {answer}"
+                    continue
+                states = np.stack([np.asarray(answer.hidden_states[layer], np.float32) for layer in cache.layers])
+                answer.close()
+                if np.isfinite(states).all():
+                    shard[key] = states
+                else:  # an overflow in half precision, say
+                    problems[key] = "its hidden states are not finite"
+            done += len(keys)
+            if len(shard) >= _SHARD_ROWS or time.monotonic() - began >= _SHARD_S:
+                keep()
+            if progress is not None:
+                progress(done, len(wanted))
+    finally:  # where the model fails, too
+        keep()
     return problems

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from confcascade import ConfigurationError, KnowledgeProbe
+from confcascade import ConfigurationError, KnowledgeProbe, ModelError
 from confcascade.evaluation.datasets import side
 from confcascade.evaluation.examples import Example
 from confcascade.evaluation.metrics import auroc
@@ -158,6 +158,29 @@ def test_progress_reaches_its_end(model, tmp_path):
         steps = [(done, of) for name, done, of in told if name == what]
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]
+
+
+def test_prompts_that_were_not_read_are_counted(knowing, tmp_path):
+    """And if none was, it is said why."""
+
+    class Short(knowing):
+        least = 395
+
+        def prefill(self, asks):
+            texts = [ask.request.messages[-1].content for ask in asks]
+            return [
+                ModelError("The prompt is too long.") if int(text[9:-1]) >= self.least else each
+                for text, each in zip(texts, super().prefill(asks), strict=True)
+            ]
+
+    model = Short()
+    material = labelled(model.rows(400), model)
+    trained = train_probe(model, material, StateCache(tmp_path / "a", model, (2,)), kinds=("linear",))
+    assert trained.left_out == {"the prompt was not read (ModelError: The prompt is too long)": 5}
+    assert sum(trained.probe.card.examples) == 395
+    model.least = 0
+    with pytest.raises(ConfigurationError, match="could not read any of the 400 prompts: ModelError"):
+        train_probe(model, material, StateCache(tmp_path / "b", model, (2,)), kinds=("linear",))
 
 
 def test_what_is_too_little_is_refused(model, tmp_path):

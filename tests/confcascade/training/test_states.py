@@ -14,6 +14,8 @@ from confcascade.asks import Prefill
 from confcascade.testing import Reply, ScriptedModel
 from confcascade.training import StateCache, read_states
 from confcascade.training.states import key_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
 
@@ -116,6 +118,40 @@ def test_a_damaged_shard_is_named(model, tmp_path):
     (tmp_path / "abc.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigurationError, match=r"abc\.safetensors' holds no hidden states; remove it"):
         StateCache(tmp_path, model, (1,))
+
+
+def test_what_was_read_is_kept_where_the_model_fails(knowing, tmp_path):
+    """Out of memory at the longest prompts of all, say."""
+
+    class Failing(knowing):
+        def prefill(self, asks):
+            if self.passes == 2:
+                raise MemoryError
+            return super().prefill(asks)
+
+    model = Failing()
+    with pytest.raises(MemoryError):
+        read_states(model, requests(64), StateCache(tmp_path, model, (1,)))
+    cache = StateCache(tmp_path, model, (1,))
+    assert sum(key_of(request) in cache for request in requests(64)) == 32
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_states_come_back_in_any_order(model, tmp_path_factory, sizes, seed):
+    """However they were cut into shards, to the bit."""
+    rng = np.random.default_rng(seed)
+    cache = StateCache(tmp_path_factory.mktemp("cache"), model, (2, 4))
+    known = {}
+    for shard, size in enumerate(sizes):
+        states = rng.normal(size=(size, 2, 6)).astype(np.float32)
+        keys = [f"{shard}-{i}" for i in range(size)]
+        cache.append(keys, states)
+        known.update(zip(keys, states, strict=True))
+    asked = rng.choice(list(known), size=10).tolist()
+    again = StateCache(cache.folder, model, (2, 4))
+    for at, layer in enumerate((2, 4)):
+        assert np.array_equal(again.read(asked, layer), np.stack([known[key][at] for key in asked]))
 
 
 def test_prompts_that_cannot_be_read_are_told_and_the_others_kept(tmp_path):
