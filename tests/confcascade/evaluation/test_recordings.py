@@ -23,6 +23,7 @@ from confcascade.evaluation import (
     read_rows,
     recorded_score,
 )
+from confcascade.evaluation.recordings import is_recording
 from confcascade.signals import Measurement
 from confcascade.types import Token
 from hypothesis import given, settings
@@ -237,3 +238,15 @@ def test_columns_name_what_is_not_recorded():
     assert Columns.of([row("q1")]).scores.shape == (1, 1, 0)
     with pytest.raises(ConfigurationError, match="no rows"):
         Columns.of([])
+
+
+def test_a_recording_is_told_from_questions(tmp_path):
+    """By its first row; an empty file, a folder and questions are none."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(Row(question="q", model="m").line())
+    assert is_recording(path)
+    path.write_text('{"question": "q", "reference": "a"}\n')
+    assert not is_recording(path)
+    path.write_text("")
+    assert not is_recording(path)
+    assert not is_recording(tmp_path)
