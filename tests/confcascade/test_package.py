@@ -34,13 +34,12 @@ def modules() -> list[ModuleType]:
 
 def test_importing_is_light():
     """No module of the core brings in a framework, a learning library, or even numpy or pydantic, until it is used."""
-<<<<<<< HEAD
-    apart = ("confcascade.evaluation", "confcascade.cascade_file")  # made of arrays, and of pydantic's models
+    apart = (  # made of arrays, and of pydantic's models
+        "confcascade.cascade_file",
+        "confcascade.evaluation",
+        "confcascade.guarantee",
+    )
     light = [name for name in names() if not name.startswith(apart)]
-=======
-    arrays = "confcascade.evaluation", "confcascade.guarantee"  # are made of them, and imported by no other
-    light = [name for name in names() if not name.startswith(arrays)]
->>>>>>> b-guarantee
     imports = "; ".join(f"import {name}" for name in light)
     code = f"{imports}; import sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -355,7 +355,7 @@ class _Desk:
             )
         failures = self._errors_in_a_row[row.model] + 1 if row.error is not None else 0
         self._errors_in_a_row[row.model] = failures
-        if failures >= self._give_up_after:
+        if failures == self._give_up_after:  # those that were under way may fail too
             self.state.problem = f"Model '{row.model}' failed {failures} times in a row, at last with {row.error}"
 
     def _usd(self, model: str, usage: Usage) -> float | None:
