@@ -452,7 +452,7 @@ def test_a_model_without_log_probabilities_escalates_with_that_reason():
         ({"models": []}, "at least one stage"),
         ({"models": small()}, "must be lists, smallest first. Got one RuleModel"),
         ({"models": "openai:gpt-4o"}, "must be a list"),
-        ({"models": ["gpt-4o"]}, 'must be "local:FOLDER_OR_NAME" or "openai:NAME"'),
+        ({"models": ["gpt-4o"]}, 'must be "bundled:SIZE", "local:FOLDER_OR_NAME" or'),
         ({"models": [3]}, "LangChain chat model, a LanguageModel or a string. Got int"),
         ({"models": [StrOutputParser()]}, "Got StrOutputParser"),
         ({"models": [StrOutputParser().bind()]}, "Got StrOutputParser"),

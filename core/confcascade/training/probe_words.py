@@ -1,4 +1,4 @@
-"""What came of training a probe, in plain words: can it route, and where does it save?"""
+"""What came of training a probe, in plain words: whether it can route, and where it saves."""
 
 from __future__ import annotations
 

@@ -241,10 +241,13 @@ def test_columns_name_what_is_not_recorded():
 
 
 def test_a_recording_is_told_from_questions(tmp_path):
-    """By its first row; an empty file, a folder and questions are none."""
+    """By its first row, also of a folder; an empty file, an empty folder and questions are none."""
     path = tmp_path / "a.jsonl"
+    assert not is_recording(tmp_path)
     path.write_bytes(Row(question="q", model="m").line())
     assert is_recording(path)
+    assert is_recording(tmp_path)
+    assert is_recording(tmp_path / "a.parquet") is False
     path.write_text('{"question": "q", "reference": "a"}\n')
     assert not is_recording(path)
     path.write_text("")
