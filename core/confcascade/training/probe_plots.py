@@ -53,6 +53,8 @@ def _learning_curve(trained: TrainedProbe) -> Plot:
         axes.plot(x, [point.auroc for point in curve], "o-", color=COLOURS[0], markersize=3.5, label="validation AUROC")
         axes.axhline(0.5, color=axes.ink, linestyle=":", linewidth=1)
         axes.set_xscale("log")
+        axes.set_xticks(x, [str(examples) for examples in x])
+        axes.minorticks_off()
         axes.set_xlabel("examples to learn from")
         axes.set_ylabel("AUROC")
         axes.legend()

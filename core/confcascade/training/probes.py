@@ -34,7 +34,6 @@ Kind: TypeAlias = Literal["linear", "mlp"]
 DEPTHS = (0.4, 0.5, 0.6, 0.75, 1.0)
 KINDS: Mapping[Kind, tuple[int, ...]] = {"linear": (), "mlp": NETWORK}
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
-TOLERANCE = 0.005  # of validation AUROC that is given up for a linear probe
 _LEAST = 30  # questions of different texts or groups
 _CURVE = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training part
 _KEPT = (1.0, 0.75, 0.5, 0.25)  # shares of the questions that stay with the model
@@ -155,8 +154,7 @@ def train_probe(
 ) -> TrainedProbe | None:
     """Train probes at every depth of the cache, choose one on the validation part, and judge it on the test part.
 
-    Chosen is the greatest validation AUROC, or a linear probe that comes within `TOLERANCE` of it: it has fewer weights
-    to go wrong elsewhere.
+    Chosen is the greatest validation AUROC; of equal ones a linear probe, then the earlier block.
 
     Args:
         model: Whose probe it is.
@@ -249,9 +247,7 @@ def _parts(asked: Sequence[Asked], seed: int) -> Parts:
 
 
 def _chosen(tried: Sequence[tuple[Candidate, Weights]]) -> tuple[Candidate, Weights]:
-    most = max(candidate.auroc for candidate, _ in tried)
-    close = [each for each in tried if each[0].auroc >= most - TOLERANCE]
-    return max(close, key=lambda each: (each[0].kind == "linear", each[0].auroc))
+    return max(tried, key=lambda each: (each[0].auroc, each[0].kind == "linear", -each[0].layer))
 
 
 def _nested(kept_with: Sequence[str], train: NDArray[np.intp], seed: int) -> Iterator[NDArray[np.intp]]:

@@ -66,16 +66,15 @@ def test_the_test_part_has_no_hand_in_it(trained_and_more):
     assert not can_route(other)
 
 
-@pytest.mark.parametrize(
-    ("linear", "mlp", "kind"), [(0.80, 0.80, "linear"), (0.796, 0.80, "linear"), (0.79, 0.80, "mlp")]
-)
-def test_a_linear_probe_is_preferred_where_it_is_as_good(linear, mlp, kind):
-    """Within half a point of the best; of several, the best of them."""
-    tried = [Candidate("linear", 1, 0.7, 1), Candidate("linear", 2, linear, 1), Candidate("mlp", 3, mlp, 1)]
-    chosen, weights = _chosen([(each, {"layer": each.layer}) for each in tried])
-    assert chosen.kind == kind
-    assert weights == {"layer": chosen.layer}
-    assert chosen.layer == (2 if kind == "linear" else 3)
+def test_the_best_is_chosen_and_of_equals_the_plainest():
+    """The greatest validation AUROC, whatever comes first; then the linear one, then the earlier block."""
+
+    def chosen(*told):
+        return _chosen([(Candidate(kind, layer, area, 1), {"layer": layer}) for kind, layer, area in told])[0]
+
+    assert chosen(("linear", 1, 0.7), ("mlp", 2, 0.8), ("linear", 3, 0.79)).layer == 2
+    assert chosen(("mlp", 1, 0.8), ("linear", 2, 0.8), ("linear", 3, 0.8), ("mlp", 3, 0.7)).layer == 2
+    assert chosen(("linear", 3, 0.5), ("linear", 2, 0.5)).layer == 2
 
 
 def test_of_noise_nothing_is_claimed(model, tmp_path):
