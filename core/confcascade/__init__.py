@@ -20,6 +20,7 @@ from confcascade.models import Capability, Chunk, LanguageModel, Watcher, from_s
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
+from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
@@ -34,6 +35,7 @@ __all__ = [
     "Architecture",
     "Attempt",
     "Batching",
+    "Calibrated",
     "Capability",
     "Cascade",
     "CascadeExhaustedError",
@@ -42,6 +44,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Evidence",
+    "ExpectedGain",
     "FormatProbability",
     "Generate",
     "KnowledgeProbe",

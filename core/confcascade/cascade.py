@@ -72,7 +72,10 @@ def build_stages(
         raise ConfigurationError("A cascade needs at least one stage; the list is empty.")
     for stage in resolved:
         stage.validate()
-    resolved = [replace(stage, thresholds=_plain(stage.thresholds)) for stage in resolved]
+    resolved = [
+        replace(stage, thresholds=_plain(stage.thresholds), skip={k: float(v) for k, v in stage.skip.items()})
+        for stage in resolved
+    ]
     for stage in resolved[:-1]:
         if not stage.signals:
             raise ConfigurationError(
