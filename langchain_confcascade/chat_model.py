@@ -93,7 +93,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     signals: SkipValidation[Sequence[Signal] | None] = None
     on_error: SkipValidation[OnError] = "escalate"
     on_exhausted: SkipValidation[OnExhausted] = "best"
-    audit: SkipValidation[float | Audit] = 0.0
+    audit: Any = 0.0  # float | Audit, a dataclass that pydantic would take apart
 
     _built: tuple[tuple[Any, ...], Cascade] | None = PrivateAttr(default=None)
 

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS drawn (
     question_hash TEXT, texts TEXT, labelled INTEGER NOT NULL DEFAULT 0, loss INTEGER,
     log_e_agreement REAL, log_e_accuracy REAL
 );
-CREATE INDEX IF NOT EXISTS of_disagreements ON drawn (id) WHERE differs;
+CREATE INDEX IF NOT EXISTS of_unlabelled ON drawn (id) WHERE differs AND NOT labelled;
 CREATE TABLE IF NOT EXISTS calls (at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS tests (
     name TEXT PRIMARY KEY, reached INTEGER NOT NULL, n INTEGER NOT NULL, loss REAL NOT NULL, log_wealth TEXT,
@@ -210,10 +210,14 @@ class AuditFile:
             n=n,
             log_wealth=[-math.inf if value is None else value for value in json.loads(wealth)] or None,
         )
-        rows = db.execute("SELECT id, differs, labelled, loss FROM drawn WHERE id > ? ORDER BY id", (reached,))
-        for id_, differs, labelled, loss in rows.fetchall():
-            if accuracy and differs and not labelled:
-                break
+        # the test of accuracy waits for the first label that is missing
+        unlabelled = "SELECT id FROM drawn WHERE differs AND NOT labelled ORDER BY id LIMIT 1"
+        stop = db.execute(unlabelled).fetchone() if accuracy else None
+        rows = db.execute(
+            "SELECT id, differs, loss FROM drawn WHERE id > ? AND id < ? ORDER BY id",
+            (reached, stop[0] if stop else math.inf),
+        )
+        for id_, differs, loss in rows.fetchall():
             reached = id_
             if accuracy and differs and loss is None:
                 continue

@@ -38,7 +38,7 @@ class SequentialTest:
     probability of a false alarm is bounded and not only its frequency.
 
     >>> test = SequentialTest(0.02)
-    >>> for loss in [0] * 100 + [1, 0, 0, 1, 1, 0, 1, 1]:
+    >>> for loss in [0] * 100 + [1] * 6:
     ...     test.observe(loss)
     >>> test.log_e > math.log(1 / 0.05)
     True

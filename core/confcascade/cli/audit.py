@@ -49,10 +49,10 @@ def audit(
     else:
         console = Console()
         for line in _verdict(now):
-            console.print(Text(line, style="bold"))
+            console.print(Text(line, style="bold"), soft_wrap=True)
         console.print(_table(now))
         for line in _notes(now):
-            console.print(Text(line, style="dim"))
+            console.print(Text(line, style="dim"), soft_wrap=True)
     if now.alarms:
         raise typer.Exit(1)
 
