@@ -49,6 +49,13 @@ class _Counts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._queries = self._kept = 0
+
+    def answered(self, kept: bool) -> None:
+        """One more query: all that most of them cost."""
+        with self._lock:
+            self._queries += 1
+            self._kept += kept
 
     def add(self, **counts: int) -> None:
         with self._lock:
@@ -58,6 +65,8 @@ class _Counts:
     def take(self) -> Counter[str]:
         with self._lock:
             taken, self._counts = self._counts, Counter()
+            taken.update(queries=self._queries, kept=self._kept)
+            self._queries = self._kept = 0
         return taken
 
 
@@ -94,6 +103,7 @@ class Auditor:
 
     def _begin(self) -> None:
         """All that belongs to this process."""
+        self._rate = self.audit.rate
         self._random = random.Random(self.audit.seed)
         self._counts = _Counts()
         self._queue: queue.Queue[_Drawn] = queue.Queue(self.audit.queue)
@@ -118,20 +128,17 @@ class Auditor:
         Whether a query is drawn, or dropped when too many wait, does not depend on who answered it, or how.
         """
         kept = outcome.record.stage < self._last
-        drawn = self._random.random() < self.audit.rate
-        if not drawn:
-            self._counts.add(queries=1, kept=kept)
+        self._counts.answered(kept)
+        if self._random.random() >= self._rate:
             return
         if request.judged_whole or outcome.record.degraded:
-            self._counts.add(queries=1, kept=kept, skipped=1)
+            self._counts.add(skipped=1)
             return
-        item = _Drawn(True, request, outcome.response) if kept else _Drawn(False)
         try:
-            self._queue.put_nowait(item)
+            self._queue.put_nowait(_Drawn(True, request, outcome.response) if kept else _Drawn(False))
         except queue.Full:
-            self._counts.add(queries=1, kept=kept, dropped=1)
+            self._counts.add(dropped=1)
             return
-        self._counts.add(queries=1, kept=kept)
         self._work()
 
     def wait(self, timeout_s: float | None = None) -> bool:

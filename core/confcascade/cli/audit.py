@@ -66,9 +66,7 @@ def _verdict(state: AuditState) -> list[str]:
         if test.alarm_at is not None:
             lines.append(f"ALARM since {_when(test.alarm_at)}. Promised: {what}. It no longer holds.")
         elif test.unlabelled:
-            lines.append(
-                f"Promised: {what}. To be tested further, it takes labels of {test.unlabelled:,} disagreements."
-            )
+            lines.append(f"Promised: {what}. To go on, the test takes labels (disagreements: {test.unlabelled:,}).")
         elif not test.n:
             lines.append(f"Promised: {what}. Nothing has been seen yet.")
         else:
