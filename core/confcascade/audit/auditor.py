@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from confcascade.asks import Generate
 from confcascade.audit import Audit
@@ -35,12 +35,11 @@ _auditors: weakref.WeakSet[Auditor] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A query that was drawn. Kept answers alone hold what the largest model is asked."""
+class _Kept:
+    """A query that was drawn, and the answer of a smaller model that was kept."""
 
-    kept: bool
-    request: Request | None = None
-    response: Response | None = None
+    request: Request
+    response: Response
 
 
 class _Counts:
@@ -106,7 +105,7 @@ class Auditor:
         self._rate = self.audit.rate
         self._random = random.Random(self.audit.seed)
         self._counts = _Counts()
-        self._queue: queue.Queue[_Drawn] = queue.Queue(self.audit.queue)
+        self._queue: queue.Queue[_Kept | Literal["escalated"]] = queue.Queue(self.audit.queue)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._at_end = weakref.finalize(self, _flush, self.file, self._counts, os.getpid())
@@ -135,7 +134,7 @@ class Auditor:
             self._counts.add(skipped=1)
             return
         try:
-            self._queue.put_nowait(_Drawn(True, request, outcome.response) if kept else _Drawn(False))
+            self._queue.put_nowait(_Kept(request, outcome.response) if kept else "escalated")
         except queue.Full:
             self._counts.add(dropped=1)
             return
@@ -177,7 +176,7 @@ class Auditor:
                 finally:
                     self._queue.task_done()
 
-    def _next(self) -> _Drawn | None:
+    def _next(self) -> _Kept | Literal["escalated"] | None:
         """What waits longest; None if there was nothing for so long that the thread may end."""
         while True:
             try:
@@ -188,13 +187,16 @@ class Auditor:
                         self._thread = None
                         return None
 
-    def _judge(self, item: _Drawn) -> None:
+    def _judge(self, item: _Kept | Literal["escalated"]) -> None:
+        judged = None
         if not self._may_spend():  # whoever answered: what is looked at is decided by the past alone
             self._counts.add(dropped=1)
-            return
-        judged = self._compared(item.request, item.response) if item.request and item.response else Judged(False)
-        if judged is None:
+        elif item == "escalated":
+            judged = Judged(audited=False)
+        elif (judged := self._compared(item.request, item.response)) is None:
             self._counts.add(failed=1)
+        if judged is None:
+            self.file.count(self._counts.take())
         else:
             self.file.record(judged, self._counts.take())
         if self.file.untold_alarms():
@@ -224,9 +226,9 @@ class Auditor:
         if larger.is_empty or (same := self.audit.same(question, kept.text, larger.text)) is None:
             return None
         if same:
-            return Judged(True)
+            return Judged(audited=True)
         texts = (question, kept.text, larger.text) if self.audit.keep_texts else None
-        return Judged(True, True, question_hash(request), texts)
+        return Judged(audited=True, differs=True, question_hash=question_hash(request), texts=texts)
 
     def _alarm(self) -> None:
         state = self.file.state()

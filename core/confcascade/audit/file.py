@@ -117,6 +117,9 @@ class AuditFile:
         path = Path(path)
         told = json.dumps(asdict(guarded))
         with _opened(path) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and "guarded" not in tables:
+                raise ConfigurationError(f"'{path}' is a database of something else. Give the audit a file of its own.")
             db.execute("PRAGMA journal_mode = WAL")  # readers do not stop writers
             with _writing(db):
                 for statement in _TABLES.split(";\n"):

@@ -134,6 +134,8 @@ def test_what_is_no_state(tmp_path):
         AuditFile(tmp_path / "text")
     with pytest.raises(ConfigurationError, match="is no audit state"):
         AuditFile(tmp_path / "empty")
+    with pytest.raises(ConfigurationError, match="database of something else"):
+        AuditFile.begin(tmp_path / "empty", GUARDED)
     with pytest.raises(ConfigurationError, match="cannot be read or written"):
         AuditFile.begin(tmp_path / "no folder" / "a", GUARDED)
 
