@@ -114,6 +114,10 @@ class CascadeFile(Entry):
         # outside of the block: its error holds the file's values, and a traceback would show them
         raise ConfigurationError("\n".join(told for _, told in problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled file loads its models where it arrives."""
+        return _again, (type(self), self._source)
+
     def stages(self) -> tuple[Stage, ...]:
         """The stages, their models loaded at the first call.
 
@@ -250,6 +254,10 @@ class CascadeFile(Entry):
         if part == "thresholds":
             return ("threshold", *(more if isinstance(self.threshold, dict) else ()))
         return ("signals", *more) if part == "signals" else ("models", stage)
+
+
+def _again(kind: type[CascadeFile], source: Source) -> CascadeFile:
+    return kind.model_validate(source.data, context=source)
 
 
 def _names(signals: Sequence[SignalEntry], *keys: str) -> list[str]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from confcascade.cli.ask import ask
 from confcascade.cli.audit import audit
 from confcascade.cli.collect import collect
+from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
 from confcascade.cli.evaluate import evaluate
 from confcascade.errors import ConfcascadeError
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.command()(convert)
 app.command()(demo)
 app.command()(collect)
 app.command()(ask)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from confcascade.evaluation.collect import Collected
+    from confcascade.cascade_file import CascadeFile
+    from confcascade.evaluation.collect import AskAll, Collected
     from confcascade.evaluation.examples import Example
     from confcascade.evaluation.graders import Grader
     from confcascade.evaluation.recordings import Row
@@ -64,6 +66,10 @@ def collect(
     ] = None,
     retry_errors: Annotated[bool, typer.Option(help="Ask again where the recording has an error.")] = False,
     text: Annotated[bool, typer.Option(help="Keep prompts, references, answers and their tokens.")] = True,
+    engine: Annotated[
+        Literal["here", "ray"],
+        typer.Option(help="Who asks: this process, or the workers of the Ray cluster that RAY_ADDRESS names."),
+    ] = "here",
 ) -> None:
     """Ask every model of a cascade every question, once, and record answers, grades, signals, tokens and times.
 
@@ -116,10 +122,22 @@ def collect(
                 keep_text=text,
                 stop=stop,
                 progress=shown,
+                ask_all=_engine(engine, file, grader),
                 **parameters,
             )
     _report(collected, out, max_usd)
     raise typer.Exit(EXIT[collected.ended])
+
+
+def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
+    from confcascade.evaluation.collect import collect_rows
+
+    if name == "here":
+        return collect_rows
+    from confcascade.evaluation.graders import grader_from_string
+    from confcascade.evaluation.ray_collect import on_ray
+
+    return on_ray(file, functools.partial(grader_from_string, grader or "choice"))
 
 
 def _grader(name: str | None, examples: list[Example]) -> Grader:

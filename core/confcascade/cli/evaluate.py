@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -25,7 +25,8 @@ GROUPS_SHOWN = 12  # in the terminal
 
 def evaluate(
     recording: Annotated[
-        Path, typer.Argument(help="A recording: one row for each question and model.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(help="A recording, one row for each question and model; or a folder of parts.", exists=True),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.", file_okay=False)] = Path("report"),
     threshold: Annotated[
@@ -64,6 +65,10 @@ def evaluate(
         typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
     ] = None,
     plots: Annotated[bool, typer.Option(help="Draw plots; needs matplotlib.")] = True,
+    engine: Annotated[
+        Literal["here", "ray"],
+        typer.Option(help="Who plays the curves' policies: this process, or the Ray cluster that RAY_ADDRESS names."),
+    ] = "here",
 ) -> None:
     """What a cascade would have got right and cost on recorded answers, beside all it should be held against.
 
@@ -80,6 +85,7 @@ def evaluate(
     from confcascade.evaluation.gathered import gather
     from confcascade.evaluation.policy_figures import UNITS
     from confcascade.evaluation.recordings import read_rows
+    from confcascade.evaluation.replay import Sweep, sweep
     from confcascade.evaluation.report import made_of, write_report
 
     if plots:
@@ -95,6 +101,11 @@ def evaluate(
     sizes = dict(_pair(part, "--parameters", _architecture) for part in (parameters or "").split(",") if part)
     costs = dict(_pair(part, "--prices", _prices) for part in prices or ())
     limits = dict(_pair(text, "--threshold", _threshold) for text in threshold or ())
+    played: Callable[..., Sweep] = sweep
+    if engine == "ray":
+        from confcascade.evaluation.ray_engine import ray_sweep
+
+        played = ray_sweep
     console = Console()
     with console.status("Reading the recording"):
         gathered = gather(read_rows(recording))
@@ -119,7 +130,7 @@ def evaluate(
         name, _, told = text.partition("=")
         beside[name] = policy_of(columns, chosen, dict(_pair(each, "--policy", _threshold) for each in told.split(",")))
     with console.status("Evaluating"):
-        evaluation = judge(gathered, judged, beside=beside, architectures=sizes, prices=costs, unit=unit)
+        evaluation = judge(gathered, judged, beside=beside, architectures=sizes, prices=costs, unit=unit, sweep=played)
         evaluation = with_texts(evaluation, read_rows(recording))
         command = shlex.join(["confcascade", *sys.argv[1:]])
         made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})

@@ -14,23 +14,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Generate
 from confcascade.cascade import Cascade
-from confcascade.cost import forward_flops
+from confcascade.cost import Architecture
 from confcascade.demo import SIZES, WEIGHTS, answer_probability, bundled_model, bundled_probe, bundled_stages
 from confcascade.demo.world import TASKS, Question, Split, World
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence
 from confcascade.signals.knowledge_probe import KnowledgeProbe, resolve_layer
-from confcascade.types import Message, Request, Usage
+from confcascade.types import Message, Request
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from confcascade.evaluation import Columns, PolicyStage, Replay, Row
 
 DEPTH = 1.0  # on the validation part of a probe for the smallest model, 0.75 was worse
 QUESTIONS: dict[Split, int] = {"fit": 600, "calibration": 250, "test": 500}  # most per task
@@ -39,14 +41,10 @@ TOLERANCE = 0.005  # accuracy that may be given up on the calibration split
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's answers to a list of questions; every array has one entry per question."""
+    """One model's answers to a list of questions, and its hidden states, of shape (questions, hidden_size)."""
 
-    correct: NDArray[np.bool_]
-    refused: NDArray[np.bool_]  # whether it said that it does not know
-    p_t: NDArray[np.float64]
-    hidden: NDArray[np.float32]  # (questions, hidden_size)
-    flops: NDArray[np.float64]
-    prompt_flops: NDArray[np.float64]  # of reading the question alone: what a P(IK) rejection costs
+    rows: tuple[Row, ...]
+    hidden: NDArray[np.float32]
 
 
 def request(question: Question) -> Request:
@@ -58,81 +56,82 @@ def ask_all(model: TransformersModel, questions: Sequence[Question]) -> Measured
     import numpy as np
 
     from confcascade.demo.world import UNKNOWN
+    from confcascade.evaluation import Row, recorded_score
 
     signal = answer_probability()
     n, size = len(questions), model.capability.batch_size
-    found = Measured(
-        correct=np.zeros(n, bool),
-        refused=np.zeros(n, bool),
-        p_t=np.zeros(n),
-        hidden=np.zeros((n, model.capability.hidden_size), np.float32),
-        flops=np.zeros(n),
-        prompt_flops=np.zeros(n),
-    )
+    hidden = np.zeros((n, model.capability.hidden_size), np.float32)
+    found: dict[int, Row] = {}
     order = sorted(range(n), key=lambda i: len(questions[i].prompt))
     layer = resolve_layer(DEPTH, model.capability.layers)
     for start in range(0, n, size):
-        rows = order[start : start + size]
-        asked = [request(questions[i]) for i in rows]
-        found.hidden[rows] = model.hidden_states(asked, layer)
-        for i, one, answer in zip(rows, asked, model.generate([Generate(model, one) for one in asked]), strict=True):
+        batch = order[start : start + size]
+        asked = [request(questions[i]) for i in batch]
+        hidden[batch] = model.hidden_states(asked, layer)
+        for i, one, answer in zip(batch, asked, model.generate([Generate(model, one) for one in asked]), strict=True):
             if isinstance(answer, Exception):
                 raise answer
-            found.correct[i] = questions[i].is_correct(answer.text)
-            found.refused[i] = answer.text.startswith(UNKNOWN)
-            found.p_t[i] = signal.score(Evidence(one, None, answer.tokens, answer)).value if answer.tokens else 0.0
-            found.flops[i] = forward_flops(model.architecture, answer.usage)
-            found.prompt_flops[i] = forward_flops(model.architecture, Usage(answer.usage.input_tokens, 0))
-    return found
+            found[i] = Row(
+                question=str(i),
+                model=model.name,
+                group=questions[i].task,
+                answer=answer.text,
+                grade=float(questions[i].is_correct(answer.text)),
+                refused=answer.text.startswith(UNKNOWN),
+                finish_reason=answer.finish_reason,
+                tokens=answer.tokens,
+                scores={signal.name: recorded_score(signal, Evidence(one, None, answer.tokens, answer))},
+                usage=answer.usage,
+            )
+    return Measured(tuple(found[i] for i in range(n)), hidden)
+
+
+def recording(measured: Mapping[str, Measured], p_ik: Mapping[str, NDArray[np.float64]]) -> Columns:
+    """The answers of all models, with P(T) and P(IK)."""
+    from confcascade.evaluation import Columns, RecordedScore
+
+    def rows() -> Iterator[Row]:
+        for size, answers in measured.items():
+            for row, known in zip(answers.rows, p_ik[size].tolist(), strict=True):
+                probed = RecordedScore(value=known, phase="pre", prefill=True)
+                yield row.model_copy(update={"scores": {"p_ik": probed, **row.scores}})
+
+    return Columns.of(rows())
 
 
 def of_task(questions: Sequence[Question], task: str) -> list[int]:
     return [i for i, question in enumerate(questions) if question.task == task]
 
 
-def model_figures(questions: Sequence[Question], measured: Measured, p_ik: NDArray[np.float64]) -> dict[str, Any]:
-    """Accuracy, and AUROC of P(T) and P(IK) within each task."""
+def model_figures(columns: Columns, size: str) -> dict[str, Any]:
+    """One model's accuracy, and AUROC of P(T) and P(IK) within each task."""
+    import numpy as np
+
     from confcascade.evaluation.metrics import auroc
+
+    j = columns.index(size)
+    correct, refused = columns.grades[:, j] == 1, columns.refused[:, j]
+    # an empty answer has no P(T), and whatever the threshold it is passed on
+    p_t = np.nan_to_num(columns.signal(size, "p_t").values, nan=0.0)
+    p_ik = columns.signal(size, "p_ik").values
 
     def rounded(area: float | None) -> float | None:
         return None if area is None else round(area, 3)
 
     figures: dict[str, Any] = {}
     for task in TASKS:
-        rows = of_task(questions, task)
+        rows = columns.groups == task
         figures[task] = {
-            "n": len(rows),
-            "accuracy": round(float(measured.correct[rows].mean()), 4),
-            "refused": round(float(measured.refused[rows].mean()), 4),
-            "auroc_p_t": rounded(auroc(measured.correct[rows], measured.p_t[rows])),
-            "auroc_p_ik": rounded(auroc(measured.correct[rows], p_ik[rows])),
+            "n": int(rows.sum()),
+            "accuracy": round(float(correct[rows].mean()), 4),
+            "refused": round(float(refused[rows].mean()), 4),
+            "auroc_p_t": rounded(auroc(correct[rows], p_t[rows])),
+            "auroc_p_ik": rounded(auroc(correct[rows], p_ik[rows])),
         }
     return figures
 
 
 # ---------------------------------------------------------------------- choosing a cascade
-
-
-def replay(
-    stages: Sequence[Measured], p_ik: Sequence[NDArray[np.float64]], thresholds: Sequence[tuple[float, float]]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Correctness and FLOPs (every model that ran) of a cascade; (P(IK), P(T)) thresholds for all stages but the last.
-
-    Drafts are charged whole here; the live cascade ends doomed ones early and costs a little less.
-    """
-    import numpy as np
-
-    n = len(stages[0].correct)
-    open_, correct, flops = np.ones(n, bool), np.zeros(n, bool), np.zeros(n)
-    for measured, known, (knows, likely) in zip(stages, p_ik, thresholds, strict=False):
-        gate = known >= knows
-        keep = open_ & gate & (measured.p_t >= likely)
-        flops += open_ * np.where(gate, measured.flops, measured.prompt_flops)
-        correct |= keep & measured.correct
-        open_ &= ~keep
-    correct |= open_ & stages[-1].correct
-    flops += open_ * stages[-1].flops
-    return correct, flops
 
 
 def candidates() -> Iterable[tuple[float, float]]:
@@ -143,43 +142,40 @@ def candidates() -> Iterable[tuple[float, float]]:
     )
 
 
-def choose(measured: dict[str, Measured], p_ik: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """The cheapest cascade that is within `TOLERANCE` of the largest model: every pair with it, and the whole chain.
+def policies() -> list[list[PolicyStage]]:
+    """The largest model alone, every pair with it, and the whole chain; thresholds from lax to strict."""
+    from confcascade.evaluation import PolicyStage
+
+    stages = {
+        size: [PolicyStage(size, {"p_ik": knows, "p_t": likely}) for knows, likely in candidates()]
+        for size in SIZES[:-1]
+    }
+    gated = [(), *((stage,) for each in stages.values() for stage in each), *itertools.product(*stages.values())]
+    return [[*each, PolicyStage(SIZES[-1])] for each in gated]
+
+
+def choose(columns: Columns, architectures: Mapping[str, Architecture]) -> dict[str, Any]:
+    """The cheapest cascade, drafts charged as they end, that is within `TOLERANCE` of the largest model.
 
     Of equally cheap ones, which keep the same answers, the one with the strictest thresholds.
     """
-    largest = measured[SIZES[-1]]
-    least = largest.correct.mean() - TOLERANCE
-    best: tuple[float, tuple[str, ...], list[tuple[float, float]]] = (float(largest.flops.mean()), SIZES[-1:], [])
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for size in SIZES[:-1]:
-        scored = []
-        for thresholds in candidates():
-            correct, flops = replay([measured[size], largest], [p_ik[size]], [thresholds])
-            scored.append((float(flops.mean()), thresholds, float(correct.mean())))
-            if correct.mean() >= least and flops.mean() <= best[0]:
-                best = float(flops.mean()), (size, SIZES[-1]), [thresholds]
-        # for the chain: this stage's undominated thresholds
-        pairs[size] = [
-            t for f, t, c in scored if not any(f2 <= f and c2 >= c and (f2, c2) != (f, c) for f2, _, c2 in scored)
-        ]
-    for both in itertools.product(*pairs.values()):
-        correct, flops = replay([measured[size] for size in SIZES], [p_ik[size] for size in SIZES[:-1]], both)
-        if correct.mean() >= least and flops.mean() <= best[0]:
-            best = float(flops.mean()), SIZES, list(both)
-    _, names, chosen = best
-    stages: list[dict[str, Any]] = [
-        {"model": name, "thresholds": {"p_ik": knows, "p_t": likely}}
-        for name, (knows, likely) in zip(names, chosen, strict=False)
-    ]
-    return {"chosen_on": "calibration", "tolerance": TOLERANCE, "stages": [*stages, {"model": names[-1]}]}
+    import numpy as np
+
+    from confcascade.evaluation import sweep
+
+    tried = policies()
+    swept = sweep(columns, tried, architectures=architectures)
+    flops = np.where(swept.accuracy >= swept.accuracy[0] - TOLERANCE, swept.cost.flops, np.inf)
+    *gated, last = tried[np.flatnonzero(flops <= flops.min() * (1 + 1e-9))[-1]]  # sums differ in their last digits
+    stages: list[dict[str, Any]] = [{"model": stage.model, "thresholds": dict(stage.thresholds)} for stage in gated]
+    return {"chosen_on": "calibration", "tolerance": TOLERANCE, "stages": [*stages, {"model": last.model}]}
 
 
 # ---------------------------------------------------------------------- comparing with the largest model
 
 
-def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Measured) -> dict[str, Any]:
-    """The live cascade beside the largest model, per task and in all, in both accountings."""
+def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Replay) -> dict[str, Any]:
+    """The live cascade beside the largest model alone, per task and in all, in both accountings."""
     import numpy as np
 
     from confcascade.evaluation.significance import mcnemar, paired_difference, saving
@@ -188,20 +184,21 @@ def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Mea
     every = np.array([o.record.cost.flops for o in outcomes])
     answering = np.array([o.record.cost_answering_stage.flops for o in outcomes])
     answered_by = np.array([o.record.answered_by for o in outcomes])
+    alone, flops = largest.grade == 1, largest.cost.flops
     table = {}
     for task in (*TASKS, "all"):
         rows = list(range(len(questions))) if task == "all" else of_task(questions, task)
-        difference, low, high = paired_difference(correct[rows], largest.correct[rows])
-        saved, saved_low, saved_high = saving(every[rows], largest.flops[rows])
+        difference, low, high = paired_difference(correct[rows], alone[rows])
+        saved, saved_low, saved_high = saving(every[rows], flops[rows])
         table[task] = {
             "n": len(rows),
-            "accuracy_largest": round(float(largest.correct[rows].mean()), 4),
+            "accuracy_largest": round(float(alone[rows].mean()), 4),
             "accuracy_cascade": round(float(correct[rows].mean()), 4),
             "difference_points": [round(100 * x, 2) for x in (difference, low, high)],
-            "mcnemar_p": round(mcnemar(correct[rows], largest.correct[rows]), 4),
+            "mcnemar_p": round(mcnemar(correct[rows], alone[rows]), 4),
             "flops_saved_percent": [round(100 * x, 1) for x in (saved, saved_low, saved_high)],
             "flops_saved_percent_answering_stage_only": round(
-                100 * float(1 - answering[rows].sum() / largest.flops[rows].sum()), 1
+                100 * float(1 - answering[rows].sum() / flops[rows].sum()), 1
             ),
             "answered_by": {
                 name: round(float((answered_by[rows] == name).mean()), 3) for name in dict.fromkeys(answered_by)
@@ -266,6 +263,8 @@ def main() -> None:
     import torch
     from rich.progress import Progress
 
+    from confcascade.evaluation import PolicyStage, replay
+
     torch.set_num_threads(1)  # such small models are slower on more
     world = World()
     with Progress(transient=True) as progress:
@@ -274,8 +273,10 @@ def main() -> None:
         questions["fit"] = [q for q in questions["fit"] if q.task != "facts"] + world.facts_in_every_wording("fit")
         measured: dict[str, dict[str, Measured]] = {split: {} for split in QUESTIONS}
         p_ik: dict[str, dict[str, NDArray[np.float64]]] = {split: {} for split in QUESTIONS}
+        architectures = {}
         for size in SIZES:
             model = bundled_model(size)
+            architectures[size] = model.architecture
             for split in QUESTIONS:
                 measured[split][size] = ask_all(model, questions[split])
                 progress.advance(step)
@@ -283,24 +284,25 @@ def main() -> None:
             probe = KnowledgeProbe.fit(
                 model,
                 fit.hidden,
-                fit.correct.tolist(),
+                [row.grade == 1 for row in fit.rows],
                 layer=DEPTH,
                 groups=[question.key for question in questions["fit"]],
             )
             probe.save(WEIGHTS / size / "probe")
             for split in QUESTIONS:
                 p_ik[split][size] = bundled_probe(size).predict(measured[split][size].hidden)
-        policy = choose(measured["calibration"], p_ik["calibration"])
+        policy = choose(recording(measured["calibration"], p_ik["calibration"]), architectures)
         (WEIGHTS / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
-        test = questions["test"]
-        outcomes = Cascade(bundled_stages()).run_batch([question.prompt for question in test])
+        outcomes = Cascade(bundled_stages()).run_batch([question.prompt for question in questions["test"]])
         progress.advance(step)
+    test = recording(measured["test"], p_ik["test"])
+    largest = replay(test, [PolicyStage(SIZES[-1])], architectures=architectures)
     figures = {
         "command": "python -m confcascade.demo.measure",
         "questions": {split: len(asked) for split, asked in questions.items()},
-        "models": {size: model_figures(test, measured["test"][size], p_ik["test"][size]) for size in SIZES},
+        "models": {size: model_figures(test, size) for size in SIZES},
         "policy": policy["stages"],
-        "cascade": compare(test, outcomes, measured["test"][SIZES[-1]]),
+        "cascade": compare(questions["test"], outcomes, largest),
     }
     (WEIGHTS / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(tables(figures))

@@ -10,12 +10,15 @@ Not imported by `confcascade` itself: this package needs numpy and pydantic at o
 from confcascade.evaluation.attempt import Asking
 from confcascade.evaluation.collect import Collected, Tally, collect, collect_rows, sample
 from confcascade.evaluation.columns import Columns
+from confcascade.evaluation.parquet import write_parquet
+from confcascade.evaluation.parts import write_parts
 from confcascade.evaluation.recorded import RecordedModel, RecordedSignal
 from confcascade.evaluation.recordings import (
     RecordedScore,
     RecordingWriter,
     Row,
     judged_score,
+    part_paths,
     read_rows,
     recorded_score,
 )
@@ -38,9 +41,12 @@ __all__ = [
     "collect",
     "collect_rows",
     "judged_score",
+    "part_paths",
     "read_rows",
     "recorded_score",
     "replay",
     "sample",
     "sweep",
+    "write_parquet",
+    "write_parts",
 ]

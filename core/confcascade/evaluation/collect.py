@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from confcascade.asks import Generate
 from confcascade.cost import attempt_cost
@@ -37,10 +37,18 @@ if TYPE_CHECKING:
     from confcascade.evaluation.graders import Grader
     from confcascade.evaluation.prompts import Prompt
 
-__all__ = ["Collected", "Ending", "Tally", "collect", "collect_rows", "recorded_stages", "sample"]
+__all__ = ["AskAll", "Collected", "Ending", "Tally", "collect", "collect_rows", "recorded_stages", "sample"]
 
 Ending = Literal["complete", "budget", "stopped", "failing"]
 _GUESSED_TOKENS = 512  # of an answer, for the budget, until the model has given one
+
+
+class AskAll(Protocol):
+    """Who puts examples to stages' models: `collect_rows`, or another that does as it does."""
+
+    def __call__(
+        self, pairs: Iterable[tuple[Example, Stage]], asking: Asking, *, max_concurrency: int, lines: Lines
+    ) -> Iterator[Row]: ...
 
 
 @dataclass
@@ -94,7 +102,7 @@ class Tally:
             self.usd = (self.usd or 0.0) + usd
             self.dearest_usd = max(self.dearest_usd, usd)
         if row.error is None:
-            self.seconds += row.latency_s
+            self.seconds += row.latency_s or 0.0  # a recording that came from elsewhere may not tell
 
 
 @dataclass
@@ -196,6 +204,7 @@ def collect(
     keep_tokens: bool = True,
     stop: threading.Event | None = None,
     progress: Callable[[Collected, Row | None], None] | None = None,
+    ask_all: AskAll = collect_rows,
     **parameters: Any,
 ) -> Collected:
     """Record what every stage's model answers to every example, but for what the recording has already.
@@ -216,6 +225,7 @@ def collect(
         keep_tokens: See `Asking`.
         stop: Once set, what is under way is finished and recorded, and nothing new is begun.
         progress: Called once at the beginning, without a row, and after each row.
+        ask_all: Who asks: this process, or `ray_collect.on_ray` a cluster.
         **parameters: Fields of `Request`, such as ``max_tokens``.
 
     Raises:
@@ -236,12 +246,13 @@ def collect(
     if progress is not None:
         progress(done.state, None)
     while done.goes_on:  # what was held back for the budget may fit in once the calls under way were cheaper
-        for row in collect_rows(done.admit(pairs, asking), asking, max_concurrency=max_concurrency, lines=done.lines):
+        for row in ask_all(done.admit(pairs, asking), asking, max_concurrency=max_concurrency, lines=done.lines):
             writer.append(row)
             done.take(row, again=row.key in failed)
             failed.discard(row.key)
             if progress is not None:
                 progress(done.state, row)
+    done.end()
     return done.state
 
 
@@ -341,6 +352,11 @@ class _Desk:
             self._open[pair[0].id, pair[1].model.name] = usd
             yield pair
 
+    def end(self) -> None:
+        """Say why, if what had been admitted was not all asked."""
+        if self.state.ended == "complete" and self.state.left:
+            self.state.ended = "stopped" if self.lines.stop.is_set() else "failing"
+
     def take(self, row: Row, *, again: bool) -> None:
         """Count a new row."""
         self._open.pop(row.key, None)
@@ -357,6 +373,7 @@ class _Desk:
         self._errors_in_a_row[row.model] = failures
         if failures == self._give_up_after:  # those that were under way may fail too
             self.state.problem = f"Model '{row.model}' failed {failures} times in a row, at last with {row.error}"
+        self.lines.given_up = bool(self.state.problem)
 
     def _usd(self, model: str, usage: Usage) -> float | None:
         return attempt_cost(usage, 0.0, None, self._prices.get(model)).usd

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.errors import ConfigurationError
-from confcascade.evaluation.recordings import RecordedScore, Row, read_rows
+from confcascade.evaluation.recordings import RecordedScore, Row, part_paths, read_rows
 from confcascade.types import Usage
 
-__all__ = ["Column", "Columns", "Upper"]
+__all__ = ["Column", "Columns", "Gathering", "Upper"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Columns:
         input_tokens: Paid for.
         output_tokens: Paid for.
         told_tokens: Tokens whose log-probabilities are known; -1 where none were told.
-        latency_s: Whole attempts.
+        latency_s: Whole attempts; NaN where unknown.
         prefill_s: Of reading the prompt; NaN where unknown.
         signals: By model and name.
     """
@@ -104,8 +104,20 @@ class Columns:
 
     @classmethod
     def read(cls, path: str | Path) -> Columns:
-        """Those of a file. Texts pass by one row at a time: only numbers are held, a few hundred bytes a row."""
-        return cls.of(read_rows(path))
+        """Those of a file or a folder of files (`read_rows`).
+
+        Texts pass by: only numbers are held, a few hundred bytes a row. Parquet is read by columns, which is quicker.
+        """
+        gathering = Gathering()
+        for part in part_paths(path):
+            if part.suffix == ".parquet":
+                from confcascade.evaluation.parquet import gather_parquet
+
+                gather_parquet(part, gathering)
+            else:
+                for row in read_rows(part):
+                    gathering.add(row)
+        return gathering.columns()
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Columns:
@@ -114,10 +126,10 @@ class Columns:
         Raises:
             ConfigurationError: If there is no row, or a signal of a model is now of one kind, now of another.
         """
-        gathered = _Gathered()
+        gathering = Gathering()
         for row in rows:
-            gathered.add(row)
-        return gathered.columns()
+            gathering.add(row)
+        return gathering.columns()
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:
@@ -204,6 +216,21 @@ class _Signal:
             self.tokens.append(tokens)
             self.bounds.append(bound)
 
+    def add_many(
+        self,
+        rows: NDArray[np.int64],
+        values: NDArray[np.float64],
+        counts: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        bounds: NDArray[np.float64],
+    ) -> None:
+        """The scores of `rows`, of which each has `counts` entries of `tokens` and `bounds`."""
+        self.rows.frombytes(rows.astype(np.int64).tobytes())
+        self.value.frombytes(values.tobytes())
+        self.counts.frombytes(counts.astype(np.int64).tobytes())
+        self.tokens.frombytes(tokens.astype(np.int64).tobytes())
+        self.bounds.frombytes(bounds.tobytes())
+
     def column(self, rows: NDArray[np.int64], total: int) -> Column:
         """One entry for each of `rows`, of `total` in all; -1 stands for no row."""
         entry = np.full(total + 1, len(self.rows))  # by default, and for no row, an empty entry at the end
@@ -217,7 +244,7 @@ class _Signal:
         return Column(values, self.phase, self.prefill, upper.take(chosen))
 
 
-class _Gathered:
+class Gathering:
     """Rows as they come, in buffers that grow."""
 
     def __init__(self) -> None:
@@ -247,19 +274,42 @@ class _Gathered:
                 usage.input_tokens,
                 usage.output_tokens,
                 -1 if row.tokens is None else len(row.tokens),
-                row.latency_s,
+                np.nan if row.latency_s is None else row.latency_s,
                 np.nan if row.prefill_s is None else row.prefill_s,
             )
         )
         for name, score in row.scores.items():
-            known = self.signals.setdefault((row.model, name), _Signal(score.phase, score.prefill))
-            if (known.phase, known.prefill) != (score.phase, score.prefill):
-                raise ConfigurationError(
-                    f"Signal '{name}' of model '{row.model}' is recorded in two kinds: (phase, prefill) is "
-                    f"{(known.phase, known.prefill)} first and {(score.phase, score.prefill)} at question "
-                    f"'{row.question}'. Give one of them another name."
-                )
-            known.add(number, score)
+            self.signal(row.model, name, score.phase, score.prefill, row.question).add(number, score)
+
+    def add_many(
+        self,
+        questions: Sequence[str],
+        models: Sequence[str],
+        groups: Sequence[str | None],
+        numbers: NDArray[np.float64],
+    ) -> int:
+        """Many rows without their scores; `numbers` has the shape (rows, nine). Returns the number of the first row."""
+        first = len(self.at)
+        self.at.extend(self.questions.setdefault(question, len(self.questions)) for question in questions)
+        self.by.extend(self.models.setdefault(model, len(self.models)) for model in models)
+        self.groups.update((at, group) for at, group in zip(self.at[first:], groups, strict=True) if group is not None)
+        self.numbers.frombytes(numbers.astype(np.float64).tobytes())
+        return first
+
+    def signal(self, model: str, name: str, phase: str, prefill: bool, question: str) -> _Signal:
+        """Where the scores of a signal of this kind go; `question` is one that has such a score.
+
+        Raises:
+            ConfigurationError: If they were of another kind so far.
+        """
+        known = self.signals.setdefault((model, name), _Signal(phase, prefill))
+        if (known.phase, known.prefill) != (phase, prefill):
+            raise ConfigurationError(
+                f"Signal '{name}' of model '{model}' is recorded in two kinds: (phase, prefill) is "
+                f"{(known.phase, known.prefill)} first and {(phase, prefill)} at question '{question}'. "
+                "Give one of them another name."
+            )
+        return known
 
     def columns(self) -> Columns:
         if not self.questions:
@@ -269,7 +319,7 @@ class _Gathered:
         last = np.full(shape, -1)
         last[at, by] = np.arange(len(at))
         numbers = np.array(self.numbers).reshape(-1, 9)
-        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, 0, np.nan]])
+        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, np.nan, np.nan]])
         grade, usable, failed, refused, read, written, told, latency, prefill = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )

@@ -11,7 +11,7 @@ import numpy as np
 from confcascade.evaluation.columns import Column
 from confcascade.evaluation.frontier import Curve, frontier
 from confcascade.evaluation.policy_figures import Bench, known
-from confcascade.evaluation.replay import PolicyStage, sweep
+from confcascade.evaluation.replay import PolicyStage
 from confcascade.signals import Threshold
 
 __all__ = ["CurveFigures", "area", "chains", "hull", "neutral_cost", "sensitivity", "signal_curves", "with_signal"]
@@ -54,11 +54,14 @@ def chains(models: Sequence[str]) -> list[tuple[str, ...]]:
 
 def signal_curves(bench: Bench, signals: Sequence[str] | None = None) -> tuple[CurveFigures, ...]:
     """Of every signal alone, on every chain whose models all have it (but the last, which needs none)."""
-    return tuple(
-        _swept(bench, name, chain, {})
-        for name in (bench.columns.signal_names if signals is None else signals)
-        for chain in chains(bench.models)
-        if all((model, name) in bench.columns.signals for model in chain[:-1])
+    return _curves(
+        bench,
+        [
+            _Wanted(name, chain, {})
+            for name in (bench.columns.signal_names if signals is None else signals)
+            for chain in chains(bench.models)
+            if all((model, name) in bench.columns.signals for model in chain[:-1])
+        ],
     )
 
 
@@ -66,40 +69,62 @@ def sensitivity(bench: Bench, policy: Sequence[PolicyStage]) -> tuple[CurveFigur
     """Of each signal of a policy: its threshold varies wherever it judges, the others stay."""
     names = dict.fromkeys(name for stage in policy[:-1] for name in stage.thresholds)
     fixed = {stage.model: stage.thresholds for stage in policy[:-1]}
-    return tuple(_swept(bench, name, tuple(stage.model for stage in policy), fixed) for name in names)
+    return _curves(bench, [_Wanted(name, tuple(stage.model for stage in policy), fixed) for name in names])
 
 
-def _swept(
-    bench: Bench, name: str, chain: tuple[str, ...], fixed: Mapping[str, Mapping[str, Threshold]]
-) -> CurveFigures:
-    judged = [model for model in chain[:-1] if not fixed or name in fixed[model]]
-    scores = np.concatenate([bench.columns.signal(model, name).values for model in judged])
-    scores = scores[~np.isnan(scores)]
-    thresholds = np.unique(np.quantile(scores, np.linspace(0, 1, _STEPS + 1))) if len(scores) else np.array([0.0])
-    policies = [
-        [
-            *(
-                PolicyStage(model, {**fixed.get(model, {}), **({name: t} if model in judged else {})})
-                for model in chain[:-1]
-            ),
-            PolicyStage(chain[-1]),
+@dataclass(frozen=True)
+class _Wanted:
+    """A curve: the signal whose threshold varies, the chain, and thresholds that stay."""
+
+    signal: str
+    models: tuple[str, ...]
+    fixed: Mapping[str, Mapping[str, Threshold]]
+
+    def thresholds(self, bench: Bench) -> list[float]:
+        scores = np.concatenate([bench.columns.signal(model, self.signal).values for model in self._judged])
+        scores = scores[~np.isnan(scores)]
+        steps = np.unique(np.quantile(scores, np.linspace(0, 1, _STEPS + 1))) if len(scores) else np.array([0.0])
+        return [float(step) for step in steps]
+
+    def policy(self, threshold: float) -> list[PolicyStage]:
+        judged = self._judged
+        gated = [
+            PolicyStage(model, {**self.fixed.get(model, {}), **({self.signal: threshold} if model in judged else {})})
+            for model in self.models[:-1]
         ]
-        for t in thresholds.tolist()
-    ]
-    swept = sweep(bench.columns, policies, architectures=bench.architectures, prices=bench.prices)
-    cost, accuracy = getattr(swept.cost, bench.unit), swept.accuracy
-    curve = hull(bench, cost, accuracy)
-    return CurveFigures(
-        signal=name,
-        models=chain,
-        thresholds=tuple(thresholds.tolist()),
-        accuracy=tuple(accuracy.tolist()),
-        cost=tuple(cost.tolist()),
-        cost_answering_stage=tuple(getattr(swept.cost_answering_stage, bench.unit).tolist()),
-        answered=tuple(map(tuple, swept.answered.tolist())),
-        area=area(bench, curve),
-        neutral_cost=neutral_cost(bench, curve),
-    )
+        return [*gated, PolicyStage(self.models[-1])]
+
+    @property
+    def _judged(self) -> list[str]:
+        return [model for model in self.models[:-1] if not self.fixed or self.signal in self.fixed[model]]
+
+
+def _curves(bench: Bench, wanted: Sequence[_Wanted]) -> tuple[CurveFigures, ...]:
+    """All of them in one sweep."""
+    if not wanted:
+        return ()
+    thresholds = [each.thresholds(bench) for each in wanted]
+    policies = [each.policy(step) for each, steps in zip(wanted, thresholds, strict=True) for step in steps]
+    swept = bench.sweep(bench.columns, policies, architectures=bench.architectures, prices=bench.prices)
+    curves, begin = [], 0
+    for each, steps in zip(wanted, thresholds, strict=True):
+        own = slice(begin, begin := begin + len(steps))
+        cost, accuracy = getattr(swept.cost, bench.unit)[own], swept.accuracy[own]
+        curve = hull(bench, cost, accuracy)
+        curves.append(
+            CurveFigures(
+                signal=each.signal,
+                models=each.models,
+                thresholds=tuple(steps),
+                accuracy=tuple(accuracy.tolist()),
+                cost=tuple(cost.tolist()),
+                cost_answering_stage=tuple(getattr(swept.cost_answering_stage, bench.unit)[own].tolist()),
+                answered=tuple(map(tuple, swept.answered[own, : len(each.models)].tolist())),
+                area=area(bench, curve),
+                neutral_cost=neutral_cost(bench, curve),
+            )
+        )
+    return tuple(curves)
 
 
 def hull(bench: Bench, cost: Iterable[float], accuracy: Iterable[float]) -> Curve:

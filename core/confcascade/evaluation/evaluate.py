@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -19,7 +19,7 @@ from confcascade.evaluation.frontier import Curve
 from confcascade.evaluation.gathered import MEAN_LOG_PROBABILITY, Gathered
 from confcascade.evaluation.policy_figures import RIGHT, Bench, PolicyFigures
 from confcascade.evaluation.recordings import Row
-from confcascade.evaluation.replay import ACCEPT, PolicyStage, Replay
+from confcascade.evaluation.replay import ACCEPT, PolicyStage, Replay, Sweep, sweep
 from confcascade.evaluation.signal_figures import SignalFigures, signal_figures
 from confcascade.signals import Threshold
 
@@ -135,6 +135,7 @@ def evaluate(
     architectures: Mapping[str, Architecture] | None = None,
     prices: Mapping[str, Prices] | None = None,
     unit: str | None = None,
+    sweep: Callable[..., Sweep] = sweep,
 ) -> Evaluation:
     """Judge a policy on a recording.
 
@@ -146,6 +147,7 @@ def evaluate(
         prices: By model, for dollars; likewise.
         unit: In which costs count: "flops", "usd", "tokens" or "seconds"; by default the first of flops, usd and
             tokens that is known of every model.
+        sweep: Who plays the policies of the curves: this process, or `ray_engine.ray_sweep` a cluster.
 
     Raises:
         ConfigurationError: If the policy cannot be replayed on the recording, or no question can be judged.
@@ -153,6 +155,7 @@ def evaluate(
     models = tuple(stage.model for stage in policy)
     rows, notes = _judged(gathered.columns, models)
     bench = Bench.of(gathered.take(rows), models, architectures=architectures or {}, prices=prices or {}, unit=unit)
+    bench = replace(bench, sweep=sweep)
     played = bench.play(policy)
     judged = bench.judge(" → ".join(models), policy, played)
     by_model = {stage.model: stage for stage in policy}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.frontier import Curve, oracle, random_routing, share_of_gap
 from confcascade.evaluation.gathered import NO_LETTER, Gathered, letters
 from confcascade.evaluation.metrics import drop_relative, hallucination_rate, macro_scores
-from confcascade.evaluation.replay import Costs, PolicyStage, Replay, replay
+from confcascade.evaluation.replay import Costs, PolicyStage, Replay, Sweep, replay, sweep
 from confcascade.evaluation.significance import discordant, mcnemar, mean_interval, paired_difference, saving
 from confcascade.signals import Threshold
 
@@ -119,6 +119,7 @@ class Bench:
         alone: What each model does by itself.
         blind: Of drawing a model by lot, in `unit`.
         oracle: Of knowing everything.
+        sweep: Who plays many policies: this process, or `ray_engine.ray_sweep` a cluster.
     """
 
     gathered: Gathered
@@ -129,6 +130,7 @@ class Bench:
     alone: Mapping[str, Replay]
     blind: Curve
     oracle: Curve
+    sweep: Callable[..., Sweep] = sweep
 
     @classmethod
     def of(
@@ -199,9 +201,8 @@ class Bench:
         }
 
     def play(self, policy: Sequence[PolicyStage]) -> Replay:
-        """`replay`, with time unknown where the recording tells none."""
-        played = replay(self.columns, policy, architectures=self.architectures, prices=self.prices)
-        return _without_unknown_time(self.columns, policy, played)
+        """`replay` on the bench's questions."""
+        return replay(self.columns, policy, architectures=self.architectures, prices=self.prices)
 
     def judge(self, name: str, policy: Sequence[PolicyStage], played: Replay | None = None) -> PolicyFigures:
         """Measure a policy beside the last of the bench's models; what `play` made of it may be given."""
@@ -294,12 +295,8 @@ def _alone(
     architectures: Mapping[str, Architecture],
     prices: Mapping[str, Prices],
 ) -> dict[str, Replay]:
-    policies = {model: [PolicyStage(model)] for model in models}
     return {
-        model: _without_unknown_time(
-            columns, policy, replay(columns, policy, architectures=architectures, prices=prices)
-        )
-        for model, policy in policies.items()
+        model: replay(columns, [PolicyStage(model)], architectures=architectures, prices=prices) for model in models
     }
 
 
@@ -309,15 +306,3 @@ def _told(alone: Mapping[str, Replay], unit: str) -> list[bool]:
 
 def _mean(costs: Costs) -> Spent:
     return Spent(**{each.name: known(getattr(costs, each.name).mean()) for each in fields(Costs)})
-
-
-def _without_unknown_time(columns: Columns, policy: Sequence[PolicyStage], played: Replay) -> Replay:
-    """A recording whose rows all took no time tells none: an importer's, of a source that has none."""
-    if all(columns.latency_s[:, columns.index(stage.model)].any() for stage in policy):
-        return played
-    nothing = np.full(len(columns), np.nan)
-    return replace(
-        played,
-        cost=replace(played.cost, seconds=nothing),
-        cost_answering_stage=replace(played.cost_answering_stage, seconds=nothing),
-    )

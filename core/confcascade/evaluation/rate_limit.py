@@ -213,12 +213,14 @@ class Lines:
 
     Attributes:
         used: Tokens by the name of the model: of every answer, those to a signal or a grader included.
+        given_up: Whoever takes the rows wants no more of them.
     """
 
     def __init__(self, limits: Mapping[str, Limits] | None = None, stop: threading.Event | None = None) -> None:
         self.limits = dict(limits or {})
         self.stop = stop or threading.Event()
         self.used: dict[str, Usage] = {}
+        self.given_up = False
         self._paced: dict[int, PacedModel] = {}
 
     def play(self, flow: Flow[T]) -> Flow[T]:

@@ -21,7 +21,7 @@ from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["RecordedScore", "RecordingWriter", "Row", "judged_score", "read_rows", "recorded_score"]
+__all__ = ["RecordedScore", "RecordingWriter", "Row", "judged_score", "part_paths", "read_rows", "recorded_score"]
 
 
 class RecordedScore(BaseModel):
@@ -80,7 +80,8 @@ class Row(BaseModel):
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
-        latency_s: Seconds from asking to the end of the answer; of a call for many questions, this one's share.
+        latency_s: Seconds from asking to the end of the answer; of a call for many questions, this one's share; None if
+            unknown.
         prefill_s: Those of them for reading the prompt; None if unknown.
         build: The model's exact build (fingerprint, revision, date), if known.
         prompt_version: Which prompt was used, if there are several.
@@ -104,7 +105,7 @@ class Row(BaseModel):
     labels: Mapping[str, float] = Field(default_factory=dict)
     scores: Mapping[str, RecordedScore] = Field(default_factory=dict)
     usage: Usage = Usage()
-    latency_s: float = Field(default=0.0, ge=0)
+    latency_s: float | None = Field(default=None, ge=0)
     prefill_s: float | None = Field(default=None, ge=0)
     build: str | None = None
     prompt_version: str | None = None
@@ -170,15 +171,43 @@ def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -
     return RecordedScore(value=value, phase=signal.phase, prefill=prefill, upper=tuple(upper), details=details)
 
 
+def part_paths(path: str | Path) -> list[Path]:
+    """The files of a recording, in the order of their names: those in a folder, or the one file.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    path = Path(path)
+    found = (
+        sorted(each for each in path.iterdir() if each.suffix in (".parquet", ".jsonl")) if path.is_dir() else [path]
+    )
+    if not found or not path.exists():
+        raise ConfigurationError(f"'{path}' is no recording: neither a file nor a folder of .parquet or .jsonl files.")
+    return found
+
+
 def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of a recording, one at a time, whatever its size.
 
     An unfinished last line is left out: its writer was killed, or is still writing.
 
+    Args:
+        path: JSON Lines, Parquet if it ends with ".parquet", or a folder of such files.
+
     Raises:
-        ConfigurationError: Naming the line, if one is no row.
+        ConfigurationError: If there is none, or, naming the line, if one is no row.
     """
-    with Path(path).open("rb") as file:
+    for part in part_paths(path):
+        if part.suffix == ".parquet":
+            from confcascade.evaluation.parquet import read_parquet
+
+            yield from read_parquet(part)
+        else:
+            yield from _read_lines(part)
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
@@ -206,11 +235,15 @@ class RecordingWriter:
         keys: (question, model) of every row in the file, so that a collect that was killed goes on where it was.
 
     Raises:
-        ConfigurationError: If the file is no recording, or another writer has it open.
+        ConfigurationError: If the file is no recording or a Parquet file, or another writer has it open.
     """
 
     def __init__(self, path: str | Path, *, sync_every_s: float = 1.0) -> None:
         self.path = Path(path)
+        if self.path.suffix == ".parquet":
+            raise ConfigurationError(
+                f"'{path}' cannot be appended to: Parquet is written whole. Record to a .jsonl file, and convert it."
+            )
         self._sync_every_s = sync_every_s
         self._synced = time.monotonic()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

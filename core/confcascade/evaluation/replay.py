@@ -9,40 +9,51 @@ the defaults, "escalate" and "best".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.cost import Architecture, Prices, token_flops
+from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.evaluation.columns import Column, Columns
-from confcascade.signals import Threshold
+from confcascade.evaluation.columns import Columns
+from confcascade.evaluation.stages import (
+    UNITS,
+    Figures,
+    Masks,
+    PolicyStage,
+    Prepared,
+    all_pass,
+    prepare,
+    structure_of,
+    summable,
+    thresholds_of,
+)
 
-__all__ = ["ACCEPT", "ESCALATE", "FAIL", "NOT_ASKED", "Costs", "PolicyStage", "Replay", "Sweep", "replay", "sweep"]
+__all__ = [
+    "ACCEPT",
+    "ESCALATE",
+    "FAIL",
+    "NOT_ASKED",
+    "QUESTIONS",
+    "Costs",
+    "PolicyStage",
+    "Replay",
+    "Sums",
+    "Sweep",
+    "replay",
+    "sum_up",
+    "sweep",
+    "total",
+]
 
 NOT_ASKED, ACCEPT, ESCALATE, FAIL = -1, 0, 1, 2  # an attempt's decision
 
-Masks: TypeAlias = NDArray[np.bool_]  # of shape (policies, questions)
-Figures: TypeAlias = NDArray[np.float64]
-
-_QUESTIONS = 16_384  # at a time, however long the recording
+QUESTIONS = 1 << 14  # played at a time, however long the recording; no more are `summable`
 _CELLS = 1 << 19  # policies times questions at a time: a few megabytes, which a processor's cache holds
-_UNITS = ("flops", "tokens", "usd", "seconds")
-_FREE = np.finfo(np.float64).max  # the bound of a signal that cannot tell yet: below "never" (infinity) alone
-
-
-@dataclass(frozen=True)
-class PolicyStage:
-    """A stage of a policy: a model of the recording, and a threshold for each of its signals that judges it.
-
-    Thresholds are as in `Stage`. Those of the last stage are not used: it always answers.
-    """
-
-    model: str
-    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class Sweep:
             policy has fewer stages, 0.
         degraded: The share on which an earlier answer stands because the last stage failed.
         unanswered: The share on which no stage gave an answer.
-        cost: Mean cost of a question, every model that ran.
+        cost: Mean cost of a question, every model that ran; NaN where that of an attempt which it may make is unknown.
         cost_answering_stage: Of the attempt alone whose answer stands.
     """
 
@@ -129,19 +140,43 @@ def replay(
     Raises:
         ConfigurationError: If the policy cannot be replayed on this recording.
     """
-    structure = _structure(columns, policy)
-    thresholds = _thresholds([policy], structure)
+    structure = structure_of(columns, policy)
+    thresholds = thresholds_of([policy], structure)
     parts = [
-        _details([_prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure], thresholds)
-        for rows in _slices(len(columns), _QUESTIONS)
+        _details([prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure], thresholds)
+        for rows in _slices(len(columns), QUESTIONS)
     ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     cost, answering = joined.pop("cost"), joined.pop("cost_answering_stage")
     return Replay(**joined, cost=Costs(*cost.T), cost_answering_stage=Costs(*answering.T))
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What many policies do in all, on a part of a recording; those of two parts add up.
+
+    Attributes:
+        questions: In the part.
+        answered: By each stage, shape (policies, stages).
+        figures: Sums of accuracy, degraded, unanswered and both costs, shape (policies, 11).
+    """
+
+    questions: int
+    answered: Figures
+    figures: Figures
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.questions + other.questions, self.answered + other.answered, self.figures + other.figures)
+
+    def means(self) -> Sweep:
+        """On average over the questions."""
+        accuracy, degraded, unanswered, *costs = self.figures.T / self.questions
+        every, answering = Costs(*costs[: len(UNITS)]), Costs(*costs[len(UNITS) :])
+        return Sweep(accuracy, self.answered / self.questions, degraded, unanswered, every, answering)
+
+
 def sweep(
-    columns: Columns,
+    columns: Columns | Iterable[Columns],
     policies: Sequence[Sequence[PolicyStage]],
     *,
     architectures: Mapping[str, Architecture] | None = None,
@@ -153,14 +188,41 @@ def sweep(
     early), and little memory beyond `columns`. Policies of the same models and signals are played together.
 
     Args:
-        columns: As for `replay`.
+        columns: As for `replay`; or parts of a recording, of which one at a time is held:
+            ``map(Columns.read, part_paths("recording"))``. A question belongs to one part.
         policies: Any mixture of chains, pairs and single models.
         architectures: By model, for FLOPs.
         prices: By model, for dollars.
 
     Raises:
-        ConfigurationError: If a policy cannot be replayed on this recording.
+        ConfigurationError: If a policy cannot be replayed on this recording, or there is no part.
     """
+    parts = [columns] if isinstance(columns, Columns) else columns
+    return total(sum_up(part, policies, architectures=architectures, prices=prices) for part in parts)
+
+
+def total(sums: Iterable[Sums]) -> Sweep:
+    """The means over all parts, added in their order: the same to the last digit, wherever each was summed up.
+
+    (They are those of the whole to the last digit, too, if each part but the last has `QUESTIONS` questions.)
+
+    Raises:
+        ConfigurationError: If there is no part.
+    """
+    every = list(sums)
+    if not every:
+        raise ConfigurationError("A sweep needs at least one part of a recording; there is none.")
+    return functools.reduce(operator.add, every).means()
+
+
+def sum_up(
+    columns: Columns,
+    policies: Sequence[Sequence[PolicyStage]],
+    *,
+    architectures: Mapping[str, Architecture] | None = None,
+    prices: Mapping[str, Prices] | None = None,
+) -> Sums:
+    """What many policies do in all on one part of a recording; as `sweep`."""
     n, count = len(columns), len(policies)
     sums = np.zeros((count, _WIDTH))
     answered = np.zeros((count, max((len(policy) for policy in policies), default=0)))
@@ -169,276 +231,38 @@ def sweep(
         alike.setdefault(tuple((stage.model, tuple(stage.thresholds)) for stage in policy), []).append(i)
     for members in alike.values():
         chosen = np.array(members)
-        structure = _structure(columns, policies[members[0]])
-        thresholds = _thresholds([policies[i] for i in members], structure)
-        for rows in _slices(n, _QUESTIONS):
-            stages = [_prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure]
-            for block in _slices(len(members), max(1, _CELLS // min(n, _QUESTIONS))):
+        structure = structure_of(columns, policies[members[0]])
+        thresholds = thresholds_of([policies[i] for i in members], structure)
+        for rows in _slices(n, QUESTIONS):
+            prepared = (prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure)
+            stages = [summable(stage) for stage in prepared]
+            for block in _slices(len(members), max(1, _CELLS // min(n, QUESTIONS))):
                 played, by_stage = _sums(stages, [each[block] for each in thresholds])
                 sums[chosen[block]] += played
                 answered[chosen[block], : len(stages)] += by_stage
-    accuracy, degraded, unanswered, *costs = sums.T / n
-    return Sweep(accuracy, answered / n, degraded, unanswered, Costs(*costs[:4]), Costs(*costs[4:]))
-
-
-# ---------------------------------------------------------------------- what is asked of the recording
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """A stage of a policy without its thresholds."""
-
-    model: int
-    name: str
-    signals: tuple[tuple[str, Column], ...]
-
-
-def _structure(columns: Columns, policy: Sequence[PolicyStage]) -> list[_Judged]:
-    if not policy:
-        raise ConfigurationError("A policy needs at least one stage; the list is empty.")
-    structure: list[_Judged] = []
-    for stage in policy:
-        model, last = columns.index(stage.model), len(structure) == len(policy) - 1
-        if missing := int((~columns.recorded[:, model]).sum()):
-            raise ConfigurationError(
-                f"Model '{stage.model}' was not asked {missing} of the {len(columns)} questions. "
-                "Leave them out with Columns.complete()."
-            )
-        if not last and not stage.thresholds:
-            raise ConfigurationError(
-                f"Stage '{stage.model}' of the policy has no threshold, so it could never pass a query on."
-            )
-        names = () if last else tuple(stage.thresholds)
-        structure.append(
-            _Judged(model, stage.model, tuple((name, columns.signal(stage.model, name)) for name in names))
-        )
-    return structure
-
-
-def _thresholds(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[_Judged]) -> list[Figures]:
-    """For each stage an array of shape (policies, signals): "always" is below every score, a missing one's included."""
-    return [
-        np.array(
-            [[_number(name, policy[j].thresholds[name]) for name, _ in judged.signals] for policy in policies],
-            dtype=np.float64,
-        ).reshape(len(policies), len(judged.signals))
-        for j, judged in enumerate(structure)
-    ]
-
-
-def _number(name: str, threshold: Threshold) -> float:
-    if threshold == "always":
-        return -np.inf
-    if threshold == "never":
-        return np.inf
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not np.isfinite(threshold):
-        raise ConfigurationError(
-            f'The threshold of signal \'{name}\' must be a finite number, "always" or "never". Got {threshold!r}.'
-        )
-    return float(threshold)
+    return Sums(n, answered, sums)
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-# ---------------------------------------------------------------------- a stage on a slice of the questions
-
-
-@dataclass(frozen=True)
-class _Step:
-    """The next token at which the drafts of some questions may end.
-
-    Attributes:
-        rows: These questions, ascending.
-        bounds: By the index of the signal: the greatest value that it can still reach.
-        tokens: Generated by then.
-        cost: Of a draft that ends here, shape (rows, units).
-        change: What one that does not end here costs more than that, up to the next step, shape (rows, units).
-    """
-
-    rows: NDArray[np.intp]
-    bounds: list[tuple[int, Figures]]
-    tokens: NDArray[np.int64]
-    cost: Figures
-    change: Figures
-
-    def passed(self, thresholds: Figures) -> Masks:
-        """Whether drafts go on, shape (policies, rows)."""
-        return _all_pass(self.bounds, thresholds, np.ones((len(thresholds), len(self.rows)), dtype=bool))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A stage on a slice of the questions; costs of shape (questions, units).
-
-    Attributes:
-        pre: Scores of the signals that judge before the answer, by the signal's index; minus infinity where missing.
-        post: Those that judge by it.
-        gate_cost: Of an attempt that is rejected before it is generated.
-        first_cost: Of one that ends at its first step; of a whole one where there is no step.
-        whole_cost: Of one that is generated whole.
-    """
-
-    pre: list[tuple[int, Figures]]
-    post: list[tuple[int, Figures]]
-    usable: NDArray[np.bool_]
-    failed: NDArray[np.bool_]
-    grades: Figures
-    prefilled: bool
-    input_tokens: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-    gate_cost: Figures
-    first_cost: Figures
-    whole_cost: Figures
-    steps: list[_Step]
-
-
-def _prepare(
-    columns: Columns,
-    rows: slice,
-    judged: _Judged,
-    architectures: Mapping[str, Architecture],
-    prices: Mapping[str, Prices],
-) -> _Stage:
-    j = judged.model
-    architecture, price = architectures.get(judged.name), prices.get(judged.name)
-    failed = columns.failed[rows, j]
-    prefilled = any(column.prefill for _, column in judged.signals)
-    read = columns.input_tokens[rows, j]
-    written = np.where(failed, 0, columns.output_tokens[rows, j])
-    latency, prefill_s = columns.latency_s[rows, j], columns.prefill_s[rows, j]
-
-    def cost(i: NDArray[np.int64], o: NDArray[np.int64], seconds: Figures) -> Figures:
-        unknown = np.full(len(i), np.nan)
-        flops = unknown if architecture is None else token_flops(architecture, (i + o).astype(np.float64))
-        usd = unknown if price is None else (i * price.input_usd + o * price.output_usd) / 1e6
-        return np.stack([flops, (i + o).astype(np.float64), usd, seconds], axis=1)
-
-    zero = np.zeros_like(read)
-    prompt = read if prefilled else zero
-    gate_cost = cost(prompt, zero, prefill_s if prefilled else np.zeros(len(read)))
-    # of a failed call only the time is known, and the tokens of a prompt that was read before it
-    whole_cost = cost(np.where(failed, prompt, read), written, latency)
-    judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
-    first_cost: Figures = whole_cost
-    steps: list[_Step] = []
-    if any(column.upper is not None for _, column in judges):
-        most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
-        at, tokens, bounds = _falling(judges, rows, most, 0 if prefilled else 1)
-        paid = np.minimum(tokens, written[at])
-        share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
-        cut_cost = cost(read[at], paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share)
-        first_cost, steps = _steps(at, tokens, bounds, cut_cost, whole_cost)
-    # the last stage, which has no signals, answers whatever it says
-    usable = columns.usable[rows, j] if judged.signals else ~failed
-    return _Stage(
-        pre=[(s, _known(column, rows)) for s, (_, column) in enumerate(judged.signals) if column.phase == "pre"],
-        post=[(s, _known(column, rows)) for s, column in judges],
-        usable=usable,
-        failed=failed,
-        grades=np.where(usable, columns.grades[rows, j], 0.0),
-        prefilled=prefilled,
-        input_tokens=read,
-        output_tokens=written,
-        gate_cost=gate_cost,
-        first_cost=first_cost,
-        whole_cost=whole_cost,
-        steps=steps,
-    )
-
-
-def _steps(
-    at: NDArray[np.intp],
-    tokens: NDArray[np.int64],
-    bounds: Sequence[tuple[int, Figures]],
-    cut_cost: Figures,
-    whole_cost: Figures,
-) -> tuple[Figures, list[_Step]]:
-    """The cost of drafts that end at their first step, and the steps, first ones together, then second ones, ...
-
-    Args:
-        at: Questions, ascending, once for each step.
-        tokens: Of each step.
-        bounds: Of each step, by the index of the signal.
-        cut_cost: Of a draft that ends there.
-        whole_cost: Of every question's whole answer.
-    """
-    first_cost = whole_cost.copy()
-    if not len(at):
-        return first_cost, []
-    begins = np.diff(at, prepend=-1) > 0
-    first_cost[at[begins]] = cut_cost[begins]
-    ends = np.append(begins[1:], True)
-    onward = np.where(ends[:, None], whole_cost[at], np.roll(cut_cost, -1, axis=0))
-    rank = np.arange(len(at)) - np.maximum.accumulate(np.where(begins, np.arange(len(at)), 0))
-    parts = np.split(np.argsort(rank, kind="stable"), np.cumsum(np.bincount(rank))[:-1])
-    change = onward - cut_cost
-    return first_cost, [
-        _Step(at[part], [(s, values[part]) for s, values in bounds], tokens[part], cut_cost[part], change[part])
-        for part in parts
-    ]
-
-
-def _known(column: Column, rows: slice) -> Figures:
-    values = column.values[rows]
-    return np.where(np.isnan(values), -np.inf, values)
-
-
-def _falling(
-    judges: Sequence[tuple[int, Column]], rows: slice, most: NDArray[np.int64], first: int
-) -> tuple[NDArray[np.intp], NDArray[np.int64], list[tuple[int, Figures]]]:
-    """Where any signal's bound falls: questions (ascending), tokens (ascending within one), bounds of all signals.
-
-    Drafts are first looked at with `first` tokens, and last with `most`.
-    """
-    width = np.int64(int(most.max(initial=0)) + 1)
-
-    def keys(question: NDArray[np.intp], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        return question * width + tokens
-
-    begun = np.flatnonzero(most >= first)
-    found, own = [keys(begun, np.full(len(begun), first))], []
-    for s, column in judges:
-        if column.upper is None:
-            continue
-        upper = column.upper[rows]
-        question = np.repeat(np.arange(len(most)), np.diff(upper.starts))
-        seen = upper.tokens <= most[question]
-        own.append((s, keys(question[seen], upper.tokens[seen]), upper.bounds[seen]))
-        found.append(own[-1][1][upper.tokens[seen] >= first])
-    every = np.unique(np.concatenate(found))
-    at, tokens = every // width, every % width
-    bounds = {s: np.full(len(every), _FREE) for s, _ in judges}
-    for s, known, values in own:
-        last = np.searchsorted(known, every, side="right") - 1
-        told = (last >= 0) & (known[last] // width == at) if len(known) else np.zeros(len(every), dtype=bool)
-        bounds[s][told] = values[last[told]]
-    return at, tokens, list(bounds.items())
-
-
 # ---------------------------------------------------------------------- playing
 
 
-def _all_pass(scores: Sequence[tuple[int, Figures]], thresholds: Figures, mask: Masks) -> Masks:
-    for s, values in scores:
-        mask = mask & (values >= thresholds[:, s, None])
-    return mask
-
-
 def _ascend(
-    stages: Sequence[_Stage], thresholds: Sequence[Figures]
-) -> Iterator[tuple[_Stage, Masks, Masks, list[Masks], Masks]]:
+    stages: Sequence[Prepared], thresholds: Sequence[Figures]
+) -> Iterator[tuple[Prepared, Masks, Masks, list[Masks], Masks]]:
     """Each stage with who reaches it, who is let generate, whose draft passes each step, and who is kept."""
     reach = np.ones((len(thresholds[0]), len(stages[0].usable)), dtype=bool)
     for stage, limits in zip(stages, thresholds, strict=True):
-        go = _all_pass(stage.pre, limits, reach)
-        keep = _all_pass(stage.post, limits, go & stage.usable)
+        go = all_pass(stage.pre, limits, reach)
+        keep = all_pass(stage.post, limits, go & stage.usable)
         yield stage, reach, go, [step.passed(limits) for step in stage.steps], keep
         reach = reach & ~keep
 
 
-def _finished(stage: _Stage, go: Masks, passed: Sequence[Masks], rows: NDArray[np.intp]) -> Masks:
+def _finished(stage: Prepared, go: Masks, passed: Sequence[Masks], rows: NDArray[np.intp]) -> Masks:
     """Whether there is a complete answer, kept or not, to some questions."""
     done: Masks = go[:, rows] & stage.usable[rows]
     for step, passes in zip(stage.steps, passed, strict=True):
@@ -447,10 +271,10 @@ def _finished(stage: _Stage, go: Masks, passed: Sequence[Masks], rows: NDArray[n
     return done
 
 
-_WIDTH = 3 + 2 * len(_UNITS)  # accuracy, degraded, unanswered, and both costs
+_WIDTH = 3 + 2 * len(UNITS)  # accuracy, degraded, unanswered, and both costs
 
 
-def _sums(stages: Sequence[_Stage], thresholds: Sequence[Figures]) -> tuple[Figures, Figures]:
+def _sums(stages: Sequence[Prepared], thresholds: Sequence[Figures]) -> tuple[Figures, Figures]:
     """Sums over the questions: those of a `Sweep`, shape (policies, _WIDTH), and answers by stage."""
     sums = np.zeros((len(thresholds[0]), _WIDTH))
     accuracy, degraded, unanswered, cost, answering = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:7], sums[:, 7:]
@@ -488,13 +312,13 @@ def _total(mask: Masks, values: Figures) -> Figures:
     return mask.astype(np.float64) @ values
 
 
-def _details(stages: Sequence[_Stage], thresholds: Sequence[Figures]) -> dict[str, NDArray[np.generic]]:
+def _details(stages: Sequence[Prepared], thresholds: Sequence[Figures]) -> dict[str, NDArray[np.generic]]:
     """What a `Replay` is made of, for the single policy of `thresholds`."""
     n, k = len(stages[0].usable), len(stages)
     stage_of, degraded, grade = np.full(n, -1), np.zeros(n, dtype=bool), np.zeros(n)
     decision, aborted = np.full((n, k), NOT_ASKED), np.zeros((n, k), dtype=bool)
     read, written = np.zeros((n, k), dtype=np.int64), np.zeros((n, k), dtype=np.int64)
-    cost, answering = np.zeros((n, len(_UNITS))), np.zeros((n, len(_UNITS)))
+    cost, answering = np.zeros((n, len(UNITS))), np.zeros((n, len(UNITS)))
     broken = np.flatnonzero(~stages[-1].usable)
     for j, (stage, reaches, goes, passed, keeps) in enumerate(_ascend(stages, thresholds)):
         reach, go, keep = reaches[0], goes[0], keeps[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import re
 import shutil
 import traceback
@@ -611,3 +612,16 @@ def test_stages_hold_what_a_file_says():
     from confcascade.cascade_file import StageEntry
 
     assert {field.name for field in fields(Stage)} == set(StageEntry.model_fields) - {"rate_limit"}
+
+
+def test_a_pickled_file_loads_its_models_where_it_arrives(tmp_path):
+    """What it says travels, with its lines for errors and its folder for paths; no model does."""
+    path = tmp_path / "cascade.yaml"
+    path.write_text("models: [bundled:small, bundled:large]\nthreshold: 0.5\n")
+    file = CascadeFile.load(path)
+    stages = file.stages()
+    again = pickle.loads(pickle.dumps(file))
+    assert again.digest == file.digest
+    assert len(pickle.dumps(file)) < 10_000
+    assert [stage.model.name for stage in again.stages()] == ["small", "large"]
+    assert again.stages()[0].model is not stages[0].model

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from confcascade.demo import SIZES, WEIGHTS, bundled_model, bundled_probe, bundled_stages
-from confcascade.demo.measure import QUESTIONS, ask_all, model_figures
+from confcascade.demo.measure import QUESTIONS, ask_all, model_figures, recording
 from confcascade.demo.world import World
 
 FIGURES = json.loads((WEIGHTS / "figures.json").read_text())
@@ -43,7 +43,8 @@ def test_a_model_answers_as_its_figures_say(size):
     """
     questions = World().questions("test", per_task=QUESTIONS["test"])
     measured = ask_all(bundled_model(size), questions)
-    found = model_figures(questions, measured, bundled_probe(size).predict(measured.hidden))
+    known = bundled_probe(size).predict(measured.hidden)
+    found = model_figures(recording({size: measured}, {size: known}), size)
     for task, recorded in MODELS[size].items():
         assert found[task]["n"] == recorded["n"]
         assert found[task]["accuracy"] == pytest.approx(recorded["accuracy"], abs=0.01)

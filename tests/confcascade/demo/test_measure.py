@@ -1,63 +1,87 @@
-"""Measuring: replay decides as the live cascade, and the cheapest cascade within tolerance is chosen."""
+"""Measuring: a recording of the bundled models replays as the live cascade, and the cheapest within tolerance wins."""
+
+import math
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from confcascade import Cascade
+from confcascade import Architecture, Cascade, Token, Usage
 from confcascade.demo import bundled_probe, bundled_stages
-from confcascade.demo.measure import ask_all, candidates, choose, replay
+from confcascade.demo.measure import Measured, ask_all, candidates, choose, recording
 from confcascade.demo.world import World
+from confcascade.evaluation import PolicyStage, RecordedScore, Row, replay
 
 
 def test_replay_is_the_live_cascade():
-    """Array arithmetic on single models' answers gives the correctness and, drafts charged whole, at least the cost."""
+    """Played over what the models said alone, the demo's cascade is right where it is live, and costs the same."""
     questions = World().questions("calibration", per_task=20)
     stages = bundled_stages()
     outcomes = Cascade(stages).run_batch([q.prompt for q in questions])
-    measured = [ask_all(stage.model, questions) for stage in stages]
-    p_ik = [bundled_probe(s.model.name).predict(m.hidden) for s, m in zip(stages[:-1], measured, strict=False)]
-    thresholds = [(stage.thresholds["p_ik"], stage.thresholds["p_t"]) for stage in stages[:-1]]
+    measured = {stage.model.name: ask_all(stage.model, questions) for stage in stages}
+    p_ik = {size: bundled_probe(size).predict(answers.hidden) for size, answers in measured.items()}
+    columns = recording(measured, p_ik)
     near = np.zeros(len(questions), bool)  # padding changes the last digits: near ties are left out
-    for m, known, (knows, likely) in zip(measured, p_ik, thresholds, strict=False):
-        near |= (abs(known - knows) < 1e-4) | (abs(m.p_t - likely) < 1e-4)
+    for stage in stages[:-1]:
+        for name, threshold in stage.thresholds.items():
+            near |= abs(columns.signal(stage.model.name, name).values - threshold) < 1e-4
 
-    correct, flops = replay(measured, p_ik, thresholds)
+    played = replay(
+        columns,
+        [PolicyStage(stage.model.name, stage.thresholds) for stage in stages],
+        architectures={stage.model.name: stage.model.architecture for stage in stages},
+    )
 
-    live = np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)])
-    spent = np.array([o.record.cost.flops for o in outcomes])
     assert near.mean() < 0.05
-    assert (live == correct)[~near].all()
-    assert (spent <= flops * (1 + 1e-9))[~near].all()
-    kept = np.array([len(o.record.attempts) == 1 for o in outcomes])
-    assert spent[kept & ~near] == pytest.approx(flops[kept & ~near])
+    live = np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)])
+    assert (live == played.grade)[~near].all()
+    assert [o.record.stage for o, tie in zip(outcomes, near, strict=True) if not tie] == played.stage[~near].tolist()
+    spent = np.array([o.record.cost.flops for o in outcomes])
+    assert spent[~near] == pytest.approx(played.cost.flops[~near])
+    aborted = np.array([any(attempt.aborted for attempt in o.record.attempts) for o in outcomes])
+    assert aborted.any()  # a draft that ended early is charged as far as it went
+    assert (aborted == played.aborted.any(axis=1))[~near].all()
 
 
 def test_choose_takes_the_cheapest_within_tolerance():
     """A free small model that is as good as the large one, and knows it, answers alone; a useless one is left out."""
-    from confcascade.demo.measure import Measured
-
     rng = np.random.default_rng(0)
     n = 400
+    costs = {"small": Architecture(1, 1, 0), "medium": Architecture(5, 1, 0), "large": Architecture(100, 1, 0)}
 
-    def made(right, p_t, cost):
-        return Measured(
-            right, np.zeros(n, bool), p_t, np.zeros((n, 2), np.float32), np.full(n, cost), np.full(n, cost / 2)
-        )
+    def made(size, right, p_t):
+        rows = [
+            Row(
+                question=str(i),
+                model=size,
+                answer="x",
+                grade=float(right[i]),
+                tokens=(Token("x", math.log(p_t[i])),),
+                scores={"p_t": RecordedScore(value=p_t[i])},
+                usage=Usage(1, 1),
+            )
+            for i in range(n)
+        ]
+        return Measured(tuple(rows), np.zeros((n, 2), np.float32))
 
     hard = rng.random(n) < 0.5
-    knowing = made(~hard, np.where(hard, 0.1, 0.999), 1.0)
-    useless = made(np.zeros(n, bool), np.full(n, 0.999), 5.0)
-    large = made(np.ones(n, bool), np.ones(n), 100.0)
-    p_ik = {"small": np.where(hard, 0.05, 0.95), "medium": np.full(n, 0.95)}
-    policy = choose({"small": knowing, "medium": useless, "large": large}, p_ik)
+    sure = np.full(n, 0.999)
+    knowing = made("small", ~hard, np.where(hard, 0.1, 0.999))
+    useless = made("medium", np.zeros(n, bool), sure)
+    large = made("large", np.ones(n, bool), sure)
+    p_ik = {"small": np.where(hard, 0.05, 0.95), "medium": np.full(n, 0.95), "large": sure}
+    columns = recording({"small": knowing, "medium": useless, "large": large}, p_ik)
+    policy = choose(columns, costs)
     assert [stage["model"] for stage in policy["stages"]] == ["small", "large"]
-    gate = policy["stages"][0]["thresholds"]
-    correct, flops = replay([knowing, large], [p_ik["small"]], [(gate["p_ik"], gate["p_t"])])
-    assert correct.all()
-    assert flops.mean() == pytest.approx((~hard).mean() * 1.0 + hard.mean() * 100.5)
-    only = choose({"small": useless, "medium": useless, "large": large}, p_ik)
+    assert policy["stages"][0]["thresholds"] == {"p_ik": 0.9, "p_t": 0.99}  # of those that keep the same, the strictest
+    played = replay(
+        columns, [PolicyStage("small", policy["stages"][0]["thresholds"]), PolicyStage("large")], architectures=costs
+    )
+    assert played.grade.all()
+    assert played.cost.flops.mean() == pytest.approx((~hard).mean() * 4 + hard.mean() * (2 + 400))
+    useless_too = made("small", np.zeros(n, bool), sure)
+    only = choose(recording({"small": useless_too, "medium": useless, "large": large}, p_ik), costs)
     assert [stage["model"] for stage in only["stages"]] == ["large"]
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from confcascade import Cascade, ConfigurationError, ModelError, Prices, Request, Stage, TokenProbability
 from confcascade.evaluation import Columns, PolicyStage, RecordingWriter, read_rows, replay
-from confcascade.evaluation.collect import collect, recorded_stages, sample
+from confcascade.evaluation.collect import collect, collect_rows, recorded_stages, sample
 from confcascade.evaluation.examples import Example, Grade
 from confcascade.evaluation.graders import ExactMatch, Function, LLMJudge, NormalizedMatch
 from confcascade.evaluation.prompts import PROMPTS, Prompt
+from confcascade.evaluation.rate_limit import Lines
 from confcascade.testing import Reply, ScriptedModel
 
 EXAMPLES = [Example(f"q{i}", references=(f"a{i}",), group="even" if i % 2 == 0 else "odd") for i in range(12)]
@@ -208,6 +209,31 @@ def test_a_model_that_always_fails_ends_it(tmp_path):
     assert collected.ended == "failing"
     assert "'small' failed 3 times in a row, at last with ModelError: no key" in collected.problem
     assert 3 <= len(rows) <= 5
+
+
+def all_at_once(pairs, asking, *, max_concurrency, lines):
+    """As a cluster asks: everything is handed out before the first row is there, and what is no longer wanted, lost."""
+    for pair in list(pairs):
+        yield from collect_rows([pair], asking, max_concurrency=max_concurrency, lines=Lines(lines.limits))
+        if lines.stop.is_set() or lines.given_up:
+            return
+
+
+def test_who_asks_can_be_another(tmp_path):
+    """Rows are the same; where they end early, it is said why, and the same command goes on."""
+    path = tmp_path / "rec.jsonl"
+    broken = ScriptedModel("small", lambda request: Reply("", error=ModelError("no key")))
+    collected, rows = gathered(path, [broken], give_up_after=3, ask_all=all_at_once)
+    assert (collected.ended, len(rows), collected.left) == ("failing", 3, 9)
+    stop = threading.Event()
+    first = {"stop": stop, "progress": lambda _, row: row and stop.set()}
+    collected, rows = gathered(path, [small()], ask_all=all_at_once, **first)
+    assert (collected.ended, len(rows), collected.left) == ("stopped", 4, 8)
+    collected, rows = gathered(path, [small()], retry_errors=True, ask_all=all_at_once)
+    assert (collected.ended, collected.left) == ("complete", 0)
+    _, alone = gathered(tmp_path / "alone.jsonl", [small()])
+    told = {row.question: row.model_dump(exclude={"latency_s"}) for row in rows}
+    assert told == {row.question: row.model_dump(exclude={"latency_s"}) for row in alone}
 
 
 PRICES = Prices(input_usd=0, output_usd=1e6)  # a dollar for each word

@@ -164,7 +164,7 @@ def test_costs_count_in_what_is_known_of_every_model():
     assert judged(rows, prices={"small": Prices(1, 2)}, architectures={}).unit == "tokens"
     with pytest.raises(ConfigurationError, match="Costs cannot count in usd"):
         judged(rows, unit="usd")
-    timeless = judged([row.model_copy(update={"latency_s": 0.0}) for row in rows])
+    timeless = judged([row.model_copy(update={"latency_s": None}) for row in rows])
     assert timeless.policy.cost.seconds is None
     assert "The recording tells no times." in timeless.notes
 
@@ -188,7 +188,7 @@ def test_failures_of_the_largest_model_are_told():
 
 def test_a_recording_without_any_cost_is_refused():
     with pytest.raises(ConfigurationError, match="Nothing is known of what the models cost"):
-        judged(made_rows(usage=Usage(), latency_s=0.0))
+        judged(made_rows(usage=Usage(), latency_s=None))
 
 
 def test_one_model_alone_can_be_told():

@@ -130,16 +130,26 @@ def test_a_long_recording_is_played_in_slices():
 
 
 def test_what_is_unknown_is_nan():
-    """No architecture, no price or no grade: that figure is unknown, and the others are not."""
+    """No architecture, no price, no time or no grade: that figure is unknown, and the others are not."""
     rows = [sure("q1", "small", 0.9, grade=None), sure("q1", "large", None)]
     policy = [PolicyStage("small", {"sure": 0.5}), PolicyStage("large")]
     swept = sweep(Columns.of(rows), [policy])
     assert math.isnan(swept.accuracy[0])
     assert math.isnan(swept.cost.flops[0])
     assert math.isnan(swept.cost.usd[0])
+    assert math.isnan(swept.cost.seconds[0])
     assert swept.cost.tokens[0] == 0
     assert swept.answered[0].tolist() == [1, 0]
     assert math.isnan(replay(Columns.of(rows), policy).retention[1])  # nothing reached it
+
+
+def test_a_time_that_nobody_told_is_not_zero():
+    """Only the questions that asked a model whose time is unknown took an unknown time."""
+    rows = [sure(q, "small", value, latency_s=2.0) for q, value in (("q1", 0.9), ("q2", 0.1))]
+    rows += [sure(q, "large", None) for q in ("q1", "q2")]
+    seconds = replay(Columns.of(rows), [PolicyStage("small", {"sure": 0.5}), PolicyStage("large")]).cost.seconds
+    assert seconds[0] == 2.0
+    assert math.isnan(seconds[1])
 
 
 def test_only_the_time_of_what_was_cut_off_is_unknown():

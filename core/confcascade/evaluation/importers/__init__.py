@@ -6,7 +6,7 @@ Each importer reads one published form, a file gzipped or not, row by row. What 
   its question goes on to the next.
 - **No count of tokens**: each question is one input token, so that costs are the paper's equation 6, 2N for a query, in
   either accounting; the usage is marked as estimated.
-- **No time**: `Row.latency_s` is 0. Seconds are then nothing to report.
+- **No time**: `Row.latency_s` is None, and seconds are NaN.
 - **No score**: its value is None, and the detail ``unavailable`` says why. Of a signal that a model does not have at
   all, there is none.
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from confcascade.evaluation.evaluate import Evaluation
 from confcascade.evaluation.plots import plots as all_plots
+from confcascade.evaluation.recordings import part_paths
 from confcascade.evaluation.report.page import page
 from confcascade.evaluation.report.tables import Table, tables
 from confcascade.evaluation.report.words import headline, verdict
@@ -61,14 +62,15 @@ def made_of(recording: str | Path, command: str, **further: str) -> dict[str, st
     """How a report was made: the command, the recording with its SHA-256, versions, and the time.
 
     Args:
-        recording: Its file.
+        recording: Its file, or the folder of its parts, which are hashed one after the other.
         command: As it was typed.
         further: What else to tell.
     """
     digest = sha256()
-    with Path(recording).open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    for path in part_paths(recording):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     versions = [
         f"python {platform.python_version()}",
         *(f"{name} {told}" for name in PACKAGES if (told := _version(name))),
