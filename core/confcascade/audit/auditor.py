@@ -124,7 +124,7 @@ class Auditor:
     def observe(self, request: Request, outcome: Outcome) -> None:
         """Take note of an answer that is complete; never waits.
 
-        Whether a query is drawn, or dropped when too many wait, does not depend on who answered it, or how.
+        Whether a query is drawn, or dropped because too many wait just now, is decided without a look at the answer.
         """
         kept = outcome.record.stage < self._last
         self._counts.answered(kept)
