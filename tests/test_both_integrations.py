@@ -10,7 +10,19 @@ import pytest
 pytest.importorskip("langchain_core")
 pytest.importorskip("llama_index.core")
 
-from confcascade import CascadeExhaustedError, ConfigurationError, Request, Stage, TokenProbability
+from confcascade import (
+    Calibrated,
+    CascadeExhaustedError,
+    ConfigurationError,
+    Evidence,
+    Measurement,
+    Request,
+    RetrievalScore,
+    Signal,
+    Stage,
+    TokenProbability,
+)
+from confcascade.calibration import Input, Platt
 from confcascade.testing import Reply, ScriptedModel, same_record
 from llama_index.core.base.llms.types import ChatMessage
 
@@ -38,7 +50,7 @@ def script(place: int) -> Callable[[Request], Reply]:
     return lambda request: REPLIES[request.messages[-1].content.split(", ")[place]]
 
 
-def stages(*signals: TokenProbability, **parameters: Any) -> dict[str, Any]:
+def stages(*signals: Signal, **parameters: Any) -> dict[str, Any]:
     small, large = ScriptedModel("small", script(0)), ScriptedModel("large", script(1))
     return {
         "stages": [Stage(small, signals, {signal.name: 0.8 for signal in signals}), Stage(large)],
@@ -46,11 +58,26 @@ def stages(*signals: TokenProbability, **parameters: Any) -> dict[str, Any]:
     }
 
 
+class Gate(RetrievalScore):
+    """Judges before the answer, by the question's first letter."""
+
+    def score(self, evidence: Evidence) -> Measurement:
+        return Measurement(0.1 if evidence.request.messages[-1].content.startswith("u") else 0.9)
+
+
+def skipping() -> dict[str, Any]:
+    small, middle, large = (ScriptedModel(name, script(place)) for name, place in (("s", 0), ("m", 0), ("l", 1)))
+    first = Stage(small, [Gate(), TokenProbability()], {"retrieval": 0.5, "p_t": 0.8}, skip={"retrieval": 0.2})
+    return {"stages": [first, Stage(middle, [TokenProbability()], {"p_t": 0.8}), Stage(large)]}
+
+
 CASCADES: dict[str, Make] = {
     "mean": lambda: stages(TokenProbability()),
     "first token": lambda: stages(TokenProbability(aggregate="first")),
     "product": lambda: stages(TokenProbability(aggregate="product")),
     "minimum and mean": lambda: stages(TokenProbability(aggregate="min", name="least"), TokenProbability()),
+    "confidence": lambda: stages(Calibrated([TokenProbability()], Platt(Input("p_t", (0.0, 1.0)), 1.0, 0.0))),
+    "straight to the last": skipping,
     "raises at the end": lambda: stages(TokenProbability(), on_exhausted="raise"),
     "raises at once": lambda: stages(TokenProbability(), on_error="raise"),
     "one model": lambda: {"models": [ScriptedModel("only", script(0))]},

@@ -4,6 +4,9 @@ Importing this package is cheap: torch, transformers, scikit-learn and the frame
 """
 
 from confcascade.asks import Generate, Prefill
+from confcascade.audit import Audit
+from confcascade.audit.file import AuditFile
+from confcascade.audit.state import AuditState
 from confcascade.cascade import Batching, Cascade, build_stages
 from confcascade.cost import Architecture, Cost, Prices
 from confcascade.errors import (
@@ -20,6 +23,7 @@ from confcascade.models import Capability, Chunk, LanguageModel, Watcher, from_s
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
+from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
@@ -33,7 +37,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Attempt",
+    "Audit",
+    "AuditFile",
+    "AuditState",
     "Batching",
+    "Calibrated",
     "Capability",
     "Cascade",
     "CascadeExhaustedError",
@@ -42,6 +50,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Evidence",
+    "ExpectedGain",
     "FormatProbability",
     "Generate",
     "KnowledgeProbe",

@@ -1,7 +1,8 @@
 """The cascade, written once: a generator that asks and is answered.
 
 Ascending the stages, each is first judged before it generates (P(IK)), then by what it generated (P(T)); a stage
-whose scores all reach their thresholds answers, any other passes the query on; the last stage always answers.
+whose scores all reach their thresholds answers, any other passes the query on, to the next stage, or straight to the
+last where it is plain before generating that those between would not do either; the last stage always answers.
 An answer that cannot be used (a call of an unknown tool, say) is passed on before it is scored.
 
 Nothing here awaits, reads a clock or touches a model: `drivers` do.
@@ -20,6 +21,7 @@ from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Signal, Threshold, passes
+from confcascade.signals.calibrated import Calibrated
 from confcascade.tools import in_words, problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
@@ -39,6 +41,8 @@ class Stage:
         signals: What judges its attempts; all of them must pass. The last stage of a cascade needs none.
         thresholds: By the name of the signal, in the signal's own space; or "always", which keeps every usable answer,
             even one that the signal cannot score, or "never".
+        skip: By the name of a signal of the phase "pre": below this score, at most its threshold, a query goes straight
+            to the last stage. A score that is missing skips nothing.
         prices: US dollars per million tokens, for the costs in the record.
     """
 
@@ -46,6 +50,7 @@ class Stage:
     signals: Sequence[Signal] = ()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     prices: Prices | None = None
+    skip: Mapping[str, float] = field(default_factory=dict)
 
     def validate(self) -> None:
         """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""
@@ -74,6 +79,28 @@ class Stage:
         for signal in self.signals:
             signal.validate(self.thresholds[signal.name])
             signal.check(self.model)
+        self.validate_skip()
+
+    def validate_skip(self) -> None:
+        """Raise `ConfigurationError` unless `skip` names signals of the phase "pre", at most their thresholds."""
+        if not isinstance(self.skip, Mapping):
+            raise ConfigurationError(
+                f"`skip` of stage '{self.model.name}' must be a mapping such as {{'p_ik': 0.2}}. Got {self.skip!r}."
+            )
+        gates = {signal.name: signal for signal in self.signals if signal.phase == "pre"}
+        for name, score in self.skip.items():
+            if name not in gates:
+                raise ConfigurationError(
+                    f"`skip` of stage '{self.model.name}' names '{name}', which is no signal of it that judges before "
+                    f"the answer. Those are {sorted(gates)}."
+                )
+            gates[name].validate(score)
+            threshold = self.thresholds[name]
+            if isinstance(score, str) or threshold == "always" or (threshold != "never" and score > float(threshold)):
+                raise ConfigurationError(
+                    f"`skip` of stage '{self.model.name}' must be a number that is at most the threshold of '{name}', "
+                    f"{threshold!r}: what passes cannot be passed on. Got {score!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -105,6 +132,7 @@ def policy_id(stages: Sequence[Stage]) -> str:
             "signals": {signal.name: signal.identity() for signal in stage.signals},
             # 1 and 1.0 decide alike
             "thresholds": {k: v if isinstance(v, str) else float(v) for k, v in stage.thresholds.items()},
+            **({"skip": {k: float(v) for k, v in stage.skip.items()}} if stage.skip else {}),
         }
         for stage in stages
     ]
@@ -136,8 +164,12 @@ def cascade_flow(
     attempts: list[Attempt] = []
     responses: list[Response | None] = []
     kept: tuple[int, Response] | None = None
+    last, straight = len(stages) - 1, False
     for index, stage in enumerate(stages):
-        attempt, response, error = yield from _attempt(stage, index, request, last=index == len(stages) - 1)
+        if straight and index < last:
+            continue
+        attempt, response, error = yield from _attempt(stage, index, request, stages[last], last=index == last)
+        straight = bool(_hopeless(stage, attempt.scores))
         attempts.append(attempt)
         responses.append(response)
         if error is not None and (on_error == "raise" or isinstance(error, StreamBrokenError)):
@@ -162,7 +194,7 @@ def cascade_flow(
 
 
 def _attempt(
-    stage: Stage, index: int, request: Request, last: bool
+    stage: Stage, index: int, request: Request, largest: Stage, last: bool
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = _Bill()
@@ -181,6 +213,7 @@ def _attempt(
             decision=decision,
             reason=reason,
             scores=scores,
+            confidence=_confidence(signals, scores),
             error=None if error is None else f"{type(error).__name__}: {error}",
             aborted=response is not None and response.finish_reason == "aborted",
             usage=bill.usage,
@@ -203,7 +236,10 @@ def _attempt(
         evidence = Evidence(request, prefilled)
         yield from _score([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
         if _failures(scores):
-            return ended("escalate", _explain(scores))
+            hopeless = _hopeless(stage, scores)
+            return ended(
+                "escalate", _explain(scores) + (f"; {hopeless}: straight to {largest.model.name}" * bool(hopeless))
+            )
 
         # generation, ended early where the rest cannot change the decision
         judges = tuple(signal for signal in signals if signal.phase == "post")
@@ -311,6 +347,19 @@ def _score(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: 
             scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
 
 
+def _confidence(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:
+    """That of the first calibrated signal, once it is known."""
+    name = next((signal.name for signal in signals if isinstance(signal, Calibrated)), None)
+    return None if name is None or name not in scores else scores[name].value
+
+
+def _hopeless(stage: Stage, scores: Mapping[str, Score]) -> str:
+    """Which scores send the query straight to the last stage: "p_ik 0.05 < 0.2"; empty if none does."""
+    known = {name: score.value for name, score in scores.items() if score.value is not None}
+    low = [(name, known[name], least) for name, least in stage.skip.items() if known.get(name, least) < least]
+    return ", ".join(f"{name} {value:.3g} < {least:g}" for name, value, least in low)
+
+
 def _failures(scores: Mapping[str, Score]) -> bool:
     return not all(score.passed for score in scores.values())
 
@@ -325,4 +374,6 @@ def _explain(scores: Mapping[str, Score]) -> str:
             parts.append(f"{name} {score.value:.3g} ({score.threshold})")
         else:
             parts.append(f"{name} {score.value:.3g} {'>=' if score.passed else '<'} {score.threshold:g}")
+        if raw := score.details.get("scores"):  # of a signal made of others
+            parts[-1] += f" (of {', '.join(f'{k} missing' if v is None else f'{k} {v:.3g}' for k, v in raw.items())})"
     return ", ".join(parts) or "no signal"

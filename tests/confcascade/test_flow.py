@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import pytest
 from confcascade import (
     Architecture,
+    Cascade,
     CascadeExhaustedError,
+    ConfigurationError,
     Cost,
     Evidence,
     Measurement,
@@ -35,7 +37,7 @@ from confcascade import (
 from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
 from confcascade.flow import cascade_flow, policy_id
-from confcascade.testing import ScriptedModel
+from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -829,3 +831,82 @@ def test_an_unusable_answer_is_not_kept_for_want_of_a_better():
     step(flow, ANSWER.replace(tool_calls=(ToolCall("draw", {}),)))
     with pytest.raises(CascadeExhaustedError, match="no earlier stage has a complete one"):
         flow.send((Answer(error=ModelError("down")),))
+
+
+# ---------------------------------------------------------------------- straight to the last stage
+
+
+def skipping(p_ik: float | None, skip: Any = 0.2, threshold: Any = 0.5) -> Cascade:
+    """Three models; the small one knows how likely it is to know."""
+
+    class Told(Known):
+        def score(self, evidence: Evidence) -> Measurement:
+            if p_ik is None:
+                raise SignalUnavailableError("nobody knows")
+            return Measurement(p_ik)
+
+    first = Stage(SMALL, [Told(), TokenProbability()], {"p_ik": threshold, "p_t": 0.9}, skip={"p_ik": skip})
+    return Cascade([first, sure(), Stage(LARGE)])
+
+
+def test_a_hopeless_question_goes_straight_to_the_last_stage():
+    """A score below `skip` spares the middle model, and the record says so; one below the threshold alone does not."""
+    record = skipping(0.05).run("2+2?").record
+    assert [attempt.model for attempt in record.attempts] == ["small", "large"]
+    assert [attempt.stage for attempt in record.attempts] == [0, 2]
+    first = record.attempts[0]
+    assert (first.decision, first.usage.output_tokens) == ("escalate", 0)
+    assert first.reason == "p_ik 0.05 < 0.5; p_ik 0.05 < 0.2: straight to large"
+    for score in (0.2, 0.4, None):  # at `skip` itself, between, and where it is missing
+        record = skipping(score).run("2+2?").record
+        assert [attempt.stage for attempt in record.attempts][:2] == [0, 1]
+        assert "straight" not in record.attempts[0].reason
+
+
+def test_an_earlier_answer_stands_where_the_last_stage_fails_behind_a_skip():
+    """The middle stage may skip, too; what the small model said before is then the best that there is."""
+
+    class Gate(Known):
+        name = "gate"
+
+        def layers(self, model: Any) -> tuple[int, ...]:
+            return ()
+
+        def check(self, model: Any) -> None:
+            pass
+
+        def score(self, evidence: Evidence) -> Measurement:
+            return Measurement(0.1)
+
+    down = ScriptedModel("large", {"2+2?": Reply("", error=ModelError("down"))})
+    small = ScriptedModel("small", {"2+2?": ("five", 0.3)})
+    middle = Stage(MIDDLE, [Gate()], {"gate": 0.5}, skip={"gate": 0.3})
+    record = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.9}), middle, sure(), Stage(down)]).run("2+2?").record
+    assert [attempt.stage for attempt in record.attempts] == [0, 1, 3]
+    assert (record.stage, record.degraded) == (0, True)
+
+
+def test_what_skips_is_part_of_the_policys_identity():
+    """Another `skip` decides otherwise; none leaves the id as it was."""
+    plain, low, high = (Stage(SMALL, [Known()], {"p_ik": 0.5}, skip=skip) for skip in ({}, {"p_ik": 0}, {"p_ik": 0.2}))
+    assert policy_id([plain]) == policy_id([Stage(SMALL, [Known()], {"p_ik": 0.5})])
+    assert len({policy_id([stage]) for stage in (plain, low, high)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("skip", "threshold", "message"),
+    [
+        ({"p_t": 0.1}, 0.5, "'p_t', which is no signal of it that judges before"),
+        ({"p_q": 0.1}, 0.5, r"Those are \['p_ik'\]"),
+        ({"p_ik": 0.6}, 0.5, "at most the threshold of 'p_ik', 0.5"),
+        ({"p_ik": 0.6}, "always", "at most the threshold"),
+        ({"p_ik": "never"}, 0.5, "must be a number"),
+        ({"p_ik": 1.2}, "never", r"\[0, 1\]"),
+        ("p_ik", 0.5, "must be a mapping"),
+    ],
+)
+def test_what_cannot_skip_is_refused(skip: Any, threshold: Any, message: str):
+    """What passes cannot be passed on, and only what is known before the answer can skip."""
+    stage = Stage(SMALL, [Known(), TokenProbability()], {"p_ik": threshold, "p_t": 0.9}, skip=skip)
+    with pytest.raises(ConfigurationError, match=message):
+        Cascade([stage, Stage(LARGE)])

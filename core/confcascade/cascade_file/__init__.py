@@ -51,6 +51,9 @@ class StageEntry(Entry):
     model: ModelEntry
     signals: list[SignalEntry] = Field([], description="What judges its attempts; all of them must pass.")
     thresholds: dict[str, ThresholdValue] = Field({}, description="By the name of the signal.")
+    skip: dict[str, ThresholdValue] = Field(
+        {}, description="By the name of a signal that judges before the answer: below this, straight to the last stage."
+    )
     prices: PricesEntry | None = Field(None, description="US dollars per million tokens.")
     rate_limit: RateLimit | None = Field(None, description="What the provider allows; for `confcascade collect`.")
 
@@ -58,6 +61,7 @@ class StageEntry(Entry):
     def _names_fit(self) -> Self:
         names = _names(self.signals, "signals")
         _known(self.thresholds, names, "thresholds")
+        _known(self.skip, list(self.thresholds), "skip")
         return self
 
 
@@ -180,6 +184,12 @@ class CascadeFile(Entry):
         return {name: dict(entry.thresholds) for name, entry in named}
 
     @property
+    def skips(self) -> Mapping[str, Mapping[str, Threshold]]:
+        """What sends a query straight to the last stage, by the model's name; without the models that have none."""
+        named = zip(self._called(), self._entries, strict=True)
+        return {name: dict(entry.skip) for name, entry in named if entry.skip}
+
+    @property
     def prices(self) -> Mapping[str, Prices]:
         """By the model's name; without the models whose prices the file does not say."""
         named = zip(self._called(), self._entries, strict=True)
@@ -256,7 +266,12 @@ class CascadeFile(Entry):
             for j, signal in enumerate(signals):
                 with at(self._keys(i, "signals", j)):
                     signal.check(model)
-            stages.append(Stage(model, signals, thresholds, self.prices.get(entry.model.called(folder))))
+            prices = self.prices.get(entry.model.called(folder))
+            stage = Stage(model, signals, thresholds, prices, entry.skip)  # type: ignore[arg-type]  # checked right here
+            if entry.skip:
+                with at(self._keys(i, "skip")):
+                    stage.validate_skip()
+            stages.append(stage)
         return tuple(stages)
 
     def _called(self) -> list[str]:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from confcascade.cli.ask import ask
+from confcascade.cli.audit import audit
 from confcascade.cli.collect import collect
 from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
@@ -26,6 +27,7 @@ app.command()(demo)
 app.command()(collect)
 app.command()(ask)
 app.command()(evaluate)
+app.command()(audit)
 app.command("train-probe")(train_probe)
 
 

@@ -114,6 +114,11 @@ def evaluate(
         columns.index(name)
     if cascade is not None:
         file = CascadeFile.load(cascade)
+        if file.skips:
+            raise ConfigurationError(
+                f"'{cascade}' has stages that `skip` others, which `confcascade evaluate` does not judge. Replay them "
+                "with confcascade.evaluation.replay, whose PolicyStage has `skip`, or take the key out."
+            )
         chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
         limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
         costs = {**file.prices, **costs}

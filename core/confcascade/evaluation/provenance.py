@@ -87,7 +87,8 @@ def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, A
     path = meta_path(recording)
     ours = json.loads(json.dumps(identity))
     meta: dict[str, Any] = {"format": FORMAT, "identity": ours, "runs": []}
-    if path.exists():
+    begun = Path(recording).exists() and Path(recording).stat().st_size > 0
+    if path.exists() and begun:  # of a run that recorded nothing, nothing has to fit
         meta = _read(path)
         theirs = meta["identity"]
         shared = [name for name in ours["models"] if name in theirs["models"]]
@@ -100,7 +101,7 @@ def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, A
                 "would not fit together; collect into another file, or ask as before."
             )
         theirs["models"] |= ours["models"]
-    elif Path(recording).exists() and Path(recording).stat().st_size:
+    elif begun:
         raise ConfigurationError(
             f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
             "Collect into another file."

@@ -275,8 +275,8 @@ class RecordingWriter:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _lock(self._fd, self.path)
-            _cut_unfinished_line(self._fd)
-            self.keys = {row.key for row in read_rows(self.path)}
+            self.keys = {row.key for row in read_rows(self.path)}  # first: what is no recording is left as it is
+            _cut_unfinished_line(self._fd, self.path)
         except BaseException:
             os.close(self._fd)
             raise
@@ -331,7 +331,7 @@ def _lock(fd: int, path: Path) -> None:
         raise ConfigurationError(f"'{path}' is being written by another process or writer.") from error
 
 
-def _cut_unfinished_line(fd: int) -> None:
+def _cut_unfinished_line(fd: int, path: Path) -> None:
     end = size = os.fstat(fd).st_size
     while end > 0:
         begin = max(0, end - 65_536)
@@ -342,4 +342,18 @@ def _cut_unfinished_line(fd: int) -> None:
             break
         end = begin
     if end < size:
+        os.lseek(fd, end, os.SEEK_SET)
+        if not _begins_a_row(os.read(fd, size - end)):
+            raise ConfigurationError(f"'{path}' is no recording, and is left as it is. Record to another file.")
         os.ftruncate(fd, end)
+
+
+def _begins_a_row(line: bytes) -> bool:
+    """Whether a line without a newline may be what a kill has left of a row, and not somebody's only line."""
+    try:
+        Row.model_validate_json(line)
+    except ValidationError as error:
+        begun, first = line[:64].replace(b" ", b""), b'{"question":'
+        broken = error.errors()[0]["type"] == "json_invalid"
+        return broken and (begun.startswith(first) or first.startswith(begun))
+    return True

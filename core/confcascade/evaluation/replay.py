@@ -2,7 +2,8 @@
 
 The rules are those of `flow`: signals of the phase "pre" first, and where one fails only the prompt is paid for, if it
 was read; a score that is missing passes "always" alone; an empty draft or an error passes the query on; a draft ends
-with the token at which a signal can no longer pass; if the last stage fails, the last complete earlier answer stands.
+with the token at which a signal can no longer pass; a score below its `skip` passes the query on to the last stage; if
+the last stage fails, the last complete earlier answer stands.
 Answers are texts: requests with tools or structured output are not replayed. ``on_error`` and ``on_exhausted`` are
 the defaults, "escalate" and "best".
 """
@@ -13,6 +14,7 @@ import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +25,14 @@ from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.stages import (
     UNITS,
     Figures,
+    Judged,
     Masks,
     PolicyStage,
     Prepared,
     all_pass,
+    any_below,
     prepare,
+    skips_of,
     structure_of,
     summable,
     thresholds_of,
@@ -53,6 +58,7 @@ __all__ = [
 NOT_ASKED, ACCEPT, ESCALATE, FAIL = -1, 0, 1, 2  # an attempt's decision
 
 QUESTIONS = 1 << 14  # played at a time, however long the recording; no more are `summable`
+Limits: TypeAlias = Sequence[tuple[Figures, Figures]]  # by stage: thresholds, and what skips to the last
 _CELLS = 1 << 19  # policies times questions at a time: a few megabytes, which a processor's cache holds
 
 
@@ -141,9 +147,9 @@ def replay(
         ConfigurationError: If the policy cannot be replayed on this recording.
     """
     structure = structure_of(columns, policy)
-    thresholds = thresholds_of([policy], structure)
+    limits = _limits([policy], structure)
     parts = [
-        _details([prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure], thresholds)
+        _details([prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure], limits)
         for rows in _slices(len(columns), QUESTIONS)
     ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -232,12 +238,12 @@ def sum_up(
     for members in alike.values():
         chosen = np.array(members)
         structure = structure_of(columns, policies[members[0]])
-        thresholds = thresholds_of([policies[i] for i in members], structure)
+        limits = _limits([policies[i] for i in members], structure)
         for rows in _slices(n, QUESTIONS):
             prepared = (prepare(columns, rows, each, architectures or {}, prices or {}) for each in structure)
             stages = [summable(stage) for stage in prepared]
             for block in _slices(len(members), max(1, _CELLS // min(n, QUESTIONS))):
-                played, by_stage = _sums(stages, [each[block] for each in thresholds])
+                played, by_stage = _sums(stages, [(each[block], least[block]) for each, least in limits])
                 sums[chosen[block]] += played
                 answered[chosen[block], : len(stages)] += by_stage
     return Sums(n, answered, sums)
@@ -250,16 +256,24 @@ def _slices(n: int, size: int) -> Iterator[slice]:
 # ---------------------------------------------------------------------- playing
 
 
-def _ascend(
-    stages: Sequence[Prepared], thresholds: Sequence[Figures]
-) -> Iterator[tuple[Prepared, Masks, Masks, list[Masks], Masks]]:
+def _limits(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> Limits:
+    return list(zip(thresholds_of(policies, structure), skips_of(policies, structure), strict=True))
+
+
+def _ascend(stages: Sequence[Prepared], limits: Limits) -> Iterator[tuple[Prepared, Masks, Masks, list[Masks], Masks]]:
     """Each stage with who reaches it, who is let generate, whose draft passes each step, and who is kept."""
-    reach = np.ones((len(thresholds[0]), len(stages[0].usable)), dtype=bool)
-    for stage, limits in zip(stages, thresholds, strict=True):
-        go = all_pass(stage.pre, limits, reach)
-        keep = all_pass(stage.post, limits, go & stage.usable)
-        yield stage, reach, go, [step.passed(limits) for step in stage.steps], keep
+    reach = np.ones((len(limits[0][0]), len(stages[0].usable)), dtype=bool)
+    straight = np.zeros_like(reach)  # to the last stage
+    for j, (stage, (thresholds, least)) in enumerate(zip(stages, limits, strict=True)):
+        if j == len(stages) - 1:
+            reach = reach | straight
+        go = all_pass(stage.pre, thresholds, reach)
+        keep = all_pass(stage.post, thresholds, go & stage.usable)
+        yield stage, reach, go, [step.passed(thresholds) for step in stage.steps], keep
         reach = reach & ~keep
+        if np.isfinite(least).any():
+            leaving = any_below(stage.pre, least, reach & ~go)
+            straight, reach = straight | leaving, reach & ~leaving
 
 
 def _finished(stage: Prepared, go: Masks, passed: Sequence[Masks], rows: NDArray[np.intp]) -> Masks:
@@ -274,14 +288,14 @@ def _finished(stage: Prepared, go: Masks, passed: Sequence[Masks], rows: NDArray
 _WIDTH = 3 + 2 * len(UNITS)  # accuracy, degraded, unanswered, and both costs
 
 
-def _sums(stages: Sequence[Prepared], thresholds: Sequence[Figures]) -> tuple[Figures, Figures]:
+def _sums(stages: Sequence[Prepared], limits: Limits) -> tuple[Figures, Figures]:
     """Sums over the questions: those of a `Sweep`, shape (policies, _WIDTH), and answers by stage."""
-    sums = np.zeros((len(thresholds[0]), _WIDTH))
+    sums = np.zeros((len(limits[0][0]), _WIDTH))
     accuracy, degraded, unanswered, cost, answering = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:7], sums[:, 7:]
     answered = np.zeros((len(sums), len(stages)))
     broken = np.flatnonzero(~stages[-1].usable)
     complete = []
-    for j, (stage, reach, go, passed, keep) in enumerate(_ascend(stages, thresholds)):
+    for j, (stage, reach, go, passed, keep) in enumerate(_ascend(stages, limits)):
         if stage.pre:
             cost += _total(reach, stage.gate_cost) + _total(go, stage.first_cost - stage.gate_cost)
         else:
@@ -312,15 +326,15 @@ def _total(mask: Masks, values: Figures) -> Figures:
     return mask.astype(np.float64) @ values
 
 
-def _details(stages: Sequence[Prepared], thresholds: Sequence[Figures]) -> dict[str, NDArray[np.generic]]:
-    """What a `Replay` is made of, for the single policy of `thresholds`."""
+def _details(stages: Sequence[Prepared], limits: Limits) -> dict[str, NDArray[np.generic]]:
+    """What a `Replay` is made of, for the single policy of `limits`."""
     n, k = len(stages[0].usable), len(stages)
     stage_of, degraded, grade = np.full(n, -1), np.zeros(n, dtype=bool), np.zeros(n)
     decision, aborted = np.full((n, k), NOT_ASKED), np.zeros((n, k), dtype=bool)
     read, written = np.zeros((n, k), dtype=np.int64), np.zeros((n, k), dtype=np.int64)
     cost, answering = np.zeros((n, len(UNITS))), np.zeros((n, len(UNITS)))
     broken = np.flatnonzero(~stages[-1].usable)
-    for j, (stage, reaches, goes, passed, keeps) in enumerate(_ascend(stages, thresholds)):
+    for j, (stage, reaches, goes, passed, keeps) in enumerate(_ascend(stages, limits)):
         reach, go, keep = reaches[0], goes[0], keeps[0]
         tokens, generated_cost = stage.output_tokens.copy(), stage.whole_cost.copy()
         ended = np.zeros(n, dtype=bool)

@@ -26,7 +26,9 @@ __all__ = [
     "Prepared",
     "Step",
     "all_pass",
+    "any_below",
     "prepare",
+    "skips_of",
     "structure_of",
     "summable",
     "thresholds_of",
@@ -43,11 +45,12 @@ _FREE = np.finfo(np.float64).max  # the bound of a signal that cannot tell yet: 
 class PolicyStage:
     """A stage of a policy: a model of the recording, and a threshold for each of its signals that judges it.
 
-    Thresholds are as in `Stage`. Those of the last stage are not used: it always answers.
+    Thresholds are as in `Stage`, and so is `skip`. Those of the last stage are not used: it always answers.
     """
 
     model: str
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    skip: Mapping[str, float] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------- what is asked of the recording
@@ -98,6 +101,29 @@ def thresholds_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence
     ]
 
 
+def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> list[Figures]:
+    """As `thresholds_of`, the scores below which a query goes straight to the last stage; no score is below infinity's
+    negative, which stands where there is none.
+
+    Raises:
+        ConfigurationError: If one is of no signal of the stage that judges before the answer.
+    """
+    for policy in policies:
+        for stage, judged in zip(policy, structure, strict=True):
+            gates = [name for name, column in judged.signals if column.phase == "pre"]
+            if unknown := [name for name in stage.skip if judged.signals and name not in gates]:
+                raise ConfigurationError(
+                    f"`skip` of stage '{stage.model}' names '{unknown[0]}', which is no signal of it that judges "
+                    f"before the answer. Those are {gates}."
+                )
+    return [
+        np.array(
+            [[policy[j].skip.get(name, -np.inf) for name, _ in judged.signals] for policy in policies], dtype=np.float64
+        ).reshape(len(policies), len(judged.signals))
+        for j, judged in enumerate(structure)
+    ]
+
+
 def _number(name: str, threshold: Threshold) -> float:
     if threshold == "always":
         return -np.inf
@@ -118,6 +144,14 @@ def all_pass(scores: Sequence[tuple[int, Figures]], thresholds: Figures, mask: M
     for s, values in scores:
         mask = mask & (values >= thresholds[:, s, None])
     return mask
+
+
+def any_below(scores: Sequence[tuple[int, Figures]], least: Figures, mask: Masks) -> Masks:
+    """Who of `mask` has a score, missing ones apart, below the `least` of its signal, shape (policies, signals)."""
+    below = np.zeros_like(mask)
+    for s, values in scores:
+        below |= (values < least[:, s, None]) & (values > -np.inf)
+    return mask & below
 
 
 @dataclass(frozen=True)

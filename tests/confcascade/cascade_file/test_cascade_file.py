@@ -566,6 +566,40 @@ def test_without_a_file_the_key_alone_is_told():
         file.cascade()
 
 
+# ---------------------------------------------------------------------- straight to the last stage
+
+
+def test_a_file_says_what_skips(write: Write):
+    """`skip` is the stage's, and told without loading a model."""
+    file = CascadeFile.load(
+        write(
+            stages(
+                "{model: 'bundled:small', signals: [{type: p_ik, probe: 'bundled:small'}, p_t],"
+                " thresholds: {p_ik: 0.5, p_t: 0.9}, skip: {p_ik: 0.2}}",
+                "model: bundled:large",
+            )
+        )
+    )
+    assert file.skips == {"small": {"p_ik": 0.2}}
+    assert [stage.skip for stage in file.stages()] == [{"p_ik": 0.2}, {}]
+    file.cascade()
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [("{p_q: 0.2}", "did you mean"), ("{p_ik: 0.6}", "at most the threshold"), ("{p_t: 0.2}", "judges before")],
+)
+def test_a_skip_that_cannot_be_is_refused_with_its_line(write: Write, skip: str, message: str):
+    """At the latest when the stages are made, and before a question is asked."""
+    text = stages(
+        "{model: 'bundled:small', signals: [{type: p_ik, probe: 'bundled:small'}, p_t],"
+        f" thresholds: {{p_ik: 0.5, p_t: 0.9}}, skip: {skip}}}",
+        "model: bundled:large",
+    )
+    with pytest.raises(ConfigurationError, match=rf"line \d+, `stages\[0\].skip.*{message}"):
+        CascadeFile.load(write(text)).stages()
+
+
 # ---------------------------------------------------------------------- for editors, and for readers
 
 

@@ -59,6 +59,19 @@ def test_prices_and_models_are_as_told(confcascade, recording, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_a_file_whose_stages_skip_is_refused(confcascade, recording, tmp_path):
+    """No report is made as if the key were not there."""
+    path = tmp_path / "cascade.yaml"
+    path.write_text(
+        "stages:\n- model: {openai: small, name: small}\n  signals: [{type: retrieval, name: p_t}]\n"
+        "  thresholds: {p_t: 0.8}\n  skip: {p_t: 0.1}\n- model: {openai: large, name: large}\n"
+    )
+    done = confcascade("evaluate", recording, "-o", tmp_path / "out", "--cascade", path, "--no-plots")
+    assert done.returncode == 2
+    assert "which `confcascade evaluate` does not judge" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_path):
     """The models of the file, which need not be at hand."""
     path = tmp_path / "cascade.yaml"
@@ -91,6 +104,7 @@ def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_pat
         (["--threshold", "p_t"], "--threshold takes NAME=VALUE"),
         (["--threshold", "p_t=high"], "could not convert"),
         (["--threshold", "p_ik=0.9"], "'p_ik' is of no recorded signal"),
+        (["--threshold", "p_t=0.9", "--models", "small"], "'small' is the only model"),
         (["--threshold", "p_t=0.9", "--models", "small,huge"], "Model 'huge' is not in the recording"),
         (["--threshold", "p_t=0.9", "--prices", "tiny=1,2"], "Model 'tiny' is not in the recording"),
         (["--threshold", "p_t=0.9", "--parameters", "small=-1"], "parameters must be above 0"),

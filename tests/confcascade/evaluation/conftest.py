@@ -84,6 +84,17 @@ def made_row(
 
 
 @st.composite
+def skips(draw: Any, thresholds: Mapping[str, Any]) -> dict[str, float]:
+    """Scores that send a query straight to the last stage, for some signals that judge before the answer."""
+    found = {}
+    for name in sorted({"router", "probe"} & set(thresholds)):
+        most = 1.0 if thresholds[name] == "never" else thresholds[name]
+        if most != "always" and draw(st.booleans()):
+            found[name] = draw(st.sampled_from([score for score in (0.0, 0.2, 0.35, 0.5, 0.7, 1.0) if score <= most]))
+    return found
+
+
+@st.composite
 def cases(draw: Any) -> Case:
     """Two or three models, a few questions, a few policies."""
     names = NAMES[: draw(st.integers(2, 3))]
@@ -120,7 +131,8 @@ def cases(draw: Any) -> Case:
         for model in chosen[:-1]:
             known = sorted({name for row in rows if row.model == model for name in row.scores})
             signals = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
-            stages.append(PolicyStage(model, {name: draw(THRESHOLDS) for name in signals}))
+            thresholds = {name: draw(THRESHOLDS) for name in signals}
+            stages.append(PolicyStage(model, thresholds, draw(skips(thresholds))))
         policies.append([*stages, PolicyStage(chosen[-1])])
     return Case(
         rows,

@@ -70,6 +70,25 @@ def test_a_file_of_one_unfinished_line_is_empty(tmp_path: Path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"One line of notes, without a newline",
+        b'{"question": "Where?", "reference": "here"}',
+        b'{"question": "Where?"}\n{"question": "When?"}',
+        row("q1").line() + b"notes",
+        b"question,reference\nWhere?,here",
+    ],
+)
+def test_a_file_that_is_no_recording_is_left_as_it_is(tmp_path: Path, content: bytes):
+    """Whoever names the wrong file keeps it whole: only what a kill can have left of a row is cut off."""
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="no r"):
+        RecordingWriter(path)
+    assert path.read_bytes() == content
+
+
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path):
     """Only the end of a file can be the work of a kill: anything else is said, by line and field."""
     path = tmp_path / "rec.jsonl"

@@ -18,34 +18,38 @@ from .conftest import LIVE, Case, cases
 DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 
 
+def live_signal(case: Case, model: RecordedModel, name: str, computed: bool) -> Any:
+    """The recorded signal; with `computed`, where it can be, one that judges the tokens anew."""
+    recorded = model.signal(name)
+    kept = all(
+        row.tokens is not None or row.scores[name].value is None
+        for row in case.rows
+        if row.model == model.name and name in row.scores
+    )
+    known = name in LIVE and (recorded.early or name == "mean") and model.capability.logprobs
+    anew = computed and known and (kept or name == "letter")
+    return LIVE[name] if anew else recorded
+
+
 def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[Stage]:
-    """The policy's stages, live; with `computed` signals judge the tokens anew where they can."""
+    """The policy's stages, live."""
     stages = []
     for stage in policy:
         model = RecordedModel(stage.model, case.rows, architecture=case.architectures[stage.model])
         names = [] if stage is policy[-1] else list(stage.thresholds)
-        signals: list[Any] = []
-        for name in names:
-            recorded = model.signal(name)
-            kept = all(
-                row.tokens is not None or row.scores[name].value is None
-                for row in case.rows
-                if row.model == stage.model and name in row.scores
-            )
-            known = name in LIVE and (recorded.early or name == "mean") and model.capability.logprobs
-            anew = computed and known and (kept or name == "letter")
-            signals.append(LIVE[name] if anew else recorded)
+        signals = [live_signal(case, model, name, computed) for name in names]
         thresholds = {name: stage.thresholds[name] for name in names}
-        stages.append(Stage(model, signals, thresholds, case.prices[stage.model]))
+        stages.append(Stage(model, signals, thresholds, case.prices[stage.model], stage.skip if names else {}))
     return stages
 
 
 def check_question(played: Replay, i: int, attempts: Any, record: Any) -> None:
     """Hold question `i` of a replay against the attempts and, if it was answered, the record of a live run."""
     k = played.decision.shape[1]
-    found = [DECISIONS[attempt.decision] for attempt in attempts]
-    assert played.decision[i].tolist() == found + [NOT_ASKED] * (k - len(found))
-    for j, attempt in enumerate(attempts):
+    found = {attempt.stage: DECISIONS[attempt.decision] for attempt in attempts}
+    assert played.decision[i].tolist() == [found.get(j, NOT_ASKED) for j in range(k)]
+    for attempt in attempts:
+        j = attempt.stage
         assert bool(played.aborted[i, j]) == attempt.aborted
         usage = attempt.usage
         assert (played.input_tokens[i, j], played.output_tokens[i, j]) == (usage.input_tokens, usage.output_tokens)
@@ -177,6 +181,7 @@ def test_only_the_time_of_what_was_cut_off_is_unknown():
         ([PolicyStage("small"), PolicyStage("large")], "no threshold"),
         ([PolicyStage("small", {"sure": math.nan}), PolicyStage("large")], "finite number"),
         ([PolicyStage("small", {"sure": True}), PolicyStage("large")], "finite number"),
+        ([PolicyStage("small", {"sure": 0.5}, {"sure": 0.1}), PolicyStage("large")], "`skip` of stage 'small'"),
         ([PolicyStage("late")], "was not asked 1 of the 2 questions"),
     ],
 )
