@@ -18,13 +18,11 @@ app = typer.Typer(
     help="Confidence cascades: small models answer what they know, larger ones the rest.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich's tables cut the names of options off in 80 columns
     pretty_exceptions_show_locals=False,
 )
-app.command()(convert)
-app.command()(demo)
-app.command()(collect)
-app.command()(ask)
-app.command()(evaluate)
+for _command in (convert, demo, collect, ask, evaluate):  # told whole in the list, where typer would cut it off
+    app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 
 @app.callback()
