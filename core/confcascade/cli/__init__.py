@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -30,8 +33,14 @@ def _root() -> None:
     """Confidence cascades: small models answer what they know, larger ones the rest."""
 
 
+def _told(message: Warning | str, *_: Any) -> None:
+    """A warning is a sentence to the user; where in our code it was raised tells them nothing."""
+    Console(stderr=True).print(f"[bold yellow]Warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """The entry point: errors made on purpose are one line, not a traceback."""
+    warnings.showwarning = _told  # type: ignore[assignment]
     try:
         app()
     except ConfcascadeError as error:

@@ -73,6 +73,14 @@ def test_it_collects_and_goes_on(confcascade, files):
     assert rec.read_text().count("\n") == 24
 
 
+def test_a_warning_is_a_sentence(confcascade, files):
+    """Without the place in our code."""
+    (files / "twice.jsonl").write_text('{"question": "a", "reference": "b"}\n' * 2)
+    done = confcascade("collect", "twice.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", cwd=files)
+    assert done.stderr.startswith("Warning: 1 of 2 rows of 'twice.jsonl' are there twice, word for word: left out.\n")
+    assert ".py:" not in done.stderr
+
+
 def test_one_part_of_a_file_of_several(confcascade, files):
     """The error names the option, and the option takes it; another part is another data set."""
     lists = {name: [{"question": f"{name} {i}?", "reference": "a"} for i in range(3)] for name in ("dev", "test")}
