@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -170,6 +171,10 @@ class CascadeFile(Entry):
         stages = self.stages()
         with self._source.at():
             return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+
+    def at(self, *keys: str | int) -> AbstractContextManager[None]:
+        """A `ConfigurationError` of the block is told with the file, the line and the key that it is about."""
+        return self._source.at(keys)
 
     @property
     def rate_limits(self) -> Mapping[str, RateLimit]:

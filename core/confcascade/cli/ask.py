@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,12 @@ def ask(
     read = CascadeFile.load(cascade)
     text = None if context is None else _text(context)
     example = Example(_question(question), choices=tuple(choice or ()), context=text, group=subject)
-    messages = list(prompt_from(prompt or read.prompt or "plain").messages(example))
+    with read.at("prompt") if prompt is None and read.prompt is not None else contextlib.nullcontext():
+        put = prompt_from(prompt or read.prompt or "plain")
+    try:
+        messages = list(put.messages(example))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error} Here --subject, --choice and --context give such values.") from error
     if system is not None:
         messages = [Message("system", system), *(message for message in messages if message.role != "system")]
     answering = read.cascade()

@@ -46,6 +46,7 @@ def collect(
         Path, typer.Option(help="A cascade file: its models are asked, its signals scored.", exists=True)
     ],
     data_format: Annotated[str, typer.Option("--format", help="auto, own, mmlu, gpqa, popqa, gsm8k or arc.")] = "auto",
+    part: Annotated[str | None, typer.Option(help="Of a JSON file or a folder that holds several: test, say.")] = None,
     prompt: Annotated[
         str | None,
         typer.Option(help="plain, multiple-choice or open-ended. By default the cascade file's `prompt`, else plain."),
@@ -101,16 +102,18 @@ def collect(
 
     console = Console(stderr=True)
     file = CascadeFile.load(cascade)
-    examples = list(read_examples(data, data_format))
+    examples = list(read_examples(data, data_format, part=part))
     if limit is not None:
         examples = sample(examples, limit)
-    asked, judged = prompt_from(prompt or file.prompt or "plain"), _grader(grader, examples)
+    judged = _grader(grader, examples)
+    with file.at("prompt") if prompt is None and file.prompt is not None else contextlib.nullcontext():
+        asked = prompt_from(prompt or file.prompt or "plain")
     given = {"max_tokens": max_tokens, "temperature": temperature}
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     stages = recorded_stages(file.stages())
     out.parent.mkdir(parents=True, exist_ok=True)
     with RecordingWriter(out) as writer:
-        identity = identity_of(data, stages, asked, judged, parameters)
+        identity = identity_of(data, stages, asked, judged, parameters, part=part)
         bind(out, identity, {"command": ["confcascade", *sys.argv[1:]], "cascade_file": file.digest, "limit": limit})
         with _stopping(console) as stop, _Shown(console) as shown:
             collected = collect_all(

@@ -52,14 +52,21 @@ def digest(data: str | Path) -> str:
 
 
 def identity_of(
-    data: str | Path, stages: Sequence[Stage], prompt: Prompt, grader: Grader, parameters: Mapping[str, Any]
+    data: str | Path,
+    stages: Sequence[Stage],
+    prompt: Prompt,
+    grader: Grader,
+    parameters: Mapping[str, Any],
+    *,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """All that decides what the rows of a recording say, JSON-ready.
 
-    Thresholds, prices and rate limits are no part of it.
+    Thresholds, prices and rate limits are no part of it; `part` is, of data that hold several.
     """
     return {
         "data": digest(data),
+        **({} if part is None else {"part": part}),
         "prompt": prompt.version,
         "grader": dict(grader.identity()),
         "parameters": dict(parameters),

@@ -6,7 +6,9 @@ reader drops an unfinished last line, a writer cuts it off before it adds anothe
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 from confcascade.asks import Flow
 from confcascade.errors import ConfigurationError, SignalUnavailableError
@@ -130,8 +133,15 @@ class Row(BaseModel):
         return self.error is None and bool(self.answer.strip())
 
     def line(self) -> bytes:
-        """As it stands in a file: UTF-8 JSON, values that are the default's left out, and a newline."""
-        return self.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        """As it stands in a file: UTF-8 JSON, values that are the default's left out, and a newline.
+
+        Half a surrogate pair, of an emoji that a model was cut off in, say, cannot stand there: it becomes U+FFFD.
+        """
+        try:
+            return self.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        except PydanticSerializationError:
+            told = json.dumps(self.model_dump(exclude_defaults=True), ensure_ascii=False, separators=(",", ":"))
+            return re.sub("[\ud800-\udfff]", "\ufffd", told).encode() + b"\n"
 
 
 def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> RecordedScore:

@@ -73,6 +73,31 @@ def test_it_collects_and_goes_on(confcascade, files):
     assert rec.read_text().count("\n") == 24
 
 
+def test_a_warning_is_a_sentence(confcascade, files):
+    """Without the place in our code."""
+    (files / "twice.jsonl").write_text('{"question": "a", "reference": "b"}\n' * 2)
+    done = confcascade("collect", "twice.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", cwd=files)
+    assert done.stderr.startswith("Warning: 1 of 2 rows of 'twice.jsonl' are there twice, word for word: left out.\n")
+    assert ".py:" not in done.stderr
+
+
+def test_one_part_of_a_file_of_several(confcascade, files):
+    """The error names the option, and the option takes it; another part is another data set."""
+    lists = {name: [{"question": f"{name} {i}?", "reference": "a"} for i in range(3)] for name in ("dev", "test")}
+    (files / "parts.json").write_text(json.dumps(lists))
+    given = ["collect", "parts.json", "-o", "rec.jsonl", "--cascade", "cascade.yaml", "--grader", "exact"]
+    refused = confcascade(*given, cwd=files)
+    assert refused.returncode == 2
+    assert "holds several lists, dev, test: say which as `part`" in refused.stderr
+    done = confcascade(*given, "--part", "test", cwd=files)
+    assert done.returncode == 0, done.stderr
+    prompts = {json.loads(line)["prompt"] for line in (files / "rec.jsonl").read_text().splitlines()}
+    assert prompts == {f"test {i}?" for i in range(3)}
+    refused = confcascade(*given, "--part", "dev", cwd=files)
+    assert refused.returncode == 2
+    assert "was collected otherwise: part" in refused.stderr
+
+
 def test_a_grader_must_be_named(confcascade, files):
     """Unless every question has choices; it shows before a model is loaded."""
     done = confcascade("collect", "questions.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", cwd=files)

@@ -48,6 +48,17 @@ def test_rows_survive_the_round_trip(case: Case, tmp_path_factory: pytest.TempPa
     assert list(read_rows(path)) == case.rows
 
 
+def test_half_a_character_ends_no_collect(tmp_path: Path):
+    """JSON may name half a surrogate pair, and UTF-8 cannot hold it: the row is kept, with U+FFFD in its place."""
+    path = tmp_path / "rec.jsonl"
+    token = Token("\ud83d", -0.5)
+    with RecordingWriter(path) as writer:
+        writer.append(row("q1", answer="so \ud83d", tokens=(token,), scores={"p_t": RecordedScore(value=0.5)}))
+    (read,) = read_rows(path)
+    assert (read.answer, read.tokens) == ("so \ufffd", (Token("\ufffd", -0.5),))
+    assert read.scores["p_t"].value == 0.5
+
+
 def test_an_unfinished_last_line_is_no_row(tmp_path: Path):
     """However much of the last line a kill has left: readers drop it, and the next writer cuts it off."""
     path = tmp_path / "rec.jsonl"
