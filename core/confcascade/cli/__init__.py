@@ -28,8 +28,7 @@ app = typer.Typer(
 )
 for _command in (demo, ask, collect, convert, evaluate, train_probe, audit):
     # told whole in the list, where typer would cut it off
-    app.command(short_help=(_command.__doc__ or "").partition("
-")[0])(_command)
+    app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 
 @app.callback()
