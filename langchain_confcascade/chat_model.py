@@ -13,6 +13,7 @@ from operator import is_not
 from typing import Any, Literal
 
 from confcascade import (
+    Audit,
     Batching,
     Cascade,
     CascadeExhaustedError,
@@ -50,7 +51,7 @@ __all__ = ["ConfidenceCascadeLLM"]
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 # fields of which the core's cascade is built
-_DECIDING = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted")
+_DECIDING = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted", "audit")
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -73,6 +74,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
+        audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`.
         **parameters: Those of every LangChain chat model, such as ``callbacks``, ``tags`` or ``cache``.
 
     Raises:
@@ -93,6 +95,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
     on_error: SkipValidation[OnError] = "escalate"
     on_exhausted: SkipValidation[OnExhausted] = "best"
+    audit: Any = 0.0  # float | Audit, a dataclass that pydantic would take apart
 
     _built: tuple[tuple[Any, ...], Cascade] | None = PrivateAttr(default=None)
 
@@ -106,10 +109,12 @@ class ConfidenceCascadeLLM(BaseChatModel):
         policy: Any = None,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "best",
+        audit: float | Audit = 0.0,
         **parameters: Any,
     ) -> None:
         own: dict[str, Any] = {"models": _loaded(models), "stages": _loaded(stages), "threshold": threshold}
-        own |= {"signals": signals, "policy": policy, "on_error": on_error, "on_exhausted": on_exhausted}
+        own |= {"signals": signals, "policy": policy}
+        own |= {"on_error": on_error, "on_exhausted": on_exhausted, "audit": audit}
         if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
             warnings.warn(
                 f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}, and ignores it. "
@@ -138,7 +143,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 policy=self.policy,
                 wrap=_wrap,
             )
-            built = self._built = given, Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+            cascade = Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=self.audit)
+            built = self._built = given, cascade
         return built[1]
 
     # ------------------------------------------------------------------ what it is

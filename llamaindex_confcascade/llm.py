@@ -9,6 +9,7 @@ from contextvars import copy_context
 from typing import Any, Literal, Self, TypeVar
 
 from confcascade import (
+    Audit,
     Cascade,
     Chunk,
     ConfigurationError,
@@ -82,6 +83,8 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
             degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
+        audit: The share of kept answers that the largest model is asked about in the background, or a
+            `confcascade.Audit`.
         **fields: Those of every LlamaIndex LLM, such as ``system_prompt`` or ``callback_manager``.
 
     Raises:
@@ -106,6 +109,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         policy: Any = None,
         on_error: Literal["escalate", "raise"] = "escalate",
         on_exhausted: Literal["best", "raise"] = "best",
+        audit: float | Audit = 0.0,
         **fields: Any,
     ) -> None:
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
@@ -113,7 +117,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         built = build_stages(
             models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=_wrap
         )
-        cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted)
+        cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted, audit=audit)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
         self._watch()

@@ -4,6 +4,9 @@ Importing this package is cheap: torch, transformers, scikit-learn and the frame
 """
 
 from confcascade.asks import Generate, Prefill
+from confcascade.audit import Audit
+from confcascade.audit.file import AuditFile
+from confcascade.audit.state import AuditState
 from confcascade.cascade import Batching, Cascade, build_stages
 from confcascade.cost import Architecture, Cost, Prices
 from confcascade.errors import (
@@ -34,6 +37,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Attempt",
+    "Audit",
+    "AuditFile",
+    "AuditState",
     "Batching",
     "Calibrated",
     "Capability",

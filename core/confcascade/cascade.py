@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from confcascade import drivers
 from confcascade.asks import Flow
+from confcascade.audit import Audit
+from confcascade.audit.auditor import Auditor
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
 from confcascade.models import Chunk, from_string
@@ -156,6 +158,10 @@ class Cascade:
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
+        audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`.
+
+    Attributes:
+        auditor: What does so; None without `audit`.
 
     Raises:
         ConfigurationError: If a stage cannot work; nothing is left to fail at the four-hundredth prompt.
@@ -169,7 +175,12 @@ class Cascade:
     """
 
     def __init__(
-        self, stages: Sequence[Stage], *, on_error: OnError = "escalate", on_exhausted: OnExhausted = "best"
+        self,
+        stages: Sequence[Stage],
+        *,
+        on_error: OnError = "escalate",
+        on_exhausted: OnExhausted = "best",
+        audit: float | Audit = 0.0,
     ) -> None:
         if on_error not in ("escalate", "raise"):
             raise ConfigurationError(f'`on_error` must be "escalate" or "raise". Got {on_error!r}.')
@@ -179,6 +190,8 @@ class Cascade:
         self.on_error = on_error
         self.on_exhausted = on_exhausted
         self.policy_id = policy_id(self.stages)
+        told = Audit.of(audit)
+        self.auditor = None if told is None else Auditor(told, self.stages, self.policy_id)
 
     def __repr__(self) -> str:
         return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
@@ -200,26 +213,30 @@ class Cascade:
             ConfigurationError: If there is no message.
             CascadeExhaustedError: If no stage gave an answer.
         """
-        return self._published(drivers.run(self.flow(_request(messages, parameters))))
+        request = _request(messages, parameters)
+        return self._published(request, drivers.run(self.flow(request)))
 
     async def arun(self, messages: Messages, **parameters: Any) -> Outcome:
         """`run`, without blocking the event loop."""
-        return self._published(await drivers.arun(self.flow(_request(messages, parameters))))
+        request = _request(messages, parameters)
+        return self._published(request, await drivers.arun(self.flow(request)))
 
     def stream(self, messages: Messages, **parameters: Any) -> Iterator[Chunk | Outcome]:
         """Answer one query piece by piece: chunks that nothing can withdraw, then the outcome.
 
         Decides as `run` does.
         """
-        with closing(drivers.stream(self.flow(_request(messages, parameters)))) as items:  # type: ignore[type-var]
+        request = _request(messages, parameters)
+        with closing(drivers.stream(self.flow(request))) as items:  # type: ignore[type-var]
             for item in items:
-                yield self._published(item) if isinstance(item, Outcome) else item
+                yield self._published(request, item) if isinstance(item, Outcome) else item
 
     async def astream(self, messages: Messages, **parameters: Any) -> AsyncIterator[Chunk | Outcome]:
         """`stream`, without blocking the event loop."""
-        async with aclosing(drivers.astream(self.flow(_request(messages, parameters)))) as items:  # type: ignore[type-var]
+        request = _request(messages, parameters)
+        async with aclosing(drivers.astream(self.flow(request))) as items:  # type: ignore[type-var]
             async for item in items:
-                yield self._published(item) if isinstance(item, Outcome) else item
+                yield self._published(request, item) if isinstance(item, Outcome) else item
 
     def run_batch(
         self,
@@ -247,7 +264,7 @@ class Cascade:
         results: list[Any] = [None] * len(requests)
         with closing(drivers.run_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
             for index, result in ended:
-                self._collect(results, index, result, on_result)
+                self._collect(requests[index], results, index, result, on_result)
         return _raise_first(results, return_exceptions)
 
     async def arun_batch(
@@ -264,21 +281,30 @@ class Cascade:
         results: list[Any] = [None] * len(requests)
         async with aclosing(drivers.arun_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
             async for index, result in ended:
-                self._collect(results, index, result, on_result)
+                self._collect(requests[index], results, index, result, on_result)
         return _raise_first(results, return_exceptions)
 
     def batching(self, *, max_concurrency: int = 16) -> Batching:
         """For many queries that come one by one, from threads or tasks of their own: see `Batching`."""
         return Batching(self, max_concurrency)
 
-    def _collect(self, results: list[Any], index: int, result: Outcome | Exception, on_result: Progress | None) -> None:
-        results[index] = self._published(result) if isinstance(result, Outcome) else result
+    def _collect(
+        self,
+        request: Request,
+        results: list[Any],
+        index: int,
+        result: Outcome | Exception,
+        on_result: Progress | None,
+    ) -> None:
+        results[index] = self._published(request, result) if isinstance(result, Outcome) else result
         if on_result is not None:
             on_result(index, result)
 
-    @staticmethod
-    def _published(outcome: Outcome) -> Outcome:
+    def _published(self, request: Request, outcome: Outcome) -> Outcome:
+        """Every answer of every driver passes here, once it is complete."""
         publish(outcome.record)
+        if self.auditor is not None:
+            self.auditor.observe(request, outcome)
         return outcome
 
 
@@ -303,15 +329,13 @@ class Batching:
 
     def run(self, messages: Messages, **parameters: Any) -> Outcome:
         """`Cascade.run`."""
-        outcome = self._batcher.run(self.cascade.flow(_request(messages, parameters)))
-        publish(outcome.record)
-        return outcome
+        request = _request(messages, parameters)
+        return self.cascade._published(request, self._batcher.run(self.cascade.flow(request)))
 
     async def arun(self, messages: Messages, **parameters: Any) -> Outcome:
         """`Cascade.arun`."""
-        outcome = await self._async_batcher.arun(self.cascade.flow(_request(messages, parameters)))
-        publish(outcome.record)
-        return outcome
+        request = _request(messages, parameters)
+        return self.cascade._published(request, await self._async_batcher.arun(self.cascade.flow(request)))
 
 
 def _request(messages: Messages, parameters: Mapping[str, Any]) -> Request:

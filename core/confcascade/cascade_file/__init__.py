@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,7 @@ from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdVal
 from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted, Stage
+from confcascade.models import LanguageModel
 from confcascade.policy import Policy
 from confcascade.signals import Threshold
 
@@ -142,6 +144,20 @@ class CascadeFile(Entry):
             self._stages = self._load() if self.policy is None else self._fitted(None, None)
         return self._stages
 
+    def model(self, name: str | None = None) -> LanguageModel:
+        """One of its models, by its name in records (by default the first), loaded alone.
+
+        Raises:
+            ConfigurationError: If there is none of this name, or it cannot be loaded.
+            MissingExtraError: If the extra that brings it is not installed.
+        """
+        called = self._called()
+        if name is not None and name not in called:
+            raise ConfigurationError(f"The cascade file has no model '{name}'; {suggestion(name, called)}")
+        i = 0 if name is None else called.index(name)
+        with self._source.at(self._keys(i, "model")):
+            return self._entries[i].model.load(self._source.folder)
+
     def cascade(self, *, policy: str | Path | None = None, prompt_version: str | None = None) -> Cascade:
         """The cascade.
 
@@ -169,6 +185,10 @@ class CascadeFile(Entry):
         stages = self.stages()
         with self._source.at():
             return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+
+    def at(self, *keys: str | int) -> AbstractContextManager[None]:
+        """A `ConfigurationError` of the block is told with the file, the line and the key that it is about."""
+        return self._source.at(keys)
 
     @property
     def rate_limits(self) -> Mapping[str, RateLimit]:

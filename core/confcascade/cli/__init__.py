@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from confcascade.cli.ask import ask
+from confcascade.cli.audit import audit
 from confcascade.cli.collect import collect
 from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
 from confcascade.cli.evaluate import evaluate
 from confcascade.cli.fit import fit
+from confcascade.cli.train_probe import train_probe
 from confcascade.errors import ConfcascadeError
 
 app = typer.Typer(
@@ -19,14 +24,12 @@ app = typer.Typer(
     help="Confidence cascades: small models answer what they know, larger ones the rest.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich's tables cut the names of options off in 80 columns
     pretty_exceptions_show_locals=False,
 )
-app.command()(convert)
-app.command()(demo)
-app.command()(collect)
-app.command()(ask)
-app.command()(fit)
-app.command()(evaluate)
+for _command in (demo, ask, collect, convert, fit, evaluate, train_probe, audit):
+    # told whole in the list, where typer would cut it off
+    app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 
 @app.callback()
@@ -34,8 +37,14 @@ def _root() -> None:
     """Confidence cascades: small models answer what they know, larger ones the rest."""
 
 
+def _told(message: Warning | str, *_: Any) -> None:
+    """A warning is a sentence to the user; where in our code it was raised tells them nothing."""
+    Console(stderr=True).print(f"[bold yellow]Warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """The entry point: errors made on purpose are one line, not a traceback."""
+    warnings.showwarning = _told  # type: ignore[assignment]
     try:
         app()
     except ConfcascadeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,12 +78,16 @@ def ask(
     read = CascadeFile.load(cascade)
     text = None if context is None else _text(context)
     example = Example(_question(question), choices=tuple(choice or ()), context=text, group=subject)
-    asked = prompt_from(prompt or read.prompt or "plain")
-    messages = list(asked.messages(example))
+    with read.at("prompt") if prompt is None and read.prompt is not None else contextlib.nullcontext():
+        put = prompt_from(prompt or read.prompt or "plain")
+    try:
+        messages = list(put.messages(example))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error} Here --subject, --choice and --context give such values.") from error
     if system is not None:
         messages = [Message("system", system), *(message for message in messages if message.role != "system")]
     # with a system message of its own the prompt is another, whose version nobody knows
-    answering = read.cascade(policy=policy, prompt_version=asked.version if system is None else None)
+    answering = read.cascade(policy=policy, prompt_version=put.version if system is None else None)
     parameters = {"max_tokens": max_tokens, "temperature": temperature}
     try:
         outcome = _answer(answering, messages, parameters, show=stream and not as_json)

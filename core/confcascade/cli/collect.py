@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.collect import AskAll, Collected
+    from confcascade.evaluation.collect import AskAll, Collected, Tally
     from confcascade.evaluation.examples import Example
     from confcascade.evaluation.graders import Grader
     from confcascade.evaluation.recordings import Row
@@ -42,6 +46,7 @@ def collect(
         Path, typer.Option(help="A cascade file: its models are asked, its signals scored.", exists=True)
     ],
     data_format: Annotated[str, typer.Option("--format", help="auto, own, mmlu, gpqa, popqa, gsm8k or arc.")] = "auto",
+    part: Annotated[str | None, typer.Option(help="Of a JSON file or a folder that holds several: test, say.")] = None,
     prompt: Annotated[
         str | None,
         typer.Option(help="plain, multiple-choice or open-ended. By default the cascade file's `prompt`, else plain."),
@@ -97,16 +102,18 @@ def collect(
 
     console = Console(stderr=True)
     file = CascadeFile.load(cascade)
-    examples = list(read_examples(data, data_format))
+    examples = list(read_examples(data, data_format, part=part))
     if limit is not None:
         examples = sample(examples, limit)
-    asked, judged = prompt_from(prompt or file.prompt or "plain"), _grader(grader, examples)
+    judged = _grader(grader, examples)
+    with file.at("prompt") if prompt is None and file.prompt is not None else contextlib.nullcontext():
+        asked = prompt_from(prompt or file.prompt or "plain")
     given = {"max_tokens": max_tokens, "temperature": temperature}
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     stages = recorded_stages(file.stages())
     out.parent.mkdir(parents=True, exist_ok=True)
     with RecordingWriter(out) as writer:
-        identity = identity_of(data, stages, asked, judged, parameters)
+        identity = identity_of(data, stages, asked, judged, parameters, part=part)
         bind(out, identity, {"command": ["confcascade", *sys.argv[1:]], "cascade_file": file.digest, "limit": limit})
         with _stopping(console) as stop, _Shown(console) as shown:
             collected = collect_all(
@@ -125,7 +132,7 @@ def collect(
                 ask_all=_engine(engine, file, grader),
                 **parameters,
             )
-    _report(collected, out, max_usd)
+    _report(collected, _following(out, cascade, file), max_usd)
     raise typer.Exit(EXIT[collected.ended])
 
 
@@ -256,27 +263,9 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _report(collected: Collected, out: Path, max_usd: float | None) -> None:
-    from rich.table import Table
-
+def _report(collected: Collected, following: str, max_usd: float | None) -> None:
     console = Console()
-    table = Table("model", *("asked", "accuracy", "refused", "no grade", "errors", "tokens", "usd", "latency"))
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    for model, tally in collected.tallies.items():
-        answered = tally.n - tally.errors
-        table.add_row(
-            model,
-            f"{tally.n}/{tally.wanted}",
-            "-" if tally.accuracy is None else f"{tally.accuracy:.1%}",
-            f"{tally.refused / answered:.1%}" if answered else "-",
-            str(answered - tally.graded),
-            str(tally.errors),
-            f"{tally.usage.total_tokens:,}" + ("~" if tally.usage.estimated else ""),
-            _usd(tally.usd) or "-",
-            "-" if tally.latency_s is None else f"{tally.latency_s * 1000:.0f} ms",
-        )
-    console.print(table)
+    console.print(_table(collected.tallies))
     others = {model: used for model, used in collected.used.items() if model not in collected.tallies}
     for model, used in others.items():  # a judge, say
         console.print(f"{model}, asked by the grader or a signal: {used.total_tokens:,} tokens.", highlight=False)
@@ -285,13 +274,61 @@ def _report(collected: Collected, out: Path, max_usd: float | None) -> None:
         "stopped": f"Stopped with {collected.left} rows to go.",
         "budget": f"The next call might have gone beyond ${max_usd}: {_usd(collected.spent_usd)} are spent, "
         f"{collected.left} rows to go. Raise --max-usd to go on.",
-        "failing": f"{collected.problem}. {collected.left} rows to go.",
+        "failing": f"{collected.problem.rstrip('.')}. {collected.left} rows to go.",
     }[collected.ended]
     if said:
         console.print(said, highlight=False, soft_wrap=True, markup=False)
-        if collected.ended != "budget":
+        if collected.ended != "budget" and collected.left:
             console.print("The same command goes on where it was.", highlight=False)
+    for model, tally in collected.tallies.items():
+        for name, count in tally.unscored.items():
+            why = f", at last because {tally.why_unscored[name]}" if tally.why_unscored[name] else ""
+            told = f"{model}: no {name} for {count} of {tally.n - tally.errors} answers{why}."
+            console.print(told, highlight=False, soft_wrap=True, markup=False)
+        if tally.errors and tally.last_error not in collected.problem:
+            told = f"{model}: {_errors(tally.errors)}, at last {tally.last_error}"
+            console.print(told, highlight=False, soft_wrap=True, markup=False)
     if any(tally.errors for tally in collected.tallies.values()):
         console.print("Rows with errors are asked again with --retry-errors.", highlight=False)
-    if not said:
-        console.print(f"Next: confcascade evaluate {out}", highlight=False, soft_wrap=True, markup=False)
+    if not said and all(tally.graded for tally in collected.tallies.values()):
+        console.print(f"Next: {following}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(tallies: Mapping[str, Tally]) -> Table:
+    """What stands nowhere but as nothing (no dollars, no errors) has no column: names need the room."""
+    from rich.table import Table
+
+    rows = []
+    for model, tally in tallies.items():
+        answered = tally.n - tally.errors
+        told = {
+            "model": model,
+            "asked": f"{tally.n}/{tally.wanted}",
+            "accuracy": "-" if tally.accuracy is None else f"{tally.accuracy:.1%}",
+            "refused": f"{tally.refused / answered:.1%}" if answered else "-",
+            "no grade": str(answered - tally.graded or ""),
+            "errors": str(tally.errors or ""),
+            "tokens": f"{tally.usage.total_tokens:,}" + ("~" if tally.usage.estimated else ""),
+            "usd": _usd(tally.usd),
+            "latency": "-" if tally.latency_s is None else f"{tally.latency_s * 1000:.0f} ms",
+        }
+        rows.append(told)
+    shown = [name for name in rows[0] if any(told[name] for told in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in shown:
+        first = name == "model"
+        header = name.replace(" ", "\n")
+        table.add_column(header, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    for told in rows:
+        table.add_row(*(escape(told[name]) for name in shown))
+    return table
+
+
+def _following(out: Path, cascade: Path, file: CascadeFile) -> str:
+    """The command that evaluates the recording: by the file's thresholds, or by some, where it has none."""
+    given = list(file.thresholds.values())[:-1]
+    told = ["confcascade", "evaluate", str(out)]
+    if all(given):
+        return shlex.join([*told, "--cascade", str(cascade)])
+    names = dict.fromkeys(signal.name for stage in file.stages()[:-1] for signal in stage.signals)
+    return shlex.join([*told, *(part for name in names for part in ("--threshold", f"{name}=0.9"))])

@@ -4,6 +4,6 @@ All share `Run`, which sends answers into a flow and frees the KV caches that it
 """
 
 from confcascade.drivers.many import AsyncBatcher, Batcher, arun_many, run_many
-from confcascade.drivers.one import arun, astream, run, stream
+from confcascade.drivers.one import arun, astream, call_model, run, stream
 
-__all__ = ["AsyncBatcher", "Batcher", "arun", "arun_many", "astream", "run", "run_many", "stream"]
+__all__ = ["AsyncBatcher", "Batcher", "arun", "arun_many", "astream", "call_model", "run", "run_many", "stream"]

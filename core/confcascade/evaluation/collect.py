@@ -66,6 +66,9 @@ class Tally:
         usd: Their price; None where the stage has no prices.
         seconds: Sum of the latencies of answers.
         dearest_usd: The price of the dearest answer.
+        last_error: With what it last failed.
+        unscored: By signal, how many of its answers had no score.
+        why_unscored: By signal, why the last of these had none.
     """
 
     wanted: int = 0
@@ -78,6 +81,9 @@ class Tally:
     usd: float | None = None
     seconds: float = 0.0
     dearest_usd: float = 0.0
+    last_error: str = ""
+    unscored: dict[str, int] = field(default_factory=dict)
+    why_unscored: dict[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -101,6 +107,11 @@ class Tally:
         if usd is not None:
             self.usd = (self.usd or 0.0) + usd
             self.dearest_usd = max(self.dearest_usd, usd)
+        self.last_error = row.error or self.last_error
+        for name, score in row.scores.items():
+            if row.error is None and score.value is None:
+                self.unscored[name] = self.unscored.get(name, 0) + 1
+                self.why_unscored[name] = str(score.details.get("unavailable", ""))
         if row.error is None:
             self.seconds += row.latency_s or 0.0  # a recording that came from elsewhere may not tell
 
@@ -353,8 +364,8 @@ class _Desk:
             yield pair
 
     def end(self) -> None:
-        """Say why, if what had been admitted was not all asked."""
-        if self.state.ended == "complete" and self.state.left:
+        """Say why, if what had been admitted was not all asked, or all was and the last of it failed."""
+        if self.state.ended == "complete" and (self.state.left or self.state.problem):
             self.state.ended = "stopped" if self.lines.stop.is_set() else "failing"
 
     def take(self, row: Row, *, again: bool) -> None:
@@ -371,7 +382,7 @@ class _Desk:
             )
         failures = self._errors_in_a_row[row.model] + 1 if row.error is not None else 0
         self._errors_in_a_row[row.model] = failures
-        if failures >= self._give_up_after:
+        if failures == self._give_up_after:  # those that were under way may fail too
             self.state.problem = f"Model '{row.model}' failed {failures} times in a row, at last with {row.error}"
         self.lines.given_up = bool(self.state.problem)
 

@@ -207,6 +207,11 @@ def policy_of(columns: Columns, models: Sequence[str], thresholds: Mapping[str, 
     """
     found: dict[str, dict[str, Threshold]] = {model: {} for model in models[:-1]}
     owned = {model: {name for owner, name in columns.signals if owner == model} for model in models}
+    if thresholds and len(models) == 1:
+        raise ConfigurationError(
+            f"'{models[0]}' is the only model, and the last one always answers: a threshold has no one to pass a "
+            "question on to. A cascade takes two models or more, smallest first."
+        )
     for key, value in sorted(thresholds.items(), key=lambda each: any(each[0].startswith(f"{m}.") for m in models)):
         owners = [model for model in found if key in owned[model]]
         own = [(m, key[len(m) + 1 :]) for m in found if key.startswith(f"{m}.") and key[len(m) + 1 :] in owned[m]]

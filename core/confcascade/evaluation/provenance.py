@@ -52,14 +52,21 @@ def digest(data: str | Path) -> str:
 
 
 def identity_of(
-    data: str | Path, stages: Sequence[Stage], prompt: Prompt, grader: Grader, parameters: Mapping[str, Any]
+    data: str | Path,
+    stages: Sequence[Stage],
+    prompt: Prompt,
+    grader: Grader,
+    parameters: Mapping[str, Any],
+    *,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """All that decides what the rows of a recording say, JSON-ready.
 
-    Thresholds, prices and rate limits are no part of it.
+    Thresholds, prices and rate limits are no part of it; `part` is, of data that hold several.
     """
     return {
         "data": digest(data),
+        **({} if part is None else {"part": part}),
         "prompt": prompt.version,
         "grader": dict(grader.identity()),
         "parameters": dict(parameters),
@@ -87,7 +94,8 @@ def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, A
     path = meta_path(recording)
     ours = json.loads(json.dumps(identity))
     meta: dict[str, Any] = {"format": FORMAT, "identity": ours, "runs": []}
-    if path.exists():
+    begun = Path(recording).exists() and Path(recording).stat().st_size > 0
+    if path.exists() and begun:  # of a run that recorded nothing, nothing has to fit
         meta = _read(path)
         theirs = meta["identity"]
         shared = [name for name in ours["models"] if name in theirs["models"]]
@@ -100,7 +108,7 @@ def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, A
                 "would not fit together; collect into another file, or ask as before."
             )
         theirs["models"] |= ours["models"]
-    elif Path(recording).exists() and Path(recording).stat().st_size:
+    elif begun:
         raise ConfigurationError(
             f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
             "Collect into another file."

@@ -6,7 +6,9 @@ reader drops an unfinished last line, a writer cuts it off before it adds anothe
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,13 +17,23 @@ from types import TracebackType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 from confcascade.asks import Flow
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["RecordedScore", "RecordingWriter", "Row", "judged_score", "part_paths", "read_rows", "recorded_score"]
+__all__ = [
+    "RecordedScore",
+    "RecordingWriter",
+    "Row",
+    "is_recording",
+    "judged_score",
+    "part_paths",
+    "read_rows",
+    "recorded_score",
+]
 
 
 class RecordedScore(BaseModel):
@@ -121,8 +133,15 @@ class Row(BaseModel):
         return self.error is None and bool(self.answer.strip())
 
     def line(self) -> bytes:
-        """As it stands in a file: UTF-8 JSON, values that are the default's left out, and a newline."""
-        return self.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        """As it stands in a file: UTF-8 JSON, values that are the default's left out, and a newline.
+
+        Half a surrogate pair, of an emoji that a model was cut off in, say, cannot stand there: it becomes U+FFFD.
+        """
+        try:
+            return self.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        except PydanticSerializationError:
+            told = json.dumps(self.model_dump(exclude_defaults=True), ensure_ascii=False, separators=(",", ":"))
+            return re.sub("[\ud800-\udfff]", "\ufffd", told).encode() + b"\n"
 
 
 def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> RecordedScore:
@@ -221,6 +240,23 @@ def _read_lines(path: Path) -> Iterator[Row]:
                 ) from error
 
 
+def is_recording(path: str | Path) -> bool:
+    """Whether a file or folder begins with the row of a recording: where questions are welcome, too."""
+    try:
+        first = part_paths(path)[0]
+    except ConfigurationError:
+        return False
+    if first.suffix == ".parquet":  # no questions are read from there
+        return True
+    with first.open("rb") as file:
+        line = file.readline()
+    try:
+        Row.model_validate_json(line)
+    except ValidationError:
+        return False
+    return True
+
+
 class RecordingWriter:
     """Appends rows to a recording; one writer at a time.
 
@@ -249,8 +285,8 @@ class RecordingWriter:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _lock(self._fd, self.path)
-            _cut_unfinished_line(self._fd)
-            self.keys = {row.key for row in read_rows(self.path)}
+            self.keys = {row.key for row in read_rows(self.path)}  # first: what is no recording is left as it is
+            _cut_unfinished_line(self._fd, self.path)
         except BaseException:
             os.close(self._fd)
             raise
@@ -305,7 +341,7 @@ def _lock(fd: int, path: Path) -> None:
         raise ConfigurationError(f"'{path}' is being written by another process or writer.") from error
 
 
-def _cut_unfinished_line(fd: int) -> None:
+def _cut_unfinished_line(fd: int, path: Path) -> None:
     end = size = os.fstat(fd).st_size
     while end > 0:
         begin = max(0, end - 65_536)
@@ -316,4 +352,18 @@ def _cut_unfinished_line(fd: int) -> None:
             break
         end = begin
     if end < size:
+        os.lseek(fd, end, os.SEEK_SET)
+        if not _begins_a_row(os.read(fd, size - end)):
+            raise ConfigurationError(f"'{path}' is no recording, and is left as it is. Record to another file.")
         os.ftruncate(fd, end)
+
+
+def _begins_a_row(line: bytes) -> bool:
+    """Whether a line without a newline may be what a kill has left of a row, and not somebody's only line."""
+    try:
+        Row.model_validate_json(line)
+    except ValidationError as error:
+        begun, first = line[:64].replace(b" ", b""), b'{"question":'
+        broken = error.errors()[0]["type"] == "json_invalid"
+        return broken and (begun.startswith(first) or first.startswith(begun))
+    return True

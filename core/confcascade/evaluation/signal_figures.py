@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from confcascade.evaluation.health import SignalHealth, signal_health
 from confcascade.evaluation.metrics import (
     aurc,
     auroc,
@@ -20,7 +21,6 @@ from confcascade.evaluation.policy_figures import RIGHT, Bench
 __all__ = ["SignalFigures", "signal_figures"]
 
 _POINTS = 200  # of a risk-coverage curve
-CHANCE = 0.05  # an AUROC no further than this from 0.5 routes no better than a coin
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,11 @@ def _figures(bench: Bench, model: str, name: str) -> SignalFigures:
         ece=calibration_error(grade, score) if probability else None,
         bins=tuple((int(n), float(a), float(p)) for n, a, p in reliability(grade, score)) if probability else (),
         risk_coverage=tuple((float((k + 1) / len(risk)), float(risk[k])) for k in at),
-        hint=_hint(low, high, area, missing / (missing + len(score)), float(right.mean())),
+        hint=_hint(signal_health(column.values[usable], bench.alone[model].grade[usable] >= RIGHT)),
     )
 
 
-def _hint(low: float, high: float, area: float | None, missing: float, accuracy: float) -> str:
-    hints = []
-    if low == high:
-        hints.append(f"cannot route: every score is {low:g}")
-    elif area is None:
-        hints.append(f"cannot be judged: {'all' if accuracy == 1 else 'no'} answers are right")
-    elif area <= 0.5 - CHANCE:
-        hints.append("the wrong way round: wrong answers score higher than right ones")
-    elif area < 0.5 + CHANCE:
-        hints.append("cannot route: it tells right from wrong hardly better than a coin")
-    if missing:
-        hints.append(f"{missing:.1%} of the answers have no score and are passed on")
-    return "; ".join(hints)
+def _hint(health: SignalHealth) -> str:
+    if not health.can_route:
+        return f"cannot route: {'; '.join(health.reasons)}"
+    return "" if health.coverage == 1 else f"{1 - health.coverage:.1%} of the answers have no score and are passed on"

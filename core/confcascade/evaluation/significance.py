@@ -43,12 +43,17 @@ def mcnemar(cascade: NDArray[np.bool_], largest: NDArray[np.bool_]) -> float:
 
 
 def paired_difference(cascade: NDArray[np.generic], largest: NDArray[np.generic]) -> tuple[float, float, float]:
-    """Mean paired difference of grades and its 95 % interval, by a bootstrap over questions (10,000 draws, seed 0)."""
+    """Mean paired difference of grades and its 95 % interval, by a bootstrap over questions (10,000 draws, seed 0).
+
+    Of a single question with a difference it is all that differences can be, -1 to 1: one tells nothing of others.
+    """
     from scipy.stats import bootstrap
 
     difference = cascade.astype(float) - largest.astype(float)
     if not difference.any():
         return 0.0, 0.0, 0.0
+    if len(difference) == 1:
+        return float(difference[0]), -1.0, 1.0
     (blocks,) = _blocks(difference)
     interval = bootstrap(
         (blocks,),

@@ -309,6 +309,11 @@ def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None)
 
 
 def _response(completion: Any, ask: Generate) -> Response:
+    if not hasattr(completion, "choices"):
+        raise ModelError(
+            f"The server of model '{ask.model.name}' sent no chat completion, but {str(completion)[:60]!r}. "
+            "Is its `base_url` right? It often ends in /v1."
+        )
     if not completion.choices:
         raise ModelError(f"Model '{ask.model.name}' answered without a choice.")
     choice = completion.choices[0]

@@ -171,7 +171,11 @@ class TransformersModel(Blocking):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of configuration, precision, chat template and a sample of the weights."""
+        """Twelve hexadecimal digits of all that its hidden states hang on.
+
+        Configuration (with its quantisation), precision, chat template with its options, and a sample of the weights,
+        of a quantised model with those that are kept as buffers.
+        """
         config = self.model.config.to_dict()
         for volatile in ("transformers_version", "_name_or_path"):
             config.pop(volatile, None)
@@ -180,9 +184,14 @@ class TransformersModel(Blocking):
             str(self.model.dtype),
             str(self.tokenizer.chat_template),
         ]
+        if self._template_options:
+            described.append(json.dumps(self._template_options, sort_keys=True, default=str))
+        weights = list(self.model.parameters())
+        if "quantization_config" in config:  # GPTQ and AWQ pack what they quantise into buffers
+            weights += self.model.buffers()
         digest = hashlib.sha256("\n".join(described).encode())
-        for parameter in self.model.parameters():  # the first 256 numbers of every tensor
-            digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        for weight in weights:  # the first 256 numbers of every tensor
+            digest.update(weight.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
 
     # ------------------------------------------------------------------ LanguageModel

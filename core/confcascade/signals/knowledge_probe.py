@@ -6,21 +6,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
+from confcascade.signals.probe_fitting import NETWORK, Weights, fit_weights, predict
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["KnowledgeProbe", "ProbeCard", "resolve_layer"]
+__all__ = ["KnowledgeProbe", "Parts", "ProbeCard", "check_parts", "checked_states", "fingerprint_of", "resolve_layer"]
 
 FORMAT = 1
+Parts: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]"  # training, validation, test
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class ProbeCard:
         base_rate: Share of right answers among them.
         auroc: On the validation and the test part.
         brier: On the test part.
-        epochs: Passes over the training part until the validation loss was least.
+        epochs: Passes over the training part until the validation loss was least; of a linear probe the solver's steps.
         seed: Of the split and the weights.
+        balanced: Whether right and wrong answers weighed the same in training.
     """
 
     model: str
@@ -50,6 +53,7 @@ class ProbeCard:
     brier: float
     epochs: int
     seed: int
+    balanced: bool = False
 
 
 def resolve_layer(layer: int | float, layers: int) -> int:
@@ -67,12 +71,68 @@ def resolve_layer(layer: int | float, layers: int) -> int:
     return layer
 
 
+def fingerprint_of(model: LanguageModel) -> str:
+    """By what a probe knows its model again.
+
+    Raises:
+        ConfigurationError: If the model has no fingerprint.
+    """
+    fingerprint = getattr(model, "fingerprint", None)
+    if not isinstance(fingerprint, str):
+        raise ConfigurationError(
+            f"Model '{model.name}' has no `fingerprint`, by which its probe would know it again. "
+            "Give it one: a string that changes with its weights."
+        )
+    return fingerprint
+
+
+def checked_states(
+    model: LanguageModel, hidden: ArrayLike, correct: Sequence[bool]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Hidden states of `model` and labels as arrays (n, hidden_size) and (n,).
+
+    Raises:
+        ConfigurationError: If the shapes do not fit, a value is not finite, or a label is neither true nor false.
+    """
+    import numpy as np
+
+    x, given = np.asarray(hidden, dtype=np.float32), np.asarray(correct)
+    fingerprint_of(model)
+    if x.ndim != 2 or given.shape != x.shape[:1]:
+        raise ConfigurationError(
+            f"`hidden` must have shape (n, hidden_size) and `correct` shape (n,). Got {x.shape} and {given.shape}."
+        )
+    if x.shape[1] != model.capability.hidden_size:
+        raise ConfigurationError(
+            f"Model '{model.name}' has hidden states of {model.capability.hidden_size} dimensions. Got {x.shape[1]}."
+        )
+    if not np.isfinite(x).all():
+        raise ConfigurationError("`hidden` holds values that are not finite.")
+    if not np.isin(given, (0, 1)).all():
+        raise ConfigurationError("`correct` must hold only True and False.")
+    return x, given.astype(bool)
+
+
+def check_parts(correct: NDArray[np.bool_], parts: Parts) -> None:
+    """Every part must have right and wrong answers.
+
+    Raises:
+        ConfigurationError: Naming the part that has not.
+    """
+    for part, rows in zip(("training", "validation", "test"), parts, strict=True):
+        if not 0 < correct[rows].sum() < len(rows):
+            raise ConfigurationError(
+                f"A probe needs right and wrong answers in every part. The {part} part has {len(rows)} rows, "
+                f"{int(correct[rows].sum())} of them right. Collect more questions, or harder or easier ones."
+            )
+
+
 class KnowledgeProbe(Signal):
     """P(IK) in [0, 1]: the probability, by a trained probe, that the model will answer this prompt right.
 
-    Made by `fit` or `load`, never by hand. The network is the cited one, d -> 256 -> 128 -> 64 -> 1 with ReLU; inputs
-    are standardised and training stops at the least validation loss, which the paper does not say (see
-    ``docs/design``).
+    Made by `fit`, by ``confcascade train-probe`` or by `load`, never by hand. The network is the cited one,
+    d -> 256 -> 128 -> 64 -> 1 with ReLU, or none: a logistic regression. Inputs are standardised and training stops at
+    the least validation loss, which the paper does not say (see ``docs/design/probes.md``).
 
     Source: "Confidence-Driven Multi-Scale Model Selection", section 3; Mahaut et al. 2024 (layer 24, last
     prompt token).
@@ -92,6 +152,11 @@ class KnowledgeProbe(Signal):
         card = self.card
         return f"KnowledgeProbe(model={card.model!r}, layer={card.layer}, test AUROC={card.auroc[1]:.3f})"
 
+    @property
+    def kind(self) -> Literal["linear", "mlp"]:
+        """Whether there are hidden layers."""
+        return "linear" if self._depth == 1 else "mlp"
+
     # ------------------------------------------------------------------ as a signal
 
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
@@ -110,7 +175,8 @@ class KnowledgeProbe(Signal):
             raise ConfigurationError(
                 f"This probe was trained for model '{self.card.model}' (fingerprint {self.card.fingerprint}, "
                 f"{self.card.hidden_size} dimensions); the stage's model is '{model.name}' (fingerprint {fingerprint}, "
-                f"{capability.hidden_size} dimensions). Train one for it with KnowledgeProbe.fit."
+                f"{capability.hidden_size} dimensions). Another chat template, precision or quantisation is another "
+                "model to it. Train one with `confcascade train-probe`."
             )
 
     def identity(self) -> Mapping[str, Any]:
@@ -138,14 +204,7 @@ class KnowledgeProbe(Signal):
         x = np.asarray(hidden, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.card.hidden_size:
             raise ConfigurationError(f"`hidden` must have shape (n, {self.card.hidden_size}). Got {x.shape}.")
-        x = (x - self._weights["mean"]) / self._weights["scale"]
-        for i in range(self._depth):
-            x = x @ self._weights[f"weight.{i}"] + self._weights[f"bias.{i}"]
-            if i < self._depth - 1:
-                x = np.maximum(x, 0)
-        # the logistic function; nothing here overflows
-        probability: NDArray[np.float64] = np.exp(-np.logaddexp(0, -x[:, 0].astype(np.float64)))
-        return probability
+        return predict(self._weights, x)
 
     @classmethod
     def fit(
@@ -156,7 +215,8 @@ class KnowledgeProbe(Signal):
         *,
         layer: int | float = 0.75,
         groups: Sequence[str] | None = None,
-        hidden_layers: Sequence[int] = (256, 128, 64),
+        hidden_layers: Sequence[int] = NETWORK,
+        balanced: bool = False,
         max_epochs: int = 300,
         patience: int = 20,
         seed: int = 0,
@@ -170,7 +230,8 @@ class KnowledgeProbe(Signal):
             layer: Where the hidden states come from: a relative depth (float) or a block (int).
             groups: What must not be shared by the parts (the fact behind a question, say); by default every row is its
                 own.
-            hidden_layers: Widths of the hidden layers.
+            hidden_layers: Widths of the hidden layers; none makes a linear probe, a logistic regression.
+            balanced: Whether right and wrong answers weigh the same in training (see `fit_weights`).
             max_epochs: Most passes over the training part.
             patience: Epochs without a lower validation loss after which training ends.
             seed: Of the split and the weights.
@@ -182,75 +243,77 @@ class KnowledgeProbe(Signal):
             ConfigurationError: If there are too few rows, of one class only, or with values that are not finite, or if
                 the model cannot be told from others.
         """
-        import numpy as np
-        from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
-        from sklearn.neural_network import MLPClassifier
-
-        x, given = np.asarray(hidden, dtype=np.float32), np.asarray(correct)
-        fingerprint = getattr(model, "fingerprint", None)
-        if not isinstance(fingerprint, str):
-            raise ConfigurationError(
-                f"Model '{model.name}' has no `fingerprint`, by which its probe would know it again. "
-                "Give it one: a string that changes with its weights."
-            )
-        if x.ndim != 2 or given.shape != x.shape[:1]:
-            raise ConfigurationError(
-                f"`hidden` must have shape (n, hidden_size) and `correct` shape (n,). Got {x.shape} and {given.shape}."
-            )
-        if x.shape[1] != model.capability.hidden_size:
-            raise ConfigurationError(
-                f"Model '{model.name}' has hidden states of {model.capability.hidden_size} dimensions. "
-                f"Got {x.shape[1]}."
-            )
-        if not np.isfinite(x).all():
-            raise ConfigurationError("`hidden` holds values that are not finite.")
-        if not np.isin(given, (0, 1)).all():
-            raise ConfigurationError("`correct` must hold only True and False.")
         if max_epochs < 1:
             raise ConfigurationError(f"`max_epochs` must be at least 1. Got {max_epochs}.")
-        y, block = given.astype(bool), resolve_layer(layer, model.capability.layers)
-        train, validation, test = _split(len(x), groups, seed)
-        for part, rows in (("training", train), ("validation", validation), ("test", test)):
-            if len(np.unique(y[rows])) < 2:
-                raise ConfigurationError(
-                    f"A probe needs right and wrong answers in every part. The {part} part has {len(rows)} rows, "
-                    f"{int(y[rows].sum())} of them right. Collect more questions, or harder or easier ones."
-                )
-        mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
-        z = (x - mean) / scale
-        network = MLPClassifier(tuple(hidden_layers), alpha=1e-3, learning_rate_init=1e-4, random_state=seed)
-        rng = np.random.default_rng(seed)
-        best: tuple[float, int, list[Any], list[Any]] | None = None
-        for epoch in range(1, max_epochs + 1):
-            order = rng.permutation(train)
-            for start in range(0, len(order), 64):
-                network.partial_fit(z[order[start : start + 64]], y[order[start : start + 64]], classes=[False, True])
-            loss = float(log_loss(y[validation], network.predict_proba(z[validation])[:, 1], labels=[False, True]))
-            if best is None or loss < best[0]:
-                best = (loss, epoch, [w.copy() for w in network.coefs_], [b.copy() for b in network.intercepts_])
-            elif epoch - best[1] >= patience:
-                break
-        assert best is not None  # max_epochs >= 1
-        _, epochs, coefficients, intercepts = best
-        weights: dict[str, NDArray[np.float32]] = {"mean": mean, "scale": scale}
-        for i, (weight, bias) in enumerate(zip(coefficients, intercepts, strict=True)):
-            weights[f"weight.{i}"], weights[f"bias.{i}"] = weight.astype(np.float32), bias.astype(np.float32)
-        blank = ProbeCard(
+        x, y = checked_states(model, hidden, correct)
+        block = resolve_layer(layer, model.capability.layers)
+        parts = _split(len(x), groups, seed)
+        check_parts(y, parts)
+        train, validation, _ = parts
+        weights, epochs = fit_weights(
+            x,
+            y,
+            train,
+            validation,
+            hidden_layers=hidden_layers,
+            balanced=balanced,
+            max_epochs=max_epochs,
+            patience=patience,
+            seed=seed,
+        )
+        return cls.of_weights(model, weights, x, y, parts, layer=block, epochs=epochs, seed=seed, balanced=balanced)
+
+    @classmethod
+    def of_weights(
+        cls,
+        model: LanguageModel,
+        weights: Weights,
+        hidden: NDArray[np.float32],
+        correct: NDArray[np.bool_],
+        parts: Parts,
+        *,
+        layer: int,
+        epochs: int,
+        seed: int,
+        balanced: bool,
+    ) -> KnowledgeProbe:
+        """A probe of fitted weights, with a card of how well it does on the validation and the test part.
+
+        Args:
+            model: The model that the hidden states come from.
+            weights: By `fit_weights`.
+            hidden: Shape (n, hidden_size).
+            correct: Shape (n,).
+            parts: Rows for training, validation and test.
+            layer: The block that the hidden states come from.
+            epochs: Of the fit.
+            seed: Of the fit.
+            balanced: Of the fit.
+        """
+        from sklearn.metrics import brier_score_loss, roc_auc_score
+
+        train, validation, test = parts
+        card = ProbeCard(
             model=model.name,
-            fingerprint=fingerprint,
-            layer=block,
-            hidden_size=x.shape[1],
+            fingerprint=fingerprint_of(model),
+            layer=layer,
+            hidden_size=hidden.shape[1],
             examples=(len(train), len(validation), len(test)),
-            base_rate=float(y.mean()),
+            base_rate=float(correct.mean()),
             auroc=(0.0, 0.0),
             brier=0.0,
             epochs=epochs,
             seed=seed,
+            balanced=balanced,
         )
-        p = cls(blank, weights).predict(x)
-        auroc = tuple(float(roc_auc_score(y[rows], p[rows])) for rows in (validation, test))
-        measured = {"auroc": auroc, "brier": float(brier_score_loss(y[test], p[test]))}
-        return cls(ProbeCard(**{**asdict(blank), **measured}), weights)
+        blank = cls(card, weights)
+        p = {part: blank.predict(hidden[rows]) for part, rows in (("validation", validation), ("test", test))}
+        auroc = (
+            float(roc_auc_score(correct[validation], p["validation"])),
+            float(roc_auc_score(correct[test], p["test"])),
+        )
+        brier = float(brier_score_loss(correct[test], p["test"]))
+        return cls(replace(card, auroc=auroc, brier=brier), weights)
 
     # ------------------------------------------------------------------ on disk
 
@@ -299,7 +362,7 @@ def _damaged(path: Path, error: Exception) -> ConfigurationError:
     )
 
 
-def _split(n: int, groups: Sequence[str] | None, seed: int) -> tuple[Any, Any, Any]:
+def _split(n: int, groups: Sequence[str] | None, seed: int) -> Parts:
     """Rows for training, validation and test, 80/10/10 by group."""
     import numpy as np
 

@@ -648,6 +648,19 @@ def test_stages_hold_what_a_file_says():
     assert {field.name for field in fields(Stage)} == set(StageEntry.model_fields) - {"rate_limit"}
 
 
+def test_one_model_is_loaded_alone(tmp_path):
+    """By its name in records, as the file says; the others need not be at hand."""
+    pytest.importorskip("torch")
+    path = tmp_path / "cascade.yaml"
+    path.write_text("models: [bundled:small, {local: ./nowhere, name: large}]\n")
+    file = CascadeFile.load(path)
+    assert file.model().name == file.model("small").name == "small"
+    with pytest.raises(ConfigurationError, match=r"no model 'larg'; did you mean `large`\?"):
+        file.model("larg")
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        file.model("large")
+
+
 def test_a_pickled_file_loads_its_models_where_it_arrives(tmp_path):
     """What it says travels, with its lines for errors and its folder for paths; no model does."""
     path = tmp_path / "cascade.yaml"

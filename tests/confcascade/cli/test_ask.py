@@ -194,8 +194,9 @@ def test_an_earlier_answer_is_told_as_such(confcascade, cascade, questions):
         ("models: ['bundled:small']\nthreshhold: 1\n", ["Who?"], "line 2, `threshhold`: unknown key; did you mean"),
         (TWO, [" "], "The question is empty"),
         (TWO, ["-"], "The question is empty"),
-        (TWO, ["Who?", "--prompt", "multiple-choice"], "needs a value for {subject}"),
-        (TWO + "prompt: multiple\n", ["Who?"], "There is no prompt 'multiple'"),
+        (TWO, ["Who?", "--prompt", "multiple-choice"], "Here --subject, --choice and --context give such values."),
+        (TWO + "prompt: multiple\n", ["Who?"], "line 5, `prompt`: There is no prompt 'multiple'"),
+        (TWO + "prompt: {user: '{quesion}'}\n", ["Who?"], "line 5, `prompt`: Prompt 'own' has the field {quesion}"),
     ],
 )
 def test_what_cannot_work_is_the_code_2(confcascade, cascade, text, arguments, says):
@@ -207,3 +208,16 @@ def test_what_cannot_work_is_the_code_2(confcascade, cascade, text, arguments, s
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["ask", "collect", "convert", "demo", "evaluate"])
+def test_help_is_whole_in_80_columns(command):
+    """No name of an option and no word is cut off."""
+    from confcascade.cli import app
+    from typer.testing import CliRunner
+
+    for arguments in ([], [command]):
+        shown = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "80"}).output
+        assert "--help" in shown
+        assert "…" not in shown
+        assert not re.search(r"[\w:)]\.\.\.\n", shown)

@@ -53,7 +53,7 @@ def test_it_collects_and_goes_on(confcascade, files):
     done = confcascade(*given, "normalized", "--limit", 10, cwd=files)
     assert done.returncode == 0, done.stderr
     assert "10/10" in done.stdout
-    assert f"Next: confcascade evaluate {rec}" in done.stdout
+    assert f"Next: confcascade evaluate {rec} --threshold p_ik=0.9 --threshold p_t=0.9\n" in done.stdout
     assert "20 to ask" in done.stderr
     first = rec.read_text()
     rows = [json.loads(line) for line in first.splitlines()]
@@ -71,6 +71,31 @@ def test_it_collects_and_goes_on(confcascade, files):
     assert 'grader.grader was "normalized" and is now "exact"' in refused.stderr
     assert "Traceback" not in refused.stderr
     assert rec.read_text().count("\n") == 24
+
+
+def test_a_warning_is_a_sentence(confcascade, files):
+    """Without the place in our code."""
+    (files / "twice.jsonl").write_text('{"question": "a", "reference": "b"}\n' * 2)
+    done = confcascade("collect", "twice.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", cwd=files)
+    assert done.stderr.startswith("Warning: 1 of 2 rows of 'twice.jsonl' are there twice, word for word: left out.\n")
+    assert ".py:" not in done.stderr
+
+
+def test_one_part_of_a_file_of_several(confcascade, files):
+    """The error names the option, and the option takes it; another part is another data set."""
+    lists = {name: [{"question": f"{name} {i}?", "reference": "a"} for i in range(3)] for name in ("dev", "test")}
+    (files / "parts.json").write_text(json.dumps(lists))
+    given = ["collect", "parts.json", "-o", "rec.jsonl", "--cascade", "cascade.yaml", "--grader", "exact"]
+    refused = confcascade(*given, cwd=files)
+    assert refused.returncode == 2
+    assert "holds several lists, dev, test: say which as `part`" in refused.stderr
+    done = confcascade(*given, "--part", "test", cwd=files)
+    assert done.returncode == 0, done.stderr
+    prompts = {json.loads(line)["prompt"] for line in (files / "rec.jsonl").read_text().splitlines()}
+    assert prompts == {f"test {i}?" for i in range(3)}
+    refused = confcascade(*given, "--part", "dev", cwd=files)
+    assert refused.returncode == 2
+    assert "was collected otherwise: part" in refused.stderr
 
 
 def test_a_grader_must_be_named(confcascade, files):
@@ -136,6 +161,63 @@ def test_ctrl_c_loses_no_call(confcascade, files, counted):
     assert done.returncode == 0, done.stderr
     calls = counted.read_text().splitlines()
     assert len(calls) == len(set(calls)) == 400
+
+
+def test_a_server_at_fault_is_no_success(confcascade, files):
+    """Though every question was asked by the time it showed: code 1, and the reason."""
+    pytest.importorskip("openai")
+    (files / "pages.py").write_text(WEB_PAGES)
+    given = ["collect", "questions.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", "--grader", "contains"]
+    with subprocess.Popen([sys.executable, files / "pages.py"], stdout=subprocess.PIPE, text=True) as pages:
+        address = f"http://127.0.0.1:{pages.stdout.readline().strip()}"
+        stage = {"model": {"openai": "m", "base_url": address}}
+        (files / "cascade.yaml").write_text(json.dumps({"stages": [stage]}))
+        done = confcascade(*given, cwd=files)
+        few = confcascade(*given[:2], "-o", "few.jsonl", *given[4:], "--limit", 3, cwd=files)
+        pages.kill()
+    assert done.returncode == 1, done.stderr
+    assert "failed 20 times in a row" in done.stdout
+    for told in (done.stdout, few.stdout):
+        assert "sent no chat completion, but '<html>'. Is its `base_url` right?" in told
+        assert "Next:" not in told
+    assert "m: 3 errors, at last ModelError" in few.stdout
+
+
+WEB_PAGES = """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Page(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def test_the_table_names_its_models():
+    """In 80 columns, too; and what was not scored is counted, with the reason."""
+    from confcascade import Usage
+    from confcascade.cli.collect import _table
+    from confcascade.evaluation import RecordedScore, Row
+    from confcascade.evaluation.collect import Tally
+    from rich.console import Console
+
+    tallies = {model: Tally(wanted=2000) for model in ("Qwen/Qwen3-4B", "gpt-4o-mini")}
+    score = RecordedScore(value=None, details={"unavailable": "it told none"})
+    for model, tally in tallies.items():
+        row = Row(question="q", model=model, answer="a", grade=1, scores={"p_t": score}, usage=Usage(900_000, 9))
+        tally.add(row, 0.001)
+        assert (tally.unscored, tally.why_unscored) == ({"p_t": 1}, {"p_t": "it told none"})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_table(tallies))
+    for part in ("Qwen/Qwen3-4B", "gpt-4o-mini", "1/2000", "accuracy", "100.0%", "$0.0010", "latency"):
+        assert part in console.file.getvalue()
+    assert "errors" not in console.file.getvalue()
 
 
 def test_bars_on_a_terminal(tmp_path):

@@ -104,6 +104,7 @@ def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_pat
         (["--threshold", "p_t"], "--threshold takes NAME=VALUE"),
         (["--threshold", "p_t=high"], "could not convert"),
         (["--threshold", "p_ik=0.9"], "'p_ik' is of no recorded signal"),
+        (["--threshold", "p_t=0.9", "--models", "small"], "'small' is the only model"),
         (["--threshold", "p_t=0.9", "--models", "small,huge"], "Model 'huge' is not in the recording"),
         (["--threshold", "p_t=0.9", "--prices", "tiny=1,2"], "Model 'tiny' is not in the recording"),
         (["--threshold", "p_t=0.9", "--parameters", "small=-1"], "parameters must be above 0"),

@@ -70,6 +70,7 @@ def test_what_changed_is_named(made, tmp_path, changes, named):
     """Data, prompt, grader, parameters, a model's build and a signal's options all decide what rows say."""
     recording = tmp_path / "rec.jsonl"
     bind(recording, made(), {})
+    recording.write_text("a row\n")
     before = meta_path(recording).read_text()
     with pytest.raises(ConfigurationError) as refused:
         bind(recording, made(**changes), {})
@@ -82,6 +83,7 @@ def test_changed_data_are_named(made, tmp_path):
     """A question more, or less, is another data set."""
     recording = tmp_path / "rec.jsonl"
     bind(recording, made(), {})
+    recording.write_text("a row\n")
     (tmp_path / "data.jsonl").write_text('{"question": "another"}\n')
     with pytest.raises(ConfigurationError, match="data was"):
         bind(recording, made(), {})
@@ -91,10 +93,22 @@ def test_a_model_may_be_added(made, tmp_path):
     """And is then held to what it was; models that a run leaves out stay known."""
     recording = tmp_path / "rec.jsonl"
     bind(recording, made(stages=[Stage(SMALL, [TokenProbability()])]), {})
+    recording.write_text("a row\n")
     bind(recording, made(stages=[Stage(LARGE)]), {})
     assert set(json.loads(meta_path(recording).read_text())["identity"]["models"]) == {"small", "large"}
     with pytest.raises(ConfigurationError, match=r"models\.large\.fingerprint"):
         bind(recording, made(stages=[Stage(Renamed("large"))]), {})
+
+
+def test_a_run_that_recorded_nothing_binds_nobody(made, tmp_path):
+    """A wrong key or a mistyped option ended it before the first row: the corrected command may ask otherwise."""
+    recording = tmp_path / "rec.jsonl"
+    recording.touch()
+    bind(recording, made(), {"command": ["mistaken"]})
+    bind(recording, made(grader=ExactMatch()), {"command": ["corrected"]})
+    meta = json.loads(meta_path(recording).read_text())
+    assert meta["identity"]["grader"]["grader"] == "exact"
+    assert [run["command"] for run in meta["runs"]] == [["corrected"]]
 
 
 def test_rows_of_unknown_making_are_left_alone(made, tmp_path):

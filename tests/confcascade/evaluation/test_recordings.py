@@ -23,6 +23,7 @@ from confcascade.evaluation import (
     read_rows,
     recorded_score,
 )
+from confcascade.evaluation.recordings import is_recording
 from confcascade.signals import Measurement
 from confcascade.types import Token
 from hypothesis import given, settings
@@ -47,6 +48,17 @@ def test_rows_survive_the_round_trip(case: Case, tmp_path_factory: pytest.TempPa
     assert list(read_rows(path)) == case.rows
 
 
+def test_half_a_character_ends_no_collect(tmp_path: Path):
+    """JSON may name half a surrogate pair, and UTF-8 cannot hold it: the row is kept, with U+FFFD in its place."""
+    path = tmp_path / "rec.jsonl"
+    token = Token("\ud83d", -0.5)
+    with RecordingWriter(path) as writer:
+        writer.append(row("q1", answer="so \ud83d", tokens=(token,), scores={"p_t": RecordedScore(value=0.5)}))
+    (read,) = read_rows(path)
+    assert (read.answer, read.tokens) == ("so \ufffd", (Token("\ufffd", -0.5),))
+    assert read.scores["p_t"].value == 0.5
+
+
 def test_an_unfinished_last_line_is_no_row(tmp_path: Path):
     """However much of the last line a kill has left: readers drop it, and the next writer cuts it off."""
     path = tmp_path / "rec.jsonl"
@@ -67,6 +79,25 @@ def test_a_file_of_one_unfinished_line_is_empty(tmp_path: Path):
     with RecordingWriter(path) as writer:
         assert writer.keys == set()
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"One line of notes, without a newline",
+        b'{"question": "Where?", "reference": "here"}',
+        b'{"question": "Where?"}\n{"question": "When?"}',
+        row("q1").line() + b"notes",
+        b"question,reference\nWhere?,here",
+    ],
+)
+def test_a_file_that_is_no_recording_is_left_as_it_is(tmp_path: Path, content: bytes):
+    """Whoever names the wrong file keeps it whole: only what a kill can have left of a row is cut off."""
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="no r"):
+        RecordingWriter(path)
+    assert path.read_bytes() == content
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path):
@@ -237,3 +268,18 @@ def test_columns_name_what_is_not_recorded():
     assert Columns.of([row("q1")]).scores.shape == (1, 1, 0)
     with pytest.raises(ConfigurationError, match="no rows"):
         Columns.of([])
+
+
+def test_a_recording_is_told_from_questions(tmp_path):
+    """By its first row, also of a folder; an empty file, an empty folder and questions are none."""
+    path = tmp_path / "a.jsonl"
+    assert not is_recording(tmp_path)
+    path.write_bytes(Row(question="q", model="m").line())
+    assert is_recording(path)
+    assert is_recording(tmp_path)
+    assert is_recording(tmp_path / "a.parquet") is False
+    path.write_text('{"question": "q", "reference": "a"}\n')
+    assert not is_recording(path)
+    path.write_text("")
+    assert not is_recording(path)
+    assert not is_recording(tmp_path)

@@ -24,6 +24,12 @@ def test_statistics_are_the_libraries():
     assert low < share < high
 
 
+def test_of_one_question_nothing_is_known_of_others():
+    """It has no interval that could be resampled, and is no crash either: groups of one are common."""
+    assert paired_difference(np.array([0.0]), np.array([1.0])) == (-1.0, -1.0, 1.0)
+    assert paired_difference(np.array([1.0]), np.array([1.0])) == (0.0, 0.0, 0.0)
+
+
 def test_the_papers_own_p_value():
     """Table 9, 8B -> 70B: p = 0.4048 is that of 14 harms and 9 benefits."""
     largest = np.array([True] * 14 + [False] * 9 + [True] * 1407)

@@ -366,3 +366,28 @@ def test_parameters_are_counted_as_multiplied(tokenizer, small):
     assert small.architecture.parameters == small.model.num_parameters()
     untied = random_model(tokenizer)
     assert untied.architecture.parameters == untied.model.num_parameters() - len(tokenizer) * 32
+
+
+def test_fingerprint_tells_how_the_prompt_is_written_and_the_weights_are_kept(tokenizer):
+    """Options of the template, precision, quantisation, and what a quantised model packs into buffers."""
+
+    def quantised(packed):
+        model = random_model(tokenizer).model
+        model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+        model.lm_head.register_buffer("qweight", torch.full((4, 4), packed, dtype=torch.int32))
+        return TransformersModel(model, tokenizer)
+
+    plain = random_model(tokenizer)
+    half = TransformersModel(random_model(tokenizer).model.half(), tokenizer)
+    options = TransformersModel(plain.model, plain.tokenizer, template_options={"enable_thinking": False})
+    apart = [each.fingerprint for each in (plain, half, options, quantised(1), quantised(2))]
+
+    assert len(set(apart)) == len(apart)
+    assert quantised(1).fingerprint == quantised(1).fingerprint
+    assert random_model(tokenizer).fingerprint == plain.fingerprint
+
+
+def test_shipped_probes_fit_their_models():
+    """A changed way to make fingerprints would refuse every probe that is in use."""
+    for size in ("small", "medium", "large"):
+        bundled_probe(size).check(bundled_model(size))

@@ -21,11 +21,13 @@ from confcascade import (
     Usage,
 )
 from confcascade.signals.knowledge_probe import ProbeCard, _split, resolve_layer
+from confcascade.signals.probe_fitting import PENALTIES
 from confcascade.testing import ScriptedModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sklearn.metrics import roc_auc_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
@@ -196,6 +198,37 @@ def test_the_best_epoch_is_kept(monkeypatch):
 
     again = KnowledgeProbe.fit(MODEL, x, y, hidden_layers=(64, 64), max_epochs=stopped.card.epochs)
     assert again.identity() == stopped.identity()
+
+
+def test_without_hidden_layers_it_is_a_logistic_regression():
+    """A linear probe is scikit-learn's regression of the penalty with the least validation loss."""
+    x, y = planted(600, seed=0)
+    probe = KnowledgeProbe.fit(MODEL, x, y, layer=2, hidden_layers=())
+    train, validation, _ = _split(600, None, 0)
+    mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
+    fitted = [LogisticRegression(C=C, max_iter=1000).fit((x[train] - mean) / scale, y[train]) for C in PENALTIES]
+    told = [each.predict_proba((x - mean) / scale)[:, 1] for each in fitted]
+    best = min(told, key=lambda p: log_loss(y[validation], p[validation]))
+
+    assert probe.kind == "linear"
+    np.testing.assert_allclose(probe.predict(x), best, atol=1e-4)
+    assert probe.card.auroc[1] > 0.85
+
+
+@pytest.mark.parametrize("hidden_layers", [(), (32,)], ids=["linear", "mlp"])
+def test_a_balanced_probe_still_predicts_probabilities(hidden_layers: tuple[int, ...]):
+    """Of a model that is right once in eight times, the mean P(IK) stays near that share, balanced or not."""
+    x = states(1_600, seed=0)
+    y = (x[:, 0] - 3) + np.random.default_rng(1).normal(size=1_600) > 2.6
+    assert 0.08 < y.mean() < 0.2
+    options: dict[str, Any] = {"layer": 2, "hidden_layers": hidden_layers, "max_epochs": 60, "patience": 5}
+    plain, balanced = (KnowledgeProbe.fit(MODEL, x, y, balanced=balanced, **options) for balanced in (False, True))
+
+    assert (plain.card.balanced, balanced.card.balanced) == (False, True)
+    assert plain.identity() != balanced.identity()
+    for probe in (plain, balanced):
+        assert probe.predict(x).mean() == pytest.approx(y.mean(), abs=0.06)
+        assert probe.card.auroc[1] > 0.75
 
 
 # ---------------------------------------------------------------------- how it splits

@@ -13,9 +13,15 @@ from typing import Any, TextIO
 
 from confcascade.errors import ConfigurationError
 
-__all__ = ["kind", "lines", "records", "table"]
+__all__ = ["KINDS", "kind", "lines", "readable", "records", "table"]
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+
+
+def readable(path: Path) -> bool:
+    """Whether a file's name says that it holds records."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return bool(suffixes) and suffixes[-1] in KINDS
 
 
 def kind(path: Path) -> str:

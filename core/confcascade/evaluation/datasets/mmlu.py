@@ -14,7 +14,7 @@ from confcascade.evaluation.datasets.fields import indexed, listed, text
 from confcascade.evaluation.datasets.files import kind, table
 from confcascade.evaluation.examples import LETTERS, Example
 
-__all__ = ["claims", "example", "headerless", "rows", "subject_files"]
+__all__ = ["claims", "example", "headerless", "published", "rows", "subject_files"]
 
 # as they are called in the published archive: abstract_algebra_test.csv
 NAME = re.compile(r"(?P<subject>.+)_(?P<split>dev|val|test)\.csv(\.gz)?")
@@ -80,6 +80,11 @@ def rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 "answer": row[5],
             },
         )
+
+
+def published(folder: Path) -> bool:
+    """Whether a folder holds files that are called as the published ones."""
+    return any(NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
 def subject_files(folder: Path, part: str | None = None) -> list[Path]:

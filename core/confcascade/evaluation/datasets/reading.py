@@ -13,7 +13,7 @@ from typing import Any
 
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.datasets import arc, gpqa, gsm8k, mmlu, own, popqa
-from confcascade.evaluation.datasets.files import records
+from confcascade.evaluation.datasets.files import KINDS, readable, records
 from confcascade.evaluation.examples import Example
 
 __all__ = ["FORMATS", "format_of", "read_examples"]
@@ -45,7 +45,16 @@ def format_of(path: str | Path, *, part: str | None = None) -> str:
         ConfigurationError: If they fit none, or more than one.
     """
     path = Path(path)
-    if path.is_dir() or mmlu.headerless(path):
+    if path.is_dir():
+        if mmlu.published(path):
+            return "mmlu"
+        formats = {format_of(file, part=part) for file in _files(path)}
+        if len(formats) > 1:
+            raise ConfigurationError(
+                f"The files in '{path}' are of the formats {', '.join(sorted(formats))}. Give each a folder of its own."
+            )
+        return formats.pop()
+    if mmlu.headerless(path):
         return "mmlu"
     _, first = next(records(path, part), ("", None))
     if first is None:
@@ -72,7 +81,8 @@ def read_examples(path: str | Path, format: str = "auto", *, part: str | None = 
     left out the second time, and a warning tells how many were.
 
     Args:
-        path: A file that ends in .jsonl, .json, .csv or .tsv, or one of them with .gz; or a folder of MMLU's files.
+        path: A file that ends in .jsonl, .json, .csv or .tsv, or one of them with .gz; or a folder of such files, all
+            of one format, read in the order of their names; or a folder of MMLU's files.
         format: One of `FORMATS`: "own" (see `datasets.own.example`) or that of a published data set; "auto" tells it
             by the keys of the first record, and logs which (level INFO).
         part: Of a JSON file with several lists, the key of one; of a folder with several splits, its name.
@@ -94,14 +104,15 @@ def read_examples(path: str | Path, format: str = "auto", *, part: str | None = 
 def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, Path, Example]]:
     """Each example with the words for where it is, and its file."""
     reader = _READERS[chosen]
-    if path.is_dir():
-        if chosen != "mmlu":
-            raise ConfigurationError(f"'{path}' is a folder; of the format {chosen}, give a file.")
+    if path.is_dir() and chosen == "mmlu" and mmlu.published(path):
         sources = [(file, mmlu.rows(file)) for file in mmlu.subject_files(path, part)]
-    elif chosen == "mmlu" and mmlu.headerless(path):
-        sources = [(path, mmlu.rows(path))]
     else:
-        sources = [(path, records(path, part))]
+        files = _files(path) if path.is_dir() else [path]
+        bare = [chosen == "mmlu" and mmlu.headerless(file) for file in files]
+        sources = [
+            (file, mmlu.rows(file) if is_bare else records(file, part))
+            for file, is_bare in zip(files, bare, strict=True)
+        ]
     for file, rows in sources:
         for where, record in rows:
             try:
@@ -110,6 +121,14 @@ def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, 
                 raise _misread(where, file, f"it has no `{error.args[0]}`", chosen) from error
             except (ValueError, TypeError) as error:
                 raise _misread(where, file, str(error), chosen) from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files in a folder; what else lies there is passed over."""
+    found = sorted(file for file in folder.iterdir() if file.is_file() and readable(file))
+    if not found:
+        raise ConfigurationError(f"The folder '{folder}' has no file that ends in {', '.join(KINDS)} (or with .gz).")
+    return found
 
 
 def _misread(where: str, file: Path, why: str, chosen: str) -> ConfigurationError:

@@ -16,10 +16,11 @@ def headline(evaluation: Evaluation) -> str:
         return f"{evaluation.models[0]} alone: there is no cascade to judge."
     if saved is None:
         return "What it would save is not known."
-    if saved <= 0 and evaluation.unit == "tokens":
-        return "It takes more tokens than the largest model alone; what they cost is not known."
-    if saved <= 0:
-        return f"It saves nothing: it costs more {UNIT_NAMES[evaluation.unit]} than the largest model alone."
+    if saved <= 0 or _as_much(saved):
+        much = "as many {} as" if _as_much(saved) else "more {} than"
+        than = much.format(UNIT_NAMES[evaluation.unit]) + " the largest model alone"
+        tokens = evaluation.unit == "tokens"
+        return f"It takes {than}; what they cost is not known." if tokens else f"It saves nothing: it costs {than}."
     interval = policy.saved_interval
     if interval is not None and interval.low <= 0:
         return "What it saves may be chance."
@@ -33,6 +34,10 @@ def headline(evaluation: Evaluation) -> str:
     return "It is cheaper, and no loss of right answers is shown" + (
         f", though {lost:.1f} points may be lost." if lost else "."
     )
+
+
+def _as_much(saved: float) -> bool:
+    return abs(saved) < 0.0005  # told as 0.0 %
 
 
 def verdict(evaluation: Evaluation) -> list[str]:
@@ -86,7 +91,9 @@ def _saving(evaluation: Evaluation, saved: float, hidden: float, unit: str) -> s
     if interval is not None and interval.low < interval.high:
         known = f" (95 % interval {percent(interval.low)} to {percent(interval.high)})"
     does = f"It saves {percent(saved)} of the largest model's {unit}{known}"
-    if saved <= 0:
+    if _as_much(saved):
+        does = f"It costs as many {unit} as the largest model alone"
+    elif saved < 0:
         does = f"It costs {percent(-saved)} more {unit} than the largest model alone"
     theirs = f"{percent(hidden)} saved" if hidden >= 0 else f"{percent(-hidden)} more"
     return (

@@ -65,14 +65,31 @@ def test_formats_and_files_that_are_not_there(tmp_path):
     with pytest.raises(ConfigurationError, match="There is no file"):
         read_examples(tmp_path / "a.jsonl")
     path = write(tmp_path / "a.jsonl")
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ConfigurationError, match="has no rows"):
         read_examples(path)
     with pytest.raises(ConfigurationError, match="has no rows"):
         list(read_examples(path, "own"))
     with pytest.raises(ConfigurationError, match="must be auto, own or mmlu"):
         read_examples(path, "squad")
-    with pytest.raises(ConfigurationError, match="is a folder"):
-        list(read_examples(tmp_path, "popqa"))
+    with pytest.raises(ConfigurationError, match=r"The folder '.*' has no file that ends in \.jsonl"):
+        list(read_examples(tmp_path / "nothing"))
+
+
+def test_a_folder_of_files_is_one_data_set(tmp_path):
+    """In the order of their names; other files are passed over, and ids are unique across them."""
+    write(tmp_path / "b.jsonl", {"question": "b", "reference": "x"})
+    write(tmp_path / "a.jsonl", {"question": "a", "reference": "y"}, {"question": "a2", "reference": "z"})
+    (tmp_path / "README.md").write_text("not read")
+    assert format_of(tmp_path) == "own"
+    assert [example.question for example in read_examples(tmp_path)] == ["a", "a2", "b"]
+    assert [example.question for example in read_examples(tmp_path, "own")] == ["a", "a2", "b"]
+    write(tmp_path / "c.jsonl", {"question": "a", "reference": "other", "id": "1"}, {"question": "c", "id": "1"})
+    with pytest.raises(ConfigurationError, match=r"line 2 of '.*c\.jsonl' has the id '1' of the one in line 1"):
+        list(read_examples(tmp_path))
+    write(tmp_path / "c.jsonl", {"question": "c", "answer": "so #### 72"})
+    with pytest.raises(ConfigurationError, match="are of the formats gsm8k, own"):
+        read_examples(tmp_path)
 
 
 def test_rows_that_are_there_twice_are_left_out_and_counted(tmp_path):

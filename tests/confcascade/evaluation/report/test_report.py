@@ -175,10 +175,19 @@ def test_more_tokens_are_not_called_dearer():
     assert "It costs 40.0 % more tokens than the largest model alone" in " ".join(verdict(found))
 
 
+def test_as_much_is_not_called_more():
+    """A small model that answers all with as many tokens: neither more nor −0.0 % of anything."""
+    found = evaluation()
+    for saved in (0.0, -0.0001):
+        same = replace(found, unit="tokens", policy=replace(found.policy, saved={"tokens": saved}))
+        assert headline(same) == "It takes as many tokens as the largest model alone; what they cost is not known."
+        assert "It costs as many tokens as the largest model alone, every" in " ".join(verdict(same))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"saved": {"flops": -0.1}}, "It saves nothing"),
+        ({"saved": {"flops": -0.1}}, "It saves nothing: it costs more operations than"),
         ({"saved_interval": Interval(0.1, -0.1, 0.3)}, "may be chance"),
         ({"blind": 0.95}, "by lot"),
         ({"drop_points": Interval(-2, -3, -1)}, "fewer questions right"),

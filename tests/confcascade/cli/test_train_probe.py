@@ -1,0 +1,168 @@
+"""``confcascade train-probe``: from questions or a recording to a probe that a cascade file can name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from confcascade import ConfigurationError
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With questions, in a folder of two files, on which the small model is right about half of the time."""
+    from confcascade.demo.world import World
+
+    folder = tmp_path_factory.mktemp("train-probe")
+    questions = World().questions("fit", ("facts", "sums", "letters"), per_task=200)
+    rows = [{"question": each.prompt, "reference": each.reference, "group": each.key} for each in questions]
+    (folder / "questions").mkdir()
+    for name, part in (("a", rows[::2]), ("b", rows[1::2])):
+        (folder / "questions" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    """Runs the command in that folder, in this process: to start one takes longer than to train."""
+    from confcascade.cli import app
+    from typer.testing import CliRunner
+
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["train-probe", *map(str, arguments)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(confcascade, folder):
+    """Trained on the questions; the process that did it."""
+    options = ("--model", "bundled:small", "--grader", "normalized", "--depths", "0.5,1.0")
+    done = confcascade("train-probe", "questions", "-o", "probe", *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_probe_of_questions(trained, folder):
+    """The model answers, the probe is chosen, and the terminal tells what it is worth."""
+    from confcascade import KnowledgeProbe
+    from confcascade.demo import bundled_model
+
+    told = json.loads((folder / "probe" / "training.json").read_text())
+    assert {(each["layer"], each["kind"]) for each in told["candidates"]} == {
+        (layer, kind) for layer in (2, 4) for kind in ("linear", "mlp")
+    }
+    assert " ".join(told["verdict"][0].split()) in " ".join(trained.stdout.split())
+    assert told["verdict"][0].startswith("This probe can")
+    assert told["command"][:3] == ["confcascade", "train-probe", "questions"]
+    assert told["split"]["by"] == "question"
+    for name in ("reliability.png", "learning_curve.png", "auroc_by_depth.png", "recording.jsonl", "states"):
+        assert (folder / "probe" / name).exists()
+    probe = KnowledgeProbe.load(folder / "probe")
+    probe.check(bundled_model("small"))
+    with pytest.raises(ConfigurationError, match="trained for model 'small'"):
+        probe.check(bundled_model("medium"))
+
+
+def test_the_same_command_does_nothing_twice(here, trained, folder):
+    """Answers and hidden states are kept: another kind of probe takes a moment."""
+    before = (folder / "probe" / "recording.jsonl").read_bytes()
+    shards = {path.name: path.stat().st_mtime_ns for path in (folder / "probe" / "states").iterdir()}
+    options = ("--model", "bundled:small", "--grader", "normalized", "--depths", "0.5,1.0", "--kind", "linear")
+    here("questions", "-o", "probe", *options, "--balanced", "--no-plots")
+    assert (folder / "probe" / "recording.jsonl").read_bytes() == before
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "probe" / "states").iterdir()} == shards
+    told = json.loads((folder / "probe" / "training.json").read_text())
+    assert {each["kind"] for each in told["candidates"]} == {"linear"}
+    assert told["probe"]["balanced"]
+
+
+def test_a_probe_of_a_recording(here, trained, folder):
+    """The recording's grades and prompts are enough; a model of a cascade file can be named."""
+    (folder / "cascade.yaml").write_text("models: [bundled:small, bundled:large]\n")
+    recording = folder / "probe" / "recording.jsonl"
+    options = ("--cascade", "cascade.yaml", "--depths", "4", "--kind", "linear", "--by-group", "--no-plots")
+    here(recording, "-o", "again", *options, "--model", "small")
+    told = json.loads((folder / "again" / "training.json").read_text())
+    assert (told["split"]["by"], sum(told["probe"]["examples"])) == ("group", recording.read_text().count("\n"))
+    assert not (folder / "again" / "recording.jsonl").exists()
+    with pytest.raises(ConfigurationError, match="no answers of model 'large'; it has small"):
+        here(recording, "-o", "other", *options, "--model", "large")
+
+
+def test_questions_again_for_a_recording_without_text(here, trained, folder):
+    """`--data` gives what the recording does not keep."""
+    rows = [json.loads(line) for line in (folder / "probe" / "recording.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["prompt"]
+    (folder / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--model", "bundled:small", "--depths", "1.0", "--kind", "linear", "--no-plots")
+    with pytest.raises(ConfigurationError, match="Give the questions by --data"):
+        here("bare.jsonl", "-o", "bare", *options)
+    here("bare.jsonl", "-o", "bare", *options, "--data", "questions")
+    told = json.loads((folder / "bare" / "training.json").read_text())
+    assert sum(told["probe"]["examples"]) == len(rows)
+
+
+def test_a_mistake_is_one_line(confcascade, folder):
+    done = confcascade("train-probe", "questions", "-o", "mistake", cwd=folder)
+    assert done.returncode == 2
+    assert "Give --model local:NAME or bundled:SIZE, or --cascade FILE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["questions", "--model", "bundled:small"], "Name a grader with --grader"),
+        (["questions", "--model", "small", "--grader", "exact"], 'must be "bundled:SIZE"'),
+        (["questions", "--model", "bundled:small", "--grader", "exact", "--depths", "deep"], "--depths takes numbers"),
+        (["questions", "--model", "bundled:small", "--grader", "exact", "--depths", "1.5"], "must lie in (0, 1]"),
+        (["questions", "--model", "bundled:small", "--data", "questions"], "--data goes with a recording"),
+        (["probe/recording.jsonl", "--model", "bundled:small", "--grader", "exact"], "A recording has its grades"),
+        (["probe/recording.jsonl", "--model", "bundled:small", "--prompt", "plain"], "--prompt goes with --data"),
+        (["probe/recording.jsonl", "--cascade", "cascade.yaml", "--model", "tiny"], "no model 'tiny'"),
+    ],
+)
+def test_mistakes_are_named(here, trained, folder, arguments, message):
+    """What is wrong and what to do, before anything is written."""
+    (folder / "cascade.yaml").write_text("models: [bundled:small, bundled:large]\n")
+    with pytest.raises(ConfigurationError) as raised:
+        here(*arguments, "-o", "mistake", "--no-plots")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (folder / "mistake").exists()
+
+
+def test_ctrl_c_keeps_what_was_read(here, trained, folder, monkeypatch):
+    """It ends with 130, says how to go on, and the same command does."""
+    from confcascade.models.transformers import TransformersModel
+
+    prefill, passes = TransformersModel.prefill, []
+
+    def interrupted(self, asks):
+        passes.append(len(asks))
+        if len(passes) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return prefill(self, asks)
+
+    monkeypatch.setattr(TransformersModel, "prefill", interrupted)
+    recording = folder / "probe" / "recording.jsonl"
+    options = ("--model", "bundled:small", "--depths", "0.75", "--kind", "linear", "--no-plots")
+    done = here(recording, "-o", "interrupted", *options)
+    assert done.exit_code == 130
+    assert "The same command goes on where it was." in done.output
+    read = sum(passes)
+    done = here(recording, "-o", "interrupted", *options)
+    assert done.exit_code == 0
+    assert sum(passes) == recording.read_text().count("\n")
+    assert read < sum(passes)

@@ -1,0 +1,30 @@
+"""Two answers are the same if a grader takes one for right where the other is the reference."""
+
+from __future__ import annotations
+
+import pytest
+from confcascade import Audit
+from confcascade.evaluation.graders import Agreement, Function, Numeric
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer", "larger", "same"),
+    [
+        ("choice", "(B)", "The answer is B.", True),
+        ("choice", "A or B", "B", False),
+        ("choice", "B", "I cannot say.", None),
+        ("numeric", "So it is 1,080.", "1080.0", True),
+        ("numeric", "17", "18", False),
+        ("normalized", "the Eiffel Tower", "Eiffel tower!", True),
+        (Numeric(tolerance=1), "17", "18", True),
+        (Function(lambda example, answer: 0.5), "half", "right", False),
+    ],
+)
+def test_answers(grader, answer, larger, same):
+    assert Agreement(grader)("Which?", answer, larger) is same
+
+
+def test_an_audit_takes_it():
+    """By the grader's name, which a certificate names, too."""
+    assert Audit(same=Agreement("choice")).same.name == "choice"
+    assert Agreement("numeric:0.1")("", "1", "1.05") is True
