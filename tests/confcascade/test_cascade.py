@@ -114,11 +114,11 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "a probe of another model": (
         lambda: Cascade(judged(probe("other"), model=SEEN, p_ik=0.5)),
-        ["'other'", "scripted-other", "'seen'", "scripted-seen", "KnowledgeProbe.fit"],
+        ["'other'", "scripted-other", "'seen'", "scripted-seen", "confcascade train-probe"],
     ),
     "a probe of another size": (
         lambda: Cascade(judged(probe("seen", 3), model=SEEN, p_ik=0.5)),
-        ["3 dimensions", "2 dimensions", "KnowledgeProbe.fit"],
+        ["3 dimensions", "2 dimensions", "confcascade train-probe"],
     ),
     "no signal in the middle": (
         lambda: Cascade([*judged(TokenProbability(), p_t=0.5)[:1], Stage(MIDDLE), Stage(LARGE)]),
