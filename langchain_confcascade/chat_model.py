@@ -74,7 +74,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
-        audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`.
+        audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A
+            share with a `policy` guards that policy's promise.
         **parameters: Those of every LangChain chat model, such as ``callbacks``, ``tags`` or ``cache``.
 
     Raises:
@@ -143,7 +144,12 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 policy=self.policy,
                 wrap=_wrap,
             )
-            cascade = Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=self.audit)
+            audit = self.audit
+            if audit and self.policy is not None:
+                from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
+
+                audit = audit_of(self.policy, audit)
+            cascade = Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
             built = self._built = given, cascade
         return built[1]
 

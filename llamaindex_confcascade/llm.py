@@ -84,7 +84,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
             degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
         audit: The share of kept answers that the largest model is asked about in the background, or a
-            `confcascade.Audit`.
+            `confcascade.Audit`. A share with a `policy` guards that policy's promise.
         **fields: Those of every LlamaIndex LLM, such as ``system_prompt`` or ``callback_manager``.
 
     Raises:
@@ -117,6 +117,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         built = build_stages(
             models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=_wrap
         )
+        if audit and policy is not None:
+            from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
+
+            audit = audit_of(policy, audit)
         cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted, audit=audit)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade

@@ -176,6 +176,17 @@ def test_both_integrations_take_a_policy(tmp_path):
         assert record["attempts"][0]["confidence"] == record["attempts"][0]["scores"]["confidence"]["value"] > 0.5
 
 
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+@pytest.mark.parametrize("framework", ["langchain_confcascade", "llamaindex_confcascade"])
+def test_a_share_to_audit_guards_the_policys_promise(framework, tmp_path, monkeypatch):
+    """`audit=0.5` beside a policy: against its certificate, not against nothing."""
+    integration = pytest.importorskip(framework)
+    monkeypatch.chdir(tmp_path)
+    llm = integration.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy=made(), audit=0.5)
+    cascade = llm.cascade if framework == "langchain_confcascade" else llm._cascade
+    assert cascade.auditor.audit.bounds == {"accuracy": 0.01}
+
+
 def test_a_question_is_known_again():
     """By its text, whatever its case and white space."""
     assert question_key("How many? ") == question_key("how\n MANY?") != question_key("How much?")

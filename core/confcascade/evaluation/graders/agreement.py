@@ -15,6 +15,7 @@ class Agreement:
 
     Args:
         grader: A grader, or its name, as `grader_from_string` takes it ("choice", "numeric:0.01").
+        name: Of the rule, which a certificate's `equivalence` is compared with; by default the grader's.
 
     Raises:
         ConfigurationError: If there is no such grader.
@@ -24,16 +25,12 @@ class Agreement:
     ('choice', True, False)
     """
 
-    def __init__(self, grader: Grader | str) -> None:
+    def __init__(self, grader: Grader | str, *, name: str | None = None) -> None:
         self.grader = grader_from_string(grader) if isinstance(grader, str) else grader
+        self.name = name or self.grader.name
 
     def __repr__(self) -> str:
         return f"Agreement({self.grader!r})"
-
-    @property
-    def name(self) -> str:
-        """The grader's; a certificate's `equivalence` is compared with it."""
-        return self.grader.name
 
     def __call__(self, question: str, answer: str, larger: str) -> bool | None:
         """Whether the grader holds `answer` for entirely right if `larger` is; None if it cannot tell."""
