@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.evaluation.fit.fitting import replayable
 from confcascade.evaluation.fit.material import Material
+from confcascade.evaluation.fit.policies import replayable
 from confcascade.evaluation.fit.proof import Bill, losses
 from confcascade.evaluation.replay import PolicyStage
 from confcascade.policy import Policy

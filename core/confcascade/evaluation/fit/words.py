@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from confcascade.evaluation.fit.fitting import Fitted, Nothing, Runner
+from confcascade.evaluation.fit.results import Fitted, Nothing, Runner
 from confcascade.evaluation.replay import PolicyStage
 
 __all__ = ["report", "told"]

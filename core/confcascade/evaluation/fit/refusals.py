@@ -1,0 +1,64 @@
+"""What can have no promise: arguments that contradict each other, recordings that tell nothing, too few questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confcascade.errors import ConfigurationError
+from confcascade.evaluation.columns import Columns
+from confcascade.evaluation.fit.material import Material
+from confcascade.guarantee import Promise, fewest_examples
+
+__all__ = ["check", "too_few"]
+
+
+def check(material: Material, promise: Promise, same: NDArray[np.bool_] | None, max_cost: float | None) -> None:
+    """Of the arguments of `fit`.
+
+    Raises:
+        ConfigurationError: If they contradict each other, or the recording has one model or one grade alone.
+    """
+    if (promise.equivalence is None) != (same is None):
+        raise ConfigurationError("An equivalence and the answers compared by it go together.")
+    if (max_cost is None) != (promise.max_drop is not None):
+        raise ConfigurationError("Give either a `max_drop` to the promise or a `max_cost`.")
+    if max_cost is not None and not 0 < max_cost < 1:
+        raise ConfigurationError(
+            f"`max_cost` is a share of the largest model's cost, between 0 and 1, such as 0.4. Got {max_cost:g}."
+        )
+    if len(material.models) < 2:
+        raise ConfigurationError(
+            f"A policy chooses among models; the recording has {', '.join(material.models)} alone."
+        )
+    if same is not None:
+        return
+    columns = material.columns
+    at = [columns.index(model) for model in material.models]
+    grades = np.where(columns.failed[:, at], 0.0, columns.grades[:, at])
+    if (grades == grades[0, 0]).all():
+        raise ConfigurationError(
+            f"Every grade in the recording is {grades[0, 0]:g}: labels that are all alike tell no answer from another. "
+            "Look at the grader and its references."
+        )
+
+
+def too_few(promises: Mapping[str, Promise], proof: Columns) -> str:
+    """Why no policy whatever could pass; "" if one could."""
+    for name, promise in promises.items():
+        if promise.max_drop is None:
+            n = len(proof) if name == "" else int((proof.groups == name).sum())
+            if not n:
+                return "there is no question to prove it on"
+            continue
+        n = len(proof) if name == "" else int((proof.groups == name).sum())
+        least = fewest_examples(promise)
+        if n < least:
+            of = "" if name == "" else f" of the group '{name}'"
+            return (
+                f"{n:,} questions{of} are there for the proof, and even a policy that never loses an answer takes "
+                f"{least:,} to promise {promise.max_drop:.2%} with {promise.confidence:g} confidence"
+            )
+    return ""
