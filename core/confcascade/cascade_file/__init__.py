@@ -23,7 +23,7 @@ from confcascade.cascade_file.entries import Entry, PromptValue, ThresholdValue,
 from confcascade.cascade_file.models import ModelEntry
 from confcascade.cascade_file.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.cascade_file.source import Source
-from confcascade.cost import Prices
+from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted, Stage
 from confcascade.models import LanguageModel
@@ -200,6 +200,13 @@ class CascadeFile(Entry):
         named = zip(self._called(), self._entries, strict=True)
         told = {name: entry.prices for name, entry in named if entry.prices is not None}
         return {name: Prices(each.input_usd, each.output_usd) for name, each in told.items()}
+
+    @property
+    def architectures(self) -> Mapping[str, Architecture]:
+        """By the model's name; without the models whose sizes the file does not say. No model is loaded for it."""
+        named = zip(self._called(), self._entries, strict=True)
+        told = {name: getattr(entry.model, "architecture", None) for name, entry in named}
+        return {name: Architecture(**each.model_dump()) for name, each in told.items() if each is not None}
 
     @property
     def digest(self) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from confcascade.cli.options import pair
+from confcascade.cli.options import threshold as threshold_of
+from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from confcascade.cost import Architecture, Prices
     from confcascade.evaluation.evaluate import Evaluation
-    from confcascade.signals import Threshold
 
-T = TypeVar("T")
 GROUPS_SHOWN = 12  # in the terminal
 
 
@@ -54,7 +55,10 @@ def evaluate(
     ] = None,
     prices: Annotated[
         list[str] | None,
-        typer.Option(help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model."),
+        typer.Option(
+            help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model. By default as the cascade "
+            "file says, or as was noted at the collecting. So are --parameters."
+        ),
     ] = None,
     parameters: Annotated[
         str | None,
@@ -98,9 +102,9 @@ def evaluate(
         )
     if models is not None and cascade is not None:
         raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
-    sizes = dict(_pair(part, "--parameters", _architecture) for part in (parameters or "").split(",") if part)
-    costs = dict(_pair(part, "--prices", _prices) for part in prices or ())
-    limits = dict(_pair(text, "--threshold", _threshold) for text in threshold or ())
+    file = None if cascade is None else CascadeFile.load(cascade)
+    sizes = Sizes.told(parameters, prices, file, recording)
+    limits = dict(pair(text, "--threshold", threshold_of) for text in threshold or ())
     played: Callable[..., Sweep] = sweep
     if engine == "ray":
         from confcascade.evaluation.ray_engine import ray_sweep
@@ -110,10 +114,9 @@ def evaluate(
     with console.status("Reading the recording"):
         gathered = gather(read_rows(recording))
     columns = gathered.columns
-    for name in {**sizes, **costs}:
+    for name in sizes.typed:
         columns.index(name)
-    if cascade is not None:
-        file = CascadeFile.load(cascade)
+    if file is not None and cascade is not None:
         if file.skips:
             raise ConfigurationError(
                 f"'{cascade}' has stages that `skip` others, which `confcascade evaluate` does not judge. Replay them "
@@ -121,9 +124,8 @@ def evaluate(
             )
         chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
         limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
-        costs = {**file.prices, **costs}
     elif models is None:
-        chosen, by = models_in_order(columns, sizes, costs)
+        chosen, by = models_in_order(columns, sizes.architectures, sizes.prices)
         by = f"by {by}"
     else:
         chosen, by = tuple(name.strip() for name in models.split(",")), "as given"
@@ -133,10 +135,21 @@ def evaluate(
     beside = {}
     for text in policy or ():
         name, _, told = text.partition("=")
-        beside[name] = policy_of(columns, chosen, dict(_pair(each, "--policy", _threshold) for each in told.split(",")))
+        beside[name] = policy_of(
+            columns, chosen, dict(pair(each, "--policy", threshold_of) for each in told.split(","))
+        )
     with console.status("Evaluating"):
-        evaluation = judge(gathered, judged, beside=beside, architectures=sizes, prices=costs, unit=unit, sweep=played)
+        evaluation = judge(
+            gathered,
+            judged,
+            beside=beside,
+            architectures=sizes.architectures,
+            prices=sizes.prices,
+            unit=unit or sizes.unit(chosen),
+            sweep=played,
+        )
         evaluation = with_texts(evaluation, read_rows(recording))
+        evaluation = replace(evaluation, notes=(*evaluation.notes, *sizes.describe(chosen)))
         command = shlex.join(["confcascade", *sys.argv[1:]])
         made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
         written = write_report(evaluation, out, made, plots=plots)
@@ -160,33 +173,3 @@ def _show(console: Console, evaluation: Evaluation) -> None:
             console.print(Text(f"{len(table.rows) - GROUPS_SHOWN} more in the report.", style="dim"))
     for note in evaluation.notes:
         console.print(Text(note, style="dim"))
-
-
-def _pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name:
-        raise ConfigurationError(f"{option} takes NAME=VALUE. Got '{text}'.")
-    try:
-        return name.strip(), read(value.strip())
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{option} '{text}': {error}.") from error
-
-
-def _threshold(text: str) -> Threshold:
-    return text if text in ("always", "never") else float(text)  # type: ignore[return-value]
-
-
-def _architecture(text: str) -> Architecture:
-    from confcascade.cost import Architecture
-
-    number = int(float(text))
-    if number <= 0:
-        raise ValueError("parameters must be above 0")
-    return Architecture(number, 0, 0)  # of layers and width nothing is known: 2N a token
-
-
-def _prices(text: str) -> Prices:
-    from confcascade.cost import Prices
-
-    read, _, written = text.partition(",")
-    return Prices(float(read), float(written or read))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
-from confcascade import Usage
+from confcascade import Architecture, Usage
+from confcascade.cost import forward_flops
 from confcascade.evaluation import RecordedScore, Row
+from confcascade.evaluation.provenance import meta_path
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,45 @@ def test_thresholds_and_prices_of_a_cascade_file(confcascade, recording, tmp_pat
     twice = confcascade("evaluate", recording, "--cascade", path, "--threshold", "p_t=0.9", "--no-plots")
     assert twice.returncode == 2
     assert "either --threshold" in twice.stderr.replace("\n", " ")
+
+
+def test_who_says_sizes_and_prices(confcascade, recording, tmp_path):
+    """Of each model the command line, else the cascade file, else what was noted at the collecting."""
+    rec, cascade = tmp_path / "rec.jsonl", tmp_path / "cascade.yaml"
+    rec.write_bytes(recording.read_bytes())
+    sizes = {name: Architecture(n, 0, 0) for name, n in (("small", 1_000), ("large", 3_000))}
+    models = {name: {"architecture": asdict(size)} for name, size in sizes.items()}
+    models["large"]["prices"] = {"input_usd": 7, "output_usd": 7}
+    identity = {"models": {}}
+    meta_path(rec).write_text(json.dumps({"format": 1, "identity": identity, "models": models, "runs": []}))
+
+    def figures(*arguments):
+        done = confcascade("evaluate", rec, "-o", tmp_path / "out", "--no-plots", *arguments)
+        assert done.returncode == 0, done.stderr
+        made = json.loads((tmp_path / "out" / "figures.json").read_text())
+        assert all(note in " ".join(done.stdout.split()) for note in made["notes"][-1:])
+        return made["unit"], made["alone"][1]["cost"], made["notes"][-2:]
+
+    unit, spent, notes = figures("--threshold", "p_t=0.8")
+    assert (unit, spent["flops"]) == ("flops", 2 * 3_000 * 12)
+    assert notes[0] == "Parameters: small 1,000 (rec.jsonl.meta.json); large 3,000 (rec.jsonl.meta.json)."
+
+    cascade.write_text(
+        "stages:\n- model: {openai: small}\n  thresholds: {p_t: 0.8}\n  signals: [p_t]\n"
+        "- model: {openai: large, architecture: {parameters: 5000, layers: 1, hidden_size: 1}}\n"
+        "  prices: {input_usd: 1, output_usd: 2}\n"
+    )
+    unit, spent, notes = figures("--cascade", cascade)
+    assert (unit, spent["flops"]) == ("flops", forward_flops(Architecture(5_000, 1, 1), Usage(10, 2)))
+    assert notes == [
+        "Parameters: small 1,000 (rec.jsonl.meta.json); large 5,000 (the cascade file).",
+        "Dollars for a million tokens, read and written: large 1 and 2 (the cascade file).",
+    ]
+    unit, spent, notes = figures("--cascade", cascade, "--parameters", "large=9000", "--prices", "small=0.5")
+    assert (unit, spent["flops"], spent["usd"]) == ("flops", 2 * 9_000 * 12, pytest.approx(14e-6))
+    assert "large 9,000 (the command line)." in notes[0]
+    assert "small 0.5 and 0.5 (the command line); large 1 and 2 (the cascade file)." in notes[1]
+    assert figures("--threshold", "p_t=0.8", "--prices", "small=1", "--prices", "large=2")[0] == "usd"
 
 
 @pytest.mark.parametrize(
