@@ -115,7 +115,7 @@ def collect(
     with RecordingWriter(out) as writer:
         identity = identity_of(data, stages, asked, judged, parameters, part=part)
         run = {"command": ["confcascade", *sys.argv[1:]], "cascade_file": file.digest, "limit": limit}
-        bind(out, identity, run, Noted.of(stages))
+        bind(out, identity, run, Noted.of(stages), prompt=asked)
         with _stopping(console) as stop, _Shown(console) as shown:
             collected = collect_all(
                 examples,

@@ -193,7 +193,8 @@ def _collect(
     chosen = examples if limit is None else sample(examples, limit)
     with RecordingWriter(recording) as writer:
         identity = identity_of(source, stages, prompt, grader, parameters)
-        bind(recording, identity, {"command": ["confcascade", *sys.argv[1:]], "limit": limit}, Noted.of(stages))
+        run = {"command": ["confcascade", *sys.argv[1:]], "limit": limit}
+        bind(recording, identity, run, Noted.of(stages), prompt=prompt)
         with _Shown(console) as shown:
             collected = collect(
                 chosen, stages, writer, prompt=prompt, grader=grader, stop=stop, progress=shown, **parameters

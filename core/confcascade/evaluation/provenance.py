@@ -125,7 +125,12 @@ def noted(recording: str | Path) -> Noted:
 
 
 def bind(
-    recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, Any], notes: Noted | None = None
+    recording: str | Path,
+    identity: Mapping[str, Any],
+    run: Mapping[str, Any],
+    notes: Noted | None = None,
+    *,
+    prompt: Prompt | None = None,
 ) -> None:
     """Write down what a recording is made with; or see that it goes on as it began, and note the run.
 
@@ -134,6 +139,7 @@ def bind(
         identity: By `identity_of`.
         run: Further facts of this run, JSON-ready; versions and the time are added.
         notes: Of the models, in the place of what was noted of them before.
+        prompt: That of `identity`, whose templates are kept in words, too: a version alone says nothing to a reader.
 
     Raises:
         ConfigurationError: If it was made otherwise, naming what differs, or by something other than ``collect``.
@@ -149,9 +155,13 @@ def bind(
         before = {**theirs, "models": {name: theirs["models"][name] for name in shared}}
         now = {**ours, "models": {name: ours["models"][name] for name in shared}}
         if (differing := next(_differences(before, now), None)) is not None:
-            what, was, given = differing
+            what, *sides = differing
+            was, given = map(_brief, sides)
+            if what == "prompt":
+                was += _templates(meta.get("prompt"))
+                given += _templates(None if prompt is None else asdict(prompt))
             raise ConfigurationError(
-                f"'{recording}' was collected otherwise: {what} was {_brief(was)} and is now {_brief(given)}. Its rows "
+                f"'{recording}' was collected otherwise: {what} was {was} and is now {given}. Its rows "
                 "would not fit together; collect into another file, or ask as before."
             )
         theirs["models"] |= ours["models"]
@@ -160,6 +170,8 @@ def bind(
             f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
             "Collect into another file."
         )
+    if prompt is not None:
+        meta["prompt"] = asdict(prompt)
     known = meta.setdefault("models", {})
     for key, facts in (("architecture", notes.architectures), ("prices", notes.prices)) if notes is not None else ():
         for name, fact in facts.items():
@@ -191,6 +203,14 @@ def _differences(was: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, A
 def _brief(value: Any) -> str:
     told = "absent" if value is None else json.dumps(value, ensure_ascii=False)
     return told if len(told) <= 60 else told[:57] + "..."
+
+
+def _templates(told: Mapping[str, Any] | None) -> str:
+    """A prompt in brackets; nothing where it was not kept."""
+    if told is None:
+        return ""
+    system = f"system {_brief(told['system'])}, " if told.get("system") else ""
+    return f" ('{told.get('name')}': {system}user {_brief(told.get('user'))})"
 
 
 def _versions() -> dict[str, str]:

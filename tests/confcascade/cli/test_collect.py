@@ -73,6 +73,11 @@ def test_it_collects_and_goes_on(confcascade, files):
     assert rec.read_text().startswith(first)
     assert rec.read_text().count("\n") == 24
 
+    refused = confcascade(*given, "normalized", "--prompt", "open-ended", cwd=files)
+    assert refused.returncode == 2
+    assert "('plain': user" in refused.stderr
+    assert "('open-ended': system" in refused.stderr
+
     refused = confcascade(*given, "exact", cwd=files)
     assert refused.returncode == 2
     assert 'grader.grader was "normalized" and is now "exact"' in refused.stderr

@@ -55,6 +55,26 @@ def test_the_same_again_goes_on(made, tmp_path):
     assert [each.name for each in tmp_path.iterdir() if "meta" in each.name] == ["rec.jsonl.meta.json"]
 
 
+def test_both_prompts_are_told_in_words(made, tmp_path):
+    """The templates stand beside the version; of an older recording, the version alone is known."""
+    recording = tmp_path / "rec.jsonl"
+    own = Prompt("brief", "In one word.", "Q: {question}")
+    bind(recording, made(), {}, prompt=PROMPTS["plain"])
+    recording.write_text("a row\n")
+    meta = json.loads(meta_path(recording).read_text())
+    assert Prompt(**meta["prompt"]) == PROMPTS["plain"]
+    with pytest.raises(ConfigurationError) as refused:
+        bind(recording, made(prompt=own), {}, prompt=own)
+    plain = f'prompt was "{PROMPTS["plain"].version}" (\'plain\': user "{{context}}\\n\\n{{question}}\\n{{choices}}")'
+    assert plain in str(refused.value)
+    now = f'and is now "{own.version}" (\'brief\': system "In one word.", user "Q: {{question}}").'
+    assert now in str(refused.value)
+    del meta["prompt"]
+    meta_path(recording).write_text(json.dumps(meta))
+    with pytest.raises(ConfigurationError, match=r'prompt was "[0-9a-f]{12}" and is now'):
+        bind(recording, made(prompt=own), {}, prompt=own)
+
+
 def test_sizes_and_prices_are_noted(made, tmp_path):
     """The newest ones; they decide nothing, and what a run does not tell stays."""
     recording = tmp_path / "rec.jsonl"
