@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     parameters: Annotated[
         str | None,
-        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8.03e9,large=70.6e9."),
+        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8B,large=70.6e9."),
     ] = None,
     unit: Annotated[
         str | None,

@@ -50,6 +50,17 @@ def test_a_report_of_a_recording(confcascade, recording, tmp_path):
     assert "what is 1?" in (out / "index.html").read_text()
 
 
+def test_a_threshold_that_no_score_can_reach(confcascade, recording, tmp_path):
+    """A percentage, say, is played as it stands, with a warning."""
+    done = confcascade("evaluate", recording, "-o", tmp_path, "--threshold", "p_t=90", "--no-plots")
+    assert done.returncode == 0, done.stderr
+    told = (
+        "Warning: Threshold 'p_t' of 'small' is 90, and its recorded scores all lie in [0, 1]: none of them reaches it."
+    )
+    assert told in " ".join(done.stderr.split())
+    assert json.loads((tmp_path / "figures.json").read_text())["policy"]["answered"]["small"] == 0
+
+
 def test_prices_and_models_are_as_told(confcascade, recording, tmp_path):
     done = confcascade(
         *("evaluate", recording, "-o", tmp_path, "--threshold", "p_t=0.8", "--no-plots"),
@@ -144,7 +155,13 @@ def test_who_says_sizes_and_prices(confcascade, recording, tmp_path):
     [
         ([], "Say either --threshold SIGNAL=NUMBER"),
         (["--threshold", "p_t"], "--threshold takes NAME=VALUE"),
-        (["--threshold", "p_t=high"], "could not convert"),
+        (["--threshold", "p_t=high"], "--threshold 'p_t=high': must be a number, such as 0.9"),
+        (["--threshold", "p_t=90%"], "--threshold 'p_t=90%': must be a number, such as 0.9 (90 % is 0.9), or always"),
+        (["--threshold", "p_t=nan"], "must be a number, such as 0.9"),
+        (["--threshold", "p_t=0.9", "--parameters", "small=8 billion"], "a number of parameters, such as 8B, 350M or"),
+        (["--threshold", "p_t=0.9", "--parameters", "small=inf"], "a number of parameters, such as 8B"),
+        (["--threshold", "p_t=0.9", "--prices", "small=cheap"], "must be dollars per million tokens"),
+        (["--threshold", "p_t=0.9", "--prices", "small=-1"], "at least 0. Got -1.0."),
         (["--threshold", "p_ik=0.9"], "'p_ik' is of no recorded signal"),
         (["--threshold", "p_t=0.9", "--models", "small"], "'small' is the only model"),
         (["--threshold", "p_t=0.9", "--models", "small,huge"], "Model 'huge' is not in the recording"),
