@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from confcascade.cascade import Cascade
 from confcascade.cascade_file.models import ModelEntry
 from confcascade.cascade_file.source import Source
-from confcascade.cost import Prices
+from confcascade.cost import Architecture, Prices
 from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
 from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.errors import ConfigurationError
@@ -230,6 +230,13 @@ class CascadeFile(Entry):
         named = zip(self._called(), self._entries, strict=True)
         told = {name: entry.prices for name, entry in named if entry.prices is not None}
         return {name: Prices(each.input_usd, each.output_usd) for name, each in told.items()}
+
+    @property
+    def architectures(self) -> Mapping[str, Architecture]:
+        """By the model's name; without the models whose sizes the file does not say. No model is loaded for it."""
+        named = zip(self._called(), self._entries, strict=True)
+        told = {name: getattr(entry.model, "architecture", None) for name, entry in named}
+        return {name: Architecture(**each.model_dump()) for name, each in told.items() if each is not None}
 
     @property
     def digest(self) -> str:

@@ -97,7 +97,7 @@ def collect(
     from confcascade.evaluation.collect import recorded_stages, sample
     from confcascade.evaluation.datasets import read_examples
     from confcascade.evaluation.prompts import prompt_from
-    from confcascade.evaluation.provenance import bind, identity_of
+    from confcascade.evaluation.provenance import Noted, bind, identity_of
     from confcascade.evaluation.recordings import RecordingWriter
 
     console = Console(stderr=True)
@@ -114,7 +114,8 @@ def collect(
     out.parent.mkdir(parents=True, exist_ok=True)
     with RecordingWriter(out) as writer:
         identity = identity_of(data, stages, asked, judged, parameters, part=part)
-        bind(out, identity, {"command": ["confcascade", *sys.argv[1:]], "cascade_file": file.digest, "limit": limit})
+        run = {"command": ["confcascade", *sys.argv[1:]], "cascade_file": file.digest, "limit": limit}
+        bind(out, identity, run, Noted.of(stages), prompt=asked)
         with _stopping(console) as stop, _Shown(console) as shown:
             collected = collect_all(
                 examples,

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confcascade.cli.options import architecture, pair
-from confcascade.cli.options import prices as prices_of
+from confcascade.cli.options import pair
 from confcascade.cli.options import threshold as threshold_of
+from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from confcascade.evaluation.evaluate import Evaluation
 
-T = TypeVar("T")
 GROUPS_SHOWN = 12  # in the terminal
 
 
@@ -60,11 +59,14 @@ def evaluate(
     ] = None,
     prices: Annotated[
         list[str] | None,
-        typer.Option(help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model."),
+        typer.Option(
+            help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model. By default as the cascade "
+            "file says, or as was noted at the collecting. So are --parameters."
+        ),
     ] = None,
     parameters: Annotated[
         str | None,
-        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8.03e9,large=70.6e9."),
+        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8B,large=70.6e9."),
     ] = None,
     unit: Annotated[
         str | None,
@@ -110,8 +112,7 @@ def evaluate(
         )
     if models is not None and (cascade is not None or policy is not None):
         raise ConfigurationError("Say either --models, or --cascade FILE or --policy FILE, which have their own.")
-    sizes = dict(pair(part, "--parameters", architecture) for part in (parameters or "").split(",") if part)
-    costs = dict(pair(part, "--prices", prices_of) for part in prices or ())
+    sizes = Sizes.told(parameters, prices, file, recording)
     limits = dict(pair(text, "--threshold", threshold_of) for text in threshold or ())
     played: Callable[..., Sweep] = sweep
     if engine == "ray":
@@ -122,16 +123,19 @@ def evaluate(
     with console.status("Reading the recording"):
         gathered = gather(read_rows(recording))
     columns = gathered.columns
-    for name in {**sizes, **costs}:
+    for name in sizes.typed:
         columns.index(name)
-    if file is not None:
-        costs = {**file.prices, **costs}
     fitted, told = None if policy is None else Policy.load(policy), []
     if fitted is not None:
         material = read_material(
-            recording, models=fitted.models, graded=True, texts=False, architectures=sizes, prices=costs
+            recording,
+            models=fitted.models,
+            graded=True,
+            texts=False,
+            architectures=sizes.architectures,
+            prices=sizes.prices,
         )
-        told = realised(fitted, material, architectures=sizes, prices=costs).describe(fitted)
+        told = realised(fitted, material, architectures=sizes.architectures, prices=sizes.prices).describe(fitted)
         columns, judged = replayable(columns, fitted)
         gathered = replace(gathered, columns=columns)
         chosen, by = tuple(stage.model for stage in judged), f"as in {policy and policy.name}"
@@ -144,7 +148,7 @@ def evaluate(
         chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
         limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
     elif models is None:
-        chosen, by = models_in_order(columns, sizes, costs)
+        chosen, by = models_in_order(columns, sizes.architectures, sizes.prices)
         by = f"by {by}"
     else:
         chosen, by = tuple(name.strip() for name in models.split(",")), "as given"
@@ -158,9 +162,17 @@ def evaluate(
         rules_of = dict(pair(each, "--beside", threshold_of) for each in rules.split(","))
         others[name] = policy_of(columns, chosen, rules_of)
     with console.status("Evaluating"):
-        evaluation = judge(gathered, judged, beside=others, architectures=sizes, prices=costs, unit=unit, sweep=played)
+        evaluation = judge(
+            gathered,
+            judged,
+            beside=others,
+            architectures=sizes.architectures,
+            prices=sizes.prices,
+            unit=unit or sizes.unit(chosen),
+            sweep=played,
+        )
         evaluation = with_texts(evaluation, read_rows(recording))
-        evaluation = replace(evaluation, notes=(*told, *evaluation.notes))
+        evaluation = replace(evaluation, notes=(*told, *evaluation.notes, *sizes.describe(chosen)))
         command = shlex.join(["confcascade", *sys.argv[1:]])
         made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
         written = write_report(evaluation, out, made, plots=plots)

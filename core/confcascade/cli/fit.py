@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confcascade.cli.options import architecture, pair
-from confcascade.cli.options import prices as prices_of
+from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -106,17 +105,21 @@ def fit(
         )
     if models is not None and cascade is not None:
         raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
-    sizes = dict(pair(part, "--parameters", architecture) for part in (parameters or "").split(",") if part)
-    costs = dict(pair(part, "--prices", prices_of) for part in prices or ())
     file = None if cascade is None else CascadeFile.load(cascade)
+    sizes = Sizes.told(parameters, prices, file, recording)
     chosen = None if models is None else [name.strip() for name in models.split(",")]
     described: Mapping[str, Described] = {}
     if file is not None:
-        chosen, costs, described = list(file.thresholds), {**file.prices, **costs}, _described(file)
+        chosen, described = list(file.thresholds), _described(file)
     console = Console(stderr=True)
     with console.status("Reading the recording"):
         material = read_material(
-            recording, models=chosen, graded=labels, texts=not labels, architectures=sizes, prices=costs
+            recording,
+            models=chosen,
+            graded=labels,
+            texts=not labels,
+            architectures=sizes.architectures,
+            prices=sizes.prices,
         )
     rule, same = None, None
     if equivalence is not None:
@@ -135,9 +138,9 @@ def fit(
             per_group=per_group,
             signals=None if signals is None else [name.strip() for name in signals.split(",")],
             described=described,
-            architectures=sizes,
-            prices=costs,
-            unit=unit,
+            architectures=sizes.architectures,
+            prices=sizes.prices,
+            unit=unit or sizes.unit(material.models),
             seed=seed,
             folder=out.parent,
             progress=lambda done, total, rule: bars.update(

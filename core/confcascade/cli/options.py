@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["architecture", "pair", "prices", "threshold"]
 
 T = TypeVar("T")
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
@@ -24,27 +26,44 @@ def pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
     try:
         return name.strip(), read(value.strip())
     except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{option} '{text}': {error}.") from error
+        raise ConfigurationError(f"{option} '{text}': {str(error).rstrip('.')}.") from error
 
 
 def threshold(text: str) -> Threshold:
     """A number, "always" or "never"."""
-    return text if text in ("always", "never") else float(text)  # type: ignore[return-value]
+    if text in ("always", "never"):
+        return text  # type: ignore[return-value]
+    if not math.isfinite(number := _number(text)):
+        raise ValueError("must be a number, such as 0.9 (90 % is 0.9), or always, or never")
+    return number
 
 
 def architecture(text: str) -> Architecture:
-    """A number of parameters."""
+    """A number of parameters: 8030000000, 8.03e9 or 8.03B."""
     from confcascade.cost import Architecture
 
-    number = int(float(text))
-    if number <= 0:
+    unit = _UNITS.get(text[-1:].upper())
+    number = _number(text) if unit is None else unit * _number(text[:-1])
+    if not math.isfinite(number):
+        raise ValueError("must be a number of parameters, such as 8B, 350M or 8.03e9")
+    if round(number) <= 0:
         raise ValueError("parameters must be above 0")
-    return Architecture(number, 0, 0)  # of layers and width nothing is known: 2N a token
+    return Architecture(round(number), 0, 0)  # of layers and width nothing is known: 2N a token
 
 
 def prices(text: str) -> Prices:
-    """INPUT,OUTPUT in dollars per million tokens."""
+    """INPUT,OUTPUT in dollars per million tokens; one number is for both."""
     from confcascade.cost import Prices
 
-    read, _, written = text.partition(",")
-    return Prices(float(read), float(written or read))
+    told = [_number(part) for part in text.split(",")]
+    if len(told) > 2 or not all(map(math.isfinite, told)):
+        raise ValueError("must be dollars per million tokens, read and written, such as 0.15,0.6")
+    return Prices(told[0], told[-1])
+
+
+def _number(text: str) -> float:
+    """NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

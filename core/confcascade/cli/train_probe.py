@@ -183,7 +183,7 @@ def _collect(
 ) -> None:
     """The model answers, into a recording beside the probe; what is there is gone on with."""
     from confcascade.evaluation.collect import collect, recorded_stages, sample
-    from confcascade.evaluation.provenance import bind, identity_of
+    from confcascade.evaluation.provenance import Noted, bind, identity_of
     from confcascade.evaluation.recordings import RecordingWriter
     from confcascade.flow import Stage
     from confcascade.signals.token_probability import TokenProbability
@@ -193,7 +193,8 @@ def _collect(
     chosen = examples if limit is None else sample(examples, limit)
     with RecordingWriter(recording) as writer:
         identity = identity_of(source, stages, prompt, grader, parameters)
-        bind(recording, identity, {"command": ["confcascade", *sys.argv[1:]], "limit": limit})
+        run = {"command": ["confcascade", *sys.argv[1:]], "limit": limit}
+        bind(recording, identity, run, Noted.of(stages), prompt=prompt)
         with _Shown(console) as shown:
             collected = collect(
                 chosen, stages, writer, prompt=prompt, grader=grader, stop=stop, progress=shown, **parameters

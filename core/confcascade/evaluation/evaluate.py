@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -231,6 +232,21 @@ def policy_of(columns: Columns, models: Sequence[str], thresholds: Mapping[str, 
             f"Model '{bare[0]}' has no threshold, so it is not known when its answer is kept. Its recorded signals: "
             f"{', '.join(sorted(owned[bare[0]])) or 'none'}. Give one, or leave the model out."
         )
+    for model, chosen in found.items():
+        for name, value in chosen.items():
+            scores = columns.signal(model, name).values
+            known = scores[~np.isnan(scores)]
+            if (
+                not isinstance(value, str)
+                and not 0 <= value <= 1
+                and len(known)
+                and ((known >= 0) & (known <= 1)).all()
+            ):
+                warnings.warn(
+                    f"Threshold '{name}' of '{model}' is {value:g}, and its recorded scores all lie in [0, 1]: "
+                    f"{'none of them reaches it' if value > 1 else 'each of them reaches it'}. 90 % is 0.9.",
+                    stacklevel=2,
+                )
     return (*(PolicyStage(model, chosen) for model, chosen in found.items()), PolicyStage(models[-1]))
 
 

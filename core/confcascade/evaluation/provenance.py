@@ -11,17 +11,19 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.graders import Grader
 from confcascade.evaluation.prompts import Prompt
 from confcascade.flow import Stage
 
-__all__ = ["bind", "digest", "identity_of", "meta_path"]
+__all__ = ["Noted", "bind", "digest", "identity_of", "meta_path", "noted"]
 
 FORMAT = 1
 _PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
@@ -80,13 +82,64 @@ def identity_of(
     }
 
 
-def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Noted:
+    """What is noted of a recording's models, for whoever judges it: no row hangs on it.
+
+    Attributes:
+        architectures: By the model's name, without the models whose sizes are not known.
+        prices: Likewise.
+    """
+
+    architectures: Mapping[str, Architecture] = field(default_factory=dict)
+    prices: Mapping[str, Prices] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage]) -> Noted:
+        """What the models of stages tell of themselves, and the stages of prices."""
+        sizes = {stage.model.name: stage.model.architecture for stage in stages}
+        prices = {stage.model.name: stage.prices for stage in stages}
+        return cls(
+            {name: size for name, size in sizes.items() if size is not None},
+            {name: price for name, price in prices.items() if price is not None},
+        )
+
+
+def noted(recording: str | Path) -> Noted:
+    """What `bind` noted beside a recording; nothing, if the recording comes from elsewhere.
+
+    Raises:
+        ConfigurationError: If the file beside it cannot be read.
+    """
+    path = meta_path(recording)
+    if not path.exists():
+        return Noted()
+    told = _read(path).get("models", {})
+    try:
+        return Noted(
+            {name: Architecture(**each["architecture"]) for name, each in told.items() if "architecture" in each},
+            {name: Prices(**each["prices"]) for name, each in told.items() if "prices" in each},
+        )
+    except (TypeError, AttributeError) as error:
+        raise ConfigurationError(f"'{path}' does not tell sizes and prices as it should: {error}.") from error
+
+
+def bind(
+    recording: str | Path,
+    identity: Mapping[str, Any],
+    run: Mapping[str, Any],
+    notes: Noted | None = None,
+    *,
+    prompt: Prompt | None = None,
+) -> None:
     """Write down what a recording is made with; or see that it goes on as it began, and note the run.
 
     Args:
         recording: Held open by its writer, so that nobody else does the same.
         identity: By `identity_of`.
         run: Further facts of this run, JSON-ready; versions and the time are added.
+        notes: Of the models, in the place of what was noted of them before.
+        prompt: That of `identity`, whose templates are kept in words, too: a version alone says nothing to a reader.
 
     Raises:
         ConfigurationError: If it was made otherwise, naming what differs, or by something other than ``collect``.
@@ -99,12 +152,16 @@ def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, A
         meta = _read(path)
         theirs = meta["identity"]
         shared = [name for name in ours["models"] if name in theirs["models"]]
-        known = {**theirs, "models": {name: theirs["models"][name] for name in shared}}
-        asked = {**ours, "models": {name: ours["models"][name] for name in shared}}
-        if (differing := next(_differences(known, asked), None)) is not None:
-            what, was, now = differing
+        before = {**theirs, "models": {name: theirs["models"][name] for name in shared}}
+        now = {**ours, "models": {name: ours["models"][name] for name in shared}}
+        if (differing := next(_differences(before, now), None)) is not None:
+            what, *sides = differing
+            was, given = map(_brief, sides)
+            if what == "prompt":
+                was += _templates(meta.get("prompt"))
+                given += _templates(None if prompt is None else asdict(prompt))
             raise ConfigurationError(
-                f"'{recording}' was collected otherwise: {what} was {_brief(was)} and is now {_brief(now)}. Its rows "
+                f"'{recording}' was collected otherwise: {what} was {was} and is now {given}. Its rows "
                 "would not fit together; collect into another file, or ask as before."
             )
         theirs["models"] |= ours["models"]
@@ -113,6 +170,12 @@ def bind(recording: str | Path, identity: Mapping[str, Any], run: Mapping[str, A
             f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
             "Collect into another file."
         )
+    if prompt is not None:
+        meta["prompt"] = asdict(prompt)
+    known = meta.setdefault("models", {})
+    for key, facts in (("architecture", notes.architectures), ("prices", notes.prices)) if notes is not None else ():
+        for name, fact in facts.items():
+            known.setdefault(name, {})[key] = asdict(fact)
     meta["runs"].append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **run, "versions": _versions()})
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -140,6 +203,14 @@ def _differences(was: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, A
 def _brief(value: Any) -> str:
     told = "absent" if value is None else json.dumps(value, ensure_ascii=False)
     return told if len(told) <= 60 else told[:57] + "..."
+
+
+def _templates(told: Mapping[str, Any] | None) -> str:
+    """A prompt in brackets; nothing where it was not kept."""
+    if told is None:
+        return ""
+    system = f"system {_brief(told['system'])}, " if told.get("system") else ""
+    return f" ('{told.get('name')}': {system}user {_brief(told.get('user'))})"
 
 
 def _versions() -> dict[str, str]:

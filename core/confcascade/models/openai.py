@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAICompatibleModel"]
 
+_LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "none" or "EMPTY" do
+
 
 class OpenAICompatibleModel(Remote):
     """A chat model behind ``/v1/chat/completions``.
@@ -34,7 +37,8 @@ class OpenAICompatibleModel(Remote):
     Args:
         model: Name of the model, as the server knows it.
         base_url: The server, such as ``"http://127.0.0.1:8000/v1"``; by default OpenAI's, or ``OPENAI_BASE_URL``.
-        api_key: By default ``OPENAI_API_KEY``; a server of your own may need none. Never shown, pickled or recorded.
+        api_key: By default ``OPENAI_API_KEY``; a server of your own may need none. Never shown, pickled or recorded:
+            in the errors of a server that repeats it, it is ``***``.
         api_key_env: Instead, the environment variable that holds it, there too where a pickled model is read.
         timeout_s: Longest wait for an answer.
         max_retries: Retries of the client on connection errors, 429 and 5xx.
@@ -110,7 +114,7 @@ class OpenAICompatibleModel(Remote):
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reading = _Reading(ask)
-        with self._create(ask, stream=True, stream_options={"include_usage": True}) as events:
+        with self._unsaid(), self._create(ask, stream=True, stream_options={"include_usage": True}) as events:
             for event in events:
                 yield from reading.add(event)
                 if reading.watcher.verdict == "abort":
@@ -119,23 +123,26 @@ class OpenAICompatibleModel(Remote):
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         reading = _Reading(ask)
-        async with await self._acreate(ask, stream=True, stream_options={"include_usage": True}) as events:
-            async for event in events:
-                for chunk in reading.add(event):
-                    yield chunk
-                if reading.watcher.verdict == "abort":
-                    break
+        with self._unsaid():
+            async with await self._acreate(ask, stream=True, stream_options={"include_usage": True}) as events:
+                async for event in events:
+                    for chunk in reading.add(event):
+                        yield chunk
+                    if reading.watcher.verdict == "abort":
+                        break
         yield reading.response()
 
     # ------------------------------------------------------------------ calls
 
     def answer(self, ask: Generate) -> Response:
         """One answer, in one piece."""
-        return _response(self._create(ask), ask)
+        with self._unsaid():
+            return _response(self._create(ask), ask, self._masked)
 
     async def aanswer(self, ask: Generate) -> Response:
         """`answer`, without blocking the event loop."""
-        return _response(await self._acreate(ask), ask)
+        with self._unsaid():
+            return _response(await self._acreate(ask), ask, self._masked)
 
     def _create(self, ask: Generate, **more: Any) -> Any:
         import openai
@@ -166,6 +173,35 @@ class OpenAICompatibleModel(Remote):
         if not refused or "logprobs" not in payload:
             raise error
         self._refuses_logprobs = True
+
+    @contextmanager
+    def _unsaid(self) -> Iterator[None]:
+        """An error of the block is raised without the key, which a server may repeat in it."""
+        try:
+            yield
+        except Exception as error:
+            self._masked(error)
+            raise
+
+    def _masked(self, told: Any) -> Any:
+        """The same, ``***`` in the place of the keys that were sent, wherever there is text in it.
+
+        Of an error, in the error itself and in those that it came from, which a traceback shows.
+        """
+        if isinstance(told, str):
+            clients = (self.__dict__.get("_client"), self._async and self._async[1])
+            for key in (client.api_key.strip() for client in clients if client is not None):
+                told = told.replace(key, "***") if len(key) >= _LEAST_KEY else told
+        elif isinstance(told, Mapping):
+            told = {self._masked(key): self._masked(value) for key, value in told.items()}
+        elif isinstance(told, list | tuple):
+            told = type(told)(self._masked(each) for each in told)
+        elif isinstance(told, BaseException):
+            told.args = self._masked(told.args)
+            for name in {"message", "body"} & vars(told).keys():
+                setattr(told, name, self._masked(getattr(told, name)))
+            self._masked(told.__cause__ or told.__context__)
+        return told
 
     def _payload(self, ask: Generate) -> dict[str, Any]:
         request = ask.request
@@ -308,10 +344,10 @@ def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None)
     return Usage(usage.prompt_tokens, usage.completion_tokens)
 
 
-def _response(completion: Any, ask: Generate) -> Response:
+def _response(completion: Any, ask: Generate, masked: Callable[[str], str]) -> Response:
     if not hasattr(completion, "choices"):
-        raise ModelError(
-            f"The server of model '{ask.model.name}' sent no chat completion, but {str(completion)[:60]!r}. "
+        raise ModelError(  # masked before it is cut: no piece of a key shall be left
+            f"The server of model '{ask.model.name}' sent no chat completion, but {masked(str(completion))[:60]!r}. "
             "Is its `base_url` right? It often ends in /v1."
         )
     if not completion.choices:

@@ -61,10 +61,22 @@ def test_it_collects_and_goes_on(confcascade, files):
     assert all(set(row["scores"]) == ({"p_ik", "p_t"} if row["model"] == "small" else {"p_t"}) for row in rows)
     assert all("grade" in row and row["group"] in ("facts", "sums") for row in rows)
 
+    shown = confcascade("evaluate", rec, "-o", "report", "--threshold", "p_t=0.9", "--no-plots", cwd=files)
+    assert shown.returncode == 0, shown.stderr
+    assert "saved" in shown.stdout
+    figures = json.loads((files / "report" / "figures.json").read_text())
+    assert figures["unit"] == "flops"  # by the sizes that were noted
+    assert figures["alone"][0]["cost"]["flops"] < figures["alone"][1]["cost"]["flops"]
+
     done = confcascade(*given, "normalized", "--limit", 12, cwd=files)
     assert done.returncode == 0, done.stderr
     assert rec.read_text().startswith(first)
     assert rec.read_text().count("\n") == 24
+
+    refused = confcascade(*given, "normalized", "--prompt", "open-ended", cwd=files)
+    assert refused.returncode == 2
+    assert "('plain': user" in refused.stderr
+    assert "('open-ended': system" in refused.stderr
 
     refused = confcascade(*given, "exact", cwd=files)
     assert refused.returncode == 2

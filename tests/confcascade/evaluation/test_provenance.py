@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from confcascade import ConfigurationError, Stage, TokenProbability
+from confcascade import Architecture, ConfigurationError, Prices, Stage, TokenProbability
 from confcascade.evaluation.graders import ExactMatch, NormalizedMatch
 from confcascade.evaluation.prompts import PROMPTS, Prompt
-from confcascade.evaluation.provenance import bind, digest, identity_of, meta_path
+from confcascade.evaluation.provenance import Noted, bind, digest, identity_of, meta_path, noted
 from confcascade.testing import ScriptedModel
 
 
@@ -53,6 +53,47 @@ def test_the_same_again_goes_on(made, tmp_path):
     assert [run["command"] for run in meta["runs"]] == [["first"], ["second"]]
     assert all("confcascade" in run["versions"] and run["started"] for run in meta["runs"])
     assert [each.name for each in tmp_path.iterdir() if "meta" in each.name] == ["rec.jsonl.meta.json"]
+
+
+def test_both_prompts_are_told_in_words(made, tmp_path):
+    """The templates stand beside the version; of an older recording, the version alone is known."""
+    recording = tmp_path / "rec.jsonl"
+    own = Prompt("brief", "In one word.", "Q: {question}")
+    bind(recording, made(), {}, prompt=PROMPTS["plain"])
+    recording.write_text("a row\n")
+    meta = json.loads(meta_path(recording).read_text())
+    assert Prompt(**meta["prompt"]) == PROMPTS["plain"]
+    with pytest.raises(ConfigurationError) as refused:
+        bind(recording, made(prompt=own), {}, prompt=own)
+    plain = f'prompt was "{PROMPTS["plain"].version}" (\'plain\': user "{{context}}\\n\\n{{question}}\\n{{choices}}")'
+    assert plain in str(refused.value)
+    now = f'and is now "{own.version}" (\'brief\': system "In one word.", user "Q: {{question}}").'
+    assert now in str(refused.value)
+    del meta["prompt"]
+    meta_path(recording).write_text(json.dumps(meta))
+    with pytest.raises(ConfigurationError, match=r'prompt was "[0-9a-f]{12}" and is now'):
+        bind(recording, made(prompt=own), {}, prompt=own)
+
+
+def test_sizes_and_prices_are_noted(made, tmp_path):
+    """The newest ones; they decide nothing, and what a run does not tell stays."""
+    recording = tmp_path / "rec.jsonl"
+    assert noted(recording) == Noted()
+    small = ScriptedModel("small", architecture=Architecture(8_000, 2, 16))
+    bind(recording, made(), {}, Noted.of([Stage(small, prices=Prices(1, 2)), Stage(LARGE, prices=Prices(0, 0.5))]))
+    recording.write_text("a row\n")
+    bind(recording, made(), {}, Noted.of([Stage(small, prices=Prices(3, 4)), Stage(LARGE)]))
+    bind(recording, made(), {})
+    assert noted(recording) == Noted(
+        {"small": Architecture(8_000, 2, 16)}, {"small": Prices(3, 4), "large": Prices(0, 0.5)}
+    )
+    meta = json.loads(meta_path(recording).read_text())
+    meta_path(recording).write_text(json.dumps(meta | {"models": {"small": {"prices": {"input": 1}}}}))
+    with pytest.raises(ConfigurationError, match=r"rec.jsonl.meta.json' does not tell sizes and prices"):
+        noted(recording)
+    del meta["models"]  # as an older version wrote it
+    meta_path(recording).write_text(json.dumps(meta))
+    assert noted(recording) == Noted()
 
 
 @pytest.mark.parametrize(

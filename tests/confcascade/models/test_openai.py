@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -392,6 +393,42 @@ def test_other_errors_are_raised(
 
     assert len(server.bodies) == 1
     assert model.capability.logprobs is None
+
+
+@every_way
+def test_a_key_that_the_server_repeats_is_masked(model: OpenAICompatibleModel, server: Server, way: str):
+    """An error of a proxy that shows what it was sent goes into records: without the key."""
+    import openai
+
+    server.refuse = lambda body: server.json(
+        {"error": {"message": f"Not allowed: {server.keys[-1]}", "sent": [server.keys[-1]]}}, 403
+    )
+
+    with pytest.raises(openai.PermissionDeniedError, match=r"Not allowed: Bearer \*\*\*") as caught:
+        ASKS[way](model, Generate(model, REQUEST))
+
+    assert server.keys == ["Bearer sk-secret"]
+    assert "sk-secret" not in f"{caught.value!r} {caught.value.message} {caught.value.body}"
+
+
+def test_a_page_with_the_key_is_cut_after_it_is_masked(model: OpenAICompatibleModel, server: Server):
+    """No piece of it is left at the end of the first sixty characters."""
+    server.refuse = lambda body: Sent(f"{'-' * 55}sk-secret", content_type="text/plain")
+
+    with pytest.raises(ModelError, match=r"---\*\*\*'") as caught:
+        model.generate([Generate(model, REQUEST)])
+
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_key_that_no_header_can_hold_is_masked(server: Server):
+    """The client's error names the header: it stands in tracebacks, as the cause."""
+    model = OpenAICompatibleModel("m", base_url=server.url, api_key="sk-secret\n", max_retries=0)
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # whichever the client has for it
+        model.generate([Generate(model, REQUEST)])
+
+    assert "sk-secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_refusal_escalates_with_its_reason(model: OpenAICompatibleModel, server: Server):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from confcascade.errors import ConfigurationError
 
-__all__ = ["KINDS", "kind", "lines", "readable", "records", "table"]
+__all__ = ["KINDS", "cells", "kind", "lines", "readable", "records", "table"]
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+T = TypeVar("T")
+_FIELD_LIMIT = threading.Lock()  # held while it is another
+_LONGEST_CELL = 2**31 - 1  # that a C long holds everywhere
 
 
 def readable(path: Path) -> bool:
@@ -50,14 +54,36 @@ def _opened(path: Path) -> Iterator[TextIO]:
         raise ConfigurationError(f"'{path}' cannot be read: {why}.") from error
 
 
+def cells(reader: Iterator[T]) -> Iterator[T]:
+    """The rows of a reader of the module `csv`, whose cells may be as long as they are.
+
+    The module refuses more than 131,072 characters, a page of context, and knows one limit for all of a process: it is
+    raised for the reading of a row, and put back.
+
+    Raises:
+        csv.Error: If a row cannot be read.
+    """
+    while True:
+        with _FIELD_LIMIT:
+            before = csv.field_size_limit(_LONGEST_CELL)
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            finally:
+                csv.field_size_limit(before)
+        yield row
+
+
 def table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV or tab-separated file, its header included and blank lines left out."""
     with _opened(path) as file:
         begins = 1
         reader = csv.reader(file, delimiter="\t" if kind(path) == "tsv" else ",", strict=True)
+        rows = cells(reader)
         while True:
             try:
-                row = next(reader)
+                row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from pydantic import ValidationError
 
 from confcascade.errors import ConfigurationError
+from confcascade.evaluation.datasets.files import cells
 from confcascade.evaluation.recordings import RecordedScore, Row
 from confcascade.types import Usage
 
@@ -29,7 +30,7 @@ def csv_rows(path: str | Path, rows: Callable[[Mapping[str, str]], Iterable[Row]
         ConfigurationError: Naming the line, if `rows` fails on it for what is or is not in it; or if the file is empty
             or cannot be read as such a file.
     """
-    return _rows(path, lambda file: enumerate(csv.DictReader(file), start=2), rows)
+    return _rows(path, lambda file: enumerate(cells(csv.DictReader(file)), start=2), rows)
 
 
 def json_rows(path: str | Path, rows: Callable[[Any], Iterable[Row]]) -> Iterator[Row]:

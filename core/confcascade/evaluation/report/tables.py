@@ -371,7 +371,7 @@ def _groups(evaluation: Evaluation) -> Table:
             Head("accuracy (95 %)", "share", "accuracy"),
             *alone,
             Head("points against the largest (95 %)", "points", "points against\nthe largest (95 %)"),
-            Head("McNemar p", "p", "McNemar p"),
+            Head("McNemar p", "p"),  # the interval beside it says as much, and 80 columns have no room for both
             Head("harms", "count"),
             Head("benefits", "count"),
             Head("saved, all stages", "share", "saved"),

@@ -31,6 +31,17 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_cells_are_as_long_as_they_are(tmp_path, form):
+    """The limit of the module `csv` is that of others, who find it as they left it: while rows are read, too."""
+    before = csv.field_size_limit()
+    rows = [{"question": "q", "context": "word " * 60_000}] * 2
+    limits = [csv.field_size_limit() for _ in records(write(tmp_path / f"rows.{form}", rows))]
+    assert limits == [before] * 2
+    assert [dict(record) for _, record in records(tmp_path / f"rows.{form}")] == rows
+    assert csv.field_size_limit() == before
+
+
 @pytest.mark.parametrize("form", ["jsonl", "ndjson", "json", "csv", "tsv"])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_every_form_holds_the_same_records(tmp_path, form, packed):

@@ -25,7 +25,11 @@ ALL = [
     [
         ("other.csv", b"some,other\n1,2\n", r"Line [12] of '.*other.csv' is not of the form of this importer"),
         ("other.jsonl", b'{"some": "other"}\n{}\n', r"Line [12] of '.*other.jsonl' is not of the form"),
-        ("list.jsonl.gz", gzip.compress(b"[1, 2]\n[3]\n", mtime=0), r"Line [12] of '.*list.jsonl.gz' is not of the form"),
+        (
+            "list.jsonl.gz",
+            gzip.compress(b"[1, 2]\n[3]\n", mtime=0),
+            r"Line [12] of '.*list.jsonl.gz' is not of the form",
+        ),
         ("empty.csv", b"", "'.*empty.csv' has no rows"),
         ("plain.csv.gz", b"question,model\n", "'.*plain.csv.gz' cannot be read"),
         ("half.csv.gz", gzip.compress(b"question,model\n", mtime=0)[:14], "'.*half.csv.gz' cannot be read"),

@@ -40,6 +40,13 @@ def test_verbalized(tmp_path: Path):
     assert set(closed.scores) == {"verbalized"}
 
 
+def test_a_cell_may_be_long(tmp_path: Path):
+    """A question with a page of context in it, above what the module `csv` takes by itself."""
+    question = "word " * 60_000
+    (row,) = read_verbalized(written(VERBALIZED_HEADER + f"{question},law,J,small,J,0.8,0.7,1,47\n", tmp_path))
+    assert row.question == question
+
+
 def test_stated(tmp_path: Path):
     """P(T) only of the models that tell token probabilities; ids of two data sets do not meet."""
     lines = "sciq,0,open,1,0.8,0.9,0.95\nboolq,0,open,0,0.7,0.6,0.6\nsciq,0,closed,1,1,,\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import re
 from dataclasses import replace
@@ -18,6 +19,7 @@ from confcascade.evaluation.gathered import gather
 from confcascade.evaluation.policy_figures import Interval
 from confcascade.evaluation.report import headline, made_of, tables, verdict, write_report
 from confcascade.evaluation.report.tables import Head, Table
+from rich.console import Console
 
 EVIL = "<script>alert(1)</script>\"'&</pre><img src=http://evil.example/x>"
 
@@ -208,3 +210,18 @@ def test_tables_are_the_same_figures_everywhere():
     assert table.cells() == [["–", "−1.50 (−2.00 to 0.00)"], ["12.3 %", "+1.00"]]
     assert table.csv() == "a,b,b: low,b: high\n,-1.5,-2,0\n0.123456,1,,\n"
     assert {made.name for made in tables(evaluation())} >= {"policies", "baselines", "stages", "signals"}
+
+
+@pytest.mark.parametrize(
+    ("drop", "saved"), [((-20.0, -50.0, 0.0), -0.5), ((-2.0, -3.0, 1.0), 0.5), ((-100.0, -100.0, -100.0), -10.0)]
+)
+def test_small_groups_are_marked_in_80_columns(drop, saved):
+    """To the last letter, whatever the numbers."""
+    found = evaluation(group="high_school_macroeconomics")
+    (few,) = found.groups
+    told = replace(few, policy=replace(few.policy, questions=140, drop_points=Interval(*drop), saved={"flops": saved}))
+    (table,) = (each for each in tables(replace(found, groups=(told,))) if each.name == "groups")
+    console = Console(width=80, file=io.StringIO())
+    console.print(table.rich())
+    for word in ("few:", "mostly", "chance"):
+        assert word in console.file.getvalue()
