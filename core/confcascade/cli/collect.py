@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,17 +14,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from confcascade.cli.asking import EXIT, Shown, errors_told, grader_for, stopping, usd_told
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from confcascade.cascade_file import CascadeFile
     from confcascade.evaluation.collect import AskAll, Collected, Tally
-    from confcascade.evaluation.examples import Example
-    from confcascade.evaluation.graders import Grader
-    from confcascade.evaluation.recordings import Row
-
-EXIT = {"complete": 0, "failing": 1, "budget": 3, "stopped": 130}
-_LINE_EVERY_S = 10.0  # where there is no terminal to draw bars on
 
 
 def collect(
@@ -105,7 +98,7 @@ def collect(
     examples = list(read_examples(data, data_format, part=part))
     if limit is not None:
         examples = sample(examples, limit)
-    judged = _grader(grader, examples)
+    judged = grader_for(grader, examples)
     with file.at("prompt") if prompt is None and file.prompt is not None else contextlib.nullcontext():
         asked = prompt_from(prompt or file.prompt or "plain")
     given = {"max_tokens": max_tokens, "temperature": temperature}
@@ -116,7 +109,7 @@ def collect(
         identity = identity_of(data, stages, asked, judged, parameters, part=part)
         run = {"command": ["confcascade", *sys.argv[1:]], "cascade_file": file.digest, "limit": limit}
         bind(out, identity, run, Noted.of(stages), prompt=asked)
-        with _stopping(console) as stop, _Shown(console) as shown:
+        with stopping(console) as stop, Shown(console) as shown:
             collected = collect_all(
                 examples,
                 stages,
@@ -148,122 +141,6 @@ def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
     return on_ray(file, functools.partial(grader_from_string, grader or "choice"))
 
 
-def _grader(name: str | None, examples: list[Example]) -> Grader:
-    from confcascade.errors import ConfigurationError
-    from confcascade.evaluation.graders import grader_from_string
-
-    if name is None and not all(example.choices for example in examples):
-        raise ConfigurationError(
-            "Name a grader with --grader, for not every question has choices: such as normalized (the same text), "
-            "contains (one of the references is in it) or numeric."
-        )
-    return grader_from_string(name or "choice")
-
-
-@contextlib.contextmanager
-def _stopping(console: Console) -> Iterator[threading.Event]:
-    """Ctrl-C, or being asked to end, lets what is under way end first; a second Ctrl-C does not."""
-    stop = threading.Event()
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-
-    def restore() -> None:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-    def handle(*_: Any) -> None:
-        stop.set()
-        restore()
-        console.print("Ending: what is under way is finished and kept. Again, and it is dropped.")
-
-    for number, _ in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        restore()
-
-
-class _Shown:
-    """Progress: a bar for each model, or a line every ten seconds where there is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[more]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-        self._began = self._told = time.monotonic()
-        self._at_first: dict[str, int] = {}
-
-    def __enter__(self) -> _Shown:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, state: Collected, row: Row | None) -> None:
-        if row is None:
-            self._begin(state)
-            return
-        elapsed = max(1e-9, time.monotonic() - self._began)
-        if self._console.is_terminal:
-            tally = state.tallies[row.model]
-            self._bars.update(
-                self._tasks[row.model],
-                completed=tally.n,
-                rate=f"{(tally.n - self._at_first[row.model]) / elapsed:.1f}/s",
-                more=f"{_usd(tally.usd)}  {_errors(tally.errors)}".strip(),
-            )
-        elif time.monotonic() - self._told >= _LINE_EVERY_S:
-            self._told = time.monotonic()
-            rate = state.rows / elapsed
-            self._line(state, f"{rate:.1f}/s, about {_duration(state.left / rate)} left")
-
-    def _begin(self, state: Collected) -> None:
-        self._began = self._told = time.monotonic()
-        self._at_first = {model: tally.n for model, tally in state.tallies.items()}
-        for model, tally in state.tallies.items():
-            self._tasks[model] = self._bars.add_task(
-                model, total=tally.wanted, completed=tally.n, rate="", more=_errors(tally.errors)
-            )
-        if not self._console.is_terminal:
-            self._line(state, f"{state.left} to ask")
-
-    def _line(self, state: Collected, how: str) -> None:
-        done, wanted = (sum(getattr(tally, name) for tally in state.tallies.values()) for name in ("n", "wanted"))
-        errors = sum(tally.errors for tally in state.tallies.values())
-        parts = [f"{done}/{wanted} rows", how, _usd(state.spent_usd), _errors(errors)]
-        self._console.print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
-
-
-def _usd(usd: float | None) -> str:
-    return "" if usd is None else f"${usd:.4f}" if usd < 1 else f"${usd:.2f}"
-
-
-def _errors(errors: int) -> str:
-    return f"{errors} error{'' if errors == 1 else 's'}" if errors else ""
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 def _report(collected: Collected, following: str, max_usd: float | None) -> None:
     console = Console()
     console.print(_table(collected.tallies))
@@ -273,7 +150,7 @@ def _report(collected: Collected, following: str, max_usd: float | None) -> None
     said = {
         "complete": "",
         "stopped": f"Stopped with {collected.left} rows to go.",
-        "budget": f"The next call might have gone beyond ${max_usd}: {_usd(collected.spent_usd)} are spent, "
+        "budget": f"The next call might have gone beyond ${max_usd}: {usd_told(collected.spent_usd)} are spent, "
         f"{collected.left} rows to go. Raise --max-usd to go on.",
         "failing": f"{collected.problem.rstrip('.')}. {collected.left} rows to go.",
     }[collected.ended]
@@ -287,7 +164,7 @@ def _report(collected: Collected, following: str, max_usd: float | None) -> None
             told = f"{model}: no {name} for {count} of {tally.n - tally.errors} answers{why}."
             console.print(told, highlight=False, soft_wrap=True, markup=False)
         if tally.errors and tally.last_error not in collected.problem:
-            told = f"{model}: {_errors(tally.errors)}, at last {tally.last_error}"
+            told = f"{model}: {errors_told(tally.errors)}, at last {tally.last_error}"
             console.print(told, highlight=False, soft_wrap=True, markup=False)
     if any(tally.errors for tally in collected.tallies.values()):
         console.print("Rows with errors are asked again with --retry-errors.", highlight=False)
@@ -310,7 +187,7 @@ def _table(tallies: Mapping[str, Tally]) -> Table:
             "no grade": str(answered - tally.graded or ""),
             "errors": str(tally.errors or ""),
             "tokens": f"{tally.usage.total_tokens:,}" + ("~" if tally.usage.estimated else ""),
-            "usd": _usd(tally.usd),
+            "usd": usd_told(tally.usd),
             "latency": "-" if tally.latency_s is None else f"{tally.latency_s * 1000:.0f} ms",
         }
         rows.append(told)

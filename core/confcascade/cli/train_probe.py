@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from confcascade.cli.collect import EXIT, _grader, _Shown, _stopping
+from confcascade.cli.asking import EXIT, LINE_EVERY_S, Shown, grader_for, stopping
 from confcascade.errors import ConfigurationError, require
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from confcascade.evaluation.prompts import Prompt
     from confcascade.models import LanguageModel
     from confcascade.training import TrainedProbe
-
-_LINE_EVERY_S = 10.0  # where there is no terminal to draw bars on
 
 
 def train_probe(
@@ -117,12 +115,12 @@ def train_probe(
     asked = prompt_from(prompt or (file.prompt if file is not None and file.prompt else "plain"))
     told = data if recorded else source
     examples = None if told is None else list(read_examples(told, data_format))
-    judged = None if recorded else _grader(grader, examples or [])
+    judged = None if recorded else grader_for(grader, examples or [])
     probed = _model(file, model)
     layers = layers_of(probed, at)
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    with _stopping(console) as stop:
+    with stopping(console) as stop:
         recording = source
         if judged is not None:
             recording = out / "recording.jsonl"
@@ -195,7 +193,7 @@ def _collect(
         identity = identity_of(source, stages, prompt, grader, parameters)
         run = {"command": ["confcascade", *sys.argv[1:]], "limit": limit}
         bind(recording, identity, run, Noted.of(stages), prompt=prompt)
-        with _Shown(console) as shown:
+        with Shown(console) as shown:
             collected = collect(
                 chosen, stages, writer, prompt=prompt, grader=grader, stop=stop, progress=shown, **parameters
             )
@@ -220,7 +218,7 @@ def _bars(console: Console) -> Iterator[Any]:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=of, completed=done)
             bars.update(tasks[what], completed=done)
-            if not console.is_terminal and time.monotonic() - told >= _LINE_EVERY_S:
+            if not console.is_terminal and time.monotonic() - told >= LINE_EVERY_S:
                 told = time.monotonic()
                 left = bars.tasks[tasks[what]].time_remaining
                 console.print(f"{what}: {done}/{of}" + ("" if left is None else f", about {left:.0f} s left"))

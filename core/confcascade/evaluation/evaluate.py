@@ -235,16 +235,12 @@ def policy_of(columns: Columns, models: Sequence[str], thresholds: Mapping[str, 
     for model, chosen in found.items():
         for name, value in chosen.items():
             scores = columns.signal(model, name).values
-            known = scores[~np.isnan(scores)]
-            if (
-                not isinstance(value, str)
-                and not 0 <= value <= 1
-                and len(known)
-                and ((known >= 0) & (known <= 1)).all()
-            ):
+            told = scores[~np.isnan(scores)]
+            beyond = not isinstance(value, str) and not 0 <= value <= 1
+            if beyond and len(told) and bool(((told >= 0) & (told <= 1)).all()):
                 warnings.warn(
-                    f"Threshold '{name}' of '{model}' is {value:g}, and its recorded scores all lie in [0, 1]: "
-                    f"{'none of them reaches it' if value > 1 else 'each of them reaches it'}. 90 % is 0.9.",
+                    f"Threshold '{name}' of '{model}' is {value}, and its recorded scores all lie in [0, 1]: "
+                    f"{'none of them reaches it' if float(value) > 1 else 'each of them reaches it'}. 90 % is 0.9.",
                     stacklevel=2,
                 )
     return (*(PolicyStage(model, chosen) for model, chosen in found.items()), PolicyStage(models[-1]))

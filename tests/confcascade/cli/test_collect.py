@@ -235,7 +235,7 @@ def test_the_table_names_its_models():
 def test_bars_on_a_terminal(tmp_path):
     """For each model how far it is, its dollars and its errors."""
     from confcascade import ModelError, Prices, Stage
-    from confcascade.cli.collect import _Shown
+    from confcascade.cli.asking import Shown
     from confcascade.evaluation import RecordingWriter
     from confcascade.evaluation.collect import collect
     from confcascade.evaluation.examples import Example
@@ -246,7 +246,7 @@ def test_bars_on_a_terminal(tmp_path):
 
     model = ScriptedModel("m", lambda request: Reply("", error=ModelError("no")) if "q1" in repr(request) else "yes")
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with RecordingWriter(tmp_path / "rec.jsonl") as writer, _Shown(console) as shown:
+    with RecordingWriter(tmp_path / "rec.jsonl") as writer, Shown(console) as shown:
         examples = [Example(f"q{i}") for i in range(8)]
         stages = [Stage(model, prices=Prices(0, 1e6))]
         collect(examples, stages, writer, prompt=PROMPTS["plain"], grader=ExactMatch(), progress=shown)

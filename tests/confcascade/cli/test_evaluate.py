@@ -54,9 +54,7 @@ def test_a_threshold_that_no_score_can_reach(confcascade, recording, tmp_path):
     """A percentage, say, is played as it stands, with a warning."""
     done = confcascade("evaluate", recording, "-o", tmp_path, "--threshold", "p_t=90", "--no-plots")
     assert done.returncode == 0, done.stderr
-    told = (
-        "Warning: Threshold 'p_t' of 'small' is 90, and its recorded scores all lie in [0, 1]: none of them reaches it."
-    )
+    told = "Threshold 'p_t' of 'small' is 90.0, and its recorded scores all lie in [0, 1]: none of them reaches it."
     assert told in " ".join(done.stderr.split())
     assert json.loads((tmp_path / "figures.json").read_text())["policy"]["answered"]["small"] == 0
 
