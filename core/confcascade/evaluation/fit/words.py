@@ -58,7 +58,8 @@ def told(policy: Sequence[PolicyStage]) -> str:
             f"{name} >= {value if isinstance(value, str) else f'{value:.4g}'}"
             for name, value in stage.thresholds.items()
         ]
-        parts.append(f"{stage.model} ({' and '.join(rules)})")
+        skips = [f"; {last.model} at once if {name} < {value:.4g}" for name, value in stage.skip.items()]
+        parts.append(f"{stage.model} ({' and '.join(rules)}{''.join(skips)})")
     return " → ".join([*parts, last.model]) if parts else f"{last.model} alone"
 
 

@@ -1,5 +1,7 @@
 """From a recording to a promise, or to a refusal that says why."""
 
+import re
+
 import numpy as np
 import pytest
 from confcascade import Cascade, ConfigurationError
@@ -15,6 +17,7 @@ from confcascade.evaluation.fit import (
     report,
     split_by_key,
 )
+from confcascade.evaluation.fit.words import told
 from confcascade.evaluation.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise
 from confcascade.policy import Policy
@@ -280,6 +283,10 @@ def test_chains_are_tried_with_a_gate_that_skips(chain_rows):
     (skipping,) = [each for each in tried if "skipping" in each.rule]
     assert all(
         len(policy) == 3 and policy[0].skip["p_ik"] == policy[0].thresholds["p_ik"] for policy in skipping.policies
+    )
+    assert re.fullmatch(
+        r"small \(p_ik >= (\S+) and confidence >= \S+; large at once if p_ik < \1\) → medium \([^;]*\) → large",
+        told(skipping.policies[0]),
     )
 
 
