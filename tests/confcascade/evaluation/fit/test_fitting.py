@@ -136,6 +136,28 @@ def test_without_labels_agreement_is_promised(rows):
     assert "differ from the largest model's by 'normalized'" in report(without)
 
 
+def test_no_answer_is_not_the_largest_models(rows):
+    """A model that fails on a fifth of the questions, and else agrees, cannot stand alone at 10 %."""
+    said = [
+        row.model_copy(update={"answer": "", "error": "away", "grade": None, "scores": {}})
+        if row.model == "small" and int(row.question[1:]) % 5 == 0
+        else row.model_copy(update={"answer": "no" if int(row.question[1:]) % 50 == 1 and row.model == "small" else "yes"})
+        for row in rows
+    ]
+    material = material_of(said, graded=False, texts=True, architectures=SIZES)
+    same = agreement(material, NormalizedMatch())
+    promise = Promise(0.1, equivalence=Equivalence("normalized"))
+    result = fit(material, promise, same=same, architectures=SIZES)
+    assert isinstance(result, Nothing)
+    (alone,) = [runner for runner in result.tested if runner.rule == "alone"]
+    lost = ~same[result_part(material), material.columns.index("small")]
+    assert alone.examined[0].harms == int(lost.sum())
+
+
+def result_part(material):
+    return split_by_key(material.keys).certify
+
+
 def test_pairs_chains_and_single_models_compete(chain_rows):
     """A middle model that is better than the largest is used alone; one that is worse and dearer is skipped."""
     best = [row.model_copy(update={"grade": 1.0 - (hash_of(row) % 50 == 0)}) if row.model == "medium" else row
