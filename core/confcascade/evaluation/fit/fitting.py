@@ -167,13 +167,18 @@ def fit(
     Raises:
         ConfigurationError: If the recording is one of which nothing can be promised, whatever its size.
     """
-    _check(material, promise, same, max_cost)
+    _check(material, promise, same, max_cost, signals)
     columns, models, largest = material.columns, material.models, material.models[-1]
     right = material.right if same is None else same
     split = split_by_key(material.keys, seed=seed) if parts is None else parts
     split.check(material.keys)
     ordering, n = split.ordering, len(split.certify)
     bill = Bill.of(columns, models, architectures, prices, unit)
+    if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
+        raise ConfigurationError(
+            "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
+            "(--parameters small=8e9,large=70e9) or prices (--prices) of every model; or say --unit seconds or tokens."
+        )
     promises = _promises(material, promise, split, per_group)
     health = _health(columns, models, right, ordering, signals)
     routable = {
@@ -272,7 +277,13 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
 # ---------------------------------------------------------------------- what is refused
 
 
-def _check(material: Material, promise: Promise, same: NDArray[np.bool_] | None, max_cost: float | None) -> None:
+def _check(
+    material: Material,
+    promise: Promise,
+    same: NDArray[np.bool_] | None,
+    max_cost: float | None,
+    signals: Sequence[str] | None,
+) -> None:
     if (promise.equivalence is None) != (same is None):
         raise ConfigurationError("An equivalence and the answers compared by it go together.")
     if (max_cost is None) != (promise.max_drop is not None):
@@ -285,9 +296,14 @@ def _check(material: Material, promise: Promise, same: NDArray[np.bool_] | None,
         raise ConfigurationError(
             f"A policy chooses among models; the recording has {', '.join(material.models)} alone."
         )
+    columns = material.columns
+    known = {name for owner, name in columns.signals if owner in material.models[:-1]}
+    if strange := [name for name in signals or () if name not in known]:
+        raise ConfigurationError(
+            f"No smaller model of the recording has a signal '{strange[0]}'. They have: {', '.join(sorted(known))}."
+        )
     if same is not None:
         return
-    columns = material.columns
     at = [columns.index(model) for model in material.models]
     grades = np.where(columns.failed[:, at], 0.0, columns.grades[:, at])
     if (grades == grades[0, 0]).all():
