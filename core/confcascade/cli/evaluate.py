@@ -88,8 +88,8 @@ def evaluate(
 
     from confcascade.cascade_file import CascadeFile
     from confcascade.errors import require
+    from confcascade.evaluation.evaluate import UNTOLD, models_in_order, policy_of, with_texts
     from confcascade.evaluation.evaluate import evaluate as judge
-    from confcascade.evaluation.evaluate import models_in_order, policy_of, with_texts
     from confcascade.evaluation.fit import read_material, realised, replayable
     from confcascade.evaluation.gathered import gather
     from confcascade.evaluation.policy_figures import UNITS
@@ -135,7 +135,15 @@ def evaluate(
             architectures=sizes.architectures,
             prices=sizes.prices,
         )
-        told = realised(fitted, material, architectures=sizes.architectures, prices=sizes.prices).describe(fitted)
+        found = realised(fitted, material, architectures=sizes.architectures, prices=sizes.prices)
+        told = found.describe(fitted)
+        if fitted.certificates[0].kind == "agreement":
+            told.append("The promise is about answers that differ, which are not counted here, and not about accuracy.")
+        if fitted.listed[-1].model != fitted.models[-1]:
+            told.append(
+                f"All other figures are held against {fitted.listed[-1].model}, the last model that the policy asks, "
+                f"and not against {fitted.models[-1]}, which the promise is about."
+            )
         columns, judged = replayable(columns, fitted)
         gathered = replace(gathered, columns=columns)
         chosen, by = tuple(stage.model for stage in judged), f"as in {policy and policy.name}"
@@ -172,7 +180,9 @@ def evaluate(
             sweep=played,
         )
         evaluation = with_texts(evaluation, read_rows(recording))
-        evaluation = replace(evaluation, notes=(*told, *evaluation.notes, *sizes.describe(chosen)))
+        known = fitted is not None and found.seen is not None  # who chose these thresholds
+        notes = (note for note in evaluation.notes if not (known and note == UNTOLD))
+        evaluation = replace(evaluation, notes=(*told, *notes, *sizes.describe(chosen)))
         command = shlex.join(["confcascade", *sys.argv[1:]])
         made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
         written = write_report(evaluation, out, made, plots=plots)

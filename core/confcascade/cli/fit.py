@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,9 @@ def fit(
         typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
     ] = None,
     per_group: Annotated[bool, typer.Option(help="Promise it for every group of questions at once.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed, another split of the questions.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the split. To try several until one passes is to choose by the proof.")
+    ] = 0,
 ) -> None:
     """Choose thresholds from a recording, with a promise: calibrate, choose, certify.
 
@@ -121,9 +124,12 @@ def fit(
             architectures=sizes.architectures,
             prices=sizes.prices,
         )
+    for name in sizes.typed:
+        material.columns.index(name)
     rule, same = None, None
     if equivalence is not None:
-        rule, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence)
+        smaller = len(material.models) - 1
+        rule, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller)
         with console.status("Comparing answers"):
             same = _agreement(material, grader)
     with Progress(
@@ -162,7 +168,9 @@ def _described(file: CascadeFile) -> dict[str, Any]:
     return {model: Described(entries, file.folder) for model, entries in file.signal_entries.items()}
 
 
-def _equivalence(name: str, checked: int | None, missed: int, confidence: float) -> tuple[Equivalence, Grader]:
+def _equivalence(
+    name: str, checked: int | None, missed: int, confidence: float, smaller: int
+) -> tuple[Equivalence, Grader]:
     from confcascade.evaluation.graders import grader_from_string
     from confcascade.guarantee import Equivalence, harm_bound
 
@@ -179,7 +187,9 @@ def _equivalence(name: str, checked: int | None, missed: int, confidence: float)
             "drawn at random, and say --judge-checked 400 --judge-missed 0."
         )
     delta = JUDGE_DELTA * (1 - confidence)
-    return Equivalence(f"judge {model}", harm_bound(missed, checked, delta), delta), grader_from_string(name)
+    # of all smaller models' pairs together; a policy may keep the answers of the one of which it misses all
+    error = min(smaller * harm_bound(missed, checked, delta), math.nextafter(1, 0))
+    return Equivalence(f"judge {model}", error, delta), grader_from_string(name)
 
 
 def _agreement(material: Material, grader: Grader) -> Any:

@@ -29,6 +29,10 @@ __all__ = ["Evaluation", "Group", "HarmfulKeep", "evaluate", "models_in_order", 
 SMALL_GROUP = 30  # questions below which a group's figures are mostly chance
 GROUPS_AT_MOST = 200  # the largest are told
 HARMS_AT_MOST = 20
+UNTOLD = (
+    "If these thresholds were chosen on these very questions, the figures are better than what is to come: choose them "
+    "on other questions. The recording does not tell."
+)
 _POINTS = 200  # of the oracle's curve
 
 
@@ -333,10 +337,7 @@ def _harmful(bench: Bench, policy: Sequence[PolicyStage], played: Replay) -> tup
 def _notes(bench: Bench, gathered: Gathered, policy: Sequence[PolicyStage]) -> list[str]:
     notes = []
     if len(policy) > 1:
-        notes.append(
-            "If these thresholds were chosen on these very questions, the figures are better than what is to come: "
-            "choose them on other questions. The recording does not tell."
-        )
+        notes.append(UNTOLD)
         notes.append(
             "Curves, areas, quality-neutral costs and baselines at equal cost take the best of many thresholds in "
             "hindsight, on these very questions: no one would have known these thresholds before."

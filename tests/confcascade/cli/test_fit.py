@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from confcascade.cli.fit import _equivalence
 from confcascade.demo.world import World
 from confcascade.evaluation.prompts import prompt_from
 from confcascade.policy import Policy
@@ -104,10 +105,22 @@ def test_evaluate_tells_the_promise_and_who_was_seen(confcascade, fitted, folder
     assert new.returncode == 0, new.stderr
     assert "The policy promises to lose at most 15.00 points against large" in new.stdout
     assert "fitted on" not in new.stdout
+    assert "does not tell" not in _flat(new)  # who chose the thresholds, it does
     seen = confcascade("evaluate", "seen.rec.jsonl", "-o", "seen", *common, cwd=folder)
     figures = json.loads((folder / "seen" / "figures.json").read_text())
     assert "are among those that the policy was fitted on" in seen.stdout
     assert any("prove nothing" in note for note in figures["notes"])
+    policy = json.loads((folder / "out" / "policy.json").read_text())
+    alone = {**policy, "stages": [{**policy["stages"][0], "thresholds": {}}]}
+    (folder / "out" / "alone.json").write_text(json.dumps(alone))
+    common = ("--policy", "out/alone.json", *common[2:])
+    small = confcascade("evaluate", "new.rec.jsonl", "-o", "small", *common, cwd=folder)
+    assert small.returncode == 0, small.stderr
+    assert "held against small, the last model that the policy asks, and not against large" in _flat(small)
+
+
+def _flat(done):
+    return " ".join(done.stdout.split())
 
 
 def test_nothing_is_written_where_nothing_can_be_promised(confcascade, folder):
@@ -127,6 +140,13 @@ def test_without_labels(confcascade, folder):
     assert Policy.load(folder / "agree.json").certificates[0].kind == "agreement"
 
 
+def test_a_judges_error_counts_for_every_smaller_model():
+    """Its misses may all be of the one model whose answers a policy keeps."""
+    (pair, _), (chain, _) = (_equivalence("judge:bundled:small", 400, 2, 0.95, smaller) for smaller in (1, 2))
+    assert chain.error == pytest.approx(2 * pair.error)
+    assert _equivalence("judge:bundled:small", 4, 2, 0.95, 2)[0].error < 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -137,6 +157,7 @@ def test_without_labels(confcascade, folder):
         (("--max-drop", "0.1", "--no-labels", "--equivalence", "judge:bundled:large"), "check by hand some pairs"),
         (("--max-drop", "0.1", "--models", "small,large"), "Say either --models or --cascade FILE"),
         (("--max-drop", "0.1", "--prices", "small"), "--prices takes NAME=VALUE"),
+        (("--max-drop", "0.1", "--prices", "larg=1,2"), "Model 'larg' is not in the recording"),
         (("--max-drop", "7"), "`max_drop` must be a share between 0 and 1"),
     ],
 )

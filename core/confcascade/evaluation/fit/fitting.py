@@ -65,13 +65,18 @@ def fit(
     Raises:
         ConfigurationError: If the recording is one of which nothing can be promised, whatever its size.
     """
-    check(material, promise, same, max_cost)
+    check(material, promise, same, max_cost, signals)
     columns, models, largest = material.columns, material.models, material.models[-1]
     right = material.right if same is None else same
     split = split_by_key(material.keys, seed=seed) if parts is None else parts
     split.check(material.keys)
     ordering = split.ordering
     bill = Bill.of(columns, models, architectures, prices, unit)
+    if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
+        raise ConfigurationError(
+            "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
+            "(--parameters small=8B,large=70B) or prices (--prices) of every model; or say --unit seconds or tokens."
+        )
     promises = _promises(material, promise, per_group)
     health = _health(columns, models, right, ordering, signals)
     routable = {

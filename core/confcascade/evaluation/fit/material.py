@@ -144,6 +144,11 @@ def material_of(
         first.setdefault(keys[i], i)
     if twice := int(fit.sum()) - len(first):
         told.append(f"{twice:,} questions occur more than once, and count once.")
+    if not by_prompt:
+        told.append(
+            "Not every prompt is kept, so questions are told apart by their ids: one that occurs under two ids may be "
+            "on both sides, and then nothing is proved. Collect with --text, or see that none does."
+        )
     if not first:
         raise ConfigurationError(
             f"No question was asked of all of {', '.join(chosen)}" + (" and graded." if graded else ".")
@@ -214,9 +219,11 @@ def agreement(material: Material, grader: Grader) -> NDArray[np.bool_]:
         grader: The rule, which must decide at once (for a judge, ask it first).
 
     Raises:
-        ConfigurationError: If the recording keeps no answers.
+        ConfigurationError: If the recording keeps no answers, or the largest model gave none.
     """
     columns, largest = material.columns, material.models[-1]
+    if not columns.usable[:, columns.index(largest)].any():
+        raise ConfigurationError(f"'{largest}' answered no question of the recording: there is nothing to agree with.")
     same = np.zeros((len(columns), len(columns.models)), dtype=bool)
     same[:, columns.index(largest)] = True
     for i, question in enumerate(columns.questions):

@@ -118,18 +118,18 @@ def losses(
         policies: Any.
         largest: The model that promises are held against.
         same: Without labels, whether answers are the largest model's, shape (questions, models); a kept one that is
-            not is a loss of 1. With labels None: the loss is the difference of grades.
+            not is a loss of 1, and so is no answer where the largest model gives one. With labels None: the loss is the
+            difference of grades.
     """
     played = outcomes(columns, policies)
     if same is None:
         alone = outcomes(columns, [[PolicyStage(largest)]]).grade[0]
         return np.asarray(alone - played.grade)
-    lost = np.zeros(played.stage.shape)
+    lost, answerable = np.zeros(played.stage.shape), columns.usable[:, columns.index(largest)]
     for i, policy in enumerate(policies):
         place = np.array([columns.index(stage.model) for stage in policy])
-        answered = played.stage[i] >= 0
         model = place[np.maximum(played.stage[i], 0)]
-        lost[i] = answered & ~same[np.arange(len(same)), model]
+        lost[i] = np.where(played.stage[i] >= 0, ~same[np.arange(len(same)), model], answerable)
     return lost
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,18 @@ from confcascade.guarantee import Promise, fewest_examples
 __all__ = ["check", "too_few"]
 
 
-def check(material: Material, promise: Promise, same: NDArray[np.bool_] | None, max_cost: float | None) -> None:
+def check(
+    material: Material,
+    promise: Promise,
+    same: NDArray[np.bool_] | None,
+    max_cost: float | None,
+    signals: Sequence[str] | None,
+) -> None:
     """Of the arguments of `fit`.
 
     Raises:
-        ConfigurationError: If they contradict each other, or the recording has one model or one grade alone.
+        ConfigurationError: If they contradict each other, the recording has one model or one grade alone, or not
+            such a signal.
     """
     if (promise.equivalence is None) != (same is None):
         raise ConfigurationError("An equivalence and the answers compared by it go together.")
@@ -33,9 +40,14 @@ def check(material: Material, promise: Promise, same: NDArray[np.bool_] | None, 
         raise ConfigurationError(
             f"A policy chooses among models; the recording has {', '.join(material.models)} alone."
         )
+    columns = material.columns
+    known = {name for owner, name in columns.signals if owner in material.models[:-1]}
+    if strange := [name for name in signals or () if name not in known]:
+        raise ConfigurationError(
+            f"No smaller model of the recording has a signal '{strange[0]}'. They have: {', '.join(sorted(known))}."
+        )
     if same is not None:
         return
-    columns = material.columns
     at = [columns.index(model) for model in material.models]
     grades = np.where(columns.failed[:, at], 0.0, columns.grades[:, at])
     if (grades == grades[0, 0]).all():

@@ -78,7 +78,10 @@ def _nothing(nothing: Nothing) -> list[str]:
             f"model these costs about {', '.join(costs)}, as the recorded questions did."
         )
     elif nothing.more == 0:
-        lines.append("So many questions suffice as a rule: this time the lot of the split was against it.")
+        lines.append(
+            "So many questions suffice as a rule: this time the lot of the split was against it. (To try other "
+            "seeds until one passes is to choose by the proof.)"
+        )
     else:
         lines.append("No number of questions is known that would do: allow a greater drop, or look for better signals.")
     lines.append("Until then, ask the largest model alone.")

@@ -139,6 +139,26 @@ def test_without_labels_agreement_is_promised(rows):
     assert "differ from the largest model's by 'normalized'" in report(without)
 
 
+def test_no_answer_is_not_the_largest_models(rows):
+    """A model that fails on a fifth of the questions, and else agrees, cannot stand alone at 10 %."""
+    said = [
+        row.model_copy(update={"answer": "", "error": "away", "grade": None, "scores": {}})
+        if row.model == "small" and int(row.question[1:]) % 5 == 0
+        else row.model_copy(
+            update={"answer": "no" if row.model == "small" and int(row.question[1:]) % 50 == 1 else "yes"}
+        )
+        for row in rows
+    ]
+    material = material_of(said, graded=False, texts=True, architectures=SIZES)
+    same = agreement(material, NormalizedMatch())
+    promise = Promise(0.1, equivalence=Equivalence("normalized"))
+    result = fit(material, promise, same=same, architectures=SIZES)
+    assert isinstance(result, Nothing)
+    (alone,) = [runner for runner in result.tested if runner.rule == "alone"]
+    lost = ~same[split_by_key(material.keys).certify, material.columns.index("small")]
+    assert alone.examined[0].harms == int(lost.sum())
+
+
 def test_pairs_chains_and_single_models_compete(chain_rows):
     """A middle model that is better than the largest is used alone; one that is worse and dearer is skipped."""
     best = [row.model_copy(update={"grade": 1.0 - (hash_of(row) % 50 == 0)}) if row.model == "medium" else row
@@ -365,6 +385,10 @@ def test_duplicates_never_straddle(rows):
     spaced = [row.model_copy(update={"prompt": f"  {row.prompt.upper()} "}) for row in rows]
     assert material_of(spaced).keys == material.keys
 
+    bare = [row.model_copy(update={"prompt": None}) if row.question == "q0" else row for row in twice]
+    (note,) = material_of(bare).notes
+    assert "told apart by their ids" in note
+
     parts = split_by_key([key for key in material.keys for _ in range(2)])
     parts.check([key for key in material.keys for _ in range(2)])
     bad = split_by_key(material.keys)
@@ -400,5 +424,12 @@ def test_what_contradicts_itself_is_refused(rows):
         fit(material, Promise(0.05, equivalence=Equivalence("choice")))
     with pytest.raises(ConfigurationError, match="Costs cannot count in usd"):
         fit(material, FIVE, unit="usd")
+    with pytest.raises(ConfigurationError, match="by tokens alone a small one is as dear as a large one"):
+        fit(material, FIVE)
+    with pytest.raises(ConfigurationError, match=r"has a signal 'p_tt'\. They have: p_ik, p_t"):
+        fit(material, FIVE, architectures=SIZES, signals=["p_tt"])
     with pytest.raises(ConfigurationError, match="keeps no answer of 'large'"):
         agreement(material, NormalizedMatch())
+    silent = material_of(changed(rows, "large", answer=""), graded=False, texts=True)
+    with pytest.raises(ConfigurationError, match="'large' answered no question"):
+        agreement(silent, NormalizedMatch())
