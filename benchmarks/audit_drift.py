@@ -178,6 +178,8 @@ def main(
     streams: Annotated[int, typer.Option(min=10, help="for each line")] = 1000,
     length: Annotated[int, typer.Option(min=100, help="drawn queries of a quiet stream")] = 10_000,
 ) -> None:
+    if data is not None and not (data / FILE).exists():
+        raise typer.BadParameter(f"'{data}' has no {FILE}.", param_hint="--data")
     begun = time.perf_counter()
     tables = [quiet_table(streams, length), drift_table(streams)]
     if data is not None:
