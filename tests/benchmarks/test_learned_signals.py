@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,19 +13,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("openai")
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))  # it measures with a neighbour's clock
-    spec = importlib.util.spec_from_file_location("learned_signals", SCRIPTS / "learned_signals.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("learned_signals")
 
 
 def test_its_tables_are_whole(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,19 +16,12 @@ pytest.importorskip("langchain_core")
 pytest.importorskip("llama_index.core")
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "mmlu_llama31.py"
 DATA = ROOT.parent / "shared" / "data" / "mmlu_llama31_logits"
 
 
 @pytest.fixture
-def script(monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mmlu_llama31", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("mmlu_llama31")
 
 
 def test_it_runs_from_logits_to_plot(script, tmp_path, capsys):

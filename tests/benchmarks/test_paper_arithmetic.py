@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "paper_arithmetic.py"
-
 
 @pytest.fixture
-def paper(monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paper_arithmetic", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def paper(load_script) -> ModuleType:
+    return load_script("paper_arithmetic")
 
 
 def test_appendix_d_to_the_last_operation(paper):

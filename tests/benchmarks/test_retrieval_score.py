@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from itertools import combinations
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,17 +11,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("llama_index.retrievers.bm25")
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "retrieval_score.py"
-
 
 @pytest.fixture
-def retrieval_score() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("retrieval_score", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def retrieval_score(load_script) -> ModuleType:
+    return load_script("retrieval_score")
 
 
 def test_no_two_passages_are_about_the_same(retrieval_score: ModuleType) -> None:

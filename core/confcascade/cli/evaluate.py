@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confcascade.cli.options import pair
+from confcascade.cli.options import Models, Parameters, PerToken, Unit, pair
 from confcascade.cli.options import threshold as threshold_of
 from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
@@ -45,10 +45,7 @@ def evaluate(
             dir_okay=False,
         ),
     ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),
-    ] = None,
+    models: Models = None,
     policy: Annotated[
         Path | None,
         typer.Option(help="A fitted policy instead, whose promise is told beside.", exists=True, dir_okay=False),
@@ -57,21 +54,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Another policy of the same models to tell beside: NAME=SIGNAL=NUMBER,MODEL.SIGNAL=NUMBER."),
     ] = None,
-    prices: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model. By default as the cascade "
-            "file says, or as was noted at the collecting. So are --parameters."
-        ),
-    ] = None,
-    parameters: Annotated[
-        str | None,
-        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8B,large=70.6e9."),
-    ] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
-    ] = None,
+    prices: PerToken = None,
+    parameters: Parameters = None,
+    unit: Unit = None,
     plots: Annotated[bool, typer.Option(help="Draw plots; needs matplotlib.")] = True,
     engine: Annotated[
         Literal["here", "ray"],

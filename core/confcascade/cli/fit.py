@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from confcascade.cli.options import Models, Parameters, PerToken, Unit
 from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
 
@@ -60,23 +61,11 @@ def fit(
             dir_okay=False,
         ),
     ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),
-    ] = None,
+    models: Models = None,
     signals: Annotated[str | None, typer.Option(help="Which to use: p_ik,p_t. By default all that can route.")] = None,
-    prices: Annotated[
-        list[str] | None,
-        typer.Option(help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model."),
-    ] = None,
-    parameters: Annotated[
-        str | None,
-        typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8.03e9,large=70.6e9."),
-    ] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
-    ] = None,
+    prices: PerToken = None,
+    parameters: Parameters = None,
+    unit: Unit = None,
     per_group: Annotated[bool, typer.Option(help="Promise it for every group of questions at once.")] = False,
     seed: Annotated[
         int, typer.Option(help="Of the split. To try several until one passes is to choose by the proof.")
@@ -88,7 +77,7 @@ def fit(
     tests, and 40 % prove them. Asks no model (but a judge). Ends with 1, and writes nothing, if nothing can be
     promised. Example:
 
-        confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --confidence 0.95 --parameters small=8e9,large=70e9
+        confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --confidence 0.95 --parameters small=8B,large=70B
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

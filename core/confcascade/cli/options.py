@@ -1,10 +1,12 @@
-"""What options of several commands say: NAME=VALUE, and sizes, prices and thresholds as values."""
+"""Options of several commands, and what they say: NAME=VALUE, and sizes, prices and thresholds as values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
+
+import typer
 
 from confcascade.errors import ConfigurationError
 
@@ -12,9 +14,29 @@ if TYPE_CHECKING:
     from confcascade.cost import Architecture, Prices
     from confcascade.signals import Threshold
 
-__all__ = ["architecture", "pair", "prices", "threshold"]
+__all__ = ["Models", "Parameters", "PerToken", "Unit", "architecture", "pair", "prices", "threshold"]
 
 T = TypeVar("T")
+Models: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),
+]
+PerToken: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="MODEL=INPUT,OUTPUT: dollars per million tokens. Repeat for each model. By default as the cascade "
+        "file says, or as was noted at the collecting. So are --parameters."
+    ),
+]
+Parameters: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="MODEL=NUMBER,...: parameters, 2N operations a token: small=8B,large=70.6e9."),
+]
+Unit: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
+]
+
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 

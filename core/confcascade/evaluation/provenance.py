@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,7 @@ from confcascade.evaluation.graders import Grader
 from confcascade.evaluation.prompts import Prompt
 from confcascade.flow import Stage
 
-__all__ = ["Noted", "bind", "digest", "identity_of", "meta_path", "noted"]
+__all__ = ["Noted", "bind", "digest", "identity_of", "meta_path", "noted", "versions"]
 
 FORMAT = 1
 _PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
@@ -176,7 +176,7 @@ def bind(
     for key, facts in (("architecture", notes.architectures), ("prices", notes.prices)) if notes is not None else ():
         for name, fact in facts.items():
             known.setdefault(name, {})[key] = asdict(fact)
-    meta["runs"].append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **run, "versions": _versions()})
+    meta["runs"].append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **run, "versions": versions()})
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)  # whole or not at all
@@ -213,9 +213,10 @@ def _templates(told: Mapping[str, Any] | None) -> str:
     return f" ('{told.get('name')}': {system}user {_brief(told.get('user'))})"
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Of Python, and of those of `packages` that are installed."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from confcascade.evaluation.provenance import digest
+from confcascade.evaluation.provenance import digest, versions
 from confcascade.training.asked import RIGHT, Material
 from confcascade.training.probe_words import can_route, verdict
 from confcascade.training.probes import SHARES, TrainedProbe
@@ -66,20 +64,10 @@ def write_probe(
         "left_out": dict(trained.left_out),
         "data": {"name": Path(source).name, "sha256": digest(source)},
         "command": list(command),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(_PACKAGES),
     }
     (path / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if plots:
         for plot in probe_plots(trained):
             (path / f"{plot.name}.png").write_bytes(plot.png())
     return told
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
