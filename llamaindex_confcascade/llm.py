@@ -20,7 +20,6 @@ from confcascade import (
     Signal,
     Stage,
     Threshold,
-    build_stages,
 )
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -114,14 +113,17 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     ) -> None:
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
             raise ConfigurationError(f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}.")
-        built = build_stages(
-            models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=_wrap
+        cascade = TracedCascade.of(
+            models=models,
+            stages=stages,
+            threshold=threshold,
+            signals=signals,
+            policy=policy,
+            wrap=_wrap,
+            on_error=on_error,
+            on_exhausted=on_exhausted,
+            audit=audit,
         )
-        if audit and policy is not None:
-            from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
-
-            audit = audit_of(policy, audit)
-        cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted, audit=audit)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
         self._watch()
