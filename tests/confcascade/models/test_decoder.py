@@ -106,9 +106,13 @@ def test_a_cascade_keeps_a_hybrids_answers_in_a_batch():
     stage = Stage(wrapped(random_weights("Lfm2", **HYBRIDS["Lfm2"])), [TokenProbability()], {"p_t": "always"})
     cascade = Cascade([stage, Stage(ScriptedModel("large"))])
 
-    outcomes = cascade.run_batch(PROMPTS, max_tokens=8, stop=(" ",))
+    whole = [cascade.run(prompt, max_tokens=8) for prompt in PROMPTS]
+    stop = tuple(outcome.text.strip()[0] for outcome in whole[:2])  # ends two at once, and so halves the batch
 
-    alone = [cascade.run(prompt, max_tokens=8, stop=(" ",)) for prompt in PROMPTS]
+    outcomes = cascade.run_batch(PROMPTS, max_tokens=8, stop=stop)
+
+    alone = [cascade.run(prompt, max_tokens=8, stop=stop) for prompt in PROMPTS]
+    assert len({outcome.record.usage.output_tokens for outcome in alone}) > 1
     assert [outcome.text for outcome in outcomes] == [outcome.text for outcome in alone]
     assert all(outcome.record.attempts[0].error is None for outcome in outcomes)
 
