@@ -469,6 +469,10 @@ def test_nothing_that_is_serialized_or_shown_holds_a_key() -> None:
         "system_prompt": None,
         "pydantic_program_mode": "default",
         "class_name": "ConfidenceCascadeLLM",
+        "stages": ["gpt-4o-mini", "b"],
+        "policy_id": llm._cascade.policy_id,
+        "on_error": "escalate",
+        "on_exhausted": "best",
     }
     assert repr(llm).startswith("ConfidenceCascadeLLM(stages=['gpt-4o-mini', 'b'], policy_id='")
 
