@@ -326,7 +326,7 @@ def test_a_certificate_says_what_it_promises():
         "Test: exact unconditional test of paired proportions (Berger and Boos), 2026-11-22.\n"
         "It holds as long as:\n"
         "- The questions of the group 'law' to come are like the examples, which were drawn from them independently of "
-        "one another.\n"
+        "one another, repeats included.\n"
         "- The examples of the test chose neither the policy, nor the order of tests, nor a calibrator.\n"
         "- Models, their builds, prompts and decoding settings stay as they were.\n"
         "- Answers are graded as they were."

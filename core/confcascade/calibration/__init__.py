@@ -71,7 +71,12 @@ def _inputs(stored: Sequence[Mapping[str, Any]]) -> tuple[Input, ...]:
 
 
 def fit_calibrator(
-    scores: Mapping[str, ArrayLike], right: ArrayLike, spaces: Mapping[str, Space], *, seed: int = 0
+    scores: Mapping[str, ArrayLike],
+    right: ArrayLike,
+    spaces: Mapping[str, Space],
+    *,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
 ) -> Calibrator:
     """The calibrator for what there is: `Fusion` of several signals; of one `Platt`, or `Isotonic` if that does better.
 
@@ -82,6 +87,8 @@ def fit_calibrator(
         scores: By signal, shape (n,); NaN where missing.
         right: Whether each answer was right, shape (n,).
         spaces: Of each signal.
+        groups: What must not be on both sides of a fold, as numbers of shape (n,): of the question, say. By default
+            every answer is its own.
         seed: Of the folds.
 
     Raises:
@@ -96,13 +103,16 @@ def fit_calibrator(
         return Fusion.fit(scores, right, spaces)
     ((name, values),) = scores.items()
     score, y = np.asarray(values, dtype=float), np.asarray(right, dtype=float)
-    if score.shape == y.shape:  # else `fit` says so
-        score, y = score[~np.isnan(score)], y[~np.isnan(score)]
+    if score.shape != y.shape:
+        return Platt.fit(score, y, signal=name, space=spaces[name])  # which says so
+    known = ~np.isnan(score)
+    group = (np.arange(len(y)) if groups is None else np.asarray(groups))[known]
+    score, y = score[known], y[known]
     platt = Platt.fit(score, y, signal=name, space=spaces[name])
     if len(y) < ISOTONIC_ROWS or not platt.monotone:
         return platt
     kinds: tuple[type[Platt | Isotonic], ...] = (Platt, Isotonic)
-    errors = [_cross_brier(kind, score, y, name, spaces[name], seed) for kind in kinds]
+    errors = [_cross_brier(kind, score, y, group, name, spaces[name], seed) for kind in kinds]
     return platt if errors[0] <= errors[1] else Isotonic.fit(score, y, signal=name, space=spaces[name])
 
 
@@ -110,6 +120,7 @@ def _cross_brier(
     kind: type[Platt | Isotonic],
     score: NDArray[np.float64],
     y: NDArray[np.float64],
+    group: NDArray[np.int64],
     name: str,
     space: Space,
     seed: int,
@@ -118,10 +129,12 @@ def _cross_brier(
     """The Brier score of every row by a calibrator that did not see its fold; infinite if a fold cannot be fitted."""
     import numpy as np
 
-    # folds by rank among the rows of a class, so that each fold has both
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(y)), y))
-    fold = np.empty(len(y), dtype=int)
-    fold[order] = np.arange(len(y)) % folds
+    # folds by rank among the groups of a class, so that each fold has both
+    _, first, member = np.unique(group, return_index=True, return_inverse=True)
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(first)), y[first]))
+    place = np.empty(len(first), dtype=int)
+    place[order] = np.arange(len(first)) % folds
+    fold = place[member]
     wrong = 0.0
     for held in (fold == i for i in range(folds)):
         try:

@@ -13,6 +13,7 @@ from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.frontier import Curve
 from confcascade.evaluation.gathered import MEAN_LOG_PROBABILITY
 from confcascade.evaluation.policy_figures import Bench, PolicyFigures, known
+from confcascade.policy import question_key
 from confcascade.signals.learned import LearnedScorer, TextRouter
 
 __all__ = ["Baseline", "Learner", "baselines", "learned"]
@@ -101,18 +102,18 @@ def learned(bench: Bench, learner: Learner) -> Mapping[str, Column] | str:
         return bench.gathered.no_texts
     if absent := sum(question not in texts.prompts for question in bench.columns.questions):
         return f"{absent:,} prompts are not kept in this recording"
-    columns = {}
+    prompts = [texts.prompts[question] for question in bench.columns.questions]
+    texts_of, columns = [question_key(prompt) for prompt in prompts], {}
     for model in bench.models[:-1]:
-        prompts = [texts.prompts[question] for question in bench.columns.questions]
         right = is_right(bench.alone[model].grade)
         try:
             if learner == "TextRouter":
-                scores = TextRouter.cross_predict(prompts, right, groups=prompts)
+                scores = TextRouter.cross_predict(prompts, right, groups=texts_of)
             else:
                 answers = [texts.answers.get((question, model)) for question in bench.columns.questions]
                 if None in answers:
                     return f"answers of {model} are not kept in this recording"
-                scores = LearnedScorer.cross_predict(prompts, [str(a) for a in answers], right, groups=prompts)
+                scores = LearnedScorer.cross_predict(prompts, [str(a) for a in answers], right, groups=texts_of)
         except ConfigurationError as error:  # too few questions, or all right
             return f"of {model} nothing can be learnt: {error}"
         columns[model] = Column(scores, "pre" if learner == "TextRouter" else "post", False, None)

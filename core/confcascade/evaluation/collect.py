@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -59,7 +60,8 @@ class Tally:
         wanted: How many questions it is to answer in all.
         n: How many it has answered, or failed to.
         graded: Of these, how many were graded.
-        right: Sum of their grades.
+        drawn: How often the graded ones were drawn, repeats included.
+        right: Sum of their grades, each as often as its question was drawn.
         refused: How many it said not to know.
         errors: How many failed.
         usage: Tokens paid for.
@@ -74,6 +76,7 @@ class Tally:
     wanted: int = 0
     n: int = 0
     graded: int = 0
+    drawn: int = 0
     right: float = 0.0
     refused: int = 0
     errors: int = 0
@@ -87,8 +90,8 @@ class Tally:
 
     @property
     def accuracy(self) -> float | None:
-        """Mean grade of what was graded; None if nothing was."""
-        return self.right / self.graded if self.graded else None
+        """Mean grade of what was graded, over the draws; None if nothing was."""
+        return self.right / self.drawn if self.drawn else None
 
     @property
     def latency_s(self) -> float | None:
@@ -96,12 +99,14 @@ class Tally:
         answers = self.n - self.errors
         return self.seconds / answers if answers else None
 
-    def add(self, row: Row, usd: float | None, *, again: bool = False) -> None:
-        """Count a row; `again` if it stands in the place of one that failed."""
+    def add(self, row: Row, usd: float | None, *, again: bool = False, drawn: int = 1) -> None:
+        """Count a row; `again` if it stands in the place of one that failed; `drawn` is how often its question was."""
         self.n += not again
         self.errors += (row.error is not None) - again
-        self.graded += row.grade is not None
-        self.right += row.grade or 0.0
+        if row.grade is not None:
+            self.graded += 1
+            self.drawn += drawn
+            self.right += drawn * row.grade
         self.refused += row.refused
         self.usage += row.usage
         if usd is not None:
@@ -149,13 +154,18 @@ def sample(examples: Iterable[Example], size: int) -> list[Example]:
 
     Files are often sorted by subject, so that the first examples would tell of one subject alone. The draw is the same
     every time, and a smaller one is part of a larger one: raising the size of a collected sample adds questions to it.
+    A question that comes several times may be drawn several times.
 
     Raises:
         ConfigurationError: If `size` is below 1.
     """
     if size < 1:
         raise ConfigurationError(f"A sample needs at least 1 example. Got {size}.")
-    drawn = [(hashlib.sha256(each.id.encode()).digest(), i, each) for i, each in enumerate(examples)]
+    drawn, times = [], Counter[str]()
+    for i, each in enumerate(examples):
+        again = f"\0{times[each.id]}" if times[each.id] else ""
+        drawn.append((hashlib.sha256(f"{each.id}{again}".encode()).digest(), i, each))
+        times[each.id] += 1
     chosen = heapq.nsmallest(size, drawn, key=lambda entry: entry[:2])
     return [example for _, _, example in sorted(chosen, key=lambda entry: entry[1])]
 
@@ -221,7 +231,7 @@ def collect(
     """Record what every stage's model answers to every example, but for what the recording has already.
 
     Args:
-        examples: Questions; one that comes again, with the same id, is asked once.
+        examples: Questions; one that comes again, with the same id, is asked once, and counts as often (`Row.drawn`).
         stages: Models with the signals to score; thresholds play no part.
         writer: The recording, each row appended as it comes.
         prompt: How questions are put.
@@ -243,10 +253,12 @@ def collect(
         ConfigurationError: If a stage cannot work, two examples share an id, or a price is missing for `max_usd`.
     """
     asking = Asking(prompt, grader, parameters, keep_text, keep_tokens)
-    chosen = _distinct(examples, asking)
+    chosen, drawn = _distinct(examples, asking)
     stages = recorded_stages(stages)
     _check(stages, max_usd)
-    done = _Desk(stages, max_usd, give_up_after, Lines(rate_limits, stop), {e.id for e in chosen})
+    done = _Desk(stages, max_usd, give_up_after, Lines(rate_limits, stop), drawn)
+    for row in _drawn_more(writer, drawn):
+        writer.append(row)
     failed = done.read(writer, len(chosen))
     pairs = (
         (example, stage)
@@ -258,6 +270,7 @@ def collect(
         progress(done.state, None)
     while done.goes_on:  # what was held back for the budget may fit in once the calls under way were cheaper
         for row in ask_all(done.admit(pairs, asking), asking, max_concurrency=max_concurrency, lines=done.lines):
+            row = row.model_copy(update={"drawn": drawn[row.question]})
             writer.append(row)
             done.take(row, again=row.key in failed)
             failed.discard(row.key)
@@ -267,19 +280,32 @@ def collect(
     return done.state
 
 
-def _distinct(examples: Iterable[Example], asking: Asking) -> list[Example]:
-    """Each once, all of which can be asked: it shows before the first call is paid for."""
+def _distinct(examples: Iterable[Example], asking: Asking) -> tuple[list[Example], Counter[str]]:
+    """Each once, all of which can be asked (it shows before the first call is paid for), and how often each comes."""
     chosen: dict[str, Example] = {}
+    drawn = Counter[str]()
     for example in examples:
         asking.request(example)
         known = chosen.setdefault(example.id, example)
+        drawn[example.id] += 1
         if (known.question, known.choices, known.context) != (example.question, example.choices, example.context):
             raise ConfigurationError(
                 f"Two examples have the id '{example.id}', and rows cannot tell them apart. Give each its own."
             )
     if not chosen:
         raise ConfigurationError("There is no example to ask.")
-    return list(chosen.values())
+    return list(chosen.values()), drawn
+
+
+def _drawn_more(writer: RecordingWriter, drawn: Mapping[str, int]) -> list[Row]:
+    """Answers that the recording has, of questions that have come more often since (in a larger sample, say)."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in read_rows(writer.path) if max(drawn.values()) > 1 else ():
+        if row.error is None and row.drawn < drawn.get(row.question, 1):
+            found[row.key] = row
+        else:
+            found.pop(row.key, None)
+    return [row.model_copy(update={"drawn": drawn[row.question]}) for row in found.values()]
 
 
 def _check(stages: Sequence[Stage], max_usd: float | None) -> None:
@@ -305,14 +331,19 @@ class _Desk:
     """Decides whether the next question may be asked, and keeps the tally."""
 
     def __init__(
-        self, stages: Sequence[Stage], max_usd: float | None, give_up_after: int, lines: Lines, ids: set[str]
+        self,
+        stages: Sequence[Stage],
+        max_usd: float | None,
+        give_up_after: int,
+        lines: Lines,
+        drawn: Mapping[str, int],
     ) -> None:
         self.lines = lines
         self.state = Collected(tallies={stage.model.name: Tally() for stage in stages}, used=lines.used)
         self._prices = {stage.model.name: stage.prices for stage in stages}
         self._max_usd = max_usd
         self._give_up_after = give_up_after
-        self._ids = ids
+        self._drawn = drawn
         self._earlier_usd = 0.0
         self._open: dict[tuple[str, str], float] = {}  # what is under way, with the dollars it may cost
         self._held: tuple[Example, Stage] | None = None  # for the budget
@@ -327,10 +358,12 @@ class _Desk:
             tally.wanted = wanted
         for row in read_rows(writer.path):
             usd = self._usd(row.model, row.usage)
-            self._earlier_usd += usd or 0.0
-            mine = row.model in self._prices and row.question in self._ids
+            if row.key in failed or row.key not in counted:  # else it was paid for before
+                self._earlier_usd += usd or 0.0
+            mine = row.model in self._prices and row.question in self._drawn
             if mine and (row.key in failed or row.key not in counted):
-                self.state.tallies[row.model].add(row, usd, again=row.key in failed)
+                times = self._drawn[row.question]
+                self.state.tallies[row.model].add(row, usd, again=row.key in failed, drawn=times)
             counted.add(row.key)
             (failed.add if row.error is not None else failed.discard)(row.key)
         self.state.spent_usd = self._spent()
@@ -372,7 +405,8 @@ class _Desk:
         """Count a new row."""
         self._open.pop(row.key, None)
         self.state.rows += 1
-        self.state.tallies[row.model].add(row, self._usd(row.model, row.usage), again=again)
+        usd = self._usd(row.model, row.usage)
+        self.state.tallies[row.model].add(row, usd, again=again, drawn=row.drawn)
         self.state.spent_usd = self._spent()
         unpriced = [] if self._max_usd is None else [model for model in self.lines.used if model not in self._prices]
         if unpriced:

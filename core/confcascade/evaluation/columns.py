@@ -67,6 +67,8 @@ class Column:
 class Columns:
     """A recording as arrays of shape (questions, models), both in the order of their first rows.
 
+    A question that was drawn several times (`Row.drawn`) stands there as often: whatever counts questions counts draws.
+
     Attributes:
         questions: Ids.
         models: Names.
@@ -251,6 +253,7 @@ class Gathering:
         self.questions: dict[str, int] = {}
         self.models: dict[str, int] = {}
         self.groups: dict[int, str] = {}
+        self.drawn: dict[int, int] = {}  # of the questions that were drawn more than once
         self.at: array[int] = array("q")  # question and model of each row
         self.by: array[int] = array("q")
         self.numbers: array[float] = array("d")  # nine of each row
@@ -261,6 +264,7 @@ class Gathering:
         model = self.models.setdefault(row.model, len(self.models))
         if row.group is not None:
             self.groups[question] = row.group
+        self._draw(question, row.drawn)
         number = len(self.at)
         self.at.append(question)
         self.by.append(model)
@@ -286,6 +290,7 @@ class Gathering:
         questions: Sequence[str],
         models: Sequence[str],
         groups: Sequence[str | None],
+        drawn: Sequence[int],
         numbers: NDArray[np.float64],
     ) -> int:
         """Many rows without their scores; `numbers` has the shape (rows, nine). Returns the number of the first row."""
@@ -294,7 +299,13 @@ class Gathering:
         self.by.extend(self.models.setdefault(model, len(self.models)) for model in models)
         self.groups.update((at, group) for at, group in zip(self.at[first:], groups, strict=True) if group is not None)
         self.numbers.frombytes(numbers.astype(np.float64).tobytes())
+        for at, times in zip(self.at[first:], drawn, strict=True):
+            self._draw(at, times)
         return first
+
+    def _draw(self, question: int, times: int) -> None:
+        if times > self.drawn.get(question, 1):
+            self.drawn[question] = times
 
     def signal(self, model: str, name: str, phase: str, prefill: bool, question: str) -> _Signal:
         """Where the scores of a signal of this kind go; `question` is one that has such a score.
@@ -323,7 +334,7 @@ class Gathering:
         grade, usable, failed, refused, read, written, told, latency, prefill = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )
-        return Columns(
+        columns = Columns(
             questions=tuple(self.questions),
             models=tuple(self.models),
             groups=np.array([self.groups.get(i, "") for i in range(shape[0])]),
@@ -342,3 +353,6 @@ class Gathering:
                 for (model, name), signal in self.signals.items()
             },
         )
+        if not self.drawn:
+            return columns
+        return columns.take(np.repeat(np.arange(shape[0]), [self.drawn.get(i, 1) for i in range(shape[0])]))

@@ -321,7 +321,9 @@ def _harmful(bench: Bench, policy: Sequence[PolicyStage], played: Replay) -> tup
         stage = policy[played.stage[i]]
         scores = {name: float(columns.signal(stage.model, name).values[i]) for name in stage.thresholds}
         found.append((float(loss[i]), min(scores.values(), default=0.0), int(i), stage.model, scores))
-    worst = sorted(found, key=lambda each: (-each[0], -each[1], each[2]))[:HARMS_AT_MOST]
+    ranked = sorted(found, key=lambda each: (-each[0], -each[1], each[2]))
+    once = {columns.questions[each[2]]: each for each in reversed(ranked)}  # however often it was drawn
+    worst = [each for each in ranked if once[columns.questions[each[2]]] is each][:HARMS_AT_MOST]
     return tuple(
         HarmfulKeep(
             question=columns.questions[i],

@@ -116,6 +116,7 @@ class _Notes:
         at, by = np.array(self.at, dtype=np.intp), np.array(self.by, dtype=np.intp)
         predicted[at, by] = self.chosen  # of two rows with the same key the last holds, here as there
         reference[at] = self.right
+        draws = np.array([self.questions[question] for question in columns.questions])  # as often as in `columns`
         texts, reason = None, ""
         if len(self.at) > TEXTS_AT_MOST:
             reason = f"more than {TEXTS_AT_MOST:,} rows: their texts are not held"
@@ -123,7 +124,7 @@ class _Notes:
             reason = "prompts are not kept in this recording"
         else:
             texts = Texts(self.prompts, self.answers)
-        return Gathered(columns, predicted, reference, self.estimated, len(self.at), texts, reason)
+        return Gathered(columns, predicted[draws], reference[draws], self.estimated, len(self.at), texts, reason)
 
 
 def mean_log_probability(row: Row) -> RecordedScore | None:

@@ -1,4 +1,4 @@
-"""Whether a signal can route at all: enough different scores, on enough answers, higher for right ones than for wrong.
+"""Whether a signal can route at all: scores of enough answers, surely higher for right ones than for wrong.
 
 A signal that fails here gives no threshold worth having, whatever is calibrated on top of it: an untuned model that
 says "95 %" of every answer, say, or a log-probability that is 1 throughout.
@@ -19,10 +19,11 @@ from confcascade.evaluation.metrics import auroc
 
 __all__ = ["SignalHealth", "auroc_lower_bound", "check_signals", "signal_health"]
 
-# a signal routes if it has ...
+# remarked on, but no reason against a signal whose AUROC is good: a log-probability of 0 is a common top score
 LEAST_DISTINCT = 20  # different scores, or
 LEAST_ENTROPY = 1.0  # more bits than this in 20 bins of equal width
 MOST_ON_MODE = 0.6  # no more than this share on one score
+# a signal routes if it has two scores or more and ...
 LEAST_AUROC = 0.55  # more than this, with 95 % confidence
 LEAST_COVERAGE = 0.95  # a score for this share of the answers
 LEAST_OF_EACH = 5  # right answers, and wrong ones, below which nothing can be said
@@ -42,6 +43,7 @@ class SignalHealth:
         auroc: None where the answers are all right or all wrong, as the next.
         auroc_low: Its lower 95 % bound (`auroc_lower_bound`).
         reasons: Why it cannot route; empty if it can.
+        remarks: What a reader should know of its scores, whether it can or not.
     """
 
     answers: int
@@ -53,6 +55,7 @@ class SignalHealth:
     auroc: float | None
     auroc_low: float | None
     reasons: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def can_route(self) -> bool:
@@ -63,16 +66,19 @@ class SignalHealth:
     def verdict(self) -> str:
         """One line: "can route (AUROC 0.84, at least 0.83)" or "this signal cannot route: ..."."""
         if self.reasons:
-            return f"this signal cannot route: {'; '.join(self.reasons)}"
-        return f"can route (AUROC {self.auroc:.2f}, at least {self.auroc_low:.2f})"
+            return f"this signal cannot route: {'; '.join((*self.reasons, *self.remarks))}"
+        return "; ".join((f"can route (AUROC {self.auroc:.2f}, at least {self.auroc_low:.2f})", *self.remarks))
 
 
-def signal_health(scores: ArrayLike, right: ArrayLike) -> SignalHealth:
+def signal_health(
+    scores: ArrayLike, right: ArrayLike, *, classes: tuple[str, str] = ("right", "wrong")
+) -> SignalHealth:
     """Look at a signal's scores of graded answers.
 
     Args:
         scores: Shape (n,), NaN where missing.
         right: Whether each answer is right, shape (n,).
+        classes: What answers are called for which `right` is true, and those for which it is not.
 
     Raises:
         ConfigurationError: If there is no answer, or not one score to each.
@@ -90,29 +96,28 @@ def signal_health(scores: ArrayLike, right: ArrayLike) -> SignalHealth:
     share = float(counts[most] / len(known))
     entropy = _entropy(known)
     area, low = auroc(labels, known), auroc_lower_bound(labels, known)
-    reasons = []
+    reasons, remarks, (yes, no) = [], [], classes
     if len(values) == 1:
         reasons.append(f"every score is {values[0]:g}")
     else:
         if len(values) < LEAST_DISTINCT and entropy <= LEAST_ENTROPY:
-            reasons.append(
-                f"it has {len(values)} different scores, of {entropy:.2f} bits (more than {LEAST_ENTROPY:g})"
-            )
+            remarks.append(f"it has {len(values)} different scores, of {entropy:.2f} bits")
         if share > MOST_ON_MODE:
-            reasons.append(f"{share:.0%} of its scores are {values[most]:g} (at most {MOST_ON_MODE:.0%})")
+            remarks.append(f"{share:.0%} of its scores are {values[most]:g}")
         if min(labels.sum(), (~labels).sum()) < LEAST_OF_EACH:
             reasons.append(
-                f"{int(labels.sum())} right and {int((~labels).sum())} wrong answers have scores: too few to tell "
+                f"{int(labels.sum())} {yes} and {int((~labels).sum())} {no} answers have scores: too few to tell "
                 f"(at least {LEAST_OF_EACH} of each)"
             )
         elif area is not None and low is not None and low <= LEAST_AUROC:
             reasons.append(
                 f"AUROC {area:.2f}, which may be as low as {low:.2f} (must be above {LEAST_AUROC:g})"
-                + (": wrong answers score higher than right ones" if area < 0.5 else "")
+                + (f": {no} answers score higher than {yes} ones" if area < 0.5 else "")
             )
     if coverage < LEAST_COVERAGE:
         reasons.append(f"{coverage:.0%} of the answers have a score (at least {LEAST_COVERAGE:.0%})")
-    return SignalHealth(len(s), coverage, len(values), float(values[most]), share, entropy, area, low, tuple(reasons))
+    mode = float(values[most])
+    return SignalHealth(len(s), coverage, len(values), mode, share, entropy, area, low, tuple(reasons), tuple(remarks))
 
 
 def check_signals(columns: Columns) -> dict[tuple[str, str], SignalHealth]:

@@ -30,10 +30,22 @@ _ROWS = 8_192  # at a time: a row group
 _SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # what `str.strip` takes away; none lies beyond
 _PLAIN = tuple(
     "question model group prompt reference answer grade refused predicted error finish_reason latency_s prefill_s "
-    "build prompt_version".split()
+    "build prompt_version drawn".split()
 )
 _USAGE = ("input_tokens", "output_tokens", "estimated")
-_NUMBERS = ("question", "model", "group", "answer", "grade", "refused", "error", *_USAGE[:2], "latency_s", "prefill_s")
+_NUMBERS = (
+    "question",
+    "model",
+    "group",
+    "answer",
+    "grade",
+    "refused",
+    "error",
+    *_USAGE[:2],
+    "latency_s",
+    "prefill_s",
+    "drawn",
+)
 
 
 def _schema() -> Any:
@@ -52,12 +64,12 @@ def _schema() -> Any:
         pa.field("details", text, nullable=False),
     ]
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
-    kinds |= {"latency_s": number, "prefill_s": number}
+    kinds |= {"latency_s": number, "prefill_s": number, "drawn": pa.int64()}
     kinds |= {"input_tokens": pa.int64(), "output_tokens": pa.int64(), "estimated": pa.bool_()}
     kinds["labels"] = rows_of(label=text, logprob=number)
     kinds["scores"] = pa.list_(pa.struct(score))
     kinds["tokens"] = rows_of(text=text, logprob=number, top=rows_of(text=text, logprob=number))
-    always = {"question", "model", "answer", "refused", *_USAGE, "labels", "scores"}
+    always = {"question", "model", "answer", "refused", "drawn", *_USAGE, "labels", "scores"}
     fields = [pa.field(name, kind, nullable=name not in always) for name, kind in kinds.items()]
     return pa.schema(fields, metadata=_FORMAT)
 
@@ -191,7 +203,10 @@ def _batches(path: str | Path, columns: list[str], size: int) -> Iterator[Any]:
     with file:
         if not (file.schema_arrow.metadata or {}).items() >= _FORMAT.items():
             raise ConfigurationError(f"'{path}' is no recording, which `confcascade convert` and `write_parquet` make.")
-        yield from file.iter_batches(size, columns=columns)
+        for batch in file.iter_batches(size, columns=columns):
+            if "drawn" in columns and "drawn" not in batch.schema.names:  # written before repeats were counted
+                batch = batch.append_column("drawn", pa.array(np.ones(len(batch), np.int64)))
+            yield batch
 
 
 # ---------------------------------------------------------------------- columns
@@ -228,7 +243,8 @@ def _gather(gathering: Gathering, batch: Any) -> None:
         ]
     )
     models = known["model"].to_pylist()
-    first = gathering.add_many(known["question"].to_pylist(), models, known["group"].to_pylist(), numbers)
+    questions, groups, drawn = (known[name].to_pylist() for name in ("question", "group", "drawn"))
+    first = gathering.add_many(questions, models, groups, drawn, numbers)
     owner = _integers(pc.list_parent_indices(known["scores"]))
     scores = known["scores"].flatten()
     kinds: dict[tuple[str, str, str, bool], list[int]] = {}

@@ -97,6 +97,7 @@ class Row(BaseModel):
         prefill_s: Those of them for reading the prompt; None if unknown.
         build: The model's exact build (fingerprint, revision, date), if known.
         prompt_version: Which prompt was used, if there are several.
+        drawn: How often the question was drawn, at least 1: it was asked once, and its row counts so many times.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -121,6 +122,7 @@ class Row(BaseModel):
     prefill_s: float | None = Field(default=None, ge=0)
     build: str | None = None
     prompt_version: str | None = None
+    drawn: int = Field(default=1, ge=1)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -108,5 +108,6 @@ def _figures(bench: Bench, model: str, name: str) -> SignalFigures:
 
 def _hint(health: SignalHealth) -> str:
     if not health.can_route:
-        return f"cannot route: {'; '.join(health.reasons)}"
-    return "" if health.coverage == 1 else f"{1 - health.coverage:.1%} of the answers have no score and are passed on"
+        return f"cannot route: {'; '.join((*health.reasons, *health.remarks))}"
+    missing = f"{1 - health.coverage:.1%} of the answers have no score and are passed on"
+    return "; ".join((*health.remarks, *([missing] if health.coverage < 1 else [])))

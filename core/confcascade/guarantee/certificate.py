@@ -76,12 +76,15 @@ class Certificate(BaseModel):
         return self
 
     @classmethod
-    def of(cls, examined: Examined, promise: Promise, *, date: datetime.date | None = None) -> Certificate:
+    def of(
+        cls, examined: Examined, promise: Promise, *, repeated: int = 0, date: datetime.date | None = None
+    ) -> Certificate:
         """The certificate of a policy that `certify` chose, or `examine` bounded.
 
         Args:
             examined: What the test showed.
             promise: The one that it was tested for.
+            repeated: How many of all examples repeat the question of another.
             date: Of the test; today (UTC) if None.
 
         Raises:
@@ -109,7 +112,7 @@ class Certificate(BaseModel):
             equivalence_error=0.0 if same is None else same.error,
             equivalence_delta=0.0 if same is None else same.delta,
             date=date or datetime.datetime.now(datetime.UTC).date(),
-            assumptions=_assumptions(promise),
+            assumptions=_assumptions(promise, repeated),
         )
 
     @property
@@ -142,13 +145,19 @@ class Certificate(BaseModel):
         return "\n".join([*lines, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])
 
 
-def _assumptions(promise: Promise) -> tuple[str, ...]:
+def _assumptions(promise: Promise, repeated: int) -> tuple[str, ...]:
     of = "" if promise.group is None else f" of the group '{promise.group}'"
     sentences = [
-        f"The questions{of} to come are like the examples, which were drawn from them independently of one another.",
+        f"The questions{of} to come are like the examples, which were drawn from them independently of one another, "
+        "repeats included.",
         "The examples of the test chose neither the policy, nor the order of tests, nor a calibrator.",
         "Models, their builds, prompts and decoding settings stay as they were.",
     ]
+    if repeated:
+        sentences.append(
+            f"{repeated:,} examples repeat the question of another: a recorded answer counts as often as its question "
+            "was drawn, and the answers to come to it are like that one."
+        )
     if promise.equivalence is None:
         sentences.append("Answers are graded as they were.")
     else:

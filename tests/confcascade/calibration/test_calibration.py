@@ -125,6 +125,11 @@ def test_what_is_chosen():
     stepped = np.random.default_rng(1).random(4_000) < np.where(score < 0.9, 0.5, 0.95)  # no sigmoid
     assert isinstance(fit_calibrator({"p": score}, stepped, {"p": UNIT}), Isotonic)
     assert isinstance(fit_calibrator({"p": score[:900]}, stepped[:900], {"p": UNIT}), Platt)
+    # a staircase that is learnt by heart does no good to answers of other groups
+    texts = np.repeat(np.arange(250), 8)
+    often, lots = np.repeat(score[:250], 8), np.repeat(np.random.default_rng(3).random(250) < 0.5, 8)
+    assert isinstance(fit_calibrator({"p": often}, lots, {"p": UNIT}), Isotonic)
+    assert isinstance(fit_calibrator({"p": often}, lots, {"p": UNIT}, groups=texts), Platt)
 
 
 def test_answers_without_the_single_score_are_left_out():

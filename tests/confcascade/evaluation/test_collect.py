@@ -157,14 +157,34 @@ def test_it_goes_on_where_it_was(tmp_path):
 
 
 def test_a_question_that_comes_twice_is_asked_once(tmp_path):
-    """Two different ones of the same id are an error, before anything is asked."""
+    """It counts as often as it comes; two different ones of the same id are an error, before anything is asked."""
     model = small()
-    gathered(tmp_path / "rec.jsonl", [model], [*EXAMPLES, *EXAMPLES])
+    collected, rows = gathered(tmp_path / "rec.jsonl", [model], [*EXAMPLES, *EXAMPLES[:1], *EXAMPLES[:1]])
     assert len(asked(model)) == 12
+    assert [row.drawn for row in rows if row.question == EXAMPLES[0].id] == [3]
+    assert sum(row.drawn for row in rows) == 14
+    columns = Columns.read(tmp_path / "rec.jsonl")
+    assert columns.questions.count(EXAMPLES[0].id) == 3
+    assert collected.tallies["small"].accuracy == columns.grades.mean()
     model = small()
     with pytest.raises(ConfigurationError, match="have the id 'same'"):
         gathered(tmp_path / "b.jsonl", [model], [Example("q1", id="same"), Example("q2", id="same")])
     assert not model.calls
+
+
+def test_what_is_drawn_again_later_is_not_paid_for_again(tmp_path):
+    """A larger sample repeats what was asked: the answers stand, count as often, and cost nothing more."""
+    path, prices = tmp_path / "rec.jsonl", Prices(1e6, 1e6)
+    models = [small(), large()]
+    priced = [Stage(model, prices=prices) for model in models]
+    before, rows = gathered(path, models, EXAMPLES[:4], stages=priced)
+    for _ in range(2):  # the second time nothing is left to say
+        after, more = gathered(path, models, [*EXAMPLES[:4], *EXAMPLES[:2]], stages=priced)
+        assert len(more) == len(rows) + 4
+    assert [len(asked(model)) for model in models] == [4, 4]
+    assert after.spent_usd == before.spent_usd
+    assert after.tallies["small"].accuracy == pytest.approx(3 / 6)
+    assert len(Columns.read(path)) == 6
 
 
 def test_a_prompt_that_does_not_fit_shows_at_once(tmp_path):
@@ -312,6 +332,8 @@ def test_samples_nest():
     assert few == sample(EXAMPLES, 4)
     assert set(sample(reversed(EXAMPLES), 4)) == set(few)
     assert sample(EXAMPLES, 100) == EXAMPLES
+    often = [*EXAMPLES, *[EXAMPLES[0]] * 988]
+    assert sample(often, 100).count(EXAMPLES[0]) > 90  # a sample of the draws, and not of the questions
     assert few != EXAMPLES[:4]
     with pytest.raises(ConfigurationError, match="at least 1"):
         sample(EXAMPLES, 0)

@@ -35,8 +35,8 @@ def test_a_signal_that_tells_right_from_wrong_can_route():
     [
         (np.full(1000, 0.95), RIGHT, "every score is 0.95"),
         (np.full(1000, np.nan), RIGHT, "no answer has a score"),
-        (np.where(RNG.random(1000) < 0.9, 1.0, GOOD), RIGHT, "of its scores are 1 (at most 60%)"),
-        ((GOOD > -1.5).astype(float), RIGHT, "2 different scores"),
+        (np.where(RNG.random(1000) < 0.9, 1.0, GOOD), RIGHT, "(must be above 0.55); 91% of its scores are 1"),
+        ((GOOD > -1.5).astype(float), RIGHT, "(must be above 0.55); it has 2 different scores"),
         (RNG.normal(size=1000), RIGHT, "(must be above 0.55)"),
         (-GOOD, RIGHT, "wrong answers score higher than right ones"),
         (np.where(RNG.random(1000) < 0.1, np.nan, GOOD), RIGHT, "of the answers have a score (at least 95%)"),
@@ -56,6 +56,35 @@ def test_what_cannot_route_is_told_why(scores: Any, right: Any, reason: str):
 def test_few_scores_that_are_spread_can_route():
     """Five levels in words are fewer than 20 scores, but more than a bit."""
     assert signal_health(np.clip(np.round(GOOD), -1, 3), RIGHT).can_route
+
+
+@pytest.mark.parametrize(
+    ("scores", "remark"),
+    [
+        (np.where(RIGHT, np.where(RNG.random(1000) < 0.95, 1.0, 0.5), np.minimum(GOOD, 1.0)), "of its scores are 1"),
+        ((GOOD > 0.5).astype(float), "it has 2 different scores"),
+    ],
+)
+def test_a_common_score_is_a_remark_where_the_auroc_is_good(scores: Any, remark: str):
+    """Log-probabilities that round to 0 make 1 the most common score, of right answers above all."""
+    found = signal_health(scores, RIGHT)
+    assert found.can_route
+    assert found.verdict.startswith("can route (AUROC 0.")
+    assert remark in found.verdict
+
+
+def test_ties_count_half():
+    """As many pairs in order as against it, and all others tied: no better than chance, whatever the common score."""
+    found = signal_health([0.0, 1.0] + [1.0] * 98, [True, False] + [True] * 49 + [False] * 49)
+    assert found.auroc == pytest.approx(0.5 - 0.01 + 0.0002 * 25, abs=0.02)
+    assert not found.can_route
+
+
+def test_other_classes_have_other_names():
+    """Without labels nothing is right or wrong."""
+    verdict = signal_health(-GOOD, RIGHT, classes=("agreeing", "differing")).verdict
+    assert "differing answers score higher than agreeing ones" in verdict
+    assert "right" not in verdict
 
 
 def test_no_answers_are_refused():

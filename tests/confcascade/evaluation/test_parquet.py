@@ -59,6 +59,7 @@ ROWS = st.builds(
     prefill_s=st.none() | st.floats(0, 1e6),
     build=st.none() | TEXTS,
     prompt_version=st.none() | TEXTS,
+    drawn=st.integers(1, 3),
 )
 
 
@@ -140,6 +141,18 @@ def test_what_is_no_recording_is_refused(tmp_path: Path):
         list(read_rows(path))
     with pytest.raises(ConfigurationError, match=r"Record to a \.jsonl file"):
         RecordingWriter(path)
+
+
+def test_repeats_are_read_as_draws(tmp_path: Path):
+    """As from lines; a file from before they were counted has each question once."""
+    rows = [Row(question="q", model="m", grade=1.0, drawn=3), Row(question="r", model="m", grade=0.0)]
+    path = tmp_path / "rec.parquet"
+    write_parquet(rows, path)
+    same(Columns.read(path), Columns.of(rows))
+    assert Columns.read(path).questions == ("q", "q", "q", "r")
+    pq.write_table(pq.read_table(path).drop_columns(["drawn"]), path)
+    assert Columns.read(path).questions == ("q", "r")
+    assert [row.drawn for row in read_rows(path)] == [1, 1]
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from confcascade.evaluation import significance
-from confcascade.evaluation.significance import discordant, mcnemar, paired_difference, saving
+from confcascade.evaluation.significance import discordant, mcnemar, paired_difference, saving, savings
 
 
 def test_statistics_are_the_libraries():
@@ -46,6 +46,30 @@ def test_memory_is_bounded_without_changing_figures(monkeypatch):
     at_once = paired_difference(a, b), saving(spent, alone)
     monkeypatch.setattr(significance, "_BATCH", 337 * 64)
     assert (paired_difference(a, b), saving(spent, alone)) == at_once
+
+
+def test_the_interval_of_the_best_of_many_holds_what_it_promises():
+    """Ten policies that truly save nothing, and the one that seems to save most: an interval of its own misleads."""
+    rng = np.random.default_rng(4)
+    held = alone = 0
+    for _ in range(100):
+        costs, largest = rng.exponential(size=(10, 200)), np.ones(200)
+        best = int(costs.sum(axis=1).argmin())
+        _, low, high = savings(costs, largest, best)
+        held += low <= 0 <= high
+        _, low, high = savings(costs[best : best + 1], largest, 0)
+        alone += low <= 0 <= high
+    assert held >= 90
+    assert alone < 85
+
+
+def test_one_policy_has_the_interval_of_percentiles():
+    rng = np.random.default_rng(5)
+    spent, largest = rng.exponential(size=500), 2 + rng.random(500)
+    share, low, high = saving(spent, largest)
+    assert savings(spent[None], largest, 0) == pytest.approx((share, low, high), abs=0.005)
+    (_, wide, _), (_, same, _) = (savings(np.stack([spent, each]), largest, 0) for each in (spent[::-1], spent))
+    assert wide < same == pytest.approx(low, abs=0.005)
 
 
 def test_the_interval_holds_what_it_promises():

@@ -143,7 +143,7 @@ def _misread(where: str, file: Path, why: str, chosen: str) -> ConfigurationErro
 
 
 def _unique(path: Path, found: Iterator[tuple[str, Path, Example]]) -> Iterator[Example]:
-    """The examples without those that are there already; to know them takes some 300 bytes each."""
+    """The examples, also those that are there again, word for word; to know them takes some 300 bytes each."""
     seen: dict[str, tuple[str, Path, bytes]] = {}
     repeated = 0
     for where, file, example in found:
@@ -161,10 +161,12 @@ def _unique(path: Path, found: Iterator[tuple[str, Path, Example]]) -> Iterator[
                 "is the same text, choices and context."
             )
         repeated += 1
+        yield example
     if not seen:
         raise ConfigurationError(f"'{path}' has no rows.")
     if repeated:
         warnings.warn(
-            f"{repeated} of {len(seen) + repeated} rows of '{path}' are there twice, word for word: left out.",
+            f"{repeated} of {len(seen) + repeated} rows of '{path}' repeat an earlier one, word for word: the question "
+            "is asked once, and counts as often as it is there.",
             stacklevel=2,
         )

@@ -95,6 +95,7 @@ def derive(
     *,
     confidence: str,
     gains: bool,
+    texts: NDArray[np.intp] | None = None,
 ) -> Candidates:
     """Confidences of every model but the last, and what each larger one would gain, calibrated on some questions.
 
@@ -107,6 +108,7 @@ def derive(
         spaces: Of a model's signal.
         confidence: Name of the confidences.
         gains: Whether to make gains.
+        texts: Which text each question has, shape (questions,): none is on both sides of a fold. By default all differ.
     """
     made = Candidates(columns)
     for i, model in enumerate(models[:-1]):
@@ -117,13 +119,14 @@ def derive(
         judged = rows[columns.usable[rows, j]]
         scores = {name: values[judged] for name, values in recorded_scores(columns, model, names).items()}
         known = {name: spaces(model, name) for name in names}
+        groups = None if texts is None else texts[judged]
         try:
-            own = fit_calibrator(scores, right[judged, j], known)
+            own = fit_calibrator(scores, right[judged, j], known, groups=groups)
             label = _free(columns, model, confidence)
             made.columns = with_confidence(made.columns, model, own, name=label)
             made.derived[model, label] = Derived(label, own)
             for larger in models[i + 1 :] if gains else ():
-                theirs = fit_calibrator(scores, right[judged, columns.index(larger)], known)
+                theirs = fit_calibrator(scores, right[judged, columns.index(larger)], known, groups=groups)
                 label = _free(columns, model, "gain" if len(models) == 2 else f"gain over {larger}")
                 made.columns = with_gain(made.columns, model, own, theirs, name=label)
                 made.derived[model, label] = Derived(label, own, theirs, larger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +16,16 @@ from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.fit.candidates import Structure, candidates, derive
 from confcascade.evaluation.fit.material import Material
 from confcascade.evaluation.fit.nothing import nothing_promised, why_nothing
-from confcascade.evaluation.fit.policies import Described, policy_of, replayable
+from confcascade.evaluation.fit.policies import Described, policy_of, replayable, saving_of
 from confcascade.evaluation.fit.proof import Bill, Tried, in_order, most_accurate, prove, shortlist
-from confcascade.evaluation.fit.refusals import check, too_few
+from confcascade.evaluation.fit.refusals import check, only_grade, too_few
 from confcascade.evaluation.fit.results import Fitted, Nothing, Runner
 from confcascade.evaluation.fit.splitting import Parts, split_by_key
+from confcascade.evaluation.fit.words import told
 from confcascade.evaluation.health import SignalHealth, signal_health
 from confcascade.evaluation.replay import PolicyStage
 from confcascade.guarantee import Certificate, Examined, Promise, Test, sharpest_test
+from confcascade.policy import Saving
 
 __all__ = ["Described", "Fitted", "Nothing", "Runner", "fit", "replayable"]
 
@@ -45,6 +48,8 @@ def fit(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Fitted | Nothing:
     """Calibrate, choose, certify.
+
+    Of the certified policies the one that saves most over all questions is taken: costs are not what is tested.
 
     Args:
         material: The recording.
@@ -78,11 +83,16 @@ def fit(
             "(--parameters small=8B,large=70B) or prices (--prices) of every model; or say --unit seconds or tokens."
         )
     promises = _promises(material, promise, per_group)
-    health = _health(columns, models, right, ordering, signals)
+    health = _health(columns, models, right, ordering, signals, labels=same is None)
     routable = {
         model: [name for (owner, name), each in health.items() if owner == model and each.can_route] for model in models
     }
     notes = list(material.notes)
+    if same is None and only_grade(material) == 1:
+        notes.append(
+            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
+            "nothing."
+        )
     spaces = _spaces(columns, described or {})
     made = derive(
         columns,
@@ -93,6 +103,7 @@ def fit(
         spaces,
         confidence="confidence" if same is None else "agreement",
         gains=same is None,
+        texts=np.unique(np.array(material.keys, dtype=object), return_inverse=True)[1],
     )
     made = candidates(made, models, routable, ordering)
     notes += made.notes
@@ -107,33 +118,52 @@ def fit(
     lacking = too_few(promises, proof)
     if path and not lacking:
         shown = prove(proof, path, largest, None if same is None else same[split.certify], promises, tests)
+    played = [*(each.policy for each in path[: len(shown)]), [PolicyStage(largest)]]
+    *costs, alone = bill.means(made.columns, played)
     tested = tuple(
-        Runner(each.rule, each.policy, 1 - each.cost / dearest, tuple(examined))
-        for each, examined in zip(path, shown, strict=False)
+        Runner(each.rule, each.policy, float(1 - cost / alone), tuple(examined))
+        for each, cost, examined in zip(path, costs, shown, strict=False)
     )
     passed = [i for i, runner in enumerate(tested) if runner.certified]
+    blind = not any(routable.values())
+    nothing = functools.partial(
+        nothing_promised,
+        material=material,
+        path=path,
+        promises=promises,
+        bill=bill,
+        n=len(split.certify),
+        dearest=dearest,
+        tested=tested,
+        health=health,
+        blind=blind,
+    )
     if not passed:
-        return nothing_promised(
-            why_nothing(path, tested, lacking, max_cost, blind=not any(routable.values())),
-            material,
-            path,
-            promises,
-            bill,
-            n=len(split.certify),
-            dearest=dearest,
-            tested=tested,
-            health=health,
-            notes=notes,
+        return nothing(why_nothing(path, tested, lacking, max_cost, blind=blind), notes=notes)
+    chosen = max(passed, key=lambda i: tested[i].saved)
+    saved = saving_of(proof, [path[i].policy for i in passed], passed.index(chosen), largest, bill)
+    if saved.high < 0:
+        return nothing(_dearer(tested[chosen], saved, largest), notes=notes, plan=False)
+    if saved.low < 0:
+        notes.append(
+            f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
+            f"{saved.high:.1%}, reaches below 0. Record more questions, or ask {largest} alone."
         )
-    chosen = passed[-1]  # each is cheaper than all before it
     certificates = [
-        Certificate.of(examined, each) for examined, each in zip(shown[chosen], promises.values(), strict=True)
+        Certificate.of(examined, each, repeated=material.repeated)
+        for examined, each in zip(shown[chosen], promises.values(), strict=True)
     ]
     stages = path[chosen].policy
-    policy = policy_of(
-        material, made, stages, certificates, split, bill, described=described or {}, seed=seed, folder=folder
-    )
+    policy = policy_of(material, made, stages, certificates, saved, described=described or {}, seed=seed, folder=folder)
     return Fitted(policy, path[chosen].rule, stages, tested, health, split, tuple(notes))
+
+
+def _dearer(runner: Runner, saved: Saving, largest: str) -> str:
+    """Why a policy that holds is not sold, as a clause."""
+    return (
+        f"of the policies that keep the promise the cheapest, {told(runner.policy)}, costs more than {largest} alone: "
+        f"{saved.share:.1%} saved on the questions of the proof, 95 % interval {saved.low:.1%} to {saved.high:.1%}"
+    )
 
 
 def _health(
@@ -142,22 +172,24 @@ def _health(
     right: NDArray[np.bool_],
     rows: NDArray[np.intp],
     wanted: Sequence[str] | None,
+    *,
+    labels: bool,
 ) -> dict[tuple[str, str], SignalHealth]:
-    found = {}
+    found, classes = {}, ("right", "wrong") if labels else ("agreeing", "differing")
     for model in models[:-1]:
         j = columns.index(model)
         judged = rows[columns.usable[rows, j]]
-        labels = right[judged, j]
-        if len(labels) and (labels.all() or not labels.any()):
+        its = right[judged, j]
+        if len(its) and not its.any():  # all right is another matter: such a model may do alone
+            what, where = ("wrong", "grader") if labels else ("other than the largest model's", "equivalence")
             raise ConfigurationError(
-                f"All {len(labels):,} answers of '{model}' that could choose a threshold are "
-                f"{'right' if labels.all() else 'wrong'}: of one class only, no signal can be told to be good or bad. "
-                "Look at the grader, or leave the model out with --models."
+                f"All {len(its):,} answers of '{model}' that could choose a threshold are {what}: of one class only, "
+                f"no signal can be told to be good or bad. Look at the {where}, or leave the model out with --models."
             )
         names = sorted(name for owner, name in columns.signals if owner == model)
         for name in names if wanted is None else [name for name in names if name in wanted]:
             if len(judged):
-                found[model, name] = signal_health(columns.signals[model, name].values[judged], labels)
+                found[model, name] = signal_health(columns.signals[model, name].values[judged], its, classes=classes)
     return found
 
 

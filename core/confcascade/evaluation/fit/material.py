@@ -1,4 +1,4 @@
-"""A recording as thresholds are chosen from it: each question once, asked in one way of one build of each model."""
+"""A recording as thresholds are chosen from it: each draw of a question, asked one way of one build of each model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Material:
     """Questions that every model was asked, and what else a policy must know of them.
 
     Attributes:
-        columns: The numbers.
+        columns: The numbers; a question that was drawn several times is there as often.
         models: Smallest first; the last is what promises are held against.
         keys: By which each question is known again, in the order of the columns.
         keyed_by: What they are hashes of.
@@ -71,6 +71,11 @@ class Material:
         )
 
     @property
+    def repeated(self) -> int:
+        """How many of the draws repeat the question of another."""
+        return len(self.keys) - len(set(self.keys))
+
+    @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each model's answer to each question is right, shape (questions, models) as in the columns."""
         return np.asarray(is_right(self.columns.grades))
@@ -104,10 +109,7 @@ def material_of(
     identity: Mapping[str, Any] | None = None,
     digest: str | None = None,
 ) -> Material:
-    """What thresholds can be chosen from.
-
-    A question that occurs twice, by its prompt where that is kept, counts once, so that it is never on two sides of a
-    split.
+    """What thresholds can be chosen from: every draw of a question, by its prompt where that is kept.
 
     Args:
         rows: A recording.
@@ -138,26 +140,28 @@ def material_of(
         fit &= known
     by_prompt = all(question in notes.keys for question in columns.questions)
     keys = [notes.keys[q] if by_prompt else question_key(q) for q in columns.questions]
-    first: dict[bytes, int] = {}
-    for i in np.flatnonzero(fit).tolist():
-        first.setdefault(keys[i], i)
-    if twice := int(fit.sum()) - len(first):
-        told.append(f"{twice:,} questions occur more than once, and count once.")
+    # sorted, so that the order of the file does not matter
+    kept = sorted(np.flatnonzero(fit).tolist(), key=lambda i: (keys[i], columns.questions[i]))
+    texts_of = {keys[i] for i in kept}
+    if len(texts_of) < len(kept):
+        told.append(
+            f"{len(kept) - len(texts_of):,} of {len(kept):,} questions repeat another: each counts as often as it was "
+            "drawn, and the promise is about questions that repeat themselves as these do."
+        )
     if not by_prompt:
         told.append(
-            "Not every prompt is kept, so questions are told apart by their ids: one that occurs under two ids may be "
-            "on both sides, and then nothing is proved. Collect with --text, or see that none does."
+            "Not every prompt is kept, so questions are told apart by their ids: one that occurs under two ids may "
+            "train a calibrator and judge it. The proof stands, but policies may be chosen worse. Collect with --text, "
+            "or see that none does."
         )
-    if not first:
+    if not kept:
         raise ConfigurationError(
             f"No question was asked of all of {', '.join(chosen)}" + (" and graded." if graded else ".")
         )
-    first = dict(sorted(first.items()))  # so that the order of the file does not matter
-    kept = np.fromiter(first.values(), dtype=np.intp)
     return Material(
         columns=columns.take(kept),
         models=chosen,
-        keys=tuple(first),
+        keys=tuple(keys[i] for i in kept),
         keyed_by="prompt" if by_prompt else "id",
         answers=notes.answers,
         prompts=notes.prompts,

@@ -59,6 +59,8 @@ def nothing_promised(
     tested: tuple[Runner, ...],
     health: Mapping[tuple[str, str], SignalHealth],
     notes: Sequence[str],
+    plan: bool = True,
+    blind: bool = False,
 ) -> Nothing:
     """That nothing is, and how many more questions would do, as far as that can be planned.
 
@@ -73,11 +75,13 @@ def nothing_promised(
         tested: What was put to the proof.
         health: Of every signal, by model and name.
         notes: What a reader should know.
+        plan: Whether more questions could help.
+        blind: As of `why_nothing`.
     """
     promise = next(iter(promises.values()))
     more, saved = None, None
-    if path and promise.max_drop is not None and len(promises) == 1:
-        more, saved = _planned(material, path, promise, dearest)
+    if plan and path and promise.max_drop is not None and len(promises) == 1:
+        more, saved = _planned(material, path, promise, dearest, blind=blind)
     usd, tokens, seconds = _collecting(material, bill)
     times = 0 if more is None else more
     return Nothing(
@@ -96,13 +100,13 @@ def nothing_promised(
 
 
 def _planned(
-    material: Material, path: Sequence[Tried], promise: Promise, dearest: float
+    material: Material, path: Sequence[Tried], promise: Promise, dearest: float, *, blind: bool
 ) -> tuple[int | None, float | None]:
     """The fewest further questions for any policy of the order, and what it saves."""
     best: tuple[int, float] | None = None
     for i in np.unique(np.linspace(0, len(path) - 1, _PLANNED).round().astype(int)):
         tried = path[i]
-        if i and tried.losses.mean() > promise.tested_drop / 2:
+        if (i or blind) and tried.losses.mean() > promise.tested_drop / 2:
             break  # so near the target it takes many more than the safest
         # one harm more than was seen, for a policy that has lost nothing yet is not known to lose nothing; of very few
         # questions one harm is too much

@@ -16,13 +16,12 @@ from confcascade.evaluation.derived import with_confidence, with_gain
 from confcascade.evaluation.fit.candidates import Candidates, Derived
 from confcascade.evaluation.fit.material import Material
 from confcascade.evaluation.fit.proof import Bill
-from confcascade.evaluation.fit.splitting import Parts
 from confcascade.evaluation.replay import PolicyStage, replay
-from confcascade.evaluation.significance import saving
+from confcascade.evaluation.significance import savings
 from confcascade.guarantee import Certificate
 from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
 
-__all__ = ["Described", "policy_of", "replayable"]
+__all__ = ["Described", "policy_of", "replayable", "saving_of"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ def policy_of(
     made: Candidates,
     stages: Sequence[PolicyStage],
     certificates: Sequence[Certificate],
-    parts: Parts,
-    bill: Bill,
+    saved: Saving,
     *,
     described: Mapping[str, Described],
     seed: int,
@@ -57,8 +55,7 @@ def policy_of(
         made: Signals that were derived of it, and by what.
         stages: What was chosen.
         certificates: What it promises.
-        parts: Of the questions; those of the proof estimate the saving.
-        bill: Of costs.
+        saved: What it saves (`saving_of`).
         described: By model, how its signals are made live.
         seed: Of the split.
         folder: Where the policy will be kept; paths in it are relative to this.
@@ -69,7 +66,7 @@ def policy_of(
             _stage(material, made, each, last=each is stages[-1], described=described, folder=folder) for each in stages
         ],
         certificates=list(certificates),
-        saving=_saving(made.columns.take(parts.certify), stages, material.models[-1], bill),
+        saving=saved,
         made_from=MadeFrom(
             recording=material.digest,
             data=material.identity.get("data"),
@@ -78,7 +75,7 @@ def policy_of(
             seed=seed,
             questions=len(material),
             keyed_by=material.keyed_by,
-            keys=base64.b64encode(b"".join(sorted(material.keys))).decode(),
+            keys=base64.b64encode(b"".join(sorted(set(material.keys)))).decode(),
         ),
     )
 
@@ -101,14 +98,26 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
     return columns, tuple(PolicyStage(stage.model, dict(stage.thresholds), dict(stage.skip)) for stage in policy.listed)
 
 
-def _saving(columns: Columns, stages: Sequence[PolicyStage], largest: str, bill: Bill) -> Saving:
-    alone = [PolicyStage(largest)]
-    ours, theirs = bill.each(columns, stages), bill.each(columns, alone)
+def saving_of(
+    columns: Columns, policies: Sequence[Sequence[PolicyStage]], chosen: int, largest: str, bill: Bill
+) -> Saving:
+    """What a policy saves that was chosen among several.
+
+    Args:
+        columns: The questions of the proof, which chose the policy only in so far as they chose among these.
+        policies: All that it was chosen among.
+        chosen: Which it is.
+        largest: The model that promises are held against.
+        bill: Of costs.
+    """
+    stages = policies[chosen]
+    costs = np.array([bill.each(columns, each) for each in policies])
+    ours, theirs = costs[chosen], bill.each(columns, [PolicyStage(largest)])
     played = replay(columns, stages)
     asked = np.zeros(len(columns), bool)
     if stages[-1].model == largest:
         asked = played.decision[:, -1] != -1
-    share, low, high = saving(ours, theirs)
+    share, low, high = savings(costs, theirs, chosen)
     return Saving(
         unit=bill.unit,  # type: ignore[arg-type]
         cost=float(ours.mean()),

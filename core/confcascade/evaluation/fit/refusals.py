@@ -12,7 +12,7 @@ from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.fit.material import Material
 from confcascade.guarantee import Promise, fewest_examples
 
-__all__ = ["check", "too_few"]
+__all__ = ["check", "only_grade", "too_few"]
 
 
 def check(
@@ -25,8 +25,8 @@ def check(
     """Of the arguments of `fit`.
 
     Raises:
-        ConfigurationError: If they contradict each other, the recording has one model or one grade alone, or not
-            such a signal.
+        ConfigurationError: If they contradict each other, the recording has one model, or one grade below 1 alone,
+            or not such a signal.
     """
     if (promise.equivalence is None) != (same is None):
         raise ConfigurationError("An equivalence and the answers compared by it go together.")
@@ -48,13 +48,19 @@ def check(
         )
     if same is not None:
         return
-    at = [columns.index(model) for model in material.models]
-    grades = np.where(columns.failed[:, at], 0.0, columns.grades[:, at])
-    if (grades == grades[0, 0]).all():
+    grade = only_grade(material)
+    if grade is not None and grade != 1:
         raise ConfigurationError(
-            f"Every grade in the recording is {grades[0, 0]:g}: labels that are all alike tell no answer from another. "
+            f"Every grade in the recording is {grade:g}: labels that are all alike tell no answer from another. "
             "Look at the grader and its references."
         )
+
+
+def only_grade(material: Material) -> float | None:
+    """The grade of every answer, where all are alike; else None. A failure is graded 0."""
+    columns, at = material.columns, [material.columns.index(model) for model in material.models]
+    grades = np.where(columns.failed[:, at], 0.0, columns.grades[:, at])
+    return float(grades[0, 0]) if (grades == grades[0, 0]).all() else None
 
 
 def too_few(promises: Mapping[str, Promise], proof: Columns) -> str:

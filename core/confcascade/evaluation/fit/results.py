@@ -21,7 +21,7 @@ class Runner:
     Attributes:
         rule: What keeps an answer.
         policy: It.
-        saved: Share of the largest model's cost, on the questions that ordered policies.
+        saved: Share of the largest model's cost, on all questions of the material.
         examined: What was shown, by group.
     """
 

@@ -29,7 +29,7 @@ class Realised:
         harms: On how many it lost.
         benefits: On how many it gained.
         saved: Share of the largest model's cost, every model that ran being charged.
-        seen: How many of the questions it was fitted on; None if that cannot be told.
+        seen: How many of the questions have the text of one that it was fitted on; None if that cannot be told.
     """
 
     questions: int
@@ -53,8 +53,8 @@ class Realised:
         ]
         if self.seen:
             lines.append(
-                f"{self.seen:,} of the {self.questions:,} questions are among those that the policy was fitted on: "
-                "they prove nothing. Evaluate on others."
+                f"{self.seen:,} of the {self.questions:,} questions are among those that the policy was fitted on, or "
+                "repeat them word for word: what it was fitted on proves nothing. Evaluate on new draws."
             )
         elif self.seen is None:
             lines.append(
@@ -65,7 +65,7 @@ class Realised:
 
 
 def overlap(policy: Policy, material: Material) -> int | None:
-    """How many of some questions a policy was fitted on; None if that cannot be told."""
+    """How many of some questions have the text of one that a policy was fitted on; None if that cannot be told."""
     if policy.made_from.keyed_by != material.keyed_by:
         return None
     return policy.made_from.overlap(material.keys)
@@ -88,7 +88,7 @@ def realised(
         same: To count other answers in the place of lost accuracy (`agreement`).
         architectures: By model.
         prices: By model.
-        only_new: Whether to refuse questions that the policy was fitted on.
+        only_new: Whether to refuse texts that the policy was fitted on.
 
     Raises:
         ConfigurationError: If a model, a build, or a prompt is another, or a question is not new.
@@ -106,8 +106,8 @@ def realised(
     seen = overlap(policy, material)
     if seen and only_new:
         raise ConfigurationError(
-            f"{seen:,} of the {len(material):,} questions are among those that the policy was fitted on: they prove "
-            "nothing."
+            f"{seen:,} of the {len(material):,} questions are among those that the policy was fitted on, or repeat "
+            "them word for word: what it was fitted on proves nothing."
         )
     columns, stages = replayable(material.columns, policy)
     largest = policy.models[-1]

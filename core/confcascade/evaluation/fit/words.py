@@ -35,7 +35,7 @@ def _fitted(fitted: Fitted) -> list[str]:
 
 
 def _nearest(others: Sequence[Runner]) -> list[Runner]:
-    """The one that failed, if any, and the cheapest that did not."""
+    """The one that failed, if any, and those that did not and come last in the order."""
     failed = [each for each in others if not each.certified]
     return [each for each in reversed(others) if each.certified][: _SHOWN - len(failed)] + failed
 

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from confcascade import Cascade, ConfigurationError
-from confcascade.evaluation import PolicyStage, RecordedModel, RecordedScore, replay
+from confcascade import Cascade, ConfigurationError, Usage
+from confcascade.evaluation import PolicyStage, RecordedModel, RecordedScore, Row, replay
 from confcascade.evaluation.fit import (
     Fitted,
     Nothing,
@@ -21,6 +21,7 @@ from confcascade.evaluation.fit.words import told
 from confcascade.evaluation.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise
 from confcascade.policy import Policy
+from scipy.stats import binom
 
 from .conftest import SIZES, made_rows
 
@@ -159,6 +160,118 @@ def test_no_answer_is_not_the_largest_models(rows):
     assert alone.examined[0].harms == int(lost.sum())
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_small_model_that_is_always_right_does_alone(rows, wrong):
+    """There is no signal to judge, and none is needed; the grader is in question only if it never says no."""
+    large = [row.model_copy(update={"grade": 1.0}) for row in rows if row.model == "large"]
+    small = [
+        row.model_copy(update={"grade": float(i >= wrong)})
+        for i, row in enumerate(row for row in rows if row.model == "small")
+    ]
+    result = fitted([*small, *large], Promise(0.01))
+    assert isinstance(result, Fitted)
+    assert "Policy: ask small alone." in report(result)
+    assert result.policy.certificates[0].harms <= wrong
+    assert result.policy.saving.share > 0.9
+    assert ("CHECK THE GRADER" in report(result)) == (wrong == 0)
+    few = fitted([row for row in [*small, *large] if int(row.question[1:]) < 300], Promise(0.01))
+    assert isinstance(few, Nothing)
+    assert "even a policy that never loses an answer takes 299" in few.why
+
+
+@pytest.mark.parametrize("agreeing", [True, False])
+def test_without_labels_nothing_is_right(rows, agreeing):
+    """A model that always agrees may do alone; one that never does is named; neither by words of right and graders."""
+    said = [
+        row.model_copy(update={"grade": None, "answer": "yes" if agreeing or row.model == "large" else "no"})
+        for row in rows
+    ]
+    material = material_of(said, graded=False, texts=True, architectures=SIZES)
+    same = agreement(material, NormalizedMatch())
+    promise = Promise(0.01, equivalence=Equivalence("normalized"))
+    if agreeing:
+        result = fit(material, promise, same=same, architectures=SIZES)
+        assert isinstance(result, Fitted)
+        text = report(result)
+        assert "Policy: ask small alone." in text
+        assert "agreeing and 0 differing answers have scores: too few to tell" in text
+    else:
+        with pytest.raises(ConfigurationError, match="are other than the largest model's: of one class only") as caught:
+            fit(material, promise, same=same, architectures=SIZES)
+        text = str(caught.value)
+    assert not re.search("right|wrong|grader", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_signal_whose_top_score_is_common_keeps_what_has_it(rows, labels):
+    """Three quarters of the answers score exactly 1, and nearly all of these are right: keep them."""
+    rng = np.random.default_rng(1)
+    large, small = ([row for row in rows if row.model == model] for model in ("large", "small"))
+    made = []
+    for ours, theirs in zip(small, large, strict=True):
+        good = rng.random() < 0.85
+        sure = rng.random() < (0.87 if good else 0.02)
+        scores = {"p_true": RecordedScore(value=1.0 if sure else float(0.99 * rng.random()))}
+        made.append(ours.model_copy(update={"grade": float(good), "answer": "yes" if good else "no", "scores": scores}))
+        made.append(theirs.model_copy(update={"grade": 1.0, "answer": "yes"}))
+    material = material_of(made, graded=labels, texts=not labels, architectures=SIZES)
+    same = None if labels else agreement(material, NormalizedMatch())
+    rule = None if labels else Equivalence("normalized")
+    result = fit(material, Promise(0.02, equivalence=rule), same=same, architectures=SIZES)
+    assert isinstance(result, Fitted)
+    health = result.health["small", "p_true"]
+    assert health.mode_share > 0.6
+    assert "of its scores are 1" in report(result)
+    kept = replay(*replayable(material.columns, result.policy), architectures=SIZES).stage == 0
+    assert kept[material.columns.signal("small", "p_true").values == 1].all()
+    assert result.policy.saving.share > 0.6
+
+
+def dear(rows, heavy, every):
+    """The small model is right where it is sure; some answers are of many thousand tokens."""
+    return [
+        row.model_copy(update={"usage": Usage(20, heavy)})
+        if row.model == "small" and int(row.question[1:]) % every == 0
+        else row
+        for row in rows
+    ]
+
+
+def test_a_policy_that_surely_costs_more_is_not_sold(rows):
+    """The questions that order policies have short answers by chance; those of the proof show what they cost."""
+    parts = split_by_key(material_of(rows).keys)
+    questions = material_of(rows).columns.questions
+    proof = {questions[i] for i in parts.certify}
+    costly = [
+        row.model_copy(update={"usage": Usage(20, 2000)}) if row.model == "small" and row.question in proof else row
+        for row in rows
+    ]
+    result = fitted(costly)
+    assert isinstance(result, Nothing)
+    assert re.search(
+        r"costs more than large alone: -\S+% saved on the questions of the proof, 95 % interval", result.why
+    )
+    assert result.more is None
+    assert any(runner.certified for runner in result.tested)
+
+
+def test_of_the_certified_the_one_that_saves_most_is_taken(rows):
+    """Over all questions; where it may save nothing, a note says so, and the interval is that of all certified."""
+    sold = 0
+    for every in (40, 60, 80):
+        result = fitted(dear(rows, 2000, every), seed=every)
+        if not isinstance(result, Fitted):
+            continue
+        sold += 1
+        certified = [runner for runner in result.tested if runner.certified]
+        (ours,) = [runner for runner in certified if runner.policy == result.stages]
+        assert ours.saved == max(runner.saved for runner in certified)
+        saving = result.policy.saving
+        assert saving.high >= 0
+        assert (saving.low < 0) == ("Whether this policy saves anything is not sure" in report(result))
+    assert sold
+
+
 def test_pairs_chains_and_single_models_compete(chain_rows):
     """A middle model that is better than the largest is used alone; one that is worse and dearer is skipped."""
     best = [row.model_copy(update={"grade": 1.0 - (hash_of(row) % 50 == 0)}) if row.model == "medium" else row
@@ -261,12 +374,12 @@ REFUSED = {
         r"mixes builds of 'small': other \(1,400 rows\)",
     ),
     "labels all alike": (
-        lambda rows: [row.model_copy(update={"grade": 1.0}) for row in rows],
-        "Every grade in the recording is 1: labels that are all alike",
+        lambda rows: [row.model_copy(update={"grade": 0.0}) for row in rows],
+        "Every grade in the recording is 0: labels that are all alike",
     ),
     "one class only": (
-        lambda rows: changed(rows, "small", grade=1.0),
-        "answers of 'small' that could choose a threshold are right: of one class only",
+        lambda rows: changed(rows, "small", grade=0.0),
+        "answers of 'small' that could choose a threshold are wrong: of one class only.*Look at the grader",
     ),
     "one model": (lambda rows: [row for row in rows if row.model == "large"], "chooses among models"),
     "no grades": (
@@ -376,12 +489,101 @@ def test_a_score_that_is_no_number_is_no_row(tmp_path, rows):
         read_material(path)
 
 
-def test_duplicates_never_straddle(rows):
-    """A question under two ids counts once; own parts that share one are refused."""
+def test_every_draw_counts(rows):
+    """Under two ids or one; the proof is drawn from the draws, and of the rest no text is on two sides."""
     twice = [*rows, *(row.model_copy(update={"question": f"again {row.question}"}) for row in rows)]
     material = material_of(twice)
-    assert len(material) == 1500
-    assert material.notes == ("1,500 questions occur more than once, and count once.",)
+    drawn = material_of([row.model_copy(update={"drawn": 2}) for row in rows])
+    assert len(material) == len(drawn) == 3000
+    assert material.keys == drawn.keys
+    assert material.repeated == 1500
+    assert material.notes == drawn.notes
+    assert material.notes[0].startswith("1,500 of 3,000 questions repeat another: each counts as often as it was drawn")
+    result = fit(material, FIVE, architectures=SIZES)
+    assert isinstance(result, Fitted)
+    calibrate, choose, certify = ({material.keys[i] for i in part} for part in vars(result.parts).values())
+    assert not calibrate & choose
+    assert len(calibrate & certify) > 300
+    assert result.policy.certificates[0].n == len(result.parts.certify)
+    assert "1,500 examples repeat the question of another: a recorded answer counts" in report(result)
+
+
+def test_where_a_draw_stands_hangs_on_its_text_and_its_number(rows):
+    """Not on the order of the file; and each part has its share of the draws, however often a text was drawn."""
+    keys = [bytes([i % 256, i // 256]) for i in range(5000)] + [b"often"] * 5000
+    parts = split_by_key(keys)
+    parts.check(keys)
+    often = [int((part >= 5000).sum()) for part in vars(parts).values()]
+    others = [int((part < 5000).sum()) for part in vars(parts).values()]
+    assert 0 in often[:2]  # a text is on one side of these
+    assert often[2] == pytest.approx(2000, abs=4 * 35)  # four standard deviations
+    assert others == pytest.approx([2000, 1000, 2000], abs=4 * 35)
+    once = split_by_key(keys[:5000])
+    assert [set(part.tolist()) for part in vars(once).values()] == [
+        {i for i in part.tolist() if i < 5000} for part in vars(parts).values()
+    ]
+
+
+def test_the_promise_is_about_draws(rows):
+    """A question that is every seventh of the traffic, on which the small model is sure and wrong, is not kept."""
+    sure = {name: score.model_copy(update={"value": 0.97}) for name, score in rows[0].scores.items()}
+    asked = {"prompt": "What is your refund policy?", "scores": sure}
+    faq = [
+        row.model_copy(update={**asked, "question": f"faq {i}", "grade": grade})
+        for row, grade in ((rows[0], 0.0), (rows[1500], 1.0))
+        for i in range(250)
+    ]
+    material = material_of([*rows, *faq], architectures=SIZES)
+    result = fit(material, FIVE, architectures=SIZES)
+    fresh = material_of([*made_rows(1500, seed=3, prefix="new"), *faq], architectures=SIZES)
+    if isinstance(result, Fitted):
+        for each in (material, fresh):
+            assert realised(result.policy, each, architectures=SIZES).loss <= 0.05
+    counted = material_of([*rows, *(row.model_copy(update={"drawn": 250}) for row in faq[::250])], architectures=SIZES)
+    assert counted.keys == material.keys
+
+
+def test_the_promise_holds_where_traffic_repeats_itself():
+    """200 samples of 700 queries from a known traffic: an eighth is one question that the small model gets wrong.
+
+    A twentieth of the promises may be broken; more than the tail of the binomial says (1e-3) is no chance.
+    """
+    rng = np.random.default_rng(5)
+    n, drop = 400, 0.1
+    score = np.append([0.8], rng.random(n - 1))
+    right = np.append([False], rng.random(n - 1) < 0.2 + 0.8 * score[1:])
+    mass = np.append([0.125], np.full(n - 1, 0.875 / (n - 1)))
+    scores = [{"p_t": RecordedScore(value=float(each))} for each in score]
+    known = {"answer": "x", "usage": Usage(20, 5)}
+    traffic = material_of(
+        [
+            Row(
+                question=f"q{i}", model=model, prompt=f"What is {i}?", grade=float(grades[i]), scores=scores[i], **known
+            )
+            for model, grades in (("small", right), ("large", np.ones(n)))
+            for i in range(n)
+        ],
+        architectures=SIZES,
+    )
+    at = np.array([int(question[1:]) for question in traffic.columns.questions])
+    sold, broken = 0, 0
+    for seed in range(200):
+        result = fit(
+            traffic.take(np.sort(rng.choice(n, size=700, p=mass[at]))), Promise(drop), architectures=SIZES, seed=seed
+        )
+        if isinstance(result, Fitted):
+            columns, stages = replayable(traffic.columns, result.policy)
+            lost = 1 - replay(columns, stages).grade
+            sold += 1
+            broken += float((mass[at] * lost).sum()) > drop
+    assert sold > 130
+    assert broken <= binom.ppf(0.999, 200, 0.05)
+
+
+def test_a_text_under_two_ids_has_the_same_key(rows):
+    """However it is spaced; ids tell texts apart where prompts are not kept. Parts that overlap are refused."""
+    twice = [*rows, *(row.model_copy(update={"question": f"again {row.question}"}) for row in rows)]
+    material = material_of(rows)
     spaced = [row.model_copy(update={"prompt": f"  {row.prompt.upper()} "}) for row in rows]
     assert material_of(spaced).keys == material.keys
 
@@ -389,12 +591,15 @@ def test_duplicates_never_straddle(rows):
     (note,) = material_of(bare).notes
     assert "told apart by their ids" in note
 
-    parts = split_by_key([key for key in material.keys for _ in range(2)])
-    parts.check([key for key in material.keys for _ in range(2)])
-    bad = split_by_key(material.keys)
-    bad = type(bad)(bad.calibrate, bad.choose, np.append(bad.certify, bad.choose[0]))
-    with pytest.raises(ConfigurationError, match="1 questions that are to prove a policy also chose it"):
+    good = split_by_key(material.keys)
+    bad = type(good)(good.calibrate, good.choose, np.append(good.certify, good.choose[0]))
+    with pytest.raises(ConfigurationError, match="1 rows are in two of the `parts`, or twice in one"):
         fit(material, FIVE, architectures=SIZES, parts=bad)
+    both = material_of(twice)
+    first, second = np.arange(0, 600, 2), np.arange(1, 601, 2)  # of each text one
+    with pytest.raises(ConfigurationError, match="300 rows of `choose` have a text that is in `calibrate`, too"):
+        fit(both, FIVE, architectures=SIZES, parts=type(good)(first, second, np.arange(1000, 3000)))
+    fit(both, FIVE, architectures=SIZES, parts=type(good)(np.arange(600), np.arange(600, 1001), np.arange(1001, 3000)))
 
 
 def test_questions_that_were_fitted_on_prove_nothing(rows, pair):
