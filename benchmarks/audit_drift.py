@@ -19,8 +19,8 @@ from typing import Annotated
 import numpy as np
 import typer
 from confcascade.audit.sequential import stakes, waiting
-from confcascade.evaluation import Columns
-from confcascade.evaluation.importers import read_choice_logits
+from confcascade.bench.recording import Columns
+from confcascade.bench.recording.importers import read_choice_logits
 from confcascade.guarantee import Equivalence, Promise, examine
 from numpy.typing import NDArray
 

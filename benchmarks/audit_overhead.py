@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 from confcascade import Audit, Cascade, Generate, Request, Response, Stage, Token, TokenProbability, Usage
-from confcascade.models import Capability, Chunk
+from confcascade.asks import Capability, Chunk
 from confcascade.types import Message
 
 RESPONSE = Response(" word" * 16, tuple(Token(" word", -0.01) for _ in range(16)), Usage(20, 16))

@@ -4,7 +4,7 @@
 
 DIR holds recorded answers, one folder a data set (those that are missing are left out): ``mmlu_llama31_logits``
 (github.com/alecwangcq/llm-calibration), ``softmax_confidence`` (ARC) and ``stated_vs_token`` (SciQ and BoolQ), as
-`confcascade.evaluation.importers` reads them.
+`confcascade.bench.recording.importers` reads them.
 
 No model runs. Questions are halved by a hash of their id, `splits` times with another salt: one half fits, the other is
 reported on, and what is printed is the mean over the splits.
@@ -21,12 +21,13 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import typer
 from confcascade import ConfigurationError
+from confcascade.bench.evaluation.signal_figures import check_signals
+from confcascade.bench.metrics.health import LEAST_AUROC
+from confcascade.bench.metrics.ranking import auroc, brier, calibration_error
+from confcascade.bench.recording import Columns
+from confcascade.bench.recording.importers import read_choice_logits, read_choice_softmax, read_stated
 from confcascade.calibration import Fusion, Isotonic, Platt, Temperature, fit_calibrator
-from confcascade.evaluation import Columns
-from confcascade.evaluation.examples import is_right
-from confcascade.evaluation.health import LEAST_AUROC, check_signals
-from confcascade.evaluation.importers import read_choice_logits, read_choice_softmax, read_stated
-from confcascade.evaluation.metrics import auroc, brier, calibration_error
+from confcascade.graders.grade import is_right
 from numpy.typing import NDArray
 
 UNIT = (0.0, 1.0)

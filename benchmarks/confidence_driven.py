@@ -32,12 +32,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from confcascade import Architecture, Cascade, Stage, TransformersModel
-from confcascade.demo import SIZES, bundled_model, bundled_probe
+from confcascade.bench.metrics.ranking import auroc, macro_scores
+from confcascade.bench.recording import Columns, Row
+from confcascade.bench.replay import replay
+from confcascade.demo import bundled_probe
 from confcascade.demo.measure import request
 from confcascade.demo.world import World
-from confcascade.evaluation import Columns, Row, replay
-from confcascade.evaluation.examples import is_right
-from confcascade.evaluation.metrics import auroc, macro_scores
+from confcascade.graders.grade import is_right
+from confcascade.models.bundled import SIZES, bundled_model
 from confidence_driven_plots import Sweeps, all_swept, areas, draw
 from confidence_driven_runs import (
     POLICIES,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from confcascade.bench.metrics.frontier import frontier, oracle, random_routing
+from confcascade.bench.recording import Columns
+from confcascade.bench.replay import PolicyStage, Sweep, sweep
 from confcascade.cost import Architecture, token_flops
-from confcascade.demo import SIZES
 from confcascade.errors import require
-from confcascade.evaluation import Columns, PolicyStage, Sweep, sweep
-from confcascade.evaluation.frontier import frontier, oracle, random_routing
+from confcascade.models.bundled import SIZES
 
 CHAINS = (("small", "large"), ("medium", "large"), ("small", "medium", "large"))
 GRID = np.linspace(0, 1, 101)

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from confcascade import KnowledgeProbe, Outcome, Prices, Signal, Stage, TransformersModel
 from confcascade.asks import Generate, Prefill
+from confcascade.bench.metrics.frontier import gap_closed
+from confcascade.bench.metrics.ranking import drop_points, drop_relative, hallucination_rate, macro_scores
+from confcascade.bench.metrics.significance import discordant, mcnemar, paired_difference, saving
+from confcascade.bench.recording import Columns, Row, recorded_score
+from confcascade.bench.replay import PolicyStage, Replay
+from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
 from confcascade.demo.measure import request
 from confcascade.demo.world import UNKNOWN, Question
-from confcascade.evaluation import Columns, PolicyStage, Replay, Row, recorded_score
-from confcascade.evaluation.examples import is_right
-from confcascade.evaluation.frontier import gap_closed
-from confcascade.evaluation.metrics import drop_points, drop_relative, hallucination_rate, macro_scores
-from confcascade.evaluation.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
-from confcascade.evaluation.significance import discordant, mcnemar, paired_difference, saving
+from confcascade.graders.grade import is_right
 from confcascade.signals import Evidence
 from confidence_driven_sets import QuestionSet
 from numpy.typing import NDArray

@@ -3,7 +3,7 @@
     python benchmarks/fit_bundled.py
 
 Asks the three bundled models the questions of their made-up world, with P(IK) and P(T): those of the split
-"calibration", of which `confcascade.evaluation.fit` makes policies, and those of the split "test", on which they are
+"calibration", of which `confcascade.bench.fitting` makes policies, and those of the split "test", on which they are
 measured; no fact, story or stranger is asked about in both. Beside them P(IK) >= 0.9 and P(T) >= 0.9 at every stage,
 the paper's, of every pair and of the chain. Costs are operations of every model that ran. Prints Markdown.
 """
@@ -22,16 +22,20 @@ from typing import Annotated
 import numpy as np
 import typer
 from confcascade import Architecture, Stage
-from confcascade.demo import SIZES, answer_probability, bundled_model, bundled_probe
+from confcascade.bench.collecting import collect
+from confcascade.bench.fitting import Fitted, Material, fit, material_of, replayable
+from confcascade.bench.fitting.describe import told
+from confcascade.bench.fitting.proof import losses
+from confcascade.bench.questions.prompts import PROMPTS
+from confcascade.bench.recording import Columns, RecordingWriter, Row, read_rows
+from confcascade.bench.replay import PolicyStage
+from confcascade.bench.replay.costing import Bill
+from confcascade.demo import answer_probability, bundled_probe
 from confcascade.demo.world import World
-from confcascade.evaluation import Columns, PolicyStage, RecordingWriter, Row, collect, read_rows
-from confcascade.evaluation.examples import Example
-from confcascade.evaluation.fit import Fitted, Material, fit, material_of, replayable
-from confcascade.evaluation.fit.proof import Bill, losses
-from confcascade.evaluation.fit.words import told
-from confcascade.evaluation.graders import Grader, NormalizedMatch
-from confcascade.evaluation.prompts import PROMPTS
+from confcascade.graders import Grader, NormalizedMatch
+from confcascade.graders.example import Example
 from confcascade.guarantee import Promise
+from confcascade.models.bundled import SIZES, bundled_model
 
 DROPS = (0.01, 0.02, 0.03, 0.05)
 TOKENS = 48

@@ -3,7 +3,7 @@
     python benchmarks/fit_recorded.py --data DIR
 
 Twenty random halves of each recording, by a hash of each draw: no row chooses a threshold and is reported on. On
-the half for fitting `confcascade.evaluation.fit` calibrates, chooses and certifies; on the other half the policy is
+the half for fitting `confcascade.bench.fitting` calibrates, chooses and certifies; on the other half the policy is
 replayed. Beside it stand naive tuning (the cheapest threshold of one signal that keeps the target on the whole half
 for fitting) and the oracle (the cheapest that keeps it on the other half, which nobody can know). DIR holds the files
 that are named in `SOURCES`. No model runs. Prints Markdown.
@@ -23,11 +23,13 @@ from typing import Annotated
 import numpy as np
 import typer
 from confcascade import Architecture, Prices
-from confcascade.evaluation import PolicyStage, Row
-from confcascade.evaluation.fit import Fitted, Material, agreement, fit, material_of, realised, split_by_key
-from confcascade.evaluation.fit.proof import Bill, losses
-from confcascade.evaluation.graders import ChoiceLetter, Grader, Numeric
-from confcascade.evaluation.importers import read_chain, read_choice_logits, read_choice_softmax, read_verbalized
+from confcascade.bench.fitting import Fitted, Material, agreement, fit, material_of, realised, split_by_key
+from confcascade.bench.fitting.proof import losses
+from confcascade.bench.recording import Row
+from confcascade.bench.recording.importers import read_chain, read_choice_logits, read_choice_softmax, read_verbalized
+from confcascade.bench.replay import PolicyStage
+from confcascade.bench.replay.costing import Bill
+from confcascade.graders import ChoiceLetter, Grader, Numeric
 from confcascade.guarantee import Equivalence, Promise
 from numpy.typing import NDArray
 

@@ -21,7 +21,8 @@ from typing import Annotated
 
 import typer
 from confcascade import Architecture, Usage
-from confcascade.evaluation import Columns, PolicyStage, RecordedScore, Row, part_paths, sweep, write_parts
+from confcascade.bench.recording import Columns, RecordedScore, Row, part_paths, read_columns, write_parts
+from confcascade.bench.replay import PolicyStage, sweep
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +66,7 @@ def measure(path: Path, parts: bool, policies: int) -> None:
         swept = sweep(map(Columns.read, part_paths(path)), chains, architectures=MODELS)
         read = None
     else:
-        columns = Columns.read(path)
+        columns = read_columns(path)
         read = time.perf_counter() - begun
         swept = sweep(columns, chains, architectures=MODELS)
     took = time.perf_counter() - begun

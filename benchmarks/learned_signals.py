@@ -40,11 +40,11 @@ from confcascade import (
     Response,
     TextRouter,
 )
-from confcascade.demo import bundled_model
+from confcascade.bench.recording import Row
+from confcascade.bench.recording.importers import read_chain, read_choice_logits
 from confcascade.demo.world import World
-from confcascade.evaluation import Row
-from confcascade.evaluation.examples import is_right
-from confcascade.evaluation.importers import read_chain, read_choice_logits
+from confcascade.graders.grade import is_right
+from confcascade.models.bundled import bundled_model
 from overhead import WORDS, Clock, server
 from sklearn.metrics import roc_auc_score
 

@@ -27,15 +27,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from confcascade import Architecture, Cascade, Stage, TokenProbability
+from confcascade.bench.metrics.frontier import frontier, gap_closed, oracle, random_routing
+from confcascade.bench.metrics.ranking import aurc, auroc, brier, calibration_error, drop_points, drop_relative
+from confcascade.bench.metrics.significance import discordant, mcnemar, paired_difference
+from confcascade.bench.questions import paper_test_size
+from confcascade.bench.recording import Columns, RecordedModel, Row
+from confcascade.bench.recording.importers import read_choice_logits
+from confcascade.bench.replay import PolicyStage, Replay, replay, sweep
+from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
 from confcascade.errors import require
-from confcascade.evaluation import Columns, PolicyStage, RecordedModel, Replay, Row, replay, sweep
-from confcascade.evaluation.datasets import paper_test_size
-from confcascade.evaluation.examples import is_right
-from confcascade.evaluation.frontier import frontier, gap_closed, oracle, random_routing
-from confcascade.evaluation.importers import read_choice_logits
-from confcascade.evaluation.metrics import aurc, auroc, brier, calibration_error, drop_points, drop_relative
-from confcascade.evaluation.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
-from confcascade.evaluation.significance import discordant, mcnemar, paired_difference
+from confcascade.graders.grade import is_right
 from rich.console import Console
 from rich.table import Table
 

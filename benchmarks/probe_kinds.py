@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from confcascade.demo import SIZES
 from confcascade.demo.world import World
+from confcascade.models.bundled import SIZES
 
 KINDS = ("linear", "mlp")
 SEEDS = (0, 1)

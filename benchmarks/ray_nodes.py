@@ -24,8 +24,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import kill_collect
-from confcascade.evaluation import Columns, Sweep, read_rows, sweep
-from confcascade.evaluation.ray_engine import connect, ray_sweep
+from confcascade.bench.cluster import connect
+from confcascade.bench.recording import Columns, read_rows
+from confcascade.bench.replay import Sweep, sweep
+from confcascade.bench.replay.ray import ray_sweep
 from replay_speed import MODELS, made_up, policies
 
 ASKED = ("small", "large")

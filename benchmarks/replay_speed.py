@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 import numpy as np
 import typer
 from confcascade import Architecture
-from confcascade.evaluation import Columns, PolicyStage, sweep
-from confcascade.evaluation.columns import Column, Upper
+from confcascade.bench.recording import Columns
+from confcascade.bench.recording.columns import Column, Upper
+from confcascade.bench.replay import PolicyStage, sweep
 from rich.console import Console
 from rich.table import Table
 

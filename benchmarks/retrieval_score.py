@@ -17,9 +17,9 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from confcascade import Stage, TokenProbability
-from confcascade.demo import SIZES, bundled_model
+from confcascade import RetrievalScore, Stage, TokenProbability
 from confcascade.demo.world import Question, Split, World
+from confcascade.models.bundled import SIZES, bundled_model
 from llama_index.core import PromptTemplate
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -27,7 +27,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.retrievers.bm25 import BM25Retriever
 from sklearn.metrics import roc_auc_score
 
-from llamaindex_confcascade import ConfidenceCascadeLLM, Measured, RetrievalScore, measure
+from llamaindex_confcascade import ConfidenceCascadeLLM, Measured, measure
 
 PROMPT = PromptTemplate("Context: {context_str}\nQuestion: {query_str}\nAnswer:")
 SIGNALS = {

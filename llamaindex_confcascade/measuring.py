@@ -72,7 +72,7 @@ class Measured:
         Returns:
             None if the answers that it scored were all right or all wrong.
         """
-        from confcascade.evaluation.metrics import auroc
+        from confcascade.bench.metrics.ranking import auroc
 
         scored = self.scores(signal, policy_id)
         return auroc([right for _, right in scored], [value for value, _ in scored])

@@ -23,8 +23,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     """
     xllamacpp = pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
-    from confcascade.demo import WEIGHTS
     from confcascade.demo.gguf import write_gguf
+    from confcascade.models.bundled import WEIGHTS
 
     folder = tmp_path_factory.mktemp("gguf")
     servers: dict[str, Any] = {}
@@ -112,8 +112,8 @@ def yardstick() -> Yardstick:
 
     from confcascade import Cascade, Message, Request, Stage, TokenProbability
     from confcascade.asks import Generate
-    from confcascade.demo import bundled_model
     from confcascade.demo.world import World
+    from confcascade.models.bundled import bundled_model
 
     models = [bundled_model("small"), bundled_model("large")]
     asked = [question.prompt for question in World().questions("test", ("facts", "sums"), per_task=13)]

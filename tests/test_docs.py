@@ -78,8 +78,8 @@ def test_figures_are_the_measured_ones():
     """The tables of the page on the bundled models are those that `measure` makes of its figures."""
     import json
 
-    from confcascade.demo import WEIGHTS
     from confcascade.demo.measure import tables
+    from confcascade.models.bundled import WEIGHTS
 
     page = (ROOT / "docs" / "bundled-models.md").read_text()
     assert tables(json.loads((WEIGHTS / "figures.json").read_text())) in page

@@ -13,7 +13,8 @@ OPEN_WEIGHTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import confcascade
-from confcascade.demo import SIZES, WEIGHTS, bundled_probe
+from confcascade.models.bundled import SIZES, WEIGHTS
+from confcascade.demo import bundled_probe
 from safetensors.numpy import load_file
 assert confcascade.__file__.startswith(sys.argv[1]), confcascade.__file__
 for size in SIZES:

@@ -3,7 +3,7 @@
 Importing this package is cheap: torch, transformers, scikit-learn and the frameworks come in where they are used.
 """
 
-from confcascade.asks import Generate, Prefill
+from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile
 from confcascade.audit.state import AuditState
@@ -19,7 +19,8 @@ from confcascade.errors import (
     StreamBrokenError,
 )
 from confcascade.flow import OnError, OnExhausted, Outcome, Stage
-from confcascade.models import Capability, Chunk, LanguageModel, Watcher, from_string
+from confcascade.models import from_string
+from confcascade.models.base import Watcher
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence, Measurement, Signal, Threshold

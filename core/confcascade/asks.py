@@ -1,4 +1,4 @@
-"""What a flow may ask of the world, and what it is answered.
+"""What a flow may ask of the world, whom it asks, and what it is answered.
 
 A flow is a generator: it yields a tuple of asks and is sent a tuple of `Answer`, one for each, in order. It never
 awaits, never reads a clock and never touches a model; a driver does.
@@ -10,16 +10,26 @@ awaits, never reads a clock and never touches a model; a driver does.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from confcascade.types import Prefilled, Request, Token
+from confcascade.cost import Architecture
+from confcascade.types import Prefilled, Request, Response, Token
 
-if TYPE_CHECKING:
-    from confcascade.models import LanguageModel
-
-__all__ = ["Answer", "Ask", "Flow", "Generate", "Prefill", "Verdict", "Watch", "ask"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "Capability",
+    "Chunk",
+    "Flow",
+    "Generate",
+    "LanguageModel",
+    "Prefill",
+    "Verdict",
+    "Watch",
+    "ask",
+]
 
 T = TypeVar("T")
 Verdict = Literal["hold", "release", "abort"]
@@ -112,3 +122,101 @@ def ask(one: Ask) -> Generator[tuple[Ask, ...], tuple[Answer[Any], ...], Answer[
     """Ask a single thing: ``answer = yield from ask(Generate(...))``."""
     (answer,) = yield (one,)
     return answer
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a model can tell about itself and its answers, as far as it is known before asking.
+
+    Attributes:
+        logprobs: Log-probabilities of the tokens it generates; None if only an answer will tell.
+        top_logprobs: Most alternatives it tells at each position.
+        layers: Number of blocks whose hidden states it gives; 0 means none.
+        hidden_size: Their dimension.
+        prompt_labels: Whether it answers `Prefill` even if it gives no hidden states: with labels' log-probabilities.
+        batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
+            for many answers at once; any other computes in this process, one call at a time.
+        tools: Whether it can be given tools; one that cannot is never asked without them instead.
+        structured: Whether it can be asked for structured output.
+        media: Whether it is given the framework's own messages, and so what they hold beyond text.
+        context_window: Most tokens of prompt and answer together; None if unknown.
+    """
+
+    logprobs: bool | None = False
+    top_logprobs: int = 0
+    layers: int = 0
+    hidden_size: int = 0
+    prompt_labels: bool = False
+    batch_size: int = 1
+    tools: bool = False
+    structured: bool = False
+    media: bool = False
+    context_window: int | None = None
+
+    @property
+    def prefill(self) -> bool:
+        """Whether it answers `Prefill`: only a model whose hidden states or logits can be seen does."""
+        return self.layers > 0 or self.prompt_labels
+
+    @property
+    def local(self) -> bool:
+        """Whether it computes in this process, and so shares the machine with all others that do."""
+        return self.batch_size > 1 or self.prefill
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer.
+
+    Attributes:
+        text: What it adds to the answer.
+        tokens: Its tokens, where the model tells their log-probabilities.
+        released: Nothing can withdraw it, nor what follows: it may be shown.
+        calls_tool: It adds to a call of a tool, which is an answer even without text.
+        native: The framework's own chunk, carried through untouched.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    released: bool = False
+    calls_tool: bool = False
+    native: Any = None
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A model as the drivers see it: lists of asks in, lists of answers out, in the same order.
+
+    A method may raise for all asks of a call, or return an exception in the place of one answer.  The stream methods
+    yield `Chunk` objects and, last, the `Response`.  Whoever generates obeys the ask's watch (`Watcher`).
+    """
+
+    @property
+    def name(self) -> str:
+        """Shown in records, and part of a policy's id."""
+
+    @property
+    def capability(self) -> Capability:
+        """What it can tell."""
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """For costs in FLOPs; None if unknown."""
+
+    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        """Read prompts, no more than `Capability.batch_size` of them; only called if it can prefill."""
+
+    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        """Answer, no more than `Capability.batch_size` asks."""
+
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        """Answer piece by piece: the same answer as `generate` gives."""
+
+    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        """`prefill`, without blocking the event loop."""
+
+    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        """`generate`, without blocking the event loop."""
+
+    def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        """`stream`, without blocking the event loop."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from confcascade import drivers
-from confcascade.asks import Flow
+from confcascade.asks import Chunk, Flow
 from confcascade.audit import Audit
 from confcascade.audit.auditor import Auditor
 from confcascade.errors import ConfigurationError
 from confcascade.flow import FittedStages, OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
-from confcascade.models import Chunk, from_string
+from confcascade.models import from_string
 from confcascade.signals import Signal, Threshold
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import publish
@@ -106,7 +106,7 @@ def _guarding(stages: tuple[Stage, ...], audit: float | Audit) -> float | Audit:
     """What `audit` means of these stages: a share of a policy's queries guards its promise, by its own rule."""
     if not audit or not isinstance(stages, FittedStages):
         return audit
-    from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
+    from confcascade.audit.of_policy import audit_of  # here, for it needs numpy
 
     return audit_of(stages.policy, audit)
 

@@ -14,20 +14,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from confcascade.asks import Answer, Flow, Generate, Prefill, Verdict, Watch, ask
+from confcascade.asks import Answer, Flow, Generate, LanguageModel, Prefill, Verdict, Watch, ask
 from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
-from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Signal, Threshold, passes
 from confcascade.signals.calibrated import Calibrated
 from confcascade.tools import in_words, problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
-
-if TYPE_CHECKING:
-    from confcascade.policy import Policy
 
 __all__ = ["FittedStages", "OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id", "prefill_for"]
 
@@ -113,10 +109,10 @@ class FittedStages(tuple[Stage, ...]):
         policy: Where they come from.
     """
 
-    policy: Policy
+    policy: Any  # a `Policy`, which knows of stages, and not they of it
 
     @classmethod
-    def of(cls, policy: Policy, stages: Iterable[Stage]) -> FittedStages:
+    def of(cls, policy: Any, stages: Iterable[Stage]) -> FittedStages:
         """Stages that `policy` decides by."""
         made = cls(stages)
         made.policy = policy

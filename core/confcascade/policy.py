@@ -1,6 +1,6 @@
 """A fitted policy, ``policy.json``: which models, judged by what, kept from which score on, and what that promises.
 
-`confcascade.evaluation.fit` makes one; here it is read, checked against the models that it shall decide for, and made
+`confcascade.bench.fitting` makes one; here it is read, checked against the models that it shall decide for, and made
 into stages. What was promised of some models, builds and prompts is not promised of others, so those are refused.
 
 Not imported by `confcascade` itself: this module needs pydantic at once.
@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from confcascade.asks import LanguageModel
 from confcascade.calibration import Calibrator, calibrator_from_dict
-from confcascade.entries import Entry, ThresholdValue
-from confcascade.entries.signals import SignalEntry
 from confcascade.errors import ConfigurationError
 from confcascade.flow import FittedStages, Stage
 from confcascade.guarantee import Certificate
-from confcascade.models import LanguageModel, from_string
+from confcascade.models import from_string
+from confcascade.schema import Entry, ThresholdValue
+from confcascade.schema.signals import SignalEntry
 from confcascade.signals import Signal
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 
@@ -240,7 +241,7 @@ class Policy(Entry):
 
         Args:
             models: Those that it shall decide for; such as it leaves out may be among them.
-            prompt_version: Of the prompt that they will be asked with (`confcascade.evaluation.prompts.Prompt`).
+            prompt_version: Of the prompt that they will be asked with (`confcascade.bench.questions.prompts.Prompt`).
 
         Returns:
             What cannot be checked, in words.

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from confcascade.asks import Generate, Prefill
+from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
-from confcascade.models import Capability, Chunk, LanguageModel, Watcher
+from confcascade.models.base import Watcher
 from confcascade.tools import json_problem
 from confcascade.types import Prefilled, Request, Response, Token, ToolCall, Usage
 

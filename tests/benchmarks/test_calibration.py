@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from confcascade.evaluation import Columns, RecordedScore, Row
+from confcascade.bench.recording import Columns, RecordedScore, Row
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 

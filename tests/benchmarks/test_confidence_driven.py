@@ -14,9 +14,11 @@ import pytest
 
 pytest.importorskip("torch")
 from confcascade import Cascade, Stage
-from confcascade.demo import SIZES, bundled_model, bundled_probe
+from confcascade.bench.recording import Columns
+from confcascade.bench.replay import replay
+from confcascade.demo import bundled_probe
 from confcascade.demo.world import World
-from confcascade.evaluation import Columns, replay
+from confcascade.models.bundled import SIZES, bundled_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "papers" / "confidence-driven.md"

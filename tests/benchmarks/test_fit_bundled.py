@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from confcascade.evaluation import PolicyStage, read_rows
-from confcascade.evaluation.fit import material_of
+from confcascade.bench.fitting import material_of
+from confcascade.bench.recording import read_rows
+from confcascade.bench.replay import PolicyStage
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fit_bundled.py"
 FEW = 12  # questions of a task

@@ -8,9 +8,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from confcascade.evaluation import Columns, replay
-from confcascade.evaluation.importers import read_choice_logits
-from confcascade.evaluation.significance import mcnemar
+from confcascade.bench.metrics.significance import mcnemar
+from confcascade.bench.recording import Columns
+from confcascade.bench.recording.importers import read_choice_logits
+from confcascade.bench.replay import replay
 
 pytest.importorskip("langchain_core")
 pytest.importorskip("llama_index.core")

@@ -13,10 +13,11 @@ def test_one_node_three_nodes_and_one_killed(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import ray_nodes
     from confcascade import ConfigurationError, Usage
-    from confcascade.evaluation import PolicyStage, RecordedScore, Row
-    from confcascade.evaluation.evaluate import evaluate
-    from confcascade.evaluation.gathered import gather
-    from confcascade.evaluation.ray_engine import ray_sweep
+    from confcascade.bench.evaluation.evaluate import evaluate
+    from confcascade.bench.evaluation.gathered import gather
+    from confcascade.bench.recording import RecordedScore, Row
+    from confcascade.bench.replay import PolicyStage
+    from confcascade.bench.replay.ray import ray_sweep
 
     rows = [
         Row(question=str(i), model=m, answer="x", grade=(i * k) % 3 / 2, scores={"s": RecordedScore(value=i % 7 / 7)})

@@ -31,7 +31,7 @@ from confcascade import (
     trace,
 )
 from confcascade.asks import Answer, Flow, Generate, Prefill
-from confcascade.models import Blocking
+from confcascade.models.base import Blocking
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel, same_record
 from hypothesis import HealthCheck, given, settings

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from confcascade import ConfigurationError, OpenAICompatibleModel, Request, Stage, TokenProbability, trace
 from confcascade.asks import Generate
-from confcascade.models import Blocking
+from confcascade.models.base import Blocking
 from confcascade.testing import Reply, ScriptedModel, same_record
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -172,7 +172,7 @@ async def test_stop_is_honoured_in_every_way_by_chat_models(p):
 
 async def test_stop_is_honoured_in_every_way_by_local_models():
     pytest.importorskip("torch")
-    from confcascade.demo import bundled_model
+    from confcascade.models.bundled import bundled_model
 
     llm = ConfidenceCascadeLLM(models=[bundled_model("small")])
     whole = llm.invoke("Who is the mayor of Festen?", max_tokens=8).content

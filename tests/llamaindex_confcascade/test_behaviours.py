@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from confcascade import Request, TokenProbability, trace
 from confcascade.asks import Generate
-from confcascade.models import Blocking
+from confcascade.models.base import Blocking
 from confcascade.testing import Reply, ScriptedModel
 from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.llms.types import (
@@ -183,7 +183,7 @@ async def test_stop_is_honoured_in_every_way_by_chat_models(p):
 
 async def test_stop_is_honoured_in_every_way_by_local_models():
     pytest.importorskip("torch")
-    from confcascade.demo import bundled_model
+    from confcascade.models.bundled import bundled_model
 
     llm = ConfidenceCascadeLLM(models=[bundled_model("small")])
     query = "Who is the mayor of Festen?"

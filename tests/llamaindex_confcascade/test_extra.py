@@ -32,7 +32,8 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from llamaindex_confcascade import ConfidenceCascadeLLM, RetrievalScore, measure
+from llamaindex_confcascade import ConfidenceCascadeLLM, measure
+from confcascade import RetrievalScore
 
 
 class Found(BaseRetriever):

@@ -10,8 +10,9 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from confcascade import Cascade, ConfigurationError, KnowledgeProbe, Request, Stage, TokenProbability
-from confcascade.demo import bundled_model, bundled_probe
+from confcascade.demo import bundled_probe
 from confcascade.demo.world import World
+from confcascade.models.bundled import bundled_model
 from confcascade.testing import ScriptedModel, same_record
 from confcascade.types import Message
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse, LLMMetadata

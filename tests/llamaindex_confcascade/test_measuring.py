@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from confcascade import ConfigurationError, Prices, Stage, TokenProbability
+from confcascade import ConfigurationError, Prices, RetrievalScore, Stage, TokenProbability
 from confcascade.testing import ScriptedModel
 from llama_index.core.query_engine import CustomQueryEngine
 
-from llamaindex_confcascade import ConfidenceCascadeLLM, RetrievalScore, measure
+from llamaindex_confcascade import ConfidenceCascadeLLM, measure
 
 # question -> the small model's answer and its probability; the reference is always "yes"
 SAID = {"a": ("yes", 0.9), "b": ("yes", 0.7), "c": ("no", 0.8), "d": ("no", 0.2)}

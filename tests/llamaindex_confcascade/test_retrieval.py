@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from confcascade import Record, Request, Stage, Trace, trace
+from confcascade import Record, Request, RetrievalScore, Stage, Trace, trace
 from confcascade.testing import ScriptedModel
 from llama_index.core import PromptTemplate, QueryBundle
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
@@ -34,7 +34,7 @@ from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
 
-from llamaindex_confcascade import ConfidenceCascadeLLM, RetrievalScore
+from llamaindex_confcascade import ConfidenceCascadeLLM
 from llamaindex_confcascade.retrieval import _spans, retrieved_scores, watch_retrievals
 
 
@@ -450,7 +450,8 @@ def test_nothing_is_watched_without_the_signal() -> None:
 from confcascade.testing import ScriptedModel
 from confcascade import TokenProbability
 from llama_index.core.instrumentation import get_dispatcher
-from llamaindex_confcascade import ConfidenceCascadeLLM, RetrievalScore
+from llamaindex_confcascade import ConfidenceCascadeLLM
+from confcascade import RetrievalScore
 
 models, root = [ScriptedModel("small"), ScriptedModel("large")], get_dispatcher()
 def handlers(): return len(root.span_handlers), len(root.event_handlers)

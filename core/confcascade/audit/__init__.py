@@ -108,7 +108,7 @@ class Audit:
             raise ConfigurationError(f"`queue` must be a whole number of at least 1. Got {self.queue!r}.")
         if not callable(self.same) or not isinstance(getattr(self.same, "name", None), str):
             raise ConfigurationError(
-                "`same` must be a rule with a name, such as confcascade.evaluation.graders.Agreement('choice'). "
+                "`same` must be a rule with a name, such as confcascade.graders.agreement.Agreement('choice'). "
                 f"Got {self.same!r}."
             )
         if self.certificate is not None:

@@ -1,7 +1,7 @@
 """A cascade in a file: models, signals and thresholds in YAML or TOML, to keep, share and run from the command line.
 
 `source` reads a file and knows the line of each key, `models` is what stages are made of, and so are signals
-(`confcascade.entries`).
+(`confcascade.schema`).
 
 Not imported by `confcascade` itself: this package needs pydantic and PyYAML at once.
 """
@@ -19,17 +19,17 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
 
+from confcascade.asks import LanguageModel
 from confcascade.audit import Audit
 from confcascade.cascade import Cascade
 from confcascade.cascade_file.models import ModelEntry
 from confcascade.cascade_file.source import Source
 from confcascade.cost import Architecture, Prices
-from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
-from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.errors import ConfigurationError
 from confcascade.flow import FittedStages, OnError, OnExhausted, Stage
-from confcascade.models import LanguageModel
 from confcascade.policy import Policy
+from confcascade.schema import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
+from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
@@ -83,7 +83,8 @@ class CascadeFile(Entry):
         policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
-        prompt: Name of a prompt, or templates ``{system, user}``, as written; see `confcascade.evaluation.prompts`.
+        prompt: Name of a prompt, or templates ``{system, user}``, as written; see
+            `confcascade.bench.questions.prompts`.
     """
 
     models: list[ModelEntry] | None = Field(None, min_length=1, description="Smallest first; the last always answers.")

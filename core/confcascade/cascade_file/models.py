@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from confcascade.asks import LanguageModel
 from confcascade.cost import Architecture
-from confcascade.entries import Entry, existing, located, suggestion
-from confcascade.models import LanguageModel
+from confcascade.schema import Entry, existing, located, suggestion
 
 __all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
 

@@ -70,9 +70,9 @@ def ask(
             "Which cascade? Give --cascade FILE; the least that the file needs are two `models` and a `threshold`. "
             "`confcascade ask --help` shows one."
         )
+    from confcascade.bench.questions.prompts import prompt_from
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.examples import Example
-    from confcascade.evaluation.prompts import prompt_from
+    from confcascade.graders.example import Example
 
     console = Console()
     read = CascadeFile.load(cascade)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from confcascade.evaluation.collect import Collected
-    from confcascade.evaluation.examples import Example
-    from confcascade.evaluation.graders import Grader
-    from confcascade.evaluation.recordings import Row
+    from confcascade.bench.collecting.collect import Collected
+    from confcascade.bench.recording.row import Row
+    from confcascade.graders import Grader
+    from confcascade.graders.example import Example
 
 __all__ = ["EXIT", "LINE_EVERY_S", "Shown", "errors_told", "grader_for", "stopping", "usd_told"]
 
@@ -30,7 +30,7 @@ def grader_for(name: str | None, examples: list[Example]) -> Grader:
         ConfigurationError: If they have not, or there is no such grader.
     """
     from confcascade.errors import ConfigurationError
-    from confcascade.evaluation.graders import grader_from_string
+    from confcascade.graders import grader_from_string
 
     if name is None and not all(example.choices for example in examples):
         raise ConfigurationError(

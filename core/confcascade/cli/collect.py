@@ -19,8 +19,8 @@ from confcascade.cli.asking import EXIT, Shown, errors_told, grader_for, stoppin
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from confcascade.bench.collecting.collect import AskAll, Collected, Tally
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.collect import AskAll, Collected, Tally
 
 
 def collect(
@@ -88,13 +88,14 @@ def collect(
 
         confcascade collect questions.jsonl -o rec.jsonl --cascade cascade.yaml --grader numeric
     """
+    from confcascade.bench.collecting.collect import collect as collect_all
+    from confcascade.bench.collecting.collect import recorded_stages
+    from confcascade.bench.questions import read_examples
+    from confcascade.bench.questions.prompts import prompt_from
+    from confcascade.bench.questions.splitting import sample
+    from confcascade.bench.recording.provenance import Noted, bind, identity_of
+    from confcascade.bench.recording.writer import RecordingWriter
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.collect import collect as collect_all
-    from confcascade.evaluation.collect import recorded_stages, sample
-    from confcascade.evaluation.datasets import read_examples
-    from confcascade.evaluation.prompts import prompt_from
-    from confcascade.evaluation.provenance import Noted, bind, identity_of
-    from confcascade.evaluation.recordings import RecordingWriter
 
     console = Console(stderr=True)
     file = CascadeFile.load(cascade)
@@ -134,12 +135,12 @@ def collect(
 
 
 def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
-    from confcascade.evaluation.collect import collect_rows
+    from confcascade.bench.collecting.collect import collect_rows
 
     if name == "here":
         return collect_rows
-    from confcascade.evaluation.graders import grader_from_string
-    from confcascade.evaluation.ray_collect import on_ray
+    from confcascade.bench.collecting.ray import on_ray
+    from confcascade.graders import grader_from_string
 
     return on_ray(file, functools.partial(grader_from_string, grader or "choice"))
 

@@ -28,7 +28,7 @@ def convert(
     from rich.console import Console
     from rich.progress import track
 
-    from confcascade.evaluation import RecordingWriter, read_rows, write_parquet, write_parts
+    from confcascade.bench.recording import RecordingWriter, read_rows, write_parquet, write_parts
 
     if target.exists():
         raise ConfigurationError(f"'{target}' is there already; name a new one.")

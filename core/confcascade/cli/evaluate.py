@@ -19,7 +19,7 @@ from confcascade.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from confcascade.evaluation.evaluate import Evaluation
+    from confcascade.bench.evaluation.evaluate import Evaluation
 
 GROUPS_SHOWN = 12  # in the terminal
 
@@ -71,16 +71,17 @@ def evaluate(
     """
     from rich.console import Console
 
+    from confcascade.bench.evaluation.evaluate import UNTOLD, with_texts
+    from confcascade.bench.evaluation.evaluate import evaluate as judge
+    from confcascade.bench.evaluation.gathered import gather
+    from confcascade.bench.evaluation.report import made_of, write_report
+    from confcascade.bench.fitting import read_material, realised, replayable
+    from confcascade.bench.recording.reading import read_rows
+    from confcascade.bench.replay.costs import UNITS
+    from confcascade.bench.replay.policy import models_in_order, policy_of
+    from confcascade.bench.replay.replay import Sweep, sweep
     from confcascade.cascade_file import CascadeFile
     from confcascade.errors import require
-    from confcascade.evaluation.evaluate import UNTOLD, models_in_order, policy_of, with_texts
-    from confcascade.evaluation.evaluate import evaluate as judge
-    from confcascade.evaluation.fit import read_material, realised, replayable
-    from confcascade.evaluation.gathered import gather
-    from confcascade.evaluation.policy_figures import UNITS
-    from confcascade.evaluation.recordings import read_rows
-    from confcascade.evaluation.replay import Sweep, sweep
-    from confcascade.evaluation.report import made_of, write_report
     from confcascade.policy import Policy
 
     if plots:
@@ -101,7 +102,7 @@ def evaluate(
     limits = dict(pair(text, "--threshold", threshold_of) for text in threshold or ())
     played: Callable[..., Sweep] = sweep
     if engine == "ray":
-        from confcascade.evaluation.ray_engine import ray_sweep
+        from confcascade.bench.replay.ray import ray_sweep
 
         played = ray_sweep
     console = Console()
@@ -136,7 +137,7 @@ def evaluate(
         if file.skips:
             raise ConfigurationError(
                 f"'{cascade}' has stages that `skip` others, which `confcascade evaluate` does not judge. Replay them "
-                "with confcascade.evaluation.replay, whose PolicyStage has `skip`, or take the key out."
+                "with confcascade.bench.replay.replay, whose PolicyStage has `skip`, or take the key out."
             )
         chosen, by = tuple(file.thresholds), f"as in {cascade.name}"
         limits = {f"{m}.{name}": value for m in chosen[:-1] for name, value in file.thresholds[m].items()}
@@ -178,7 +179,7 @@ def evaluate(
 def _show(console: Console, evaluation: Evaluation) -> None:
     from rich.text import Text
 
-    from confcascade.evaluation.report import headline, tables, verdict
+    from confcascade.bench.evaluation.report import headline, tables, verdict
 
     console.print(Text(headline(evaluation), style="bold"))
     for line in verdict(evaluation):

@@ -15,10 +15,9 @@ from confcascade.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from confcascade.bench.fitting import Described, Material
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.fit import Material
-    from confcascade.evaluation.fit.fitting import Described
-    from confcascade.evaluation.graders import Grader
+    from confcascade.graders import Grader
     from confcascade.guarantee import Equivalence
 
 RULES = ("choice", "normalized", "numeric", "exact")
@@ -82,9 +81,9 @@ def fit(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from confcascade.bench.fitting import Nothing, read_material, report
+    from confcascade.bench.fitting import fit as fitted
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.fit import Nothing, read_material, report
-    from confcascade.evaluation.fit import fit as fitted
     from confcascade.guarantee import Promise
 
     if (max_drop is None) == (max_cost is None):
@@ -152,7 +151,7 @@ def fit(
 
 
 def _described(file: CascadeFile) -> dict[str, Any]:
-    from confcascade.evaluation.fit.fitting import Described
+    from confcascade.bench.fitting import Described
 
     return {model: Described(entries, file.folder) for model, entries in file.signal_entries.items()}
 
@@ -160,7 +159,7 @@ def _described(file: CascadeFile) -> dict[str, Any]:
 def _equivalence(
     name: str, checked: int | None, missed: int, confidence: float, smaller: int
 ) -> tuple[Equivalence, Grader]:
-    from confcascade.evaluation.graders import grader_from_string
+    from confcascade.graders import grader_from_string
     from confcascade.guarantee import Equivalence, harm_bound
 
     if name in RULES:
@@ -182,6 +181,6 @@ def _equivalence(
 
 
 def _agreement(material: Material, grader: Grader) -> Any:
-    from confcascade.evaluation.fit import agreement
+    from confcascade.bench.fitting import agreement
 
     return agreement(material, grader)

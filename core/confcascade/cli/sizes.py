@@ -48,7 +48,7 @@ class Sizes:
         Raises:
             ConfigurationError: If one of them cannot be read.
         """
-        from confcascade.evaluation.provenance import meta_path, noted
+        from confcascade.bench.recording.provenance import meta_path, noted
 
         typed_sizes = dict(pair(part, "--parameters", architecture) for part in (parameters or "").split(",") if part)
         typed_prices = dict(pair(part, "--prices", prices_of) for part in prices or ())

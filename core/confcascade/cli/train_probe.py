@@ -18,10 +18,10 @@ from confcascade.errors import ConfigurationError, require
 if TYPE_CHECKING:
     import threading
 
-    from confcascade.evaluation.examples import Example
-    from confcascade.evaluation.prompts import Prompt
-    from confcascade.models import LanguageModel
-    from confcascade.training import TrainedProbe
+    from confcascade.asks import LanguageModel
+    from confcascade.bench.questions.prompts import Prompt
+    from confcascade.bench.training import TrainedProbe
+    from confcascade.graders.example import Example
 
 
 def train_probe(
@@ -93,14 +93,14 @@ def train_probe(
 
     It is then a signal of a cascade file: `signals: [{type: p_ik, probe: probes/small}]`.
     """
+    from confcascade.bench.questions import read_examples
+    from confcascade.bench.questions.prompts import prompt_from
+    from confcascade.bench.recording.reading import is_recording, read_rows
+    from confcascade.bench.training import StateCache, labelled
+    from confcascade.bench.training import train_probe as train
+    from confcascade.bench.training.folder import write_probe
+    from confcascade.bench.training.probes import layers_of
     from confcascade.cascade_file import CascadeFile
-    from confcascade.evaluation.datasets import read_examples
-    from confcascade.evaluation.prompts import prompt_from
-    from confcascade.evaluation.recordings import is_recording, read_rows
-    from confcascade.training import StateCache, labelled
-    from confcascade.training import train_probe as train
-    from confcascade.training.probes import layers_of
-    from confcascade.training.written import write_probe
 
     if plots:
         require("matplotlib", "plots")  # now, and not after the work
@@ -183,9 +183,10 @@ def _collect(
     stop: threading.Event,
 ) -> None:
     """The model answers, into a recording beside the probe; what is there is gone on with."""
-    from confcascade.evaluation.collect import collect, recorded_stages, sample
-    from confcascade.evaluation.provenance import Noted, bind, identity_of
-    from confcascade.evaluation.recordings import RecordingWriter
+    from confcascade.bench.collecting.collect import collect, recorded_stages
+    from confcascade.bench.questions.splitting import sample
+    from confcascade.bench.recording.provenance import Noted, bind, identity_of
+    from confcascade.bench.recording.writer import RecordingWriter
     from confcascade.flow import Stage
     from confcascade.signals.token_probability import TokenProbability
 
@@ -233,7 +234,7 @@ def _show(trained: TrainedProbe, out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from confcascade.training.probe_words import verdict
+    from confcascade.bench.training.verdict import verdict
 
     console = Console()
     table = Table("block", "kind", "validation AUROC", "", title="Tried")

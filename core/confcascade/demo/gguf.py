@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from confcascade.demo import SIZES, WEIGHTS
 from confcascade.demo.lessons import SPLIT
 from confcascade.errors import ConfigurationError, MissingExtraError
+from confcascade.models.bundled import SIZES, WEIGHTS
 
 __all__ = ["write_gguf"]
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from confcascade.asks import Generate
 from confcascade.cascade import Cascade
 from confcascade.cost import Architecture
-from confcascade.demo import SIZES, WEIGHTS, answer_probability, bundled_model, bundled_probe, bundled_stages
+from confcascade.demo import answer_probability, bundled_probe, bundled_stages
 from confcascade.demo.world import TASKS, Question, Split, World
+from confcascade.models.bundled import SIZES, WEIGHTS, bundled_model
 from confcascade.models.transformers import TransformersModel
 from confcascade.signals import Evidence
 from confcascade.signals.knowledge_probe import KnowledgeProbe, resolve_layer
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from confcascade.evaluation import Columns, PolicyStage, Replay, Row
+    from confcascade.bench.recording import Columns, Row
+    from confcascade.bench.replay import PolicyStage, Replay
 
 DEPTH = 1.0  # on the validation part of a probe for the smallest model, 0.75 was worse
 QUESTIONS: dict[Split, int] = {"fit": 600, "calibration": 250, "test": 500}  # most per task
@@ -55,8 +57,8 @@ def ask_all(model: TransformersModel, questions: Sequence[Question]) -> Measured
     """Let `model` answer all questions, in batches of similar length."""
     import numpy as np
 
+    from confcascade.bench.recording import Row, recorded_score
     from confcascade.demo.world import UNKNOWN
-    from confcascade.evaluation import Row, recorded_score
 
     signal = answer_probability()
     n, size = len(questions), model.capability.batch_size
@@ -88,7 +90,7 @@ def ask_all(model: TransformersModel, questions: Sequence[Question]) -> Measured
 
 def recording(measured: Mapping[str, Measured], p_ik: Mapping[str, NDArray[np.float64]]) -> Columns:
     """The answers of all models, with P(T) and P(IK)."""
-    from confcascade.evaluation import Columns, RecordedScore
+    from confcascade.bench.recording import Columns, RecordedScore
 
     def rows() -> Iterator[Row]:
         for size, answers in measured.items():
@@ -107,8 +109,8 @@ def model_figures(columns: Columns, size: str) -> dict[str, Any]:
     """One model's accuracy, and AUROC of P(T) and P(IK) within each task."""
     import numpy as np
 
-    from confcascade.evaluation.examples import is_right
-    from confcascade.evaluation.metrics import auroc
+    from confcascade.bench.metrics.ranking import auroc
+    from confcascade.graders.grade import is_right
 
     j = columns.index(size)
     correct, refused = is_right(columns.grades[:, j]), columns.refused[:, j]
@@ -145,7 +147,7 @@ def candidates() -> Iterable[tuple[float, float]]:
 
 def policies() -> list[list[PolicyStage]]:
     """The largest model alone, every pair with it, and the whole chain; thresholds from lax to strict."""
-    from confcascade.evaluation import PolicyStage
+    from confcascade.bench.replay import PolicyStage
 
     stages = {
         size: [PolicyStage(size, {"p_ik": knows, "p_t": likely}) for knows, likely in candidates()]
@@ -162,7 +164,7 @@ def choose(columns: Columns, architectures: Mapping[str, Architecture]) -> dict[
     """
     import numpy as np
 
-    from confcascade.evaluation import sweep
+    from confcascade.bench.replay import sweep
 
     tried = policies()
     swept = sweep(columns, tried, architectures=architectures)
@@ -179,8 +181,8 @@ def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Rep
     """The live cascade beside the largest model alone, per task and in all, in both accountings."""
     import numpy as np
 
-    from confcascade.evaluation.examples import is_right
-    from confcascade.evaluation.significance import mcnemar, paired_difference, saving
+    from confcascade.bench.metrics.significance import mcnemar, paired_difference, saving
+    from confcascade.graders.grade import is_right
 
     correct = np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)])
     every = np.array([o.record.cost.flops for o in outcomes])
@@ -265,8 +267,8 @@ def main() -> None:
     import torch
     from rich.progress import Progress
 
-    from confcascade.evaluation import PolicyStage, replay
-    from confcascade.evaluation.examples import is_right
+    from confcascade.bench.replay import PolicyStage, replay
+    from confcascade.graders.grade import is_right
 
     torch.set_num_threads(1)  # such small models are slower on more
     world = World()

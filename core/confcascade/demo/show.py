@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from confcascade.bench.metrics.significance import mcnemar
 from confcascade.cascade import Cascade, build_stages
 from confcascade.demo import bundled_stages
 from confcascade.demo.world import TASKS, Question, Task, World
 from confcascade.errors import ConfigurationError, require
-from confcascade.evaluation.significance import mcnemar
 from confcascade.flow import Outcome, Stage
 from confcascade.trace import Record, trace
 

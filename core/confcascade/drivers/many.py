@@ -18,10 +18,9 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Flow, Generate
+from confcascade.asks import Answer, Ask, Flow, Generate, LanguageModel
 from confcascade.drivers.one import Run, acall_model, call_model
 from confcascade.errors import ConfigurationError, ModelError
-from confcascade.models import LanguageModel
 from confcascade.types import Prefilled
 
 __all__ = ["AsyncBatcher", "Batcher", "arun_many", "run_many"]

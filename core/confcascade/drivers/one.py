@@ -10,10 +10,9 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Flow, Generate, Prefill
+from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, Prefill
 from confcascade.errors import ConfcascadeError, ModelError, StreamBrokenError
 from confcascade.flow import Outcome
-from confcascade.models import Chunk, LanguageModel
 from confcascade.trace import untraced
 from confcascade.types import Prefilled, Response
 

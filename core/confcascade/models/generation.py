@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from confcascade.asks import Generate
+from confcascade.asks import Chunk, Generate
 from confcascade.errors import ModelError
-from confcascade.models import Chunk, Watcher
+from confcascade.models.base import Watcher
 from confcascade.types import Response, Token, Usage
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from confcascade.asks import Generate
+from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
-from confcascade.models import Capability, Chunk, Watcher
+from confcascade.models.base import Watcher
 from confcascade.models.logprobs import TokenReader, visible
 from confcascade.models.remote import Remote, estimated_usage
 from confcascade.tools import forced_call, json_problem

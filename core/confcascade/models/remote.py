@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from confcascade.asks import Generate, Prefill
+from confcascade.asks import Chunk, Generate, Prefill
 from confcascade.errors import ModelError
-from confcascade.models import Chunk
 from confcascade.types import Prefilled, Response, Token, Usage
 
 __all__ = ["Remote", "estimated_usage", "in_threads"]

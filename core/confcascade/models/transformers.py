@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from confcascade.asks import Generate, Prefill
+from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
-from confcascade.models import Blocking, Capability, Chunk
+from confcascade.models.base import Blocking
 from confcascade.models.decoder import Capture, Decoder
 from confcascade.models.generation import Row, Speaker
 from confcascade.types import Prefilled, Request, Response, Usage

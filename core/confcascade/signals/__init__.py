@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from confcascade.asks import Flow
+from confcascade.asks import Flow, LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
-from confcascade.models import LanguageModel
 from confcascade.types import Prefilled, Request, Response, Token
 
 __all__ = ["Evidence", "Measurement", "Signal", "Threshold", "passes"]

@@ -7,10 +7,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confcascade.asks import Flow
+from confcascade.asks import Flow, LanguageModel
 from confcascade.calibration import Calibrator
 from confcascade.errors import ConfigurationError, SignalUnavailableError
-from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
 
 __all__ = ["Calibrated", "ExpectedGain", "gain"]

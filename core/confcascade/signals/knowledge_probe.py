@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
-from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.signals.probe_fitting import NETWORK, Weights, fit_weights, predict
 

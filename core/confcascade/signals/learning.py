@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError
-from confcascade.models import LanguageModel
 from confcascade.signals import Signal
 from confcascade.signals.text_classifier import SHAPES, WORDS, Columns, cross_predictions, train
 

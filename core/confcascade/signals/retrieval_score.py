@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
-from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
 
 __all__ = ["RetrievalScore"]

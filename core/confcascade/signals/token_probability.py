@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
-from confcascade.models import LanguageModel
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.types import Response, Token, ToolCall
 

@@ -8,9 +8,9 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from confcascade import Audit, Cascade, Stage, TokenProbability
-from confcascade.demo import bundled_model
 from confcascade.demo.world import World
-from confcascade.evaluation.graders import Agreement
+from confcascade.graders import Agreement
+from confcascade.models.bundled import bundled_model
 
 
 def test_it_finds_what_the_large_model_would_have_said(tmp_path):

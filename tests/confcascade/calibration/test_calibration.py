@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from confcascade import ConfigurationError
+from confcascade.bench.metrics.ranking import auroc, brier, calibration_error
 from confcascade.calibration import (
     Calibrator,
     Feature,
@@ -22,7 +23,6 @@ from confcascade.calibration import (
     calibrator_from_dict,
     fit_calibrator,
 )
-from confcascade.evaluation.metrics import auroc, brier, calibration_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -33,7 +33,8 @@ from confcascade import (
 )
 from confcascade.cascade_file import CascadeFile, PricesEntry
 from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
-from confcascade.entries.signals import (
+from confcascade.models.bundled import WEIGHTS, bundled_model
+from confcascade.schema.signals import (
     SIGNAL_TYPES,
     FormatProbabilityEntry,
     KnowledgeProbeEntry,
@@ -42,7 +43,6 @@ from confcascade.entries.signals import (
     TextRouterEntry,
     TokenProbabilityEntry,
 )
-from confcascade.models.bundled import WEIGHTS, bundled_model
 
 DOCS = Path(__file__).parents[3] / "docs" / "cascade-files.md"
 

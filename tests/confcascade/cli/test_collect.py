@@ -215,9 +215,9 @@ server.serve_forever()
 def test_the_table_names_its_models():
     """In 80 columns, too; and what was not scored is counted, with the reason."""
     from confcascade import Usage
+    from confcascade.bench.collecting.collect import Tally
+    from confcascade.bench.recording import RecordedScore, Row
     from confcascade.cli.collect import _table
-    from confcascade.evaluation import RecordedScore, Row
-    from confcascade.evaluation.collect import Tally
     from rich.console import Console
 
     tallies = {model: Tally(wanted=2000) for model in ("Qwen/Qwen3-4B", "gpt-4o-mini")}
@@ -236,12 +236,12 @@ def test_the_table_names_its_models():
 def test_bars_on_a_terminal(tmp_path):
     """For each model how far it is, its dollars and its errors."""
     from confcascade import ModelError, Prices, Stage
+    from confcascade.bench.collecting.collect import collect
+    from confcascade.bench.questions.prompts import PROMPTS
+    from confcascade.bench.recording import RecordingWriter
     from confcascade.cli.asking import Shown
-    from confcascade.evaluation import RecordingWriter
-    from confcascade.evaluation.collect import collect
-    from confcascade.evaluation.examples import Example
-    from confcascade.evaluation.graders import ExactMatch
-    from confcascade.evaluation.prompts import PROMPTS
+    from confcascade.graders import ExactMatch
+    from confcascade.graders.example import Example
     from confcascade.testing import Reply, ScriptedModel
     from rich.console import Console
 

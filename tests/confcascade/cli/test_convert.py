@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from confcascade.evaluation import RecordingWriter, Row, part_paths, read_rows
+from confcascade.bench.recording import RecordingWriter, Row, part_paths, read_rows
 
 
 def test_there_and_back(confcascade, tmp_path: Path):

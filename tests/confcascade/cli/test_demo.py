@@ -33,7 +33,7 @@ def test_demo_answers_and_plots(confcascade, tmp_path):
 
 def test_demo_takes_other_models(confcascade):
     """`--models` takes model strings; here folders, loaded as any model is."""
-    from confcascade.demo import WEIGHTS
+    from confcascade.models.bundled import WEIGHTS
 
     done = confcascade(
         "demo", "--models", f"local:{WEIGHTS / 'small'}", "--models", f"local:{WEIGHTS / 'large'}", "--questions", "4"

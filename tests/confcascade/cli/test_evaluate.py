@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import pytest
 from confcascade import Architecture, Usage
+from confcascade.bench.recording import RecordedScore, Row
+from confcascade.bench.recording.provenance import meta_path
 from confcascade.cost import forward_flops
-from confcascade.evaluation import RecordedScore, Row
-from confcascade.evaluation.provenance import meta_path
 
 
 @pytest.fixture(scope="module")

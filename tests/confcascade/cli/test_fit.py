@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from confcascade.bench.questions.prompts import prompt_from
 from confcascade.cli.fit import _equivalence
 from confcascade.demo.world import World
-from confcascade.evaluation.prompts import prompt_from
 from confcascade.policy import Policy
 
 CASCADE = """

@@ -55,7 +55,7 @@ def trained(confcascade, folder):
 def test_a_probe_of_questions(trained, folder):
     """The model answers, the probe is chosen, and the terminal tells what it is worth."""
     from confcascade import KnowledgeProbe
-    from confcascade.demo import bundled_model
+    from confcascade.models.bundled import bundled_model
 
     told = json.loads((folder / "probe" / "training.json").read_text())
     assert {(each["layer"], each["kind"]) for each in told["candidates"]} == {

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from confcascade.demo import SIZES, WEIGHTS, bundled_model, bundled_probe, bundled_stages
+from confcascade.demo import bundled_probe, bundled_stages
 from confcascade.demo.measure import QUESTIONS, ask_all, model_figures, recording
 from confcascade.demo.world import World
+from confcascade.models.bundled import SIZES, WEIGHTS, bundled_model
 
 FIGURES = json.loads((WEIGHTS / "figures.json").read_text())
 MODELS = FIGURES["models"]

@@ -16,9 +16,9 @@ gguf = pytest.importorskip("gguf")
 
 from confcascade import ConfigurationError, Message, MissingExtraError, OpenAICompatibleModel, Request
 from confcascade.asks import Generate
-from confcascade.demo import SIZES, WEIGHTS, bundled_model
 from confcascade.demo.gguf import write_gguf
 from confcascade.demo.world import World
+from confcascade.models.bundled import SIZES, WEIGHTS, bundled_model
 
 # Both compute in float32 and add up in another order: 3e-5 at most was seen in log-probabilities.
 CLOSE = 1e-3

@@ -5,9 +5,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from confcascade.demo import WEIGHTS
 from confcascade.demo.lessons import BOS, END, NOTHING, PAD
 from confcascade.demo.world import LABELS, World
+from confcascade.models.bundled import WEIGHTS
 
 
 def test_guides_lead_to_what_is_said(tokenizer, some):

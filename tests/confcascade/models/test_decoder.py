@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 
 from confcascade import Cascade, ConfigurationError, KnowledgeProbe, ModelError, Stage, TokenProbability
 from confcascade.asks import Generate, Prefill
-from confcascade.demo import WEIGHTS, bundled_model, bundled_probe
+from confcascade.demo import bundled_probe
+from confcascade.models.bundled import WEIGHTS, bundled_model
 from confcascade.models.transformers import TransformersModel
 from confcascade.testing import ScriptedModel, check_model
 from confcascade.types import Message, Request, Response

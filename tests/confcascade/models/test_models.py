@@ -23,7 +23,8 @@ from confcascade import (
     TransformersModel,
 )
 from confcascade.asks import Generate, Prefill, Verdict
-from confcascade.models import Blocking, Watcher, from_string
+from confcascade.models import from_string
+from confcascade.models.base import Blocking, Watcher
 from confcascade.testing import Reply, ScriptedModel, check_model
 
 REQUEST = Request((Message("user", "q"),))
@@ -199,7 +200,7 @@ def test_other_strings_are_refused(wrong: str):
 def test_a_string_becomes_a_bundled_model():
     """ "bundled:SIZE" is the demo's model, weights and settings; there is no fourth size."""
     pytest.importorskip("torch")
-    from confcascade.demo import bundled_model
+    from confcascade.models.bundled import bundled_model
 
     model, own = from_string("bundled:small"), bundled_model("small")
 

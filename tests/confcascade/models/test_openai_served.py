@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from confcascade import Cascade, Message, ModelError, OpenAICompatibleModel, Request, Stage, TokenProbability
 from confcascade.asks import Generate
-from confcascade.demo import bundled_model
+from confcascade.models.bundled import bundled_model
 from confcascade.testing import check_model
 
 GREEDY = {"temperature": 0, "max_tokens": 64}

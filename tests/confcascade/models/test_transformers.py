@@ -18,10 +18,10 @@ from confcascade import (
     TokenProbability,
     TransformersModel,
 )
-from confcascade.asks import Generate, Prefill
-from confcascade.demo import WEIGHTS, bundled_model, bundled_probe
+from confcascade.asks import Chunk, Generate, Prefill
+from confcascade.demo import bundled_probe
 from confcascade.demo.world import World
-from confcascade.models import Chunk
+from confcascade.models.bundled import WEIGHTS, bundled_model
 from confcascade.testing import check_model
 from confcascade.types import Message, Request
 

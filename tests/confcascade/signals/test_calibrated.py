@@ -154,8 +154,7 @@ def test_it_needs_what_its_parts_need(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_probe_inside_reads_the_prompt():
     """A part that reads hidden states costs the pass over the prompt that it costs alone."""
-    from confcascade.demo import bundled_model
-    from confcascade.models.bundled import bundled_folder
+    from confcascade.models.bundled import bundled_folder, bundled_model
 
     probe = KnowledgeProbe.load(bundled_folder("small") / "probe")
     calibrator = Fusion(

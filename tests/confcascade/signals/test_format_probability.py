@@ -20,7 +20,7 @@ from confcascade import (
     Token,
     Usage,
 )
-from confcascade.evaluation import recorded_score
+from confcascade.bench.recording import recorded_score
 from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,7 +154,7 @@ def test_it_is_what_a_real_model_says():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from confcascade.asks import Prefill
-    from confcascade.demo import bundled_model
+    from confcascade.models.bundled import bundled_model
 
     model = bundled_model("small")
     signal = FormatProbability()
@@ -179,8 +179,8 @@ def test_an_api_tells_what_the_model_itself_does(served: Callable[[str], str]):
     """Through llama.cpp's server it is read off the first token, in this process off the prompt: the same to 1e-3."""
     pytest.importorskip("torch")
     pytest.importorskip("openai")
-    from confcascade.demo import bundled_model
     from confcascade.demo.world import World
+    from confcascade.models.bundled import bundled_model
 
     signal = FormatProbability("A")  # what these models begin with, where they are to choose a letter
     local = bundled_model("small")

@@ -23,7 +23,8 @@ from confcascade import (
     TextRouter,
     ToolCall,
 )
-from confcascade.evaluation import Columns, PolicyStage, RecordedModel, Row, recorded_score, replay
+from confcascade.bench.recording import Columns, RecordedModel, Row, recorded_score
+from confcascade.bench.replay import PolicyStage, replay
 from confcascade.testing import ScriptedModel
 from sklearn.metrics import roc_auc_score
 

@@ -1,0 +1,152 @@
+"""One question put to one model, whole: the flow that `collect` plays once for each row of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from confcascade.asks import Flow, Generate, LanguageModel, ask
+from confcascade.bench.recording.row import RecordedScore, Row, judged_score
+from confcascade.errors import ConfigurationError
+from confcascade.flow import Stage, prefill_for
+from confcascade.graders.example import Example
+from confcascade.graders.grade import Grade
+from confcascade.signals import Evidence, Signal
+from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
+
+if TYPE_CHECKING:
+    from confcascade.bench.questions.prompts import Prompt
+    from confcascade.graders import Grader
+
+__all__ = ["NO_TEXT", "Asking", "attempt_flow"]
+
+NO_TEXT = "(not kept)"  # as importers write: a row without an answer would be one that no cascade could keep
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put, answers judged, and what is kept of them.
+
+    Attributes:
+        prompt: Makes the messages.
+        grader: Judges the answers.
+        parameters: Further fields of every `Request`, such as ``max_tokens``.
+        keep_text: Whether prompts, references and answers are kept; without, answers read "(not kept)", and of
+            `Row.predicted` only the letter of a choice remains.
+        keep_tokens: Whether the answer's tokens are kept with their log-probabilities (they spell the answer, so only
+            with `keep_text`). Their alternatives are kept of the first token alone, where answer labels are judged.
+    """
+
+    prompt: Prompt
+    grader: Grader
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    keep_text: bool = True
+    keep_tokens: bool = True
+
+    def request(self, example: Example) -> Request:
+        """What is asked about an example."""
+        return Request(self.prompt.messages(example), **self.parameters)
+
+
+def attempt_flow(example: Example, stage: Stage, asking: Asking) -> Flow[Row]:
+    """Ask a stage's model a question, let its signals and the grader judge the answer, and make a row of it.
+
+    The model answers whole, whatever its signals say: thresholds play no part. What the live cascade would ask of the
+    model to judge an attempt is asked here, too: a pass over the prompt (`prefill_for`), then the answer.
+
+    Returns:
+        The row; with `Row.error` if the model failed.
+    """
+    request, model, signals = asking.request(example), stage.model, tuple(stage.signals)
+    prefilled: Prefilled | None = None
+    response: Response | None = None
+    error: str | None = None
+    usage, prefill_s, seconds = Usage(), None, 0.0
+    grade = Grade(None)
+    try:
+        if (first := prefill_for(model, signals, request)) is not None:
+            answer = yield from ask(first)
+            seconds += answer.busy_s
+            prefilled = answer.unwrap()
+            usage, prefill_s = prefilled.usage, answer.busy_s
+        answer = yield from ask(
+            Generate(
+                model,
+                request,
+                prefilled=prefilled,
+                logprobs=model.capability.logprobs is not False,
+                top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
+            )
+        )
+        seconds += answer.busy_s
+        response = answer.unwrap()
+        usage = response.usage
+    except Exception as failure:  # the model's
+        error = f"{type(failure).__name__}: {failure}"
+    scores = yield from _scores(signals, model, request, prefilled, response)
+    if response is not None:
+        grade = yield from asking.grader.judge(example, response.text)
+    text = "" if response is None else response.text
+    kept = asking.keep_text
+    return Row(
+        question=example.id,
+        model=model.name,
+        group=example.group,
+        prompt=_shown(request.messages) if kept else None,
+        reference=" | ".join(example.references) if kept and example.references else None,
+        answer=text if kept or not text.strip() else NO_TEXT,
+        grade=grade.value,
+        refused=grade.refused,
+        predicted=grade.predicted if kept or example.choices else None,
+        error=error,
+        finish_reason=None if response is None else response.finish_reason,
+        tokens=_first_alternatives(response.tokens) if response and kept and asking.keep_tokens else None,
+        labels={} if prefilled is None else prefilled.label_logprobs,
+        scores=scores,
+        usage=usage,
+        latency_s=seconds,
+        prefill_s=prefill_s,
+        build=getattr(model, "fingerprint", None),
+        prompt_version=asking.prompt.version,
+    )
+
+
+def _scores(
+    signals: Sequence[Signal],
+    model: LanguageModel,
+    request: Request,
+    prefilled: Prefilled | None,
+    response: Response | None,
+) -> Flow[dict[str, RecordedScore]]:
+    """Every signal's score; of an attempt that failed, those that were judged before it."""
+    scores: dict[str, RecordedScore] = {}
+    for signal in signals:
+        evidence = Evidence(request, prefilled)
+        if signal.phase == "post":
+            if response is None:
+                continue
+            evidence = Evidence(request, prefilled, response.tokens, response)
+        prefill = bool(signal.layers(model)) or (bool(signal.labels) and model.capability.prefill)
+        if prefill and prefilled is None:  # that pass is what failed
+            continue
+        try:
+            scores[signal.name] = yield from judged_score(signal, evidence, prefill=prefill)
+        except ConfigurationError:
+            raise
+        except Exception as failure:  # the live attempt fails by it, and is passed on, as one without a score
+            unavailable = {"unavailable": f"{type(failure).__name__}: {failure}"}
+            scores[signal.name] = RecordedScore(value=None, phase=signal.phase, prefill=prefill, details=unavailable)
+    return scores
+
+
+def _shown(messages: Sequence[Message]) -> str:
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
+
+
+def _first_alternatives(tokens: Sequence[Token] | None) -> tuple[Token, ...] | None:
+    if tokens is None:
+        return None
+    return tuple(token if i == 0 else Token(token.text, token.logprob) for i, token in enumerate(tokens))

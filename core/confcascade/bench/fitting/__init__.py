@@ -1,0 +1,32 @@
+"""From a recording to a policy with a promise: calibrate, choose, certify.
+
+`material` reads a recording and refuses what nothing can be promised of, `splitting` divides its questions,
+`candidates` makes policies, `proof` orders and tests them, `fit` puts these together. `refusals` says what can have no
+promise, `results` what a fit gives, `policy_file` writes and reads the policy, `not_certified` plans what it would take
+if there is none. `describe` says what came of it, `realised` looks at a policy on other questions.
+"""
+
+from confcascade.bench.fitting.describe import report
+from confcascade.bench.fitting.fit import fit
+from confcascade.bench.fitting.material import Material, agreement, material_of, read_material
+from confcascade.bench.fitting.policy_file import Described, replayable
+from confcascade.bench.fitting.realised import Realised, realised
+from confcascade.bench.fitting.results import Fitted, Nothing
+from confcascade.bench.fitting.splitting import Parts, split_by_key
+
+__all__ = [
+    "Described",
+    "Fitted",
+    "Material",
+    "Nothing",
+    "Parts",
+    "Realised",
+    "agreement",
+    "fit",
+    "material_of",
+    "read_material",
+    "realised",
+    "replayable",
+    "report",
+    "split_by_key",
+]

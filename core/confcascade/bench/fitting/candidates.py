@@ -1,0 +1,236 @@
+"""Policies worth trying: every pair of models, the whole chain and single models, kept by one rule of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confcascade.bench.recording.columns import Columns
+from confcascade.bench.replay.derived import recorded_scores, with_confidence, with_gain
+from confcascade.bench.replay.policy import PolicyStage
+from confcascade.calibration import Calibrator, fit_calibrator
+from confcascade.errors import ConfigurationError
+from confcascade.signals import Threshold
+
+__all__ = ["Candidates", "Derived", "Structure", "candidates", "derive"]
+
+_ONE = 49  # thresholds of one rule of a pair
+_TWO = 12  # of each of two rules, or of two stages
+_GATES = (0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that a gate passes on before anything is generated
+
+
+class Rule(NamedTuple):
+    """What keeps an answer of a stage.
+
+    Attributes:
+        words: For reports.
+        names: Of the signals that have thresholds.
+        gate: Whether the first of them only sorts out what is not worth generating.
+    """
+
+    words: str
+    names: tuple[str, ...]
+    gate: bool = False
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A signal made of others.
+
+    Attributes:
+        name: Of the signal.
+        own: What a confidence is computed by, or the own part of a gain.
+        larger: The larger model's part; None for a confidence.
+        over: Which model that is.
+    """
+
+    name: str
+    own: Calibrator
+    larger: Calibrator | None = None
+    over: str | None = None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Policies that differ in thresholds alone: by stage, the thresholds of each signal, in the same order.
+
+    Attributes:
+        rule: What keeps an answer, in words.
+        policies: The policies.
+    """
+
+    rule: str
+    policies: tuple[tuple[PolicyStage, ...], ...]
+
+
+@dataclass
+class Candidates:
+    """What is tried, and on what.
+
+    Attributes:
+        columns: The recording, derived signals included.
+        derived: By model and name.
+        structures: What is tried.
+        notes: What could not be.
+    """
+
+    columns: Columns
+    derived: dict[tuple[str, str], Derived] = field(default_factory=dict)
+    structures: list[Structure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def derive(
+    columns: Columns,
+    models: Sequence[str],
+    routable: Mapping[str, Sequence[str]],
+    right: NDArray[np.bool_],
+    rows: NDArray[np.intp],
+    spaces: Callable[[str, str], tuple[float, float]],
+    *,
+    confidence: str,
+    gains: bool,
+    texts: NDArray[np.intp] | None = None,
+) -> Candidates:
+    """Confidences of every model but the last, and what each larger one would gain, calibrated on some questions.
+
+    Args:
+        columns: The recording.
+        models: Smallest first.
+        routable: Signals by model.
+        right: What is to be predicted, shape (questions, models) as in the columns.
+        rows: The questions to calibrate on.
+        spaces: Of a model's signal.
+        confidence: Name of the confidences.
+        gains: Whether to make gains.
+        texts: Which text each question has, shape (questions,): none is on both sides of a fold. By default all differ.
+    """
+    made = Candidates(columns)
+    for i, model in enumerate(models[:-1]):
+        names = list(routable.get(model, ()))
+        if not names:
+            continue
+        j = columns.index(model)
+        judged = rows[columns.usable[rows, j]]
+        scores = {name: values[judged] for name, values in recorded_scores(columns, model, names).items()}
+        known = {name: spaces(model, name) for name in names}
+        groups = None if texts is None else texts[judged]
+        try:
+            own = fit_calibrator(scores, right[judged, j], known, groups=groups)
+            label = _free(columns, model, confidence)
+            made.columns = with_confidence(made.columns, model, own, name=label)
+            made.derived[model, label] = Derived(label, own)
+            for larger in models[i + 1 :] if gains else ():
+                theirs = fit_calibrator(scores, right[judged, columns.index(larger)], known, groups=groups)
+                label = _free(columns, model, "gain" if len(models) == 2 else f"gain over {larger}")
+                made.columns = with_gain(made.columns, model, own, theirs, name=label)
+                made.derived[model, label] = Derived(label, own, theirs, larger)
+        except ConfigurationError as error:
+            made.notes.append(f"Not everything can be learnt of {model}: {error}")
+    return made
+
+
+def candidates(
+    made: Candidates, models: Sequence[str], routable: Mapping[str, Sequence[str]], rows: NDArray[np.intp]
+) -> Candidates:
+    """Fill in the structures, thresholds at quantiles of the scores on some questions.
+
+    Args:
+        made: Of `derive`.
+        models: Smallest first.
+        routable: Signals by model.
+        rows: The questions on which policies are chosen.
+    """
+    columns = made.columns.take(rows)
+    found = [Structure("alone", tuple((PolicyStage(model),) for model in models[:-1]))]
+    chains = [*combinations(models, 2)] + ([tuple(models)] if len(models) > 2 else [])
+    for chain in chains:
+        rules = [list(_rules(columns, made, chain, i, routable)) for i in range(len(chain) - 1)]
+        for same in zip(*rules, strict=False) if len(chain) == 2 else _common(rules):
+            grids = [_grid(columns, model, rule, len(chain)) for model, rule in zip(chain, same, strict=False)]
+            policies = tuple(
+                (
+                    *(PolicyStage(model, point) for model, point in zip(chain, points, strict=False)),
+                    PolicyStage(chain[-1]),
+                )
+                for points in product(*grids)
+            )
+            if policies:
+                found.append(Structure(same[0].words, policies))
+            if policies and len(chain) > 2 and same[0].gate:
+                skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies)
+                found.append(Structure(f"{same[0].words}, skipping the middle below the gate", skipping))
+    return replace(made, structures=found)
+
+
+def _skipping(policy: tuple[PolicyStage, ...], gate: str) -> tuple[PolicyStage, ...]:
+    """The same, but what the first stage's gate holds back goes straight to the last stage."""
+    first, *rest = policy
+    return replace(first, skip={gate: float(first.thresholds[gate])}), *rest
+
+
+def _rules(
+    columns: Columns, made: Candidates, chain: Sequence[str], i: int, routable: Mapping[str, Sequence[str]]
+) -> Iterator[Rule]:
+    """What may keep an answer of a stage."""
+    model, larger = chain[i], chain[i + 1]
+    names = tuple(routable.get(model, ()))
+    for name in names:
+        yield Rule(name, (name,))
+    if len(names) > 1:
+        yield Rule(" and ".join(names), names)
+    own = [label for (owner, label), each in made.derived.items() if owner == model and each.larger is None]
+    gates = [name for name in names if columns.signal(model, name).phase == "pre"]
+    for label in own:
+        yield Rule(label, (label,))
+        for gate in gates if len(names) > 1 else ():
+            yield Rule(f"{gate} gate, then {label}", (gate, label), gate=True)
+    for (owner, label), each in made.derived.items():
+        if owner == model and each.over == larger:
+            yield Rule("expected gain", (label,))
+
+
+def _common(rules: Sequence[Sequence[Rule]]) -> Iterator[tuple[Rule, ...]]:
+    """For chains, the same rule at every stage."""
+    for rule in rules[0]:
+        same = [next((each for each in stage if each.words == rule.words), None) for stage in rules]
+        found = tuple(each for each in same if each is not None)
+        if len(found) == len(rules):
+            yield found
+
+
+def _grid(columns: Columns, model: str, rule: Rule, stages: int) -> list[dict[str, Threshold]]:
+    """Thresholds of a stage."""
+    names = rule.names
+    count = _ONE if stages == 2 and len(names) == 1 else max(4, _TWO if stages < 4 else 7)
+    if stages > 2 and len(names) > 1:  # one level for all, or there would be too many
+        levels = [_quantiles(columns, model, name, np.linspace(0.95, 0.05, count)) for name in names]
+        return [dict(zip(names, each, strict=True)) for each in zip(*levels, strict=True)]
+    if len(names) > 2:
+        levels = [_quantiles(columns, model, name, np.linspace(0.98, 0.02, _ONE)) for name in names]
+        return [dict(zip(names, each, strict=True)) for each in zip(*levels, strict=True)]
+    if len(names) == 2:
+        shares = np.array(_GATES) if rule.gate else np.linspace(0.95, 0.05, count)
+        levels = [
+            _quantiles(columns, model, names[0], shares),
+            _quantiles(columns, model, names[1], np.linspace(0.98, 0.02, 2 * count if rule.gate else count)),
+        ]
+        return [dict(zip(names, each, strict=True)) for each in product(*levels)]
+    return [{names[0]: each} for each in _quantiles(columns, model, names[0], np.linspace(0.98, 0.02, count))]
+
+
+def _quantiles(columns: Columns, model: str, name: str, at: NDArray[np.float64]) -> list[float]:
+    values = columns.signal(model, name).values
+    known = values[np.isfinite(values)]
+    return [float(each) for each in np.quantile(known, at)] if len(known) else []
+
+
+def _free(columns: Columns, model: str, name: str) -> str:
+    while (model, name) in columns.signals:
+        name = f"fitted {name}"
+    return name

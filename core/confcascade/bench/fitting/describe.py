@@ -1,0 +1,90 @@
+"""What came of a fit, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from confcascade.bench.fitting.results import Fitted, Nothing, Runner
+from confcascade.bench.replay.policy import PolicyStage
+
+__all__ = ["report", "told"]
+
+_SHOWN = 5  # runners-up
+
+
+def report(result: Fitted | Nothing) -> str:
+    """Several lines: what is promised or why nothing is, the runners-up, every signal's health, and notes."""
+    lines = _nothing(result) if isinstance(result, Nothing) else _fitted(result)
+    lines += ["", "Signals:"]
+    lines += [f"  {model}.{name}: {each.verdict}" for (model, name), each in result.health.items()]
+    return "\n".join([*lines, *(["", *result.notes] if result.notes else [])])
+
+
+def _fitted(fitted: Fitted) -> list[str]:
+    n = {name: len(getattr(fitted.parts, name)) for name in ("calibrate", "choose", "certify")}
+    lines = [
+        fitted.policy.describe(),
+        "",
+        f"Chosen by the rule '{fitted.rule}' among policies calibrated on {n['calibrate']:,}, chosen with "
+        f"{n['choose']:,} more and certified on {n['certify']:,} other questions.",
+    ]
+    others = [each for each in fitted.tested if each.policy != fitted.stages]
+    if others:
+        lines += ["", "Tested, too:", *map(_runner, _nearest(others))]
+    return lines
+
+
+def _nearest(others: Sequence[Runner]) -> list[Runner]:
+    """The one that failed, if any, and those that did not and come last in the order."""
+    failed = [each for each in others if not each.certified]
+    return [each for each in reversed(others) if each.certified][: _SHOWN - len(failed)] + failed
+
+
+def _runner(runner: Runner) -> str:
+    worst = max(runner.examined, key=lambda each: each.bound)
+    verdict = "holds, too" if runner.certified else "failed"
+    return (
+        f"  {told(runner.policy)}: about {runner.saved:.1%} saved, {worst.harms:,} lost and {worst.benefits:,} gained "
+        f"of {worst.n:,}, at most {worst.bound:.2%}: {verdict}"
+    )
+
+
+def told(policy: Sequence[PolicyStage]) -> str:
+    """A policy in one line."""
+    *gated, last = policy
+    parts = []
+    for stage in gated:
+        rules = [
+            f"{name} >= {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in stage.thresholds.items()
+        ]
+        skips = [f"; {last.model} at once if {name} < {value:.4g}" for name, value in stage.skip.items()]
+        parts.append(f"{stage.model} ({' and '.join(rules)}{''.join(skips)})")
+    return " → ".join([*parts, last.model]) if parts else f"{last.model} alone"
+
+
+def _nothing(nothing: Nothing) -> list[str]:
+    lines = [
+        f"Nothing can be promised with {nothing.questions:,} questions, {nothing.n:,} of them for the proof: "
+        f"{nothing.why}."
+    ]
+    if nothing.more:
+        costs = [] if nothing.usd is None else [f"${nothing.usd:.2f}"]
+        costs.append(f"{nothing.tokens:,.0f} tokens")
+        if nothing.seconds is not None:
+            costs.append(f"{nothing.seconds / 3600:.1f} h of models' time")
+        lines.append(
+            f"About {nothing.more:,} more would do for a policy that saves about {nothing.saved:.0%}; asking every "
+            f"model these costs about {', '.join(costs)}, as the recorded questions did."
+        )
+    elif nothing.more == 0:
+        lines.append(
+            "So many questions suffice as a rule: this time the lot of the split was against it. (To try other "
+            "seeds until one passes is to choose by the proof.)"
+        )
+    else:
+        lines.append("No number of questions is known that would do: allow a greater drop, or look for better signals.")
+    lines.append("Until then, ask the largest model alone.")
+    if nothing.tested:
+        lines += ["", "Tested:", *map(_runner, nothing.tested)]
+    return lines

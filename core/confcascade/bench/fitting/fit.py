@@ -1,0 +1,265 @@
+"""Calibrate on some questions, choose on these and more, certify on the rest."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confcascade.bench.fitting.candidates import Structure, candidates, derive
+from confcascade.bench.fitting.describe import told
+from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
+from confcascade.bench.fitting.policy_file import Described, policy_of, replayable, saving_of
+from confcascade.bench.fitting.proof import Tried, in_order, most_accurate, prove, shortlist
+from confcascade.bench.fitting.refusals import check, only_grade, too_few
+from confcascade.bench.fitting.results import Fitted, Nothing, Runner
+from confcascade.bench.fitting.splitting import Parts, split_by_key
+from confcascade.bench.metrics.health import SignalHealth, signal_health
+from confcascade.bench.recording.columns import Columns
+from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.policy import PolicyStage
+from confcascade.cost import Architecture, Prices
+from confcascade.errors import ConfigurationError
+from confcascade.guarantee import Certificate, Examined, Promise, Test, sharpest_test
+from confcascade.policy import Saving
+
+__all__ = ["Described", "Fitted", "Nothing", "Runner", "fit", "replayable"]
+
+
+def fit(
+    material: Material,
+    promise: Promise,
+    *,
+    same: NDArray[np.bool_] | None = None,
+    max_cost: float | None = None,
+    per_group: bool = False,
+    signals: Sequence[str] | None = None,
+    described: Mapping[str, Described] | None = None,
+    architectures: Mapping[str, Architecture] | None = None,
+    prices: Mapping[str, Prices] | None = None,
+    unit: str | None = None,
+    seed: int = 0,
+    parts: Parts | None = None,
+    folder: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Fitted | Nothing:
+    """Calibrate, choose, certify.
+
+    Of the certified policies the one that saves most over all questions is taken: costs are not what is tested.
+
+    Args:
+        material: The recording.
+        promise: What shall be promised; with an equivalence, of agreement.
+        same: With an equivalence, whether answers are the largest model's (`agreement`).
+        max_cost: In the place of a target: the least loss at this share of the largest model's cost, in (0, 1).
+        per_group: Whether it shall hold for every group of questions.
+        signals: Which to use; by default all that can route.
+        described: By model, how its signals are made live.
+        architectures: By model.
+        prices: By model.
+        unit: Of costs.
+        seed: Of the split.
+        parts: In the place of a split by hashes.
+        folder: Where the policy will be kept; paths in it are relative to this.
+        progress: Called with structures done, all of them, and what is next.
+
+    Raises:
+        ConfigurationError: If the recording is one of which nothing can be promised, whatever its size.
+    """
+    check(material, promise, same, max_cost, signals)
+    columns, models, largest = material.columns, material.models, material.models[-1]
+    right = material.right if same is None else same
+    split = split_by_key(material.keys, seed=seed) if parts is None else parts
+    split.check(material.keys)
+    ordering = split.ordering
+    bill = Bill.of(columns, models, architectures, prices, unit)
+    if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
+        raise ConfigurationError(
+            "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
+            "(--parameters small=8B,large=70B) or prices (--prices) of every model; or say --unit seconds or tokens."
+        )
+    promises = _promises(material, promise, per_group)
+    health = _health(columns, models, right, ordering, signals, labels=same is None)
+    routable = {
+        model: [name for (owner, name), each in health.items() if owner == model and each.can_route] for model in models
+    }
+    notes = list(material.notes)
+    if same is None and only_grade(material) == 1:
+        notes.append(
+            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
+            "nothing."
+        )
+    spaces = _spaces(columns, described or {})
+    made = derive(
+        columns,
+        models,
+        routable,
+        right,
+        split.calibrate,
+        spaces,
+        confidence="confidence" if same is None else "agreement",
+        gains=same is None,
+        texts=np.unique(np.array(material.keys, dtype=object), return_inverse=True)[1],
+    )
+    made = candidates(made, models, routable, ordering)
+    notes += made.notes
+    whole, narrowest = made.columns.take(ordering), min(promises.values(), key=lambda each: each.delta)
+    alike = None if same is None else same[ordering]
+    dearest = float(bill.means(whole, [[PolicyStage(largest)]])[0])
+    most = None if max_cost is None else max_cost * dearest
+    path = _path(whole, made.structures, largest, alike, bill, narrowest, max(len(split.certify), 1), most, progress)
+    tests = [_tests(each, whole.groups, promises, split, columns) for each in path]
+    proof = made.columns.take(split.certify)
+    shown: list[list[Examined]] = []
+    lacking = too_few(promises, proof)
+    if path and not lacking:
+        shown = prove(proof, path, largest, None if same is None else same[split.certify], promises, tests)
+    played = [*(each.policy for each in path[: len(shown)]), [PolicyStage(largest)]]
+    *costs, alone = bill.means(made.columns, played)
+    tested = tuple(
+        Runner(each.rule, each.policy, float(1 - cost / alone), tuple(examined))
+        for each, cost, examined in zip(path, costs, shown, strict=False)
+    )
+    passed = [i for i, runner in enumerate(tested) if runner.certified]
+    blind = not any(routable.values())
+    nothing = functools.partial(
+        nothing_promised,
+        material=material,
+        path=path,
+        promises=promises,
+        bill=bill,
+        n=len(split.certify),
+        dearest=dearest,
+        tested=tested,
+        health=health,
+        blind=blind,
+    )
+    if not passed:
+        return nothing(why_nothing(path, tested, lacking, max_cost, blind=blind), notes=notes)
+    chosen = max(passed, key=lambda i: tested[i].saved)
+    saved = saving_of(proof, [path[i].policy for i in passed], passed.index(chosen), largest, bill)
+    if saved.high < 0:
+        return nothing(_dearer(tested[chosen], saved, largest), notes=notes, plan=False)
+    if saved.low < 0:
+        notes.append(
+            f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
+            f"{saved.high:.1%}, reaches below 0. Record more questions, or ask {largest} alone."
+        )
+    certificates = [
+        Certificate.of(examined, each, repeated=material.repeated)
+        for examined, each in zip(shown[chosen], promises.values(), strict=True)
+    ]
+    stages = path[chosen].policy
+    policy = policy_of(material, made, stages, certificates, saved, described=described or {}, seed=seed, folder=folder)
+    return Fitted(policy, path[chosen].rule, stages, tested, health, split, tuple(notes))
+
+
+def _dearer(runner: Runner, saved: Saving, largest: str) -> str:
+    """Why a policy that holds is not sold, as a clause."""
+    return (
+        f"of the policies that keep the promise the cheapest, {told(runner.policy)}, costs more than {largest} alone: "
+        f"{saved.share:.1%} saved on the questions of the proof, 95 % interval {saved.low:.1%} to {saved.high:.1%}"
+    )
+
+
+def _health(
+    columns: Columns,
+    models: Sequence[str],
+    right: NDArray[np.bool_],
+    rows: NDArray[np.intp],
+    wanted: Sequence[str] | None,
+    *,
+    labels: bool,
+) -> dict[tuple[str, str], SignalHealth]:
+    found, classes = {}, ("right", "wrong") if labels else ("agreeing", "differing")
+    for model in models[:-1]:
+        j = columns.index(model)
+        judged = rows[columns.usable[rows, j]]
+        its = right[judged, j]
+        if len(its) and not its.any():  # all right is another matter: such a model may do alone
+            what, where = ("wrong", "grader") if labels else ("other than the largest model's", "equivalence")
+            raise ConfigurationError(
+                f"All {len(its):,} answers of '{model}' that could choose a threshold are {what}: of one class only, "
+                f"no signal can be told to be good or bad. Look at the {where}, or leave the model out with --models."
+            )
+        names = sorted(name for owner, name in columns.signals if owner == model)
+        for name in names if wanted is None else [name for name in names if name in wanted]:
+            if len(judged):
+                found[model, name] = signal_health(columns.signals[model, name].values[judged], its, classes=classes)
+    return found
+
+
+def _promises(material: Material, promise: Promise, per_group: bool) -> dict[str, Promise]:
+    if not per_group:
+        return {"": promise}
+    names = sorted(set(material.columns.groups.tolist()))
+    if "" in names:
+        raise ConfigurationError("A promise for every group needs a group of every question; some have none.")
+    return promise.per_group(names)
+
+
+def _spaces(columns: Columns, described: Mapping[str, Described]) -> Callable[[str, str], tuple[float, float]]:
+    """Of a signal: its own where it is described; else [0, 1] if all its scores lie there. A live signal of another
+    space is refused by its calibrator."""
+    known = {
+        (model, entry.name): entry.load(each.folder).space
+        for model, each in described.items()
+        for entry in each.entries
+        if (model, entry.name) in columns.signals
+    }
+
+    def space(model: str, name: str) -> tuple[float, float]:
+        if (model, name) in known:
+            return known[model, name]
+        values = columns.signals[model, name].values
+        told = values[np.isfinite(values)]
+        inside = bool(len(told)) and told.min() >= 0 and told.max() <= 1
+        return (0.0, 1.0) if inside else (-math.inf, math.inf)
+
+    return space
+
+
+def _path(
+    columns: Columns,
+    structures: Sequence[Structure],
+    largest: str,
+    same: NDArray[np.bool_] | None,
+    bill: Bill,
+    promise: Promise,
+    n: int,
+    most: float | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> list[Tried]:
+    """What is put to the proof, the safest first; where a cost must be kept, the one that loses least at it."""
+    found: list[Tried] = []
+    for i, structure in enumerate(structures):
+        if progress is not None:
+            progress(i, len(structures), structure.rule)
+        if most is None:
+            found += shortlist(columns, structure, largest, same, bill, promise, n)
+        else:
+            found += most_accurate(columns, structure, largest, same, bill, promise, n, most)
+    if progress is not None:
+        progress(len(structures), len(structures), "proof")
+    if most is None:
+        return in_order(found, promise, n)
+    return sorted(found, key=lambda each: (float(each.losses.mean()), each.cost))[:1]
+
+
+def _tests(
+    tried: Tried, groups: NDArray[np.str_], promises: Mapping[str, Promise], split: Parts, columns: Columns
+) -> dict[str, Test]:
+    if list(promises) == [""]:
+        return {"": tried.test}
+    found: dict[str, Test] = {}
+    proof = columns.groups[split.certify]
+    for name, promise in promises.items():
+        n = max(1, int((proof == name).sum()))
+        own = tried.losses[groups == name]
+        found[name] = sharpest_test(own if len(own) else tried.losses, promise, n=n)
+    return found

@@ -1,0 +1,125 @@
+"""What a policy does on questions other than those that it was fitted on, beside what it promised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.policy_file import replayable
+from confcascade.bench.fitting.proof import losses
+from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.policy import PolicyStage
+from confcascade.cost import Architecture, Prices
+from confcascade.errors import ConfigurationError
+from confcascade.policy import Policy
+
+__all__ = ["Realised", "overlap", "realised"]
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What came of a policy.
+
+    Attributes:
+        questions: How many.
+        loss: Mean paired loss against the largest model: the drop of accuracy, or the share of other answers.
+        harms: On how many it lost.
+        benefits: On how many it gained.
+        saved: Share of the largest model's cost, every model that ran being charged.
+        seen: How many of the questions have the text of one that it was fitted on; None if that cannot be told.
+    """
+
+    questions: int
+    loss: float
+    harms: int
+    benefits: int
+    saved: float
+    seen: int | None
+
+    def describe(self, policy: Policy) -> list[str]:
+        """Beside what was promised, in lines."""
+        (first, *more) = policy.certificates
+        promised = (
+            f"{100 * first.promised:.2f} points" if first.kind == "labels" else f"{first.promised:.2%} of answers"
+        )
+        of = "" if not more else f" in each of {len(policy.certificates)} groups"
+        lines = [
+            f"The policy promises to lose at most {promised}{of} against {policy.models[-1]}, with "
+            f"{first.confidence:g} confidence; on these {self.questions:,} questions it loses {100 * self.loss:.2f} "
+            f"points of accuracy ({self.harms:,} lost, {self.benefits:,} gained) and saves {self.saved:.1%} of cost."
+        ]
+        if self.seen:
+            lines.append(
+                f"{self.seen:,} of the {self.questions:,} questions are among those that the policy was fitted on, or "
+                "repeat them word for word: what it was fitted on proves nothing. Evaluate on new draws."
+            )
+        elif self.seen is None:
+            lines.append(
+                "Whether the policy was fitted on these questions cannot be told: prompts are kept in one of the two "
+                "recordings alone."
+            )
+        return lines
+
+
+def overlap(policy: Policy, material: Material) -> int | None:
+    """How many of some questions have the text of one that a policy was fitted on; None if that cannot be told."""
+    if policy.made_from.keyed_by != material.keyed_by:
+        return None
+    return policy.made_from.overlap(material.keys)
+
+
+def realised(
+    policy: Policy,
+    material: Material,
+    *,
+    same: NDArray[np.bool_] | None = None,
+    architectures: Mapping[str, Architecture] | None = None,
+    prices: Mapping[str, Prices] | None = None,
+    only_new: bool = False,
+) -> Realised:
+    """Replay a policy on a recording of the models, builds and prompts that it was fitted on.
+
+    Args:
+        policy: It.
+        material: The recording, of all the policy's models.
+        same: To count other answers in the place of lost accuracy (`agreement`).
+        architectures: By model.
+        prices: By model.
+        only_new: Whether to refuse texts that the policy was fitted on.
+
+    Raises:
+        ConfigurationError: If a model, a build, or a prompt is another, or a question is not new.
+    """
+    for stage in policy.listed:
+        for what, was, now in (
+            ("build", stage.build, material.builds.get(stage.model)),
+            ("prompt", stage.prompt_version, material.prompt_versions.get(stage.model)),
+        ):
+            if None not in (was, now) and was != now:
+                raise ConfigurationError(
+                    f"The policy was fitted on {what} {was} of '{stage.model}'; this recording is of {what} {now}. "
+                    "Nothing is promised of it: fit again."
+                )
+    seen = overlap(policy, material)
+    if seen and only_new:
+        raise ConfigurationError(
+            f"{seen:,} of the {len(material):,} questions are among those that the policy was fitted on, or repeat "
+            "them word for word: what it was fitted on proves nothing."
+        )
+    columns, stages = replayable(material.columns, policy)
+    largest = policy.models[-1]
+    (lost,) = losses(columns, [stages], largest, same)
+    bill = Bill.of(columns, policy.models, architectures, prices, policy.saving.unit)
+    ours, theirs = bill.means(columns, [stages, [PolicyStage(largest)]])
+    return Realised(
+        questions=len(columns),
+        loss=float(lost.mean()),
+        harms=int((lost > 0).sum()),
+        benefits=int((lost < 0).sum()),
+        saved=float(1 - ours / theirs),
+        seen=seen,
+    )

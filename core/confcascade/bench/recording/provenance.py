@@ -1,0 +1,224 @@
+"""What a recording was made with, in a file beside it: ``rec.jsonl.meta.json`` for ``rec.jsonl``.
+
+The recording itself holds rows alone. Rows that were asked otherwise must not go into one file, so a run that would ask
+otherwise is refused; a model may be added, for no row of another is touched by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from confcascade.bench.questions.prompts import Prompt
+from confcascade.cost import Architecture, Prices
+from confcascade.errors import ConfigurationError
+from confcascade.flow import Stage
+from confcascade.graders import Grader
+
+__all__ = ["Noted", "bind", "digest", "identity_of", "meta_path", "noted", "versions"]
+
+FORMAT = 1
+_PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
+
+
+def meta_path(recording: str | Path) -> Path:
+    """The file beside a recording."""
+    return Path(f"{recording}.meta.json")
+
+
+def digest(data: str | Path) -> str:
+    """The sha256 of a file, or of the names and contents of all files in a folder.
+
+    Raises:
+        ConfigurationError: If it is not there.
+    """
+    path = Path(data)
+    if not path.exists():
+        raise ConfigurationError(f"'{path}' is not there.")
+    found = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        if file != path:
+            found.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
+
+
+def identity_of(
+    data: str | Path,
+    stages: Sequence[Stage],
+    prompt: Prompt,
+    grader: Grader,
+    parameters: Mapping[str, Any],
+    *,
+    part: str | None = None,
+) -> dict[str, Any]:
+    """All that decides what the rows of a recording say, JSON-ready.
+
+    Thresholds, prices and rate limits are no part of it; `part` is, of data that hold several.
+    """
+    return {
+        "data": digest(data),
+        **({} if part is None else {"part": part}),
+        "prompt": prompt.version,
+        "grader": dict(grader.identity()),
+        "parameters": dict(parameters),
+        "models": {
+            stage.model.name: {
+                "fingerprint": getattr(stage.model, "fingerprint", None),
+                "signals": {signal.name: dict(signal.identity()) for signal in stage.signals},
+            }
+            for stage in stages
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What is noted of a recording's models, for whoever judges it: no row hangs on it.
+
+    Attributes:
+        architectures: By the model's name, without the models whose sizes are not known.
+        prices: Likewise.
+    """
+
+    architectures: Mapping[str, Architecture] = field(default_factory=dict)
+    prices: Mapping[str, Prices] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage]) -> Noted:
+        """What the models of stages tell of themselves, and the stages of prices."""
+        sizes = {stage.model.name: stage.model.architecture for stage in stages}
+        prices = {stage.model.name: stage.prices for stage in stages}
+        return cls(
+            {name: size for name, size in sizes.items() if size is not None},
+            {name: price for name, price in prices.items() if price is not None},
+        )
+
+
+def noted(recording: str | Path) -> Noted:
+    """What `bind` noted beside a recording; nothing, if the recording comes from elsewhere.
+
+    Raises:
+        ConfigurationError: If the file beside it cannot be read.
+    """
+    path = meta_path(recording)
+    if not path.exists():
+        return Noted()
+    told = _read(path).get("models", {})
+    try:
+        return Noted(
+            {name: Architecture(**each["architecture"]) for name, each in told.items() if "architecture" in each},
+            {name: Prices(**each["prices"]) for name, each in told.items() if "prices" in each},
+        )
+    except (TypeError, AttributeError) as error:
+        raise ConfigurationError(f"'{path}' does not tell sizes and prices as it should: {error}.") from error
+
+
+def bind(
+    recording: str | Path,
+    identity: Mapping[str, Any],
+    run: Mapping[str, Any],
+    notes: Noted | None = None,
+    *,
+    prompt: Prompt | None = None,
+) -> None:
+    """Write down what a recording is made with; or see that it goes on as it began, and note the run.
+
+    Args:
+        recording: Held open by its writer, so that nobody else does the same.
+        identity: By `identity_of`.
+        run: Further facts of this run, JSON-ready; versions and the time are added.
+        notes: Of the models, in the place of what was noted of them before.
+        prompt: That of `identity`, whose templates are kept in words, too: a version alone says nothing to a reader.
+
+    Raises:
+        ConfigurationError: If it was made otherwise, naming what differs, or by something other than ``collect``.
+    """
+    path = meta_path(recording)
+    ours = json.loads(json.dumps(identity))
+    meta: dict[str, Any] = {"format": FORMAT, "identity": ours, "runs": []}
+    begun = Path(recording).exists() and Path(recording).stat().st_size > 0
+    if path.exists() and begun:  # of a run that recorded nothing, nothing has to fit
+        meta = _read(path)
+        theirs = meta["identity"]
+        shared = [name for name in ours["models"] if name in theirs["models"]]
+        before = {**theirs, "models": {name: theirs["models"][name] for name in shared}}
+        now = {**ours, "models": {name: ours["models"][name] for name in shared}}
+        if (differing := next(_differences(before, now), None)) is not None:
+            what, *sides = differing
+            was, given = map(_brief, sides)
+            if what == "prompt":
+                was += _templates(meta.get("prompt"))
+                given += _templates(None if prompt is None else asdict(prompt))
+            raise ConfigurationError(
+                f"'{recording}' was collected otherwise: {what} was {was} and is now {given}. Its rows "
+                "would not fit together; collect into another file, or ask as before."
+            )
+        theirs["models"] |= ours["models"]
+    elif begun:
+        raise ConfigurationError(
+            f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
+            "Collect into another file."
+        )
+    if prompt is not None:
+        meta["prompt"] = asdict(prompt)
+    known = meta.setdefault("models", {})
+    for key, facts in (("architecture", notes.architectures), ("prices", notes.prices)) if notes is not None else ():
+        for name, fact in facts.items():
+            known.setdefault(name, {})[key] = asdict(fact)
+    meta["runs"].append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **run, "versions": versions()})
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)  # whole or not at all
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if meta["format"] == FORMAT and isinstance(meta["identity"]["models"], dict) and isinstance(meta["runs"], list):
+            return meta
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ConfigurationError(f"'{path}' does not tell what a recording was made with; collect into another file.")
+
+
+def _differences(was: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(key for key in now if key not in was)]:
+            yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif was != now:
+        yield at, was, now
+
+
+def _brief(value: Any) -> str:
+    told = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return told if len(told) <= 60 else told[:57] + "..."
+
+
+def _templates(told: Mapping[str, Any] | None) -> str:
+    """A prompt in brackets; nothing where it was not kept."""
+    if told is None:
+        return ""
+    system = f"system {_brief(told['system'])}, " if told.get("system") else ""
+    return f" ('{told.get('name')}': {system}user {_brief(told.get('user'))})"
+
+
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Of Python, and of those of `packages` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

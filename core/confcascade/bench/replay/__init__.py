@@ -1,0 +1,27 @@
+"""Any policy over a recording, as array arithmetic: the decisions and costs of the live cascade, without a call.
+
+`policy` is what is replayed, `prepared` makes stages ready, `replay` plays one policy or sweeps over many, `derived`
+adds what calibrators make of recorded scores, `costs` has the units, `costing` says which of them counts, `ray` spreads
+a sweep over a cluster.
+"""
+
+from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costs import UNITS, Costs
+from confcascade.bench.replay.derived import with_confidence, with_gain
+from confcascade.bench.replay.policy import PolicyStage, models_in_order, policy_of
+from confcascade.bench.replay.replay import Replay, Sweep, replay, sweep
+
+__all__ = [
+    "UNITS",
+    "Bill",
+    "Costs",
+    "PolicyStage",
+    "Replay",
+    "Sweep",
+    "models_in_order",
+    "policy_of",
+    "replay",
+    "sweep",
+    "with_confidence",
+    "with_gain",
+]

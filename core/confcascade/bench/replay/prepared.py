@@ -1,0 +1,344 @@
+"""Stages of a policy over a recording, made ready to be played: scores, bounds and costs of a slice of questions.
+
+What does not hang on thresholds is worked out here, once for all policies of the same models and signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confcascade.bench.recording.columns import Column, Columns
+from confcascade.bench.replay.policy import PolicyStage
+from confcascade.cost import Architecture, Prices, token_flops
+from confcascade.errors import ConfigurationError
+from confcascade.signals import Threshold
+
+__all__ = [
+    "Figures",
+    "Judged",
+    "Masks",
+    "Prepared",
+    "Step",
+    "all_pass",
+    "any_below",
+    "prepare",
+    "skips_of",
+    "structure_of",
+    "summable",
+    "thresholds_of",
+]
+
+Masks: TypeAlias = NDArray[np.bool_]  # of shape (policies, questions)
+Figures: TypeAlias = NDArray[np.float64]
+
+_UNDECIDED = np.finfo(np.float64).max  # the bound of a signal that cannot tell yet: below "never" (infinity) alone
+
+
+# ---------------------------------------------------------------------- what is asked of the recording
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A stage of a policy without its thresholds."""
+
+    model: int
+    name: str
+    signals: tuple[tuple[str, Column], ...]
+
+
+def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[Judged]:
+    """Which columns a policy reads.
+
+    Raises:
+        ConfigurationError: If the policy cannot be replayed on this recording.
+    """
+    if not policy:
+        raise ConfigurationError("A policy needs at least one stage; the list is empty.")
+    structure: list[Judged] = []
+    for stage in policy:
+        model, last = columns.index(stage.model), len(structure) == len(policy) - 1
+        if missing := int((~columns.recorded[:, model]).sum()):
+            raise ConfigurationError(
+                f"Model '{stage.model}' was not asked {missing} of the {len(columns)} questions. "
+                "Leave them out with Columns.complete()."
+            )
+        if not last and not stage.thresholds:
+            raise ConfigurationError(
+                f"Stage '{stage.model}' of the policy has no threshold, so it could never pass a query on."
+            )
+        names = () if last else tuple(stage.thresholds)
+        structure.append(Judged(model, stage.model, tuple((name, columns.signal(stage.model, name)) for name in names)))
+    return structure
+
+
+def thresholds_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> list[Figures]:
+    """For each stage an array of shape (policies, signals): "always" is below every score, a missing one's included."""
+    return [
+        np.array(
+            [[_number(name, policy[j].thresholds[name]) for name, _ in judged.signals] for policy in policies],
+            dtype=np.float64,
+        ).reshape(len(policies), len(judged.signals))
+        for j, judged in enumerate(structure)
+    ]
+
+
+def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> list[Figures]:
+    """As `thresholds_of`, the scores below which a query goes straight to the last stage; no score is below infinity's
+    negative, which stands where there is none.
+
+    Raises:
+        ConfigurationError: If one is of no signal of the stage that judges before the answer.
+    """
+    for policy in policies:
+        for stage, judged in zip(policy, structure, strict=True):
+            gates = [name for name, column in judged.signals if column.phase == "pre"]
+            if unknown := [name for name in stage.skip if judged.signals and name not in gates]:
+                raise ConfigurationError(
+                    f"`skip` of stage '{stage.model}' names '{unknown[0]}', which is no signal of it that judges "
+                    f"before the answer. Those are {gates}."
+                )
+    return [
+        np.array(
+            [[policy[j].skip.get(name, -np.inf) for name, _ in judged.signals] for policy in policies], dtype=np.float64
+        ).reshape(len(policies), len(judged.signals))
+        for j, judged in enumerate(structure)
+    ]
+
+
+def _number(name: str, threshold: Threshold) -> float:
+    if threshold == "always":
+        return -np.inf
+    if threshold == "never":
+        return np.inf
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not np.isfinite(threshold):
+        raise ConfigurationError(
+            f'The threshold of signal \'{name}\' must be a finite number, "always" or "never". Got {threshold!r}.'
+        )
+    return float(threshold)
+
+
+# ---------------------------------------------------------------------- a stage on a slice of the questions
+
+
+def all_pass(scores: Sequence[tuple[int, Figures]], thresholds: Figures, mask: Masks) -> Masks:
+    """Who of `mask` passes all signals: scores by the signal's index, thresholds of shape (policies, signals)."""
+    for s, values in scores:
+        mask = mask & (values >= thresholds[:, s, None])
+    return mask
+
+
+def any_below(scores: Sequence[tuple[int, Figures]], least: Figures, mask: Masks) -> Masks:
+    """Who of `mask` has a score, missing ones apart, below the `least` of its signal, shape (policies, signals)."""
+    below = np.zeros_like(mask)
+    for s, values in scores:
+        below |= (values < least[:, s, None]) & (values > -np.inf)
+    return mask & below
+
+
+@dataclass(frozen=True)
+class Step:
+    """The next token at which the drafts of some questions may end.
+
+    Attributes:
+        rows: These questions, ascending.
+        bounds: By the index of the signal: the greatest value that it can still reach.
+        tokens: Generated by then.
+        cost: Of a draft that ends here, shape (rows, units).
+        change: What one that does not end here costs more than that, up to the next step, shape (rows, units).
+    """
+
+    rows: NDArray[np.intp]
+    bounds: list[tuple[int, Figures]]
+    tokens: NDArray[np.int64]
+    cost: Figures
+    change: Figures
+
+    def passed(self, thresholds: Figures) -> Masks:
+        """Whether drafts go on, shape (policies, rows)."""
+        return all_pass(self.bounds, thresholds, np.ones((len(thresholds), len(self.rows)), dtype=bool))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage on a slice of the questions; costs of shape (questions, units).
+
+    Attributes:
+        pre: Scores of the signals that judge before the answer, by the signal's index; minus infinity where missing.
+        post: Those that judge by it.
+        gate_cost: Of an attempt that is rejected before it is generated.
+        first_cost: Of one that ends at its first step; of a whole one where there is no step.
+        whole_cost: Of one that is generated whole.
+    """
+
+    pre: list[tuple[int, Figures]]
+    post: list[tuple[int, Figures]]
+    usable: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
+    grades: Figures
+    prefilled: bool
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    gate_cost: Figures
+    first_cost: Figures
+    whole_cost: Figures
+    steps: list[Step]
+
+
+def prepare(
+    columns: Columns,
+    rows: slice,
+    judged: Judged,
+    architectures: Mapping[str, Architecture],
+    prices: Mapping[str, Prices],
+) -> Prepared:
+    """A stage on the questions `rows`."""
+    j = judged.model
+    architecture, price = architectures.get(judged.name), prices.get(judged.name)
+    failed = columns.failed[rows, j]
+    prefilled = any(column.prefill for _, column in judged.signals)
+    read = columns.input_tokens[rows, j]
+    written = np.where(failed, 0, columns.output_tokens[rows, j])
+    latency, prefill_s = columns.latency_s[rows, j], columns.prefill_s[rows, j]
+
+    def cost(i: NDArray[np.int64], o: NDArray[np.int64], seconds: Figures) -> Figures:
+        unknown = np.full(len(i), np.nan)
+        flops = unknown if architecture is None else token_flops(architecture, (i + o).astype(np.float64))
+        usd = unknown if price is None else (i * price.input_usd + o * price.output_usd) / 1e6
+        return np.stack([flops, usd, (i + o).astype(np.float64), seconds], axis=1)  # as in `UNITS`
+
+    zero = np.zeros_like(read)
+    prompt = read if prefilled else zero
+    gate_cost = cost(prompt, zero, prefill_s if prefilled else np.zeros(len(read)))
+    # of a failed call only the time is known, and the tokens of a prompt that was read before it
+    whole_cost = cost(np.where(failed, prompt, read), written, latency)
+    judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
+    first_cost: Figures = whole_cost
+    steps: list[Step] = []
+    if any(column.upper is not None for _, column in judges):
+        most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
+        at, tokens, bounds = _falling(judges, rows, most, 0 if prefilled else 1)
+        paid = np.minimum(tokens, written[at])
+        share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
+        cut_cost = cost(read[at], paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share)
+        first_cost, steps = _steps(at, tokens, bounds, cut_cost, whole_cost)
+    # the last stage, which has no signals, answers whatever it says
+    usable = columns.usable[rows, j] if judged.signals else ~failed
+    return Prepared(
+        pre=[(s, _known(column, rows)) for s, (_, column) in enumerate(judged.signals) if column.phase == "pre"],
+        post=[(s, _known(column, rows)) for s, column in judges],
+        usable=usable,
+        failed=failed,
+        grades=np.where(usable, columns.grades[rows, j], 0.0),
+        prefilled=prefilled,
+        input_tokens=read,
+        output_tokens=written,
+        gate_cost=gate_cost,
+        first_cost=first_cost,
+        whole_cost=whole_cost,
+        steps=steps,
+    )
+
+
+def summable(stage: Prepared) -> Prepared:
+    """The same, its costs and grades rounded to about twelve digits of the largest of them.
+
+    Sums of up to 2^14 questions are then exact: the same to the last digit in whatever order they are added, by one
+    thread or many, here or on another machine.
+    """
+    arrays = [stage.gate_cost, stage.first_cost, stage.whole_cost, *(step.cost for step in stage.steps)]
+    largest = np.fmax.reduce([np.fmax.reduce(np.abs(each), axis=0, initial=0.0) for each in arrays])
+    unit = _unit(largest)
+    steps = [replace(step, cost=_rounded(step.cost, unit), change=_rounded(step.change, unit)) for step in stage.steps]
+    return replace(
+        stage,
+        grades=_rounded(stage.grades, _unit(1.0)),
+        gate_cost=_rounded(stage.gate_cost, unit),
+        first_cost=_rounded(stage.first_cost, unit),
+        whole_cost=_rounded(stage.whole_cost, unit),
+        steps=steps,
+    )
+
+
+def _unit(largest: Figures | float) -> Figures:
+    """A power of two, of which 2^14 numbers up to twice `largest` make a sum that 53 bits hold."""
+    unit: Figures = np.ldexp(1.0, np.frexp(largest)[1] - 38)
+    return unit
+
+
+def _rounded(values: Figures, unit: Figures) -> Figures:
+    rounded: Figures = np.rint(values / unit) * unit
+    return rounded
+
+
+def _steps(
+    at: NDArray[np.intp],
+    tokens: NDArray[np.int64],
+    bounds: Sequence[tuple[int, Figures]],
+    cut_cost: Figures,
+    whole_cost: Figures,
+) -> tuple[Figures, list[Step]]:
+    """The cost of drafts that end at their first step, and the steps, first ones together, then second ones, ...
+
+    Args:
+        at: Questions, ascending, once for each step.
+        tokens: Of each step.
+        bounds: Of each step, by the index of the signal.
+        cut_cost: Of a draft that ends there.
+        whole_cost: Of every question's whole answer.
+    """
+    first_cost = whole_cost.copy()
+    if not len(at):
+        return first_cost, []
+    begins = np.diff(at, prepend=-1) > 0
+    first_cost[at[begins]] = cut_cost[begins]
+    ends = np.append(begins[1:], True)
+    onward = np.where(ends[:, None], whole_cost[at], np.roll(cut_cost, -1, axis=0))
+    rank = np.arange(len(at)) - np.maximum.accumulate(np.where(begins, np.arange(len(at)), 0))
+    parts = np.split(np.argsort(rank, kind="stable"), np.cumsum(np.bincount(rank))[:-1])
+    change = onward - cut_cost
+    return first_cost, [
+        Step(at[part], [(s, values[part]) for s, values in bounds], tokens[part], cut_cost[part], change[part])
+        for part in parts
+    ]
+
+
+def _known(column: Column, rows: slice) -> Figures:
+    values = column.values[rows]
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def _falling(
+    judges: Sequence[tuple[int, Column]], rows: slice, most: NDArray[np.int64], first: int
+) -> tuple[NDArray[np.intp], NDArray[np.int64], list[tuple[int, Figures]]]:
+    """Where any signal's bound falls: questions (ascending), tokens (ascending within one), bounds of all signals.
+
+    Drafts are first looked at with `first` tokens, and last with `most`.
+    """
+    width = np.int64(int(most.max(initial=0)) + 1)
+
+    def keys(question: NDArray[np.intp], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return question * width + tokens
+
+    begun = np.flatnonzero(most >= first)
+    found, own = [keys(begun, np.full(len(begun), first))], []
+    for s, column in judges:
+        if column.upper is None:
+            continue
+        upper = column.upper[rows]
+        question = np.repeat(np.arange(len(most)), np.diff(upper.starts))
+        seen = upper.tokens <= most[question]
+        own.append((s, keys(question[seen], upper.tokens[seen]), upper.bounds[seen]))
+        found.append(own[-1][1][upper.tokens[seen] >= first])
+    every = np.unique(np.concatenate(found))
+    at, tokens = every // width, every % width
+    bounds = {s: np.full(len(every), _UNDECIDED) for s, _ in judges}
+    for s, known, values in own:
+        last = np.searchsorted(known, every, side="right") - 1
+        told = (last >= 0) & (known[last] // width == at) if len(known) else np.zeros(len(every), dtype=bool)
+        bounds[s][told] = values[last[told]]
+    return at, tokens, list(bounds.items())

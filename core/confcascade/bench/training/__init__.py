@@ -1,0 +1,24 @@
+"""Learning from a user's own questions what a model knows: P(IK) probes.
+
+`asked` takes labelled questions from a recording, `states` reads what the model's blocks make of them and keeps it,
+`probes` compares probes, chooses one and judges it, `probe_words` and `probe_plots` tell how good it is, and `written`
+makes a folder of it all.
+
+Not imported by `confcascade` itself: this package needs numpy and pydantic at once, scikit-learn where used.
+"""
+
+from confcascade.bench.training.examples import Asked, Material, labelled
+from confcascade.bench.training.probes import Candidate, CurvePoint, TrainedProbe, train_probe
+from confcascade.bench.training.states import StateCache, read_states
+
+__all__ = [
+    "Asked",
+    "Candidate",
+    "CurvePoint",
+    "Material",
+    "StateCache",
+    "TrainedProbe",
+    "labelled",
+    "read_states",
+    "train_probe",
+]

@@ -1,0 +1,202 @@
+"""Signals in a file: a type alone, such as ``p_t``, or a mapping with `type` and options.
+
+A signal joins by a class here and a line in `SIGNAL_TYPES`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, Union
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from confcascade.models.bundled import bundled_folder
+from confcascade.schema import Entry, existing, located, suggestion
+from confcascade.signals import Signal
+from confcascade.signals.format_probability import FormatProbability
+from confcascade.signals.knowledge_probe import KnowledgeProbe
+from confcascade.signals.learned import LearnedScorer, TextRouter
+from confcascade.signals.retrieval_score import RetrievalScore
+from confcascade.signals.token_probability import TokenProbability
+
+__all__ = [
+    "SIGNAL_TYPES",
+    "FormatProbabilityEntry",
+    "KnowledgeProbeEntry",
+    "LearnedScorerEntry",
+    "RetrievalScoreEntry",
+    "SignalEntry",
+    "SignalType",
+    "TextRouterEntry",
+    "TokenProbabilityEntry",
+]
+
+
+class SignalType(Entry):
+    """A signal with its options.
+
+    The values of `type` are its name and, as a short form, the key of its thresholds.
+    """
+
+    type: str
+    name: str
+
+    _paths: ClassVar[tuple[str, ...]] = ()  # options that are paths
+
+    @abstractmethod
+    def load(self, folder: Path) -> Signal:
+        """The signal; relative paths are relative to `folder`."""
+
+    def moved(self, folder: Path, to: Path) -> Self:
+        """The same for a file in another folder, `to`: relative paths lead where they did."""
+        changed = {}
+        for name in self._paths:
+            path = existing(folder, getattr(self, name))
+            if path.exists() and not Path(getattr(self, name)).expanduser().is_absolute():
+                changed[name] = Path(os.path.relpath(path.resolve(), to.resolve())).as_posix()
+        return self.model_copy(update=changed)
+
+
+def _letters(value: Any) -> Any:
+    return list(value) if isinstance(value, str) else value
+
+
+class TokenProbabilityEntry(SignalType):
+    """P(T), the probability that the model gave to its own answer (`TokenProbability`)."""
+
+    type: Literal["token_probability", "p_t"]
+    labels: Annotated[list[str], BeforeValidator(_letters, json_schema_input_type=str | list[str])] = Field(
+        [], description='The answer labels of multiple choice, such as "ABCD"; by default free text.'
+    )
+    aggregate: Literal["mean", "min", "product", "first"] = Field("mean", description="Over the tokens of free text.")
+    after: str | None = Field(None, description='Score only what follows this text, such as "Answer:".')
+    name: str = Field("p_t", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        return TokenProbability(self.labels, aggregate=self.aggregate, after=self.after, name=self.name)
+
+
+class KnowledgeProbeEntry(SignalType):
+    """P(IK), what a trained probe reads from the hidden state of a local model (`KnowledgeProbe`)."""
+
+    _paths: ClassVar[tuple[str, ...]] = ("probe",)
+    type: Literal["knowledge_probe", "p_ik"]
+    probe: str = Field(
+        min_length=1,
+        description='Folder of the probe, relative to the file, or "bundled:small" for a bundled model\'s.',
+    )
+    name: Literal["p_ik"] = "p_ik"
+
+    def load(self, folder: Path) -> Signal:
+        """The probe, read."""
+        bundled, _, size = self.probe.partition("bundled:")
+        place = existing(folder, self.probe) if bundled or not size else bundled_folder(size) / "probe"
+        return KnowledgeProbe.load(place)
+
+
+class RetrievalScoreEntry(SignalType):
+    """How well the retrieved passages match the query (`RetrievalScore`)."""
+
+    type: Literal["retrieval_score", "retrieval"]
+    aggregate: Literal["top", "mean", "margin"] = Field("top", description="How the scores become one number.")
+    k: int = Field(3, ge=1, description="How many passages the mean is taken over.")
+    scores: list[float] | None = Field(
+        None, min_length=2, max_length=2, description="Range of the retriever's scores, such as [-1, 1]."
+    )
+    name: str = Field("retrieval", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        ends = {} if self.scores is None else {"scores": (self.scores[0], self.scores[1])}
+        return RetrievalScore(self.aggregate, k=self.k, name=self.name, **ends)
+
+
+class FormatProbabilityEntry(SignalType):
+    """How probable it is that the answer begins as it was told to, the paper's signal (`FormatProbability`)."""
+
+    type: Literal["format_probability", "p_format"]
+    opening: str = Field("Answer", description="What answers are to begin with, a single token of the model.")
+    name: str = Field("p_format", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        return FormatProbability(self.opening, name=self.name)
+
+
+class TextRouterEntry(SignalType):
+    """What a trained classifier reads from the question alone (`TextRouter`)."""
+
+    _paths: ClassVar[tuple[str, ...]] = ("folder",)
+    type: Literal["text_router", "router"]
+    folder: str = Field(min_length=1, description="Where it was saved, relative to the file.")
+    name: Literal["router"] = "router"
+
+    def load(self, folder: Path) -> Signal:
+        """The router, read."""
+        return TextRouter.load(existing(folder, self.folder))
+
+
+class LearnedScorerEntry(SignalType):
+    """What a trained classifier reads from question and answer (`LearnedScorer`)."""
+
+    _paths: ClassVar[tuple[str, ...]] = ("folder",)
+    type: Literal["learned_scorer", "scorer"]
+    folder: str = Field(min_length=1, description="Where it was saved, relative to the file.")
+    name: Literal["scorer"] = "scorer"
+
+    def load(self, folder: Path) -> Signal:
+        """The scorer, read."""
+        return LearnedScorer.load(existing(folder, self.folder))
+
+
+SIGNAL_TYPES: tuple[type[SignalType], ...] = (
+    TokenProbabilityEntry,
+    KnowledgeProbeEntry,
+    RetrievalScoreEntry,
+    FormatProbabilityEntry,
+    TextRouterEntry,
+    LearnedScorerEntry,
+)
+
+
+def _names(kind: type[SignalType]) -> tuple[str, ...]:
+    """What `type` may say: the name, and its short form."""
+    names: tuple[str, ...] = kind.model_fields["type"].annotation.__args__  # type: ignore[union-attr]
+    return names
+
+
+_BY_NAME = {name: kind for kind in SIGNAL_TYPES for name in _names(kind)}
+
+
+def _mapping(value: Any) -> Any:
+    """A signal's type alone as a mapping, the short form of the type as its name."""
+    if isinstance(value, str):
+        value = {"type": value}
+    if not isinstance(value, Mapping) or "type" not in value:
+        raise located("must be the type of a signal, such as `p_t`, or a mapping such as {type: p_t, aggregate: min}")
+    kind = value["type"]
+    if not isinstance(kind, str) or kind not in _BY_NAME:
+        raise located(f"there is no signal of type {kind!r}; {suggestion(kind, list(_BY_NAME))}")
+    return {**value, "type": _names(_BY_NAME[kind])[0]}
+
+
+def _tag(value: Any) -> str:
+    return f"<{value['type'] if isinstance(value, Mapping) else value.type}>"
+
+
+if TYPE_CHECKING:
+    SignalEntry: TypeAlias = SignalType
+else:
+    _AnySignal = Annotated[
+        Union[tuple(Annotated[kind, Tag(f"<{_names(kind)[0]}>")] for kind in SIGNAL_TYPES)],  # noqa: UP007
+        Discriminator(_tag),
+    ]
+    _TypeAlone = Literal[tuple(_BY_NAME)]
+    SignalEntry = Annotated[_AnySignal, BeforeValidator(_mapping, json_schema_input_type=_TypeAlone | _AnySignal)]

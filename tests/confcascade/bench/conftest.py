@@ -1,0 +1,144 @@
+"""Recordings of every kind that there is: prefilled or not, told or silent, empty, failed, incomplete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confcascade import Architecture, Evidence, Message, Prefilled, Prices, Request, Response, TokenProbability, Usage
+from confcascade.bench.recording import RecordedScore, Row, recorded_score
+from confcascade.bench.replay import PolicyStage
+from confcascade.types import Token
+from hypothesis import strategies as st
+
+# signals of a live model, computed from what the recording holds of its tokens
+LIVE = {
+    "mean": TokenProbability(name="mean"),
+    "first": TokenProbability(aggregate="first", name="first"),
+    "min": TokenProbability(aggregate="min", name="min"),
+    "product": TokenProbability(aggregate="product", name="product"),
+    "letter": TokenProbability("AB", name="letter"),
+}
+PROBABILITIES = st.sampled_from([1.0, 0.95, 0.9, 0.7, 0.5, 0.2])
+SCORES = st.none() | PROBABILITIES
+THRESHOLDS = st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0, "always", "never"])
+SIZES = [Architecture(10, 2, 3), Architecture(100, 3, 5), Architecture(1000, 4, 7)]
+PRICES = [Prices(1, 2), Prices(10, 30), Prices(100, 500)]
+NAMES = ["small", "medium", "large"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recording, policies over it, and what its models cost."""
+
+    rows: list[Row]
+    questions: list[str]
+    policies: list[list[PolicyStage]]
+    architectures: Mapping[str, Architecture]
+    prices: Mapping[str, Prices]
+
+
+def made_row(
+    question: str,
+    model: str,
+    *,
+    words: Sequence[str],
+    probabilities: Sequence[float] | None,
+    local: bool,
+    letter: float,
+    error: str | None,
+    graded: bool,
+    uncounted: int = 0,
+    **scores: RecordedScore,
+) -> Row:
+    """A row whose scores of tokens are what the live signals make of them.
+
+    Args:
+        uncounted: Tokens that are paid for and not visible (the end of a text), or the reverse.
+    """
+    told = None if probabilities is None else tuple(map(Token, words, map(math.log, probabilities)))
+    text, usage = "".join(words), Usage(3 + len(model), max(0, len(words) + uncounted))
+    request = Request((Message("user", question),))
+    labels = {"A": math.log(letter), "B": math.log(1.001 - letter)} if local else {}
+    response = Response(text, told, usage)
+    for name, signal in LIVE.items():
+        if name != "letter":
+            scores[name] = recorded_score(signal, Evidence(request, None, told, response))
+        elif local:
+            seen = Prefilled(Usage(usage.input_tokens), label_logprobs=labels)
+            scores[name] = recorded_score(signal, Evidence(request, seen, told, response), prefill=True)
+    return Row(
+        question=question,
+        model=model,
+        answer="" if error else text,
+        error=error,
+        tokens=told,
+        labels=labels,
+        grade=float(graded),
+        scores=scores,
+        usage=usage,
+        latency_s=0.5 + len(words),
+        prefill_s=0.25,
+    )
+
+
+@st.composite
+def skips(draw: Any, thresholds: Mapping[str, Any]) -> dict[str, float]:
+    """Scores that send a query straight to the last stage, for some signals that judge before the answer."""
+    found = {}
+    for name in sorted({"router", "probe"} & set(thresholds)):
+        most = 1.0 if thresholds[name] == "never" else thresholds[name]
+        if most != "always" and draw(st.booleans()):
+            found[name] = draw(st.sampled_from([score for score in (0.0, 0.2, 0.35, 0.5, 0.7, 1.0) if score <= most]))
+    return found
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    """Two or three models, a few questions, a few policies."""
+    names = NAMES[: draw(st.integers(2, 3))]
+    questions = [f"q{i}" for i in range(draw(st.integers(1, 4)))]
+    rows = []
+    for model in names:
+        local = draw(st.booleans())
+        for question in questions:
+            words = draw(st.sampled_from([[], [" "], ["yes"], ["a", " b"], ["a", " b", " c", " d"]]))
+            told = draw(st.lists(PROBABILITIES, min_size=len(words), max_size=len(words)))
+            scores = {
+                "router": RecordedScore(value=draw(SCORES), phase="pre"),
+                "sure": RecordedScore(value=draw(SCORES)),
+            }
+            if local:
+                scores["probe"] = RecordedScore(value=draw(SCORES), phase="pre", prefill=True)
+            row = made_row(
+                question,
+                model,
+                words=words,
+                probabilities=draw(st.sampled_from([told, told, None])),
+                local=local,
+                letter=draw(st.sampled_from([0.9, 0.6, 0.3])),
+                error=draw(st.sampled_from([None, None, None, None, "down"])),
+                graded=draw(st.booleans()),
+                uncounted=draw(st.sampled_from([0, 0, 1, -1])),
+                **scores,
+            )
+            rows.append(row.model_copy(update={"tokens": None}) if draw(st.integers(0, 5)) == 0 else row)  # not kept
+    policies = []
+    for _ in range(draw(st.integers(1, 3))):
+        chosen = sorted(draw(st.sets(st.sampled_from(names), min_size=1)), key=NAMES.index)
+        stages = []
+        for model in chosen[:-1]:
+            known = sorted({name for row in rows if row.model == model for name in row.scores})
+            signals = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
+            thresholds = {name: draw(THRESHOLDS) for name in signals}
+            stages.append(PolicyStage(model, thresholds, draw(skips(thresholds))))
+        policies.append([*stages, PolicyStage(chosen[-1])])
+    return Case(
+        rows,
+        questions,
+        policies,
+        dict(zip(names, SIZES, strict=False)),
+        dict(zip(names, PRICES, strict=False)),
+    )
