@@ -17,7 +17,7 @@ from confcascade.bench.fitting import (
     split_by_key,
 )
 from confcascade.bench.fitting.describe import told
-from confcascade.bench.recording import RecordedModel, RecordedScore, Row
+from confcascade.bench.recording import Columns, RecordedModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise
@@ -258,19 +258,19 @@ def test_a_policy_that_surely_costs_more_is_not_sold(rows):
 
 def test_of_the_certified_the_one_that_saves_most_is_taken(rows):
     """Over all questions; where it may save nothing, a note says so, and the interval is that of all certified."""
-    sold = 0
-    for every in (40, 60, 80):
-        result = fitted(dear(rows, 2000, every), seed=every)
+    last = []
+    for every, heavy, seed in ((60, 3000, 3), (100, 1500, 3), (40, 20_000, 1)):
+        result = fitted(dear(rows, heavy, every), seed=seed)
         if not isinstance(result, Fitted):
             continue
-        sold += 1
         certified = [runner for runner in result.tested if runner.certified]
         (ours,) = [runner for runner in certified if runner.policy == result.stages]
         assert ours.saved == max(runner.saved for runner in certified)
+        last.append(ours is certified[-1])
         saving = result.policy.saving
         assert saving.high >= 0
         assert (saving.low < 0) == ("Whether this policy saves anything is not sure" in report(result))
-    assert sold
+    assert not all(last)  # the last of the order was the cheapest on the questions that ordered it only
 
 
 def test_pairs_chains_and_single_models_compete(chain_rows):
@@ -525,8 +525,8 @@ def test_where_a_draw_stands_hangs_on_its_text_and_its_number(rows):
     ]
 
 
-def test_the_promise_is_about_draws(rows):
-    """A question that is every seventh of the traffic, on which the small model is sure and wrong, is not kept."""
+def test_the_promise_is_about_draws(rows, pair):
+    """A question that is every seventh of the traffic, on which the small model is sure and wrong, is not sold."""
     sure = {name: score.model_copy(update={"value": 0.97}) for name, score in rows[0].scores.items()}
     asked = {"prompt": "What is your refund policy?", "scores": sure}
     faq = [
@@ -534,14 +534,20 @@ def test_the_promise_is_about_draws(rows):
         for row, grade in ((rows[0], 0.0), (rows[1500], 1.0))
         for i in range(250)
     ]
-    material = material_of([*rows, *faq], architectures=SIZES)
+    traffic, material = Columns.of([*rows, *faq]), material_of([*rows, *faq], architectures=SIZES)
+    largest = replay(traffic, [PolicyStage("large")]).grade
+
+    def lost(policy):
+        return largest - replay(*replayable(traffic, policy)).grade
+
     result = fit(material, FIVE, architectures=SIZES)
-    fresh = material_of([*made_rows(1500, seed=3, prefix="new"), *faq], architectures=SIZES)
-    if isinstance(result, Fitted):
-        for each in (material, fresh):
-            assert realised(result.policy, each, architectures=SIZES).loss <= 0.05
+    assert isinstance(result, Nothing) or lost(result.policy).mean() <= 0.05
     counted = material_of([*rows, *(row.model_copy(update={"drawn": 250}) for row in faq[::250])], architectures=SIZES)
     assert counted.keys == material.keys
+
+    came = realised(pair.policy, material, architectures=SIZES)  # what is said of another policy counts draws, too
+    assert (came.questions, came.harms) == (1750, int((lost(pair.policy) > 0).sum()))
+    assert came.loss == pytest.approx(lost(pair.policy).mean())
 
 
 def test_the_promise_holds_where_traffic_repeats_itself():
