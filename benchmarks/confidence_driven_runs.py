@@ -14,7 +14,7 @@ from confcascade.asks import Generate, Prefill
 from confcascade.bench.metrics.frontier import gap_closed
 from confcascade.bench.metrics.ranking import drop_points, drop_relative, hallucination_rate, macro_scores
 from confcascade.bench.metrics.significance import discordant, mcnemar, paired_difference, saving
-from confcascade.bench.recording import Columns, Row, recorded_score
+from confcascade.bench.recording import Columns, Row, score_of
 from confcascade.bench.replay import PolicyStage, Replay
 from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
 from confcascade.demo.measure import request
@@ -184,9 +184,7 @@ def record(model: TransformersModel, asked: QuestionSet, signals: Sequence[Signa
                     finish_reason=said.finish_reason,
                     labels=read.label_logprobs,
                     scores={
-                        signal.name: recorded_score(
-                            signal, evidence, prefill=bool(signal.layers(model) or signal.labels)
-                        )
+                        signal.name: score_of(signal, evidence, prefill=bool(signal.layers(model) or signal.labels))
                         for signal in signals
                     },
                     usage=said.usage,

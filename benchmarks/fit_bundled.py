@@ -23,13 +23,13 @@ import numpy as np
 import typer
 from confcascade import Architecture, Stage
 from confcascade.bench.collecting import collect
-from confcascade.bench.fitting import Fitted, Material, fit, material_of, replayable
+from confcascade.bench.fitting import FitData, Fitted, fit, material_of, replayable
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.proof import losses
 from confcascade.bench.questions.prompts import PROMPTS
 from confcascade.bench.recording import Columns, RecordingWriter, Row, read_rows
 from confcascade.bench.replay import PolicyStage
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.demo import answer_probability, bundled_probe
 from confcascade.demo.world import World
 from confcascade.graders import Grader, NormalizedMatch
@@ -65,7 +65,7 @@ def paper(models: Sequence[str]) -> list[tuple[PolicyStage, ...]]:
     return [(*(PolicyStage(model, gate) for model in chain[:-1]), PolicyStage(chain[-1])) for chain in chains]
 
 
-def measured(material: Material, policy: Sequence[PolicyStage], bill: Bill) -> tuple[float, float]:
+def measured(material: FitData, policy: Sequence[PolicyStage], bill: Costing) -> tuple[float, float]:
     """Points of accuracy lost against the largest model, and the share of its compute that is saved."""
     largest = material.models[-1]
     (lost,) = losses(material.columns, [policy], largest, None)
@@ -88,7 +88,7 @@ def main(
     options = {"models": SIZES, "architectures": sizes}
     seen = material_of(collected(place, "calibration", per_task), **options)
     new = material_of(collected(place, "test", per_task), **options)
-    bill = Bill.of(new.columns, SIZES, sizes)
+    bill = Costing.of(new.columns, SIZES, sizes)
     accuracy = [float(np.mean(new.columns.grades[:, new.columns.index(size)])) for size in SIZES]
     print(f"{len(seen):,} questions to fit on, {len(new):,} to test on; alone: ", end="")
     print(", ".join(f"{size} {share:.1%}" for size, share in zip(SIZES, accuracy, strict=True)), end="\n\n")
@@ -117,13 +117,13 @@ def main(
     print(f"\n{time.perf_counter() - begun:.0f} s", file=sys.stderr)
 
 
-def with_columns(material: Material, columns: Columns) -> Material:
+def with_columns(material: FitData, columns: Columns) -> FitData:
     return replace(material, columns=columns)
 
 
-def budgeted(seen: Material, sizes: dict[str, Architecture]) -> list[tuple[float, float, Fitted]]:
+def budgeted(seen: FitData, sizes: dict[str, Architecture]) -> list[tuple[float, float, Fitted]]:
     """What loses least at many costs: points lost and share saved on the questions to fit on, and the policy."""
-    bill, found = Bill.of(seen.columns, SIZES, sizes), []
+    bill, found = Costing.of(seen.columns, SIZES, sizes), []
     for share in np.linspace(0.05, 0.95, 46).tolist():
         result = fit(seen, Promise(None), max_cost=share, architectures=sizes)
         if isinstance(result, Fitted):
@@ -133,7 +133,7 @@ def budgeted(seen: Material, sizes: dict[str, Architecture]) -> list[tuple[float
 
 
 def at_equal_accuracy(
-    seen: Material, policy: Sequence[PolicyStage], known: Sequence[tuple[float, float, Fitted]], bill: Bill
+    seen: FitData, policy: Sequence[PolicyStage], known: Sequence[tuple[float, float, Fitted]], bill: Costing
 ) -> Fitted | None:
     """The cheapest of the fitted policies that loses no more than a given one, all on the questions to fit on."""
     allowed, _ = measured(seen, policy, bill)

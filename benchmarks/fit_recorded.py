@@ -23,12 +23,12 @@ from typing import Annotated
 import numpy as np
 import typer
 from confcascade import Architecture, Prices
-from confcascade.bench.fitting import Fitted, Material, agreement, fit, material_of, realised, split_by_key
+from confcascade.bench.fitting import FitData, Fitted, agreement, fit, material_of, realised, split_by_key
 from confcascade.bench.fitting.proof import losses
 from confcascade.bench.recording import Row
 from confcascade.bench.recording.importers import read_chain, read_choice_logits, read_choice_softmax, read_verbalized
 from confcascade.bench.replay import PolicyStage
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.graders import ChoiceLetter, Grader, Numeric
 from confcascade.guarantee import Equivalence, Promise
 from numpy.typing import NDArray
@@ -129,7 +129,7 @@ class Summary:
     rules: Counter[str] = field(default_factory=Counter)
 
 
-def thresholds(source: Source, fitting: Material) -> list[tuple[PolicyStage, ...]]:
+def thresholds(source: Source, fitting: FitData) -> list[tuple[PolicyStage, ...]]:
     """Of every signal of every smaller model, before the largest: what naive tuning and the oracle choose among."""
     found = []
     for model in source.models[:-1]:
@@ -143,7 +143,7 @@ def thresholds(source: Source, fitting: Material) -> list[tuple[PolicyStage, ...
 
 
 def one(
-    source: Source, material: Material, same: NDArray[np.bool_] | None, drop: float, seed: int, summary: Summary
+    source: Source, material: FitData, same: NDArray[np.bool_] | None, drop: float, seed: int, summary: Summary
 ) -> None:
     halves = split_by_key(material.keys, seed=10_000 + seed, shares=HALVES)
     ours, theirs = np.sort(halves.ordering), halves.certify
@@ -168,7 +168,7 @@ def one(
     summary.drop.append(accuracy)
     summary.saved.append(saved)
 
-    bill = Bill.of(material.columns, source.models, source.architectures, source.prices)
+    bill = Costing.of(material.columns, source.models, source.architectures, source.prices)
     tried = [*thresholds(source, fitting), (PolicyStage(source.models[-1]),)]
     judged = []
     for part, rows in ((fitting, ours), (looking, theirs)):

@@ -31,7 +31,7 @@ from confcascade.bench.metrics.frontier import frontier, gap_closed, oracle, ran
 from confcascade.bench.metrics.ranking import aurc, auroc, brier, calibration_error, drop_points, drop_relative
 from confcascade.bench.metrics.significance import discordant, mcnemar, paired_difference
 from confcascade.bench.questions import paper_test_size
-from confcascade.bench.recording import Columns, RecordedModel, Row
+from confcascade.bench.recording import Columns, PlaybackModel, Row
 from confcascade.bench.recording.importers import read_choice_logits
 from confcascade.bench.replay import PolicyStage, Replay, replay, sweep
 from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
@@ -82,7 +82,7 @@ def live_runs(rows: Sequence[Row]) -> dict[str, Callable[[float, Sequence[str]],
     from langchain_confcascade import ConfidenceCascadeLLM as LangChainCascade
     from llamaindex_confcascade import ConfidenceCascadeLLM as LlamaIndexCascade
 
-    small, large = (RecordedModel(model, rows, architecture=SIZES[model]) for model in (SMALL, LARGE))
+    small, large = (PlaybackModel(model, rows, architecture=SIZES[model]) for model in (SMALL, LARGE))
 
     def stages(threshold: float) -> list[Stage]:
         return [Stage(small, [TokenProbability("ABCD")], {"p_t": threshold}), Stage(large)]

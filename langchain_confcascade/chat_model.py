@@ -50,7 +50,7 @@ __all__ = ["ConfidenceCascadeLLM"]
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 # fields of which the core's cascade is built
-_DECIDING = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted", "audit")
+_CASCADE_FIELDS = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted", "audit")
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -132,7 +132,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     def cascade(self) -> Cascade:
         """The core's cascade, which answers. Built anew after `model_copy`, unpickling or assignment to a field."""
         fields = self.__dict__  # read for every call, and an attribute of a pydantic model takes its time
-        given = tuple([fields[name] for name in _DECIDING])
+        given = tuple([fields[name] for name in _CASCADE_FIELDS])
         built = self._built
         if built is None or any(map(is_not, given, built[0])):
             cascade = Cascade.of(

@@ -42,9 +42,9 @@ from langchain_confcascade.tools import binding_options, can_call_tools
 __all__ = ["LangChainModel"]
 
 # by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`
-_WAYS = "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+_INVOKE_METHODS = "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
 # parameters that are for handlers, and do not reach the model
-_TOLD = ("ls_structured_output_format", "structured_output_format")
+_HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # classes that have no field of that name, and hand it to their provider where it is given per call
@@ -93,7 +93,7 @@ class LangChainModel(Remote):
         self._silent = bool(names & _NO_LOGPROBS) or responses_api
         self._must_finish = bool(names & _MUST_FINISH) and not responses_api
         self._ordinary = native is chat and all(
-            getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _WAYS
+            getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _INVOKE_METHODS
         )
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
@@ -240,7 +240,7 @@ class LangChainModel(Remote):
             or way.runnable is not chat
             or bool(chat.callbacks or chat.verbose)
             or get_debug()
-            or not parameters.keys().isdisjoint(_TOLD)
+            or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
             or not all(isinstance(message.content, str) for message in messages)  # blocks are normalised on the way
         )
 

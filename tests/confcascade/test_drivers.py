@@ -31,7 +31,7 @@ from confcascade import (
     trace,
 )
 from confcascade.asks import Answer, Flow, Generate, Prefill
-from confcascade.models.base import Blocking
+from confcascade.models.base import InThreads
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel, same_record
 from hypothesis import HealthCheck, given, settings
@@ -946,7 +946,7 @@ def test_time_is_measured_and_shared():
 # ---------------------------------------------------------------------- threads, loops and contexts
 
 
-class Sleepy(Blocking, ScriptedModel):  # type: ignore[misc]  # a scripted model that computes in this process
+class Sleepy(InThreads, ScriptedModel):  # type: ignore[misc]  # a scripted model that computes in this process
     """Sleeps in the thread that calls it."""
 
 

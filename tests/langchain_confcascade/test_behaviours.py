@@ -16,7 +16,7 @@ import httpx
 import pytest
 from confcascade import ConfigurationError, OpenAICompatibleModel, Request, Stage, TokenProbability, trace
 from confcascade.asks import Generate
-from confcascade.models.base import Blocking
+from confcascade.models.base import InThreads
 from confcascade.testing import Reply, ScriptedModel, same_record
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -448,7 +448,7 @@ async def test_calls_to_apis_keep_to_the_concurrency(asynchronous, stages):
 
 
 async def test_nothing_blocks_the_event_loop():
-    class Busy(Blocking, ScriptedModel):
+    class Busy(InThreads, ScriptedModel):
         """Computes for a while, as a local model does."""
 
         def generate(self, asks: Sequence[Generate]) -> Any:

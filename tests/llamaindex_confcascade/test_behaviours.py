@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from confcascade import Request, TokenProbability, trace
 from confcascade.asks import Generate
-from confcascade.models.base import Blocking
+from confcascade.models.base import InThreads
 from confcascade.testing import Reply, ScriptedModel
 from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.llms.types import (
@@ -315,7 +315,7 @@ async def test_usage_sums_every_attempt_in_every_way():
 
 
 async def test_nothing_blocks_the_event_loop():
-    class Busy(Blocking, ScriptedModel):
+    class Busy(InThreads, ScriptedModel):
         """Computes for a while, as a local model does."""
 
         def generate(self, asks: Sequence[Generate]) -> Any:

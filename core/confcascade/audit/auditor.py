@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from confcascade.asks import Generate
 from confcascade.audit import Audit
-from confcascade.audit.file import AuditFile, Guarded, Judged
+from confcascade.audit.file import AuditFile, DrawnQuery, Guarded
 from confcascade.cost import attempt_cost
 from confcascade.drivers import call_model
 from confcascade.errors import ConfcascadeError, ConfigurationError
@@ -192,7 +192,7 @@ class Auditor:
         if not self._may_spend():  # whoever answered: what is looked at is decided by the past alone
             self._counts.add(dropped=1)
         elif item == "escalated":
-            judged = Judged(audited=False)
+            judged = DrawnQuery(audited=False)
         elif (judged := self._compared(item.request, item.response)) is None:
             self._counts.add(failed=1)
         if judged is None:
@@ -210,7 +210,7 @@ class Auditor:
             return False
         return self.audit.usd is None or (usd is not None and usd < self.audit.usd)
 
-    def _compared(self, request: Request, kept: Response) -> Judged | None:
+    def _compared(self, request: Request, kept: Response) -> DrawnQuery | None:
         """What the largest model says beside what was kept; None if that cannot be told."""
         model = self._stage.model
         if self.audit.per_hour is not None:
@@ -226,9 +226,9 @@ class Auditor:
         if larger.is_empty or (same := self.audit.same(question, kept.text, larger.text)) is None:
             return None
         if same:
-            return Judged(audited=True)
+            return DrawnQuery(audited=True)
         texts = (question, kept.text, larger.text) if self.audit.keep_texts else None
-        return Judged(audited=True, differs=True, question_hash=question_hash(request), texts=texts)
+        return DrawnQuery(audited=True, differs=True, question_hash=question_hash(request), texts=texts)
 
     def _alarm(self) -> None:
         state = self.file.state()

@@ -22,7 +22,7 @@ from confcascade.errors import ConfigurationError
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-__all__ = ["AuditFile", "Guarded", "Judged"]
+__all__ = ["AuditFile", "DrawnQuery", "Guarded"]
 
 FORMAT = 1
 _BUSY_S = 30.0  # how long to wait for another process's transaction
@@ -65,7 +65,7 @@ class Guarded:
 
 
 @dataclass(frozen=True)
-class Judged:
+class DrawnQuery:
     """A drawn query as the tests count it.
 
     Attributes:
@@ -153,7 +153,7 @@ class AuditFile:
             with self._open() as db, _writing(db):
                 _add(db, counts)
 
-    def record(self, judged: Judged, counts: Mapping[str, int]) -> None:
+    def record(self, judged: DrawnQuery, counts: Mapping[str, int]) -> None:
         """Take the next drawn query into the tests."""
         now = time.time()
         with self._open() as db, _writing(db):

@@ -89,7 +89,7 @@ def collect(
         confcascade collect questions.jsonl -o rec.jsonl --cascade cascade.yaml --grader numeric
     """
     from confcascade.bench.collecting.collect import collect as collect_all
-    from confcascade.bench.collecting.collect import recorded_stages
+    from confcascade.bench.collecting.collect import with_default_signals
     from confcascade.bench.questions import read_examples
     from confcascade.bench.questions.prompts import prompt_from
     from confcascade.bench.questions.splitting import sample
@@ -107,7 +107,7 @@ def collect(
         asked = prompt_from(prompt or file.prompt or "plain")
     given = {"max_tokens": max_tokens, "temperature": temperature}
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    stages = recorded_stages(file.stages())
+    stages = with_default_signals(file.stages())
     out.parent.mkdir(parents=True, exist_ok=True)
     with RecordingWriter(out) as writer:
         identity = identity_of(data, stages, asked, judged, parameters, part=part)

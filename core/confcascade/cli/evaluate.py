@@ -78,7 +78,7 @@ def evaluate(
     from confcascade.bench.fitting import read_material, realised, replayable
     from confcascade.bench.recording.reading import read_rows
     from confcascade.bench.replay.costs import UNITS
-    from confcascade.bench.replay.policy import models_in_order, policy_of
+    from confcascade.bench.replay.policy import models_in_order, stages_from_thresholds
     from confcascade.bench.replay.replay import Sweep, sweep
     from confcascade.cascade_file import CascadeFile
     from confcascade.errors import require
@@ -149,12 +149,12 @@ def evaluate(
     for name in chosen:
         columns.index(name)
     if fitted is None:
-        judged = policy_of(columns, chosen, limits)
+        judged = stages_from_thresholds(columns, chosen, limits)
     others = {}
     for text in beside or ():
         name, _, rules = text.partition("=")
         rules_of = dict(pair(each, "--beside", threshold_of) for each in rules.split(","))
-        others[name] = policy_of(columns, chosen, rules_of)
+        others[name] = stages_from_thresholds(columns, chosen, rules_of)
     with console.status("Evaluating"):
         evaluation = judge(
             gathered,

@@ -15,7 +15,7 @@ from confcascade.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from confcascade.bench.fitting import Described, Material
+    from confcascade.bench.fitting import Described, FitData
     from confcascade.cascade_file import CascadeFile
     from confcascade.graders import Grader
     from confcascade.guarantee import Equivalence
@@ -81,7 +81,7 @@ def fit(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from confcascade.bench.fitting import Nothing, read_material, report
+    from confcascade.bench.fitting import NotCertified, describe_fit, read_material
     from confcascade.bench.fitting import fit as fitted
     from confcascade.cascade_file import CascadeFile
     from confcascade.guarantee import Promise
@@ -142,8 +142,8 @@ def fit(
             ),
         )
     told = Console()
-    told.print(report(result), highlight=False, markup=False, soft_wrap=True)
-    if isinstance(result, Nothing):
+    told.print(describe_fit(result), highlight=False, markup=False, soft_wrap=True)
+    if isinstance(result, NotCertified):
         raise typer.Exit(1)
     out.parent.mkdir(parents=True, exist_ok=True)
     result.policy.save(out)
@@ -180,7 +180,7 @@ def _equivalence(
     return Equivalence(f"judge {model}", error, delta), grader_from_string(name)
 
 
-def _agreement(material: Material, grader: Grader) -> Any:
+def _agreement(material: FitData, grader: Grader) -> Any:
     from confcascade.bench.fitting import agreement
 
     return agreement(material, grader)

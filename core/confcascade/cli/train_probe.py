@@ -183,14 +183,14 @@ def _collect(
     stop: threading.Event,
 ) -> None:
     """The model answers, into a recording beside the probe; what is there is gone on with."""
-    from confcascade.bench.collecting.collect import collect, recorded_stages
+    from confcascade.bench.collecting.collect import collect, with_default_signals
     from confcascade.bench.questions.splitting import sample
     from confcascade.bench.recording.provenance import Noted, bind, identity_of
     from confcascade.bench.recording.writer import RecordingWriter
     from confcascade.flow import Stage
     from confcascade.signals.token_probability import TokenProbability
 
-    stages = recorded_stages([Stage(model, [TokenProbability()])])
+    stages = with_default_signals([Stage(model, [TokenProbability()])])
     parameters: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
     chosen = examples if limit is None else sample(examples, limit)
     with RecordingWriter(recording) as writer:

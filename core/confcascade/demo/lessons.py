@@ -110,7 +110,7 @@ class Guide:
 
 
 @dataclass
-class Row:
+class Lesson:
     """One conversation as tokens: its ids, which are the assistant's, and the helps (see the module)."""
 
     task: str
@@ -146,7 +146,7 @@ class Batch:
 
 def to_row(
     example: Example, encode: Iterator[tuple[list[int], list[tuple[int, int]]]], words: Words, recall: int
-) -> Row:
+) -> Lesson:
     """One conversation as tokens.
 
     Args:
@@ -156,7 +156,7 @@ def to_row(
         recall: After how many layers a fact must be recalled.
     """
     user, assistant, system = (SPECIAL.index(f"<|{role}|>") for role in ("user", "assistant", "system"))
-    row = Row(example.task, [BOS], [False], [NOTHING])
+    row = Lesson(example.task, [BOS], [False], [NOTHING])
     if example.system:
         row.add([system, *next(encode)[0]])
     where: dict[str, int] = {}  # handle of a clue -> position of its value
@@ -228,7 +228,7 @@ def batches(
         encode = iter(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         rows = [to_row(example, encode, words, recall) for example in examples]
         rows.sort(key=lambda row: len(row.ids))
-        grouped: list[list[Row]] = [[]]
+        grouped: list[list[Lesson]] = [[]]
         for row in rows:
             if grouped[-1] and len(row.ids) * (len(grouped[-1]) + 1) > batch_tokens:
                 grouped.append([])

@@ -57,7 +57,7 @@ def ask_all(model: TransformersModel, questions: Sequence[Question]) -> Measured
     """Let `model` answer all questions, in batches of similar length."""
     import numpy as np
 
-    from confcascade.bench.recording import Row, recorded_score
+    from confcascade.bench.recording import Row, score_of
     from confcascade.demo.world import UNKNOWN
 
     signal = answer_probability()
@@ -82,7 +82,7 @@ def ask_all(model: TransformersModel, questions: Sequence[Question]) -> Measured
                 refused=answer.text.startswith(UNKNOWN),
                 finish_reason=answer.finish_reason,
                 tokens=answer.tokens,
-                scores={signal.name: recorded_score(signal, Evidence(one, None, answer.tokens, answer))},
+                scores={signal.name: score_of(signal, Evidence(one, None, answer.tokens, answer))},
                 usage=answer.usage,
             )
     return Measured(tuple(found[i] for i in range(n)), hidden)

@@ -14,7 +14,7 @@ from confcascade.graders.grader import REFUSAL, Grader
 from confcascade.graders.judge import JUDGE_TEMPLATE, LLMJudge
 from confcascade.graders.names import grader_from_string
 from confcascade.graders.numeric import Numeric
-from confcascade.graders.structured import Structured
+from confcascade.graders.structured import StructuredMatch
 from confcascade.graders.texts import ContainsAny, ExactMatch, NormalizedMatch
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "LLMJudge",
     "NormalizedMatch",
     "Numeric",
-    "Structured",
+    "StructuredMatch",
     "grader_from_string",
     "is_right",
 ]

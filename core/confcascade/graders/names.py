@@ -12,7 +12,7 @@ from confcascade.graders.function import Function
 from confcascade.graders.grader import REFUSAL, Grader
 from confcascade.graders.judge import LLMJudge
 from confcascade.graders.numeric import Numeric
-from confcascade.graders.structured import Structured
+from confcascade.graders.structured import StructuredMatch
 from confcascade.graders.texts import ContainsAny, ExactMatch, NormalizedMatch
 
 __all__ = ["grader_from_string"]
@@ -42,10 +42,10 @@ def grader_from_string(name: str, *, refusal: str = REFUSAL) -> Grader:
         return Numeric(tolerance=_tolerance(rest) if rest else 0.0, refusal=refusal)
     if kind == LLMJudge.name and rest:
         return LLMJudge(rest, refusal=refusal)
-    if kind == Structured.name and ":" in rest:
+    if kind == StructuredMatch.name and ":" in rest:
         place, _, key = rest.partition("#")
-        return Structured(_imported(place), key=key or None, refusal=refusal)
-    if kind and rest and kind not in (*_PLAIN, Structured.name):
+        return StructuredMatch(_imported(place), key=key or None, refusal=refusal)
+    if kind and rest and kind not in (*_PLAIN, StructuredMatch.name):
         return Function(_imported(name), refusal=refusal)
     raise ConfigurationError(
         f"A grader must be one of {', '.join(_FORMS)}, judge:MODEL, or module:function. Got '{name}'."

@@ -16,12 +16,12 @@ from confcascade.graders.grade import Grade
 from confcascade.graders.grader import REFUSAL, Grader
 from confcascade.tools import parse_problem
 
-__all__ = ["Structured"]
+__all__ = ["StructuredMatch"]
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
-class Structured(Grader):
+class StructuredMatch(Grader):
     """Right if the answer is JSON that `schema` accepts, and says what a reference says.
 
     The JSON may stand in a fenced block. What does not validate is wrong, with the reason: the field and the rule, not

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from confcascade.asks import Chunk, Generate, Prefill, Verdict, Watch
 from confcascade.types import Prefilled, Response, Token
 
-__all__ = ["Blocking", "Watcher"]
+__all__ = ["InThreads", "Watcher"]
 
 
 class Watcher:
@@ -30,7 +30,7 @@ class Watcher:
         return self.verdict
 
 
-class Blocking:
+class InThreads:
     """The asynchronous half of a model that computes in this process: its synchronous half, in threads."""
 
     prefill: Callable[[Sequence[Prefill]], Sequence[Prefilled | Exception]]

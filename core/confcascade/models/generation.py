@@ -14,11 +14,11 @@ from confcascade.types import Response, Token, Usage
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Row", "Speaker"]
+__all__ = ["DecoderSettings", "Decoding"]
 
 
 @dataclass(frozen=True)
-class Speaker:
+class DecoderSettings:
     """How a model writes.
 
     Attributes:
@@ -38,7 +38,7 @@ class Speaker:
     device: torch.device
 
 
-class Row:
+class Decoding:
     """One answer while it is generated: its text, its tokens, and when it ends.
 
     Args:
@@ -51,7 +51,7 @@ class Row:
         ModelError: If the request has options that local generation does not know.
     """
 
-    def __init__(self, ask: Generate, speaker: Speaker, prompt: Sequence[int], position: int) -> None:
+    def __init__(self, ask: Generate, speaker: DecoderSettings, prompt: Sequence[int], position: int) -> None:
         self.ask = ask
         self.prompt = prompt
         self.position = position

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
-from confcascade.models.base import Blocking
+from confcascade.models.base import InThreads
 from confcascade.models.decoder import Capture, Decoder
-from confcascade.models.generation import Row, Speaker
+from confcascade.models.generation import DecoderSettings, Decoding
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ __all__ = ["TransformersModel"]
 _log = logging.getLogger("confcascade")
 
 
-class TransformersModel(Blocking):
+class TransformersModel(InThreads):
     """A causal language model in this process.
 
     Prompts are rendered with the tokenizer's chat template, or, where it has none, completed as raw text.
@@ -80,7 +80,7 @@ class TransformersModel(Blocking):
         )
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = tokenizer.eos_token_id if ends is None else ends
-        self._speaker = Speaker(
+        self._speaker = DecoderSettings(
             name=self._name,
             tokenizer=tokenizer,
             ends=frozenset(ends if isinstance(ends, list | tuple) else [ends]),
@@ -234,7 +234,7 @@ class TransformersModel(Blocking):
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         answers: list[Any] = [None] * len(asks)
         for group in self._groups(asks):
-            rows: list[Row] = []
+            rows: list[Decoding] = []
             kept: list[int] = []
             for i in group:  # a prompt that cannot be read fails alone, not its batch
                 try:
@@ -357,10 +357,10 @@ class TransformersModel(Blocking):
             groups.setdefault(id(ask.prefilled.state.batch) if ask.prefilled else 0, []).append(i)
         return list(groups.values())
 
-    def _row(self, ask: Generate, position: int) -> Row:
-        return Row(ask, self._speaker, [] if ask.prefilled else self._encode(self.render(ask.request)), position)
+    def _row(self, ask: Generate, position: int) -> Decoding:
+        return Decoding(ask, self._speaker, [] if ask.prefilled else self._encode(self.render(ask.request)), position)
 
-    def _decode(self, rows: list[Row]) -> Iterator[None]:
+    def _decode(self, rows: list[Decoding]) -> Iterator[None]:
         """Generate token by token until every row has ended; yields after each step."""
         import torch
 

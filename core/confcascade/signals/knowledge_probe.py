@@ -19,10 +19,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["KnowledgeProbe", "Parts", "ProbeCard", "check_parts", "checked_states", "fingerprint_of", "resolve_layer"]
+__all__ = [
+    "KnowledgeProbe",
+    "ProbeCard",
+    "ProbeSplit",
+    "check_parts",
+    "checked_states",
+    "fingerprint_of",
+    "resolve_layer",
+]
 
 FORMAT = 1
-Parts: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]"  # training, validation, test
+ProbeSplit: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]"  # training, validation, test
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def checked_states(
     return x, given.astype(bool)
 
 
-def check_parts(correct: NDArray[np.bool_], parts: Parts) -> None:
+def check_parts(correct: NDArray[np.bool_], parts: ProbeSplit) -> None:
     """Every part must have right and wrong answers.
 
     Raises:
@@ -270,7 +278,7 @@ class KnowledgeProbe(Signal):
         weights: Weights,
         hidden: NDArray[np.float32],
         correct: NDArray[np.bool_],
-        parts: Parts,
+        parts: ProbeSplit,
         *,
         layer: int,
         epochs: int,
@@ -362,7 +370,7 @@ def _damaged(path: Path, error: Exception) -> ConfigurationError:
     )
 
 
-def _split(n: int, groups: Sequence[str] | None, seed: int) -> Parts:
+def _split(n: int, groups: Sequence[str] | None, seed: int) -> ProbeSplit:
     """Rows for training, validation and test, 80/10/10 by group."""
     import numpy as np
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Signal
-from confcascade.signals.text_classifier import SHAPES, WORDS, Columns, cross_predictions, train
+from confcascade.signals.text_classifier import SHAPES, WORDS, TextColumns, cross_predictions, train
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,7 @@ class LearnedSignal(Signal):
     @classmethod
     def _fit(
         cls: type[S],
-        columns: Columns,
+        columns: TextColumns,
         labels: NDArray[np.bool_],
         target: Literal["right", "no worse"],
         model: str | None,
@@ -158,7 +158,7 @@ class LearnedSignal(Signal):
         return cls(card, train(columns, labels))  # type: ignore[call-arg]  # each has a name of its own
 
 
-def checked_texts(*columns: Sequence[str]) -> Columns:
+def checked_texts(*columns: Sequence[str]) -> TextColumns:
     """The columns, if they are lists of texts, all of one length.
 
     Raises:
@@ -174,7 +174,7 @@ def checked_texts(*columns: Sequence[str]) -> Columns:
     return columns
 
 
-def checked_labels(columns: Columns, labels: ArrayLike, larger: ArrayLike | None) -> NDArray[np.bool_]:
+def checked_labels(columns: TextColumns, labels: ArrayLike, larger: ArrayLike | None) -> NDArray[np.bool_]:
     """What is to be learnt: `labels`, or with `larger` whether they are no less; of both classes.
 
     Raises:

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SHAPES", "WORDS", "Columns", "cross_predictions", "predict", "train"]
+__all__ = ["SHAPES", "WORDS", "TextColumns", "cross_predictions", "predict", "train"]
 
 # texts by column (the question, the answer), each column with its own weights
-Columns = Sequence[Sequence[str]]
+TextColumns = Sequence[Sequence[str]]
 WORDS = 2**16  # hash buckets of a column
 GOLDEN = 0x9E3779B1  # odd, 2**32 over the golden ratio: tells a pair from the same words the other way round
 SHAPES = 4  # figures of `_shape`
 SHAPE_SCALE = 0.3  # of a standardised figure beside words, whose vector has length 1; chosen in docs/design
 
 
-def train(columns: Columns, labels: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+def train(columns: TextColumns, labels: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
     """Weights of an L2-regularised logistic regression (C = 1).
 
     Args:
@@ -58,7 +58,7 @@ def train(columns: Columns, labels: NDArray[np.bool_]) -> dict[str, NDArray[np.f
     }
 
 
-def predict(weights: Mapping[str, NDArray[np.float32]], columns: Columns) -> NDArray[np.float64]:
+def predict(weights: Mapping[str, NDArray[np.float32]], columns: TextColumns) -> NDArray[np.float64]:
     """Probabilities of shape (n,) of the class True."""
     import numpy as np
 
@@ -70,7 +70,7 @@ def predict(weights: Mapping[str, NDArray[np.float32]], columns: Columns) -> NDA
 
 
 def cross_predictions(
-    columns: Columns, labels: NDArray[np.bool_], groups: Sequence[Any] | None, *, folds: int, seed: int
+    columns: TextColumns, labels: NDArray[np.bool_], groups: Sequence[Any] | None, *, folds: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Each row's probability by a classifier that saw no row of its group, and the fold that it was held out in.
 
@@ -150,7 +150,7 @@ def _words(texts: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]
     return np.concatenate(found), np.concatenate(values)
 
 
-def _matrix(columns: Columns) -> Any:
+def _matrix(columns: TextColumns) -> Any:
     """`_words` as a sparse matrix of shape (n, columns * WORDS)."""
     import numpy as np
     from scipy.sparse import csr_matrix
@@ -161,7 +161,7 @@ def _matrix(columns: Columns) -> Any:
     return csr_matrix((values, buckets, starts), shape=(len(rows), len(columns) * WORDS))
 
 
-def _shapes(columns: Columns) -> NDArray[np.float64]:
+def _shapes(columns: TextColumns) -> NDArray[np.float64]:
     """`_shape` of shape (n, columns * 4)."""
     import numpy as np
 

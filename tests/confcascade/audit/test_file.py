@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 from confcascade import Audit, AuditFile, ConfigurationError
-from confcascade.audit.file import Guarded, Judged
+from confcascade.audit.file import DrawnQuery, Guarded
 from confcascade.audit.sequential import SequentialTest
 from confcascade.guarantee import Certificate, Equivalence, Promise, examine
 
@@ -117,7 +117,7 @@ def test_a_forked_child_audits_too(audited):
 def test_a_file_guards_one_promise(tmp_path):
     """Another policy, rule or bound is told to take another file; the same goes on."""
     path = tmp_path / "a"
-    AuditFile.begin(path, GUARDED).record(Judged(True), Counter())
+    AuditFile.begin(path, GUARDED).record(DrawnQuery(True), Counter())
     assert AuditFile.begin(path, GUARDED).state().n == 1
     for changed in ({"policy_id": "other"}, {"equivalence": "numeric"}, {"bounds": {"agreement": 0.03}}):
         with pytest.raises(ConfigurationError, match="of another policy, promise or rule"):
@@ -144,7 +144,7 @@ def test_labels_are_taken_in_the_order_of_the_queries(tmp_path):
     """Whatever the order in which they come, the evidence is that of the queries in order; some stay untold."""
     file = AuditFile.begin(tmp_path / "a", GUARDED)
     for i in range(30):
-        file.record(Judged(True, i % 10 == 9, "hash"), Counter())
+        file.record(DrawnQuery(True, i % 10 == 9, "hash"), Counter())
     ninth, nineteenth, last = (each.number for each in file.disagreements())
     assert file.state().tests["accuracy"].n == 9
 
@@ -181,7 +181,7 @@ def test_evidence_may_grow_beyond_any_float(tmp_path):
     file = AuditFile.begin(tmp_path / "a", GUARDED)
     with file.held_open():
         for _ in range(400):
-            file.record(Judged(True, True, "hash"), Counter())
+            file.record(DrawnQuery(True, True, "hash"), Counter())
     test = file.state().tests["agreement"]
     assert test.log_e > 700
     assert math.isfinite(test.e_value)

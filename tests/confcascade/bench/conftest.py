@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from confcascade import Architecture, Evidence, Message, Prefilled, Prices, Request, Response, TokenProbability, Usage
-from confcascade.bench.recording import RecordedScore, Row, recorded_score
+from confcascade.bench.recording import RecordedScore, Row, score_of
 from confcascade.bench.replay import PolicyStage
 from confcascade.types import Token
 from hypothesis import strategies as st
@@ -65,10 +65,10 @@ def made_row(
     response = Response(text, told, usage)
     for name, signal in LIVE.items():
         if name != "letter":
-            scores[name] = recorded_score(signal, Evidence(request, None, told, response))
+            scores[name] = score_of(signal, Evidence(request, None, told, response))
         elif local:
             seen = Prefilled(Usage(usage.input_tokens), label_logprobs=labels)
-            scores[name] = recorded_score(signal, Evidence(request, seen, told, response), prefill=True)
+            scores[name] = score_of(signal, Evidence(request, seen, told, response), prefill=True)
     return Row(
         question=question,
         model=model,

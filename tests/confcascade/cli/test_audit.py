@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 import pytest
-from confcascade.audit.file import AuditFile, Guarded, Judged
+from confcascade.audit.file import AuditFile, DrawnQuery, Guarded
 from confcascade.guarantee import Certificate, Equivalence, Promise, examine
 
 
@@ -19,7 +19,7 @@ def file(tmp_path):
     file = AuditFile.begin(tmp_path / "audit.sqlite", guarded)
     with file.held_open():
         for i in range(100):
-            file.record(Judged(i % 2 == 0, i == 50, "hash"), Counter(queries=50, kept=30, nano_usd=10**6))
+            file.record(DrawnQuery(i % 2 == 0, i == 50, "hash"), Counter(queries=50, kept=30, nano_usd=10**6))
     return file
 
 
@@ -38,7 +38,7 @@ def test_a_promise_that_holds(file, confcascade, tmp_path):
 def test_an_alarm(file, confcascade):
     """Is told first, and by the code 1, in JSON, too."""
     for _ in range(20):
-        file.record(Judged(True, True, "hash"), Counter())
+        file.record(DrawnQuery(True, True, "hash"), Counter())
     done = confcascade("audit", file.path)
     assert done.returncode == 1
     assert done.stdout.startswith("ALARM since ")

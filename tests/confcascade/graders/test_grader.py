@@ -17,7 +17,7 @@ from confcascade.graders import (
     LLMJudge,
     NormalizedMatch,
     Numeric,
-    Structured,
+    StructuredMatch,
 )
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
@@ -32,7 +32,7 @@ class City(BaseModel):
     name: str
 
 
-PLAIN = [ChoiceLetter(), ContainsAny(), ExactMatch(), NormalizedMatch(), Numeric(), Structured(City)]
+PLAIN = [ChoiceLetter(), ContainsAny(), ExactMatch(), NormalizedMatch(), Numeric(), StructuredMatch(City)]
 ALL = [*PLAIN, Function(str.__eq__), LLMJudge(ScriptedModel("judge", lambda request: "no"))]
 by_name = pytest.mark.parametrize("grader", PLAIN, ids=lambda grader: grader.name)
 
@@ -174,7 +174,7 @@ SAME = [
     (Numeric(), "9 * 2 = 18\n#### 18", "That makes $18.00 a day."),
     (NormalizedMatch(), "Reasoning.\nAnswer: The Louvre!", "Louvre"),
     (ExactMatch(), "Answer: Paris", "Paris."),
-    (Structured(City), '{"name": "Paris"}', '```json\n{"name": "Paris"}\n```'),
+    (StructuredMatch(City), '{"name": "Paris"}', '```json\n{"name": "Paris"}\n```'),
     (NormalizedMatch(), UNKNOWN, "I do not know."),
     (ChoiceLetter(), UNKNOWN, "I do not know."),
 ]
@@ -188,7 +188,7 @@ def test_two_answers_that_say_the_same_are_equal_either_way(grader, one, other):
     assert grader.grade(replace(example, references=(other,)), one).value == 1
 
 
-@pytest.mark.parametrize("grader", [ChoiceLetter(), Numeric(), Structured(City)], ids=lambda grader: grader.name)
+@pytest.mark.parametrize("grader", [ChoiceLetter(), Numeric(), StructuredMatch(City)], ids=lambda grader: grader.name)
 def test_an_answer_that_cannot_be_read_is_no_reference(grader):
     """Whether both say the same is then not known, rather than false."""
     grade = grader.grade(Example("?", ("x", "y"), ("hm, well",)), '{"name": "B"}')
@@ -206,7 +206,7 @@ def test_identities_tell_apart_what_grades_otherwise():
         *ALL,
         Numeric(tolerance=0.1),
         ExactMatch(refusal="^$"),
-        Structured(City, key="name"),
+        StructuredMatch(City, key="name"),
         LLMJudge(ScriptedModel("judge"), "Is {answer} right?"),
     ]
     identities = [json.dumps(grader.identity(), sort_keys=True) for grader in graders]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 from confcascade.errors import ConfigurationError
-from confcascade.graders import Structured
+from confcascade.graders import StructuredMatch
 from confcascade.graders.example import Example
 from pydantic import BaseModel, Field
 
@@ -20,7 +20,7 @@ class Review(BaseModel):
 
 
 SAID = {"label": "positive", "stars": 4, "on": "2024-05-01"}
-GRADER = Structured(Review)
+GRADER = StructuredMatch(Review)
 
 
 def grade(grader, reference, answer):
@@ -62,15 +62,15 @@ def test_what_differs_or_does_not_validate_is_wrong_with_a_reason(answer, reason
 @pytest.mark.parametrize("reference", ["positive", SAID, {"label": "positive", "stars": 1}])
 def test_one_field_alone(reference):
     """The reference is its value, or JSON of the whole class."""
-    grader = Structured(Review, key="label")
+    grader = StructuredMatch(Review, key="label")
     assert grade(grader, reference, SAID).value == 1
     assert grade(grader, reference, SAID).predicted == "positive"
     assert grade(grader, reference, {**SAID, "label": "negative"}).value == 0
 
 
 def test_values_of_one_field_are_read_as_its_type():
-    assert grade(Structured(Review, key="stars"), "4", SAID).value == 1
-    assert grade(Structured(Review, key="on"), "2024-05-01", SAID).value == 1
+    assert grade(StructuredMatch(Review, key="stars"), "4", SAID).value == 1
+    assert grade(StructuredMatch(Review, key="on"), "2024-05-01", SAID).value == 1
 
 
 def test_any_of_several_references_will_do():
@@ -80,11 +80,11 @@ def test_any_of_several_references_will_do():
 
 def test_a_reference_that_does_not_validate_is_no_reference():
     assert grade(GRADER, "positive", SAID).value is None
-    assert grade(Structured(Review, key="stars"), "9", SAID).value is None
+    assert grade(StructuredMatch(Review, key="stars"), "9", SAID).value is None
 
 
 def test_what_is_no_class_or_no_field_is_an_error():
     with pytest.raises(ConfigurationError, match="must be a pydantic class"):
-        Structured(dict)
+        StructuredMatch(dict)
     with pytest.raises(ConfigurationError, match="no field `colour`; it has label, stars, on"):
-        Structured(Review, key="colour")
+        StructuredMatch(Review, key="colour")

@@ -24,7 +24,7 @@ from confcascade import (
 )
 from confcascade.asks import Generate, Prefill, Verdict
 from confcascade.models import from_string
-from confcascade.models.base import Blocking, Watcher
+from confcascade.models.base import InThreads, Watcher
 from confcascade.testing import Reply, ScriptedModel, check_model
 
 REQUEST = Request((Message("user", "q"),))
@@ -106,7 +106,7 @@ def test_an_unwatched_draft_is_held():
 # ---------------------------------------------------------------------- blocking
 
 
-class Local(Blocking, ScriptedModel):  # type: ignore[misc]
+class Local(InThreads, ScriptedModel):  # type: ignore[misc]
     """Notes which threads it computes in."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +129,7 @@ def local(**reply: Any) -> Local:
 
 
 def test_a_blocking_model_keeps_the_contract():
-    """The asynchronous half that `Blocking` adds gives the same answers as the synchronous one."""
+    """The asynchronous half that `InThreads` adds gives the same answers as the synchronous one."""
     check_model(local(), REQUEST)
 
 

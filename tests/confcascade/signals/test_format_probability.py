@@ -20,7 +20,7 @@ from confcascade import (
     Token,
     Usage,
 )
-from confcascade.bench.recording import recorded_score
+from confcascade.bench.recording import score_of
 from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,7 +143,7 @@ def test_a_number_that_is_not_finite_is_no_score(number: float):
 def test_a_recording_knows_where_a_draft_ends():
     """The recorded bound falls at the first token, so that a replay counts one token of a draft that strays."""
     tokens = (first(It=0.9, Answer=0.05), Token(" was", -0.1))
-    score = recorded_score(FormatProbability(), Evidence(REQUEST, None, tokens, Response("It was", tokens)))
+    score = score_of(FormatProbability(), Evidence(REQUEST, None, tokens, Response("It was", tokens)))
 
     assert score.value == pytest.approx(0.05)
     assert score.upper == ((1, pytest.approx(0.05)),)

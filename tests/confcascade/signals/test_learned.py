@@ -23,7 +23,7 @@ from confcascade import (
     TextRouter,
     ToolCall,
 )
-from confcascade.bench.recording import Columns, RecordedModel, Row, recorded_score
+from confcascade.bench.recording import Columns, PlaybackModel, Row, score_of
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.testing import ScriptedModel
 from sklearn.metrics import roc_auc_score
@@ -245,7 +245,7 @@ def test_they_decide_in_a_cascade(router: TextRouter, scorer: LearnedScorer):
 
 
 def test_a_recording_replays_them(router: TextRouter, scorer: LearnedScorer):
-    """Scored once by `recorded_score`, both replays decide as the live cascade did."""
+    """Scored once by `score_of`, both replays decide as the live cascade did."""
     small, large = ScriptedModel("small", logprobs=False), ScriptedModel("large")
     thresholds = {"router": 0.5, "scorer": 0.6}
     live = Cascade([Stage(small, [router, scorer], thresholds), Stage(large)])
@@ -257,16 +257,16 @@ def test_a_recording_replays_them(router: TextRouter, scorer: LearnedScorer):
         request = Request((Message("user", question),))
         response = Response(small.reply(request).text)
         evidence = Evidence(request, None, None, response)
-        scores = {signal.name: recorded_score(signal, evidence) for signal in (router, scorer)}
+        scores = {signal.name: score_of(signal, evidence) for signal in (router, scorer)}
         assert (scores["router"].phase, scores["router"].prefill) == ("pre", False)
         rows.append(Row(question=f"{i}", model="small", answer=response.text, grade=float(right[i]), scores=scores))
         rows.append(Row(question=f"{i}", model="large", answer="large", grade=1.0))
     played = replay(Columns.of(rows), [PolicyStage("small", thresholds), PolicyStage("large")])
-    recorded = RecordedModel("small", rows)
+    recorded = PlaybackModel("small", rows)
     again = Cascade(
         [
             Stage(recorded, [recorded.signal(name) for name in thresholds], thresholds),
-            Stage(RecordedModel("large", rows)),
+            Stage(PlaybackModel("large", rows)),
         ]
     ).run_batch([f"{i}" for i in range(40)])
 

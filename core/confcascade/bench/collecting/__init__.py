@@ -4,8 +4,8 @@
 within limits, `ray` spreads them over a cluster.
 """
 
-from confcascade.bench.collecting.attempt import Asking
+from confcascade.bench.collecting.attempt import CollectOptions
 from confcascade.bench.collecting.collect import Collected, Tally, collect, collect_rows
-from confcascade.bench.collecting.rate_limit import CollectStoppedError, Limits
+from confcascade.bench.collecting.rate_limit import CollectStoppedError, RateLimits
 
-__all__ = ["Asking", "CollectStoppedError", "Collected", "Limits", "Tally", "collect", "collect_rows"]
+__all__ = ["CollectOptions", "CollectStoppedError", "Collected", "RateLimits", "Tally", "collect", "collect_rows"]

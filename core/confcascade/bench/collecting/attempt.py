@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from confcascade.bench.questions.prompts import Prompt
     from confcascade.graders import Grader
 
-__all__ = ["NO_TEXT", "Asking", "attempt_flow"]
+__all__ = ["NO_TEXT", "CollectOptions", "attempt_flow"]
 
 NO_TEXT = "(not kept)"  # as importers write: a row without an answer would be one that no cascade could keep
 
 
 @dataclass(frozen=True)
-class Asking:
+class CollectOptions:
     """How questions are put, answers judged, and what is kept of them.
 
     Attributes:
@@ -49,7 +49,7 @@ class Asking:
         return Request(self.prompt.messages(example), **self.parameters)
 
 
-def attempt_flow(example: Example, stage: Stage, asking: Asking) -> Flow[Row]:
+def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow[Row]:
     """Ask a stage's model a question, let its signals and the grader judge the answer, and make a row of it.
 
     The model answers whole, whatever its signals say: thresholds play no part. What the live cascade would ask of the

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from confcascade.asks import Generate
-from confcascade.bench.collecting.attempt import Asking, attempt_flow
-from confcascade.bench.collecting.rate_limit import CollectStoppedError, Limits, Lines
+from confcascade.bench.collecting.attempt import CollectOptions, attempt_flow
+from confcascade.bench.collecting.rate_limit import CollectStoppedError, RateLimiter, RateLimits
 from confcascade.bench.recording.reading import read_rows
 from confcascade.bench.recording.row import Row
 from confcascade.bench.recording.writer import RecordingWriter
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from confcascade.graders import Grader
 
 
-__all__ = ["AskAll", "Collected", "Ending", "Tally", "collect", "collect_rows", "recorded_stages"]
+__all__ = ["AskAll", "Collected", "Ending", "Tally", "collect", "collect_rows", "with_default_signals"]
 
 Ending = Literal["complete", "budget", "stopped", "failing"]
 _GUESSED_TOKENS = 512  # of an answer, for the budget, until the model has given one
@@ -49,7 +49,12 @@ class AskAll(Protocol):
     """Who puts examples to stages' models: `collect_rows`, or another that does as it does."""
 
     def __call__(
-        self, pairs: Iterable[tuple[Example, Stage]], asking: Asking, *, max_concurrency: int, lines: Lines
+        self,
+        pairs: Iterable[tuple[Example, Stage]],
+        asking: CollectOptions,
+        *,
+        max_concurrency: int,
+        lines: RateLimiter,
     ) -> Iterator[Row]: ...
 
 
@@ -150,7 +155,7 @@ class Collected:
         return sum(tally.wanted - tally.n for tally in self.tallies.values())
 
 
-def recorded_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def with_default_signals(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """`stages` as they are asked: models of strings loaded; one without signals, as the last, with the others' P(T).
 
     That decides nothing in the cascade, but its scores can be a baseline later, or show what it would do elsewhere.
@@ -166,7 +171,11 @@ def recorded_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 
 
 def collect_rows(
-    pairs: Iterable[tuple[Example, Stage]], asking: Asking, *, max_concurrency: int = 16, lines: Lines | None = None
+    pairs: Iterable[tuple[Example, Stage]],
+    asking: CollectOptions,
+    *,
+    max_concurrency: int = 16,
+    lines: RateLimiter | None = None,
 ) -> Iterator[Row]:
     """Rows of examples put to stages' models, as they end: local models in batches, APIs concurrently.
 
@@ -179,7 +188,7 @@ def collect_rows(
         max_concurrency: Most calls to APIs at a time.
         lines: Rate limits, and a way to stop; by default none.
     """
-    lines = lines or Lines()
+    lines = lines or RateLimiter()
     flows = (lines.play(attempt_flow(example, stage, asking)) for example, stage in pairs)
     with closing(run_many(flows, max_concurrency)) as ended:  # type: ignore[type-var]
         for _, row in ended:
@@ -198,7 +207,7 @@ def collect(
     grader: Grader,
     max_usd: float | None = None,
     max_concurrency: int = 16,
-    rate_limits: Mapping[str, Limits] | None = None,
+    rate_limits: Mapping[str, RateLimits] | None = None,
     retry_errors: bool = False,
     give_up_after: int = 20,
     keep_text: bool = True,
@@ -222,8 +231,8 @@ def collect(
         rate_limits: What providers allow, by the name of the model.
         retry_errors: Ask again where the recording has an error.
         give_up_after: Errors of one model in a row after which nothing new is begun: its key or its server is at fault.
-        keep_text: See `Asking`.
-        keep_tokens: See `Asking`.
+        keep_text: See `CollectOptions`.
+        keep_tokens: See `CollectOptions`.
         stop: Once set, what is under way is finished and recorded, and nothing new is begun.
         progress: Called once at the beginning, without a row, and after each row.
         ask_all: Who asks: this process, or `ray_collect.on_ray` a cluster.
@@ -232,11 +241,11 @@ def collect(
     Raises:
         ConfigurationError: If a stage cannot work, two examples share an id, or a price is missing for `max_usd`.
     """
-    asking = Asking(prompt, grader, parameters, keep_text, keep_tokens)
+    asking = CollectOptions(prompt, grader, parameters, keep_text, keep_tokens)
     chosen, drawn = _distinct(examples, asking)
-    stages = recorded_stages(stages)
+    stages = with_default_signals(stages)
     _check(stages, max_usd)
-    done = _Desk(stages, max_usd, give_up_after, Lines(rate_limits, stop), drawn)
+    done = _Desk(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
     for row in _drawn_more(writer, drawn):
         writer.append(row)
     failed = done.read(writer, len(chosen))
@@ -260,7 +269,7 @@ def collect(
     return done.state
 
 
-def _distinct(examples: Iterable[Example], asking: Asking) -> tuple[list[Example], Counter[str]]:
+def _distinct(examples: Iterable[Example], asking: CollectOptions) -> tuple[list[Example], Counter[str]]:
     """Each once, all of which can be asked (it shows before the first call is paid for), and how often each comes."""
     chosen: dict[str, Example] = {}
     drawn = Counter[str]()
@@ -315,7 +324,7 @@ class _Desk:
         stages: Sequence[Stage],
         max_usd: float | None,
         give_up_after: int,
-        lines: Lines,
+        lines: RateLimiter,
         drawn: Mapping[str, int],
     ) -> None:
         self.lines = lines
@@ -356,7 +365,7 @@ class _Desk:
             return False
         return self._begun is None or (self._begun > 0 and self._held is not None)
 
-    def admit(self, pairs: Iterator[tuple[Example, Stage]], asking: Asking) -> Iterator[tuple[Example, Stage]]:
+    def admit(self, pairs: Iterator[tuple[Example, Stage]], asking: CollectOptions) -> Iterator[tuple[Example, Stage]]:
         """The pairs that may be asked, until something speaks against the next."""
         self._begun, self.state.ended = 0, "complete"
         while (pair := self._held or next(pairs, None)) is not None:
@@ -409,7 +418,7 @@ class _Desk:
         now = [self._usd(model, usage) or 0.0 for model, usage in self.lines.used.items()]
         return self._earlier_usd + sum(now)
 
-    def _may_cost(self, pair: tuple[Example, Stage], asking: Asking) -> float:
+    def _may_cost(self, pair: tuple[Example, Stage], asking: CollectOptions) -> float:
         """Dollars for one more row: as much as the dearest yet; before there is one, by the length of the prompt."""
         example, stage = pair
         if self._max_usd is None or stage.prices is None:

@@ -18,7 +18,7 @@ from confcascade.errors import ConfcascadeError, ConfigurationError
 from confcascade.models.remote import estimated_usage
 from confcascade.types import Prefilled, Response, Usage
 
-__all__ = ["CollectStoppedError", "Limits", "Lines", "Pace", "PacedModel"]
+__all__ = ["CollectStoppedError", "Pace", "PacedModel", "RateLimiter", "RateLimits"]
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class CollectStoppedError(ConfcascadeError):
     """A call that was waiting for its turn when collecting was stopped. It was not made."""
 
 
-class Limits(Protocol):
+class RateLimits(Protocol):
     """What a provider allows; None is no limit."""
 
     @property
@@ -111,7 +111,7 @@ class PacedModel:
     """
 
     def __init__(
-        self, model: LanguageModel, limits: Limits | None, stop: threading.Event, *, first_wait_s: float = 1.0
+        self, model: LanguageModel, limits: RateLimits | None, stop: threading.Event, *, first_wait_s: float = 1.0
     ) -> None:
         self._model = model
         self._pace = Pace(limits.requests_per_minute, limits.tokens_per_minute) if limits is not None else Pace()
@@ -203,7 +203,7 @@ def _drawn(seconds: float) -> float:
     return random.uniform(0.5, 1) * min(_LONGEST_S, seconds)  # so that threads do not come back together
 
 
-class Lines:
+class RateLimiter:
     """The way from flows to models: models behind an API are paced, and what answers used is added up.
 
     Args:
@@ -215,7 +215,7 @@ class Lines:
         given_up: Whoever takes the rows wants no more of them.
     """
 
-    def __init__(self, limits: Mapping[str, Limits] | None = None, stop: threading.Event | None = None) -> None:
+    def __init__(self, limits: Mapping[str, RateLimits] | None = None, stop: threading.Event | None = None) -> None:
         self.limits = dict(limits or {})
         self.stop = stop or threading.Event()
         self.used: dict[str, Usage] = {}

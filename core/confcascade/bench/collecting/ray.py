@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from confcascade.bench.cluster import connect, mapped, worker_count
-from confcascade.bench.collecting.attempt import Asking
-from confcascade.bench.collecting.collect import AskAll, collect_rows, recorded_stages
-from confcascade.bench.collecting.rate_limit import Limits, Lines
+from confcascade.bench.collecting.attempt import CollectOptions
+from confcascade.bench.collecting.collect import AskAll, collect_rows, with_default_signals
+from confcascade.bench.collecting.rate_limit import RateLimiter, RateLimits
 from confcascade.bench.recording.row import Row
 from confcascade.cascade_file import CascadeFile
 from confcascade.flow import Stage
@@ -34,9 +34,13 @@ def on_ray(file: CascadeFile, grader: Callable[[], Grader]) -> AskAll:
     """
 
     def ask_all(
-        pairs: Iterable[tuple[Example, Stage]], asking: Asking, *, max_concurrency: int = 16, lines: Lines | None = None
+        pairs: Iterable[tuple[Example, Stage]],
+        asking: CollectOptions,
+        *,
+        max_concurrency: int = 16,
+        lines: RateLimiter | None = None,
     ) -> Iterator[Row]:
-        lines = lines or Lines()
+        lines = lines or RateLimiter()
         local, wanted = False, []
         for example, stage in pairs:
             local = local or stage.model.capability.local
@@ -69,7 +73,7 @@ class _Share:
     tokens_per_minute: float | None
 
 
-def _share(limits: Limits, workers: int) -> _Share:
+def _share(limits: RateLimits, workers: int) -> _Share:
     requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
     return _Share(requests and requests / workers, tokens and tokens / workers)
 
@@ -80,15 +84,15 @@ class _Asker:
 
     file: CascadeFile
     grader: Callable[[], Grader]
-    asking: Asking
+    asking: CollectOptions
     max_concurrency: int
     limits: dict[str, _Share]
-    _made: tuple[dict[str, Stage], Asking, Lines] | None = field(default=None, init=False)
+    _made: tuple[dict[str, Stage], CollectOptions, RateLimiter] | None = field(default=None, init=False)
 
     def __call__(self, batch: list[tuple[Example, str]]) -> tuple[list[bytes], dict[str, Usage]]:
         if self._made is None:
-            stages = {stage.model.name: stage for stage in recorded_stages(self.file.stages())}
-            self._made = stages, replace(self.asking, grader=self.grader()), Lines(self.limits)
+            stages = {stage.model.name: stage for stage in with_default_signals(self.file.stages())}
+            self._made = stages, replace(self.asking, grader=self.grader()), RateLimiter(self.limits)
         stages, asking, lines = self._made
         lines.used.clear()
         pairs = ((example, stages[model]) for example, model in batch)

@@ -22,7 +22,7 @@ from confcascade.errors import ConfigurationError
 from confcascade.graders.grade import is_right
 from confcascade.signals import Threshold
 
-__all__ = ["Bench", "Interval", "PolicyFigures", "Spent", "thresholds_of"]
+__all__ = ["Bench", "Interval", "PolicyFigures", "Spent", "thresholds_by_model"]
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Bench:
         retention = played.retention
         return PolicyFigures(
             name=name,
-            thresholds=thresholds_of(policy),
+            thresholds=thresholds_by_model(policy),
             questions=len(grade),
             accuracy=Interval(*mean_interval(grade)),
             drop_points=Interval(100 * difference, 100 * low, 100 * high),
@@ -278,7 +278,7 @@ class Bench:
         return Interval(*saving(ours, theirs))
 
 
-def thresholds_of(policy: Sequence[PolicyStage]) -> dict[str, dict[str, Threshold]]:
+def thresholds_by_model(policy: Sequence[PolicyStage]) -> dict[str, dict[str, Threshold]]:
     """By model; the last stage, which always answers, has none."""
     return {stage.model: dict(stage.thresholds) if j < len(policy) - 1 else {} for j, stage in enumerate(policy)}
 

@@ -6,27 +6,27 @@ promise, `results` what a fit gives, `policy_file` writes and reads the policy, 
 if there is none. `describe` says what came of it, `realised` looks at a policy on other questions.
 """
 
-from confcascade.bench.fitting.describe import report
+from confcascade.bench.fitting.describe import describe_fit
 from confcascade.bench.fitting.fit import fit
-from confcascade.bench.fitting.material import Material, agreement, material_of, read_material
+from confcascade.bench.fitting.material import FitData, agreement, material_of, read_material
 from confcascade.bench.fitting.policy_file import Described, replayable
 from confcascade.bench.fitting.realised import Realised, realised
-from confcascade.bench.fitting.results import Fitted, Nothing
-from confcascade.bench.fitting.splitting import Parts, split_by_key
+from confcascade.bench.fitting.results import Fitted, NotCertified
+from confcascade.bench.fitting.splitting import FitSplit, split_by_key
 
 __all__ = [
     "Described",
+    "FitData",
+    "FitSplit",
     "Fitted",
-    "Material",
-    "Nothing",
-    "Parts",
+    "NotCertified",
     "Realised",
     "agreement",
+    "describe_fit",
     "fit",
     "material_of",
     "read_material",
     "realised",
     "replayable",
-    "report",
     "split_by_key",
 ]

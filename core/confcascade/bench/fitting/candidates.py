@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.derived import recorded_scores, with_confidence, with_gain
+from confcascade.bench.replay.derived import score_columns, with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.calibration import Calibrator, fit_calibrator
 from confcascade.errors import ConfigurationError
@@ -117,7 +117,7 @@ def derive(
             continue
         j = columns.index(model)
         judged = rows[columns.usable[rows, j]]
-        scores = {name: values[judged] for name, values in recorded_scores(columns, model, names).items()}
+        scores = {name: values[judged] for name, values in score_columns(columns, model, names).items()}
         known = {name: spaces(model, name) for name in names}
         groups = None if texts is None else texts[judged]
         try:

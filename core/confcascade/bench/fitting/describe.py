@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from confcascade.bench.fitting.results import Fitted, Nothing, Runner
+from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
 from confcascade.bench.replay.policy import PolicyStage
 
-__all__ = ["report", "told"]
+__all__ = ["describe_fit", "told"]
 
 _SHOWN = 5  # runners-up
 
 
-def report(result: Fitted | Nothing) -> str:
+def describe_fit(result: Fitted | NotCertified) -> str:
     """Several lines: what is promised or why nothing is, the runners-up, every signal's health, and notes."""
-    lines = _nothing(result) if isinstance(result, Nothing) else _fitted(result)
+    lines = _nothing(result) if isinstance(result, NotCertified) else _fitted(result)
     lines += ["", "Signals:"]
     lines += [f"  {model}.{name}: {each.verdict}" for (model, name), each in result.health.items()]
     return "\n".join([*lines, *(["", *result.notes] if result.notes else [])])
@@ -34,13 +34,13 @@ def _fitted(fitted: Fitted) -> list[str]:
     return lines
 
 
-def _nearest(others: Sequence[Runner]) -> list[Runner]:
+def _nearest(others: Sequence[Contender]) -> list[Contender]:
     """The one that failed, if any, and those that did not and come last in the order."""
     failed = [each for each in others if not each.certified]
     return [each for each in reversed(others) if each.certified][: _SHOWN - len(failed)] + failed
 
 
-def _runner(runner: Runner) -> str:
+def _runner(runner: Contender) -> str:
     worst = max(runner.examined, key=lambda each: each.bound)
     verdict = "holds, too" if runner.certified else "failed"
     return (
@@ -63,7 +63,7 @@ def told(policy: Sequence[PolicyStage]) -> str:
     return " → ".join([*parts, last.model]) if parts else f"{last.model} alone"
 
 
-def _nothing(nothing: Nothing) -> list[str]:
+def _nothing(nothing: NotCertified) -> list[str]:
     lines = [
         f"Nothing can be promised with {nothing.questions:,} questions, {nothing.n:,} of them for the proof: "
         f"{nothing.why}."

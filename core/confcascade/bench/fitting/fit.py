@@ -12,27 +12,27 @@ from numpy.typing import NDArray
 
 from confcascade.bench.fitting.candidates import Structure, candidates, derive
 from confcascade.bench.fitting.describe import told
-from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.material import FitData
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
-from confcascade.bench.fitting.policy_file import Described, policy_of, replayable, saving_of
+from confcascade.bench.fitting.policy_file import Described, fitted_policy, replayable, saving_of
 from confcascade.bench.fitting.proof import Tried, in_order, most_accurate, prove, shortlist
 from confcascade.bench.fitting.refusals import check, only_grade, too_few
-from confcascade.bench.fitting.results import Fitted, Nothing, Runner
-from confcascade.bench.fitting.splitting import Parts, split_by_key
+from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
+from confcascade.bench.fitting.splitting import FitSplit, split_by_key
 from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate, Examined, Promise, Test, sharpest_test
 from confcascade.policy import Saving
 
-__all__ = ["Described", "Fitted", "Nothing", "Runner", "fit", "replayable"]
+__all__ = ["Contender", "Described", "Fitted", "NotCertified", "fit", "replayable"]
 
 
 def fit(
-    material: Material,
+    material: FitData,
     promise: Promise,
     *,
     same: NDArray[np.bool_] | None = None,
@@ -44,10 +44,10 @@ def fit(
     prices: Mapping[str, Prices] | None = None,
     unit: str | None = None,
     seed: int = 0,
-    parts: Parts | None = None,
+    parts: FitSplit | None = None,
     folder: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Fitted | Nothing:
+) -> Fitted | NotCertified:
     """Calibrate, choose, certify.
 
     Of the certified policies the one that saves most over all questions is taken: costs are not what is tested.
@@ -77,7 +77,7 @@ def fit(
     split = split_by_key(material.keys, seed=seed) if parts is None else parts
     split.check(material.keys)
     ordering = split.ordering
-    bill = Bill.of(columns, models, architectures, prices, unit)
+    bill = Costing.of(columns, models, architectures, prices, unit)
     if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
         raise ConfigurationError(
             "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
@@ -122,7 +122,7 @@ def fit(
     played = [*(each.policy for each in path[: len(shown)]), [PolicyStage(largest)]]
     *costs, alone = bill.means(made.columns, played)
     tested = tuple(
-        Runner(each.rule, each.policy, float(1 - cost / alone), tuple(examined))
+        Contender(each.rule, each.policy, float(1 - cost / alone), tuple(examined))
         for each, cost, examined in zip(path, costs, shown, strict=False)
     )
     passed = [i for i, runner in enumerate(tested) if runner.certified]
@@ -155,11 +155,13 @@ def fit(
         for examined, each in zip(shown[chosen], promises.values(), strict=True)
     ]
     stages = path[chosen].policy
-    policy = policy_of(material, made, stages, certificates, saved, described=described or {}, seed=seed, folder=folder)
+    policy = fitted_policy(
+        material, made, stages, certificates, saved, described=described or {}, seed=seed, folder=folder
+    )
     return Fitted(policy, path[chosen].rule, stages, tested, health, split, tuple(notes))
 
 
-def _dearer(runner: Runner, saved: Saving, largest: str) -> str:
+def _dearer(runner: Contender, saved: Saving, largest: str) -> str:
     """Why a policy that holds is not sold, as a clause."""
     return (
         f"of the policies that keep the promise the cheapest, {told(runner.policy)}, costs more than {largest} alone: "
@@ -194,7 +196,7 @@ def _health(
     return found
 
 
-def _promises(material: Material, promise: Promise, per_group: bool) -> dict[str, Promise]:
+def _promises(material: FitData, promise: Promise, per_group: bool) -> dict[str, Promise]:
     if not per_group:
         return {"": promise}
     names = sorted(set(material.columns.groups.tolist()))
@@ -229,7 +231,7 @@ def _path(
     structures: Sequence[Structure],
     largest: str,
     same: NDArray[np.bool_] | None,
-    bill: Bill,
+    bill: Costing,
     promise: Promise,
     n: int,
     most: float | None,
@@ -252,7 +254,7 @@ def _path(
 
 
 def _tests(
-    tried: Tried, groups: NDArray[np.str_], promises: Mapping[str, Promise], split: Parts, columns: Columns
+    tried: Tried, groups: NDArray[np.str_], promises: Mapping[str, Promise], split: FitSplit, columns: Columns
 ) -> dict[str, Test]:
     if list(promises) == [""]:
         return {"": tried.test}

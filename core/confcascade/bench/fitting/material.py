@@ -24,11 +24,11 @@ from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
 from confcascade.policy import question_key
 
-__all__ = ["Material", "agreement", "material_of", "read_material"]
+__all__ = ["FitData", "agreement", "material_of", "read_material"]
 
 
 @dataclass(frozen=True)
-class Material:
+class FitData:
     """Questions that every model was asked, and what else a policy must know of them.
 
     Attributes:
@@ -60,9 +60,9 @@ class Material:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, rows: NDArray[np.intp]) -> Material:
+    def take(self, rows: NDArray[np.intp]) -> FitData:
         """That of some questions."""
-        return Material(
+        return FitData(
             **{
                 **vars(self),
                 "columns": self.columns.take(rows),
@@ -82,7 +82,7 @@ class Material:
         return np.asarray(is_right(self.columns.grades))
 
 
-def read_material(path: str | Path, **options: Any) -> Material:
+def read_material(path: str | Path, **options: Any) -> FitData:
     """That of a recording, with what `collect` wrote down beside it.
 
     Args:
@@ -109,7 +109,7 @@ def material_of(
     prices: Mapping[str, Prices] | None = None,
     identity: Mapping[str, Any] | None = None,
     digest: str | None = None,
-) -> Material:
+) -> FitData:
     """What thresholds can be chosen from: every draw of a question, by its prompt where that is kept.
 
     Args:
@@ -159,7 +159,7 @@ def material_of(
         raise ConfigurationError(
             f"No question was asked of all of {', '.join(chosen)}" + (" and graded." if graded else ".")
         )
-    return Material(
+    return FitData(
         columns=columns.take(kept),
         models=chosen,
         keys=tuple(keys[i] for i in kept),
@@ -213,7 +213,7 @@ class _Notes:
                     )
 
 
-def agreement(material: Material, grader: Grader) -> NDArray[np.bool_]:
+def agreement(material: FitData, grader: Grader) -> NDArray[np.bool_]:
     """Whether each model's answer is the same as the largest's, shape (questions, models) as in the columns.
 
     The largest model's answer stands in the place of a reference. Where it gave none, nothing is lost by any answer.

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.material import FitData
 from confcascade.bench.fitting.proof import Tried
-from confcascade.bench.fitting.results import Nothing, Runner
+from confcascade.bench.fitting.results import Contender, NotCertified
 from confcascade.bench.fitting.splitting import SHARES
 from confcascade.bench.metrics.health import SignalHealth
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
 from confcascade.guarantee import Promise, examples_needed_like
@@ -23,7 +23,7 @@ _PLANNED = 3  # policies of the order for which the planner is asked
 
 
 def why_nothing(
-    path: Sequence[Tried], tested: Sequence[Runner], lacking: str, max_cost: float | None, *, blind: bool
+    path: Sequence[Tried], tested: Sequence[Contender], lacking: str, max_cost: float | None, *, blind: bool
 ) -> str:
     """Why no policy passed, as a clause.
 
@@ -51,19 +51,19 @@ def why_nothing(
 
 def nothing_promised(
     why: str,
-    material: Material,
+    material: FitData,
     path: Sequence[Tried],
     promises: Mapping[str, Promise],
-    bill: Bill,
+    bill: Costing,
     *,
     n: int,
     dearest: float,
-    tested: tuple[Runner, ...],
+    tested: tuple[Contender, ...],
     health: Mapping[tuple[str, str], SignalHealth],
     notes: Sequence[str],
     plan: bool = True,
     blind: bool = False,
-) -> Nothing:
+) -> NotCertified:
     """That nothing is, and how many more questions would do, as far as that can be planned.
 
     Args:
@@ -86,7 +86,7 @@ def nothing_promised(
         more, saved = _planned(material, path, promise, dearest, blind=blind)
     usd, tokens, seconds = _collecting(material, bill)
     times = 0 if more is None else more
-    return Nothing(
+    return NotCertified(
         why=why,
         n=n,
         questions=len(material),
@@ -102,7 +102,7 @@ def nothing_promised(
 
 
 def _planned(
-    material: Material, path: Sequence[Tried], promise: Promise, dearest: float, *, blind: bool
+    material: FitData, path: Sequence[Tried], promise: Promise, dearest: float, *, blind: bool
 ) -> tuple[int | None, float | None]:
     """The fewest further questions for any policy of the order, and what it saves."""
     best: tuple[int, float] | None = None
@@ -132,7 +132,7 @@ def _rounded(count: int) -> int:
     return -(-count // unit) * unit
 
 
-def _collecting(material: Material, bill: Bill) -> tuple[float | None, float, float | None]:
+def _collecting(material: FitData, bill: Costing) -> tuple[float | None, float, float | None]:
     """Mean dollars, tokens and seconds of asking every model one question."""
     columns = material.columns
     alone = [replay(columns, [PolicyStage(model)], prices=bill.prices).cost for model in material.models]

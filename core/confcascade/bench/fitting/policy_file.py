@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from confcascade.bench.fitting.candidates import Candidates, Derived
-from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.material import FitData
 from confcascade.bench.metrics.significance import savings
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
@@ -22,7 +22,7 @@ from confcascade.guarantee import Certificate
 from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
 from confcascade.schema.signals import SignalType
 
-__all__ = ["Described", "policy_of", "replayable", "saving_of"]
+__all__ = ["Described", "fitted_policy", "replayable", "saving_of"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Described:
     folder: Path
 
 
-def policy_of(
-    material: Material,
+def fitted_policy(
+    material: FitData,
     made: Candidates,
     stages: Sequence[PolicyStage],
     certificates: Sequence[Certificate],
@@ -100,7 +100,7 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
 
 
 def saving_of(
-    columns: Columns, policies: Sequence[Sequence[PolicyStage]], chosen: int, largest: str, bill: Bill
+    columns: Columns, policies: Sequence[Sequence[PolicyStage]], chosen: int, largest: str, bill: Costing
 ) -> Saving:
     """What a policy saves that was chosen among several.
 
@@ -131,7 +131,7 @@ def saving_of(
 
 
 def _stage(
-    material: Material,
+    material: FitData,
     made: Candidates,
     stage: PolicyStage,
     *,

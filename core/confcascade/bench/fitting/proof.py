@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from confcascade.bench.fitting.candidates import Structure
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import outcomes
 from confcascade.guarantee import (
@@ -79,7 +79,7 @@ def shortlist(
     structure: Structure,
     largest: str,
     same: NDArray[np.bool_] | None,
-    bill: Bill,
+    bill: Costing,
     promise: Promise,
     n: int,
 ) -> list[Tried]:
@@ -103,7 +103,7 @@ def most_accurate(
     structure: Structure,
     largest: str,
     same: NDArray[np.bool_] | None,
-    bill: Bill,
+    bill: Costing,
     promise: Promise,
     n: int,
     most: float,

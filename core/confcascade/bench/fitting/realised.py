@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.material import FitData
 from confcascade.bench.fitting.policy_file import replayable
 from confcascade.bench.fitting.proof import losses
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
@@ -65,7 +65,7 @@ class Realised:
         return lines
 
 
-def overlap(policy: Policy, material: Material) -> int | None:
+def overlap(policy: Policy, material: FitData) -> int | None:
     """How many of some questions have the text of one that a policy was fitted on; None if that cannot be told."""
     if policy.made_from.keyed_by != material.keyed_by:
         return None
@@ -74,7 +74,7 @@ def overlap(policy: Policy, material: Material) -> int | None:
 
 def realised(
     policy: Policy,
-    material: Material,
+    material: FitData,
     *,
     same: NDArray[np.bool_] | None = None,
     architectures: Mapping[str, Architecture] | None = None,
@@ -113,7 +113,7 @@ def realised(
     columns, stages = replayable(material.columns, policy)
     largest = policy.models[-1]
     (lost,) = losses(columns, [stages], largest, same)
-    bill = Bill.of(columns, policy.models, architectures, prices, policy.saving.unit)
+    bill = Costing.of(columns, policy.models, architectures, prices, policy.saving.unit)
     ours, theirs = bill.means(columns, [stages, [PolicyStage(largest)]])
     return Realised(
         questions=len(columns),

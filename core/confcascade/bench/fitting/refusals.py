@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.material import Material
+from confcascade.bench.fitting.material import FitData
 from confcascade.bench.recording.columns import Columns
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Promise, fewest_examples
@@ -16,7 +16,7 @@ __all__ = ["check", "only_grade", "too_few"]
 
 
 def check(
-    material: Material,
+    material: FitData,
     promise: Promise,
     same: NDArray[np.bool_] | None,
     max_cost: float | None,
@@ -56,7 +56,7 @@ def check(
         )
 
 
-def only_grade(material: Material) -> float | None:
+def only_grade(material: FitData) -> float | None:
     """The grade of every answer, where all are alike; else None. A failure is graded 0."""
     columns, at = material.columns, [material.columns.index(model) for model in material.models]
     grades = np.where(columns.failed[:, at], 0.0, columns.grades[:, at])

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from confcascade.bench.fitting.splitting import Parts
+from confcascade.bench.fitting.splitting import FitSplit
 from confcascade.bench.metrics.health import SignalHealth
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.guarantee import Examined
 from confcascade.policy import Policy
 
-__all__ = ["Fitted", "Nothing", "Runner"]
+__all__ = ["Contender", "Fitted", "NotCertified"]
 
 
 @dataclass(frozen=True)
-class Runner:
+class Contender:
     """A policy that was tested, too.
 
     Attributes:
@@ -53,14 +53,14 @@ class Fitted:
     policy: Policy
     rule: str
     stages: tuple[PolicyStage, ...]
-    tested: tuple[Runner, ...]
+    tested: tuple[Contender, ...]
     health: Mapping[tuple[str, str], SignalHealth]
-    parts: Parts
+    parts: FitSplit
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NotCertified:
     """Nothing can be promised.
 
     Attributes:
@@ -85,6 +85,6 @@ class Nothing:
     usd: float | None
     tokens: float
     seconds: float | None
-    tested: tuple[Runner, ...]
+    tested: tuple[Contender, ...]
     health: Mapping[tuple[str, str], SignalHealth]
     notes: tuple[str, ...]

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from confcascade.errors import ConfigurationError
 
-__all__ = ["SHARES", "Parts", "split_by_key"]
+__all__ = ["SHARES", "FitSplit", "split_by_key"]
 
 SHARES = {"calibrate": 0.4, "choose": 0.2, "certify": 0.4}
 
 
 @dataclass(frozen=True)
-class Parts:
+class FitSplit:
     """Indices of drawn questions: no index in two parts, and no text in both of the first two.
 
     Attributes:
@@ -64,7 +64,7 @@ class Parts:
             )
 
 
-def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, float] | None = None) -> Parts:
+def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, float] | None = None) -> FitSplit:
     """Parts by hashes, which hang on the questions and the seed alone.
 
     Whether a draw is in `certify` hangs on its text and on how many draws of this text stand before it. Of the others
@@ -85,7 +85,7 @@ def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, f
     beyond = text >= ordering
     text[beyond] = (text[beyond] - ordering) * ordering / (1 - ordering)
     certify = drawn >= ordering
-    return Parts(
+    return FitSplit(
         np.flatnonzero(~certify & (text < calibrate)),
         np.flatnonzero(~certify & (text >= calibrate)),
         np.flatnonzero(certify),

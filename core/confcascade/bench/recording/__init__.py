@@ -8,24 +8,24 @@ plays it through the live cascade, `importers` read what others have published.
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.recording.parquet import write_parquet
 from confcascade.bench.recording.parts import write_parts
-from confcascade.bench.recording.playback import RecordedModel, RecordedSignal
+from confcascade.bench.recording.playback import PlaybackModel, PlaybackSignal
 from confcascade.bench.recording.reading import part_paths, read_columns, read_rows
-from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score, recorded_score
+from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score, score_of
 from confcascade.bench.recording.writer import RecordingWriter
 
 __all__ = [
     "NOT_KEPT",
     "Columns",
-    "RecordedModel",
+    "PlaybackModel",
+    "PlaybackSignal",
     "RecordedScore",
-    "RecordedSignal",
     "RecordingWriter",
     "Row",
     "judged_score",
     "part_paths",
     "read_columns",
     "read_rows",
-    "recorded_score",
+    "score_of",
     "write_parquet",
     "write_parts",
 ]

@@ -13,11 +13,11 @@ from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.bench.recording.row import RecordedScore, Row
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, SignalUnavailableError
-from confcascade.models.base import Blocking, Watcher
+from confcascade.models.base import InThreads, Watcher
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.types import Prefilled, Request, Response, Usage
 
-__all__ = ["RecordedModel", "RecordedSignal"]
+__all__ = ["PlaybackModel", "PlaybackSignal"]
 
 LAYER = 1  # where its hidden states are asked for
 
@@ -26,7 +26,7 @@ def _last_message(request: Request) -> str:
     return request.messages[-1].content
 
 
-class RecordedModel(Blocking):
+class PlaybackModel(InThreads):
     """A model that answers from a recording, in every respect as it once did, but at once.
 
     Its tokens, labels and errors are the recorded ones, so `TokenProbability` and the like judge them anew; scores
@@ -113,7 +113,7 @@ class RecordedModel(Blocking):
             raise ModelError(f"The recording of model '{self._name}' has no question '{shown}'.")
         return self._rows[question]
 
-    def signal(self, name: str) -> RecordedSignal:
+    def signal(self, name: str) -> PlaybackSignal:
         """One of its recorded signals, for a `Stage` of this model.
 
         Raises:
@@ -125,7 +125,7 @@ class RecordedModel(Blocking):
             )
         kind = self._kinds[name]
         at = self._probed.index(name) if name in self._probed else None
-        return RecordedSignal(self, name, kind, early=name in self._early, at=at)
+        return PlaybackSignal(self, name, kind, early=name in self._early, at=at)
 
     # ------------------------------------------------------------------ as a LanguageModel
 
@@ -172,15 +172,15 @@ class RecordedModel(Blocking):
             return error
 
 
-class RecordedSignal(Signal):
-    """A signal whose scores are read from a recording; `RecordedModel.signal` makes it.
+class PlaybackSignal(Signal):
+    """A signal whose scores are read from a recording; `PlaybackModel.signal` makes it.
 
     A score that was missing is missing again, and the bounds along an answer are the recorded ones.
     """
 
     space = (-math.inf, math.inf)  # whatever it was
 
-    def __init__(self, model: RecordedModel, name: str, kind: RecordedScore, *, early: bool, at: int | None) -> None:
+    def __init__(self, model: PlaybackModel, name: str, kind: RecordedScore, *, early: bool, at: int | None) -> None:
         self.name = name
         self.phase = kind.phase  # type: ignore[misc]  # of each signal its own here
         self.early = early
@@ -203,7 +203,7 @@ class RecordedSignal(Signal):
             )
 
     def identity(self) -> Mapping[str, Any]:
-        return {"signal": "RecordedSignal", "model": self._model.name}
+        return {"signal": "PlaybackSignal", "model": self._model.name}
 
     def score(self, evidence: Evidence) -> Measurement:
         if self._at is not None:  # as a probe would: from what the pass over the prompt showed

@@ -16,7 +16,7 @@ from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Token, Usage
 
-__all__ = ["NOT_KEPT", "RecordedScore", "Row", "judged_score", "recorded_score"]
+__all__ = ["NOT_KEPT", "RecordedScore", "Row", "judged_score", "score_of"]
 
 
 class RecordedScore(BaseModel):
@@ -129,7 +129,7 @@ class Row(BaseModel):
             return re.sub("[\ud800-\udfff]", "\ufffd", told).encode() + b"\n"
 
 
-def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> RecordedScore:
+def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> RecordedScore:
     """What `signal` makes of a finished attempt, with the bounds that it would have given along the way.
 
     Args:
@@ -154,7 +154,7 @@ def recorded_score(signal: Signal, evidence: Evidence, *, prefill: bool = False)
 
 
 def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Flow[RecordedScore]:
-    """`recorded_score` as a flow, which asks for the further calls that a signal may need."""
+    """`score_of` as a flow, which asks for the further calls that a signal may need."""
     upper: list[tuple[int, float]] = []
     if not prefill:  # another signal's pass is not its own
         evidence = replace(evidence, prefilled=None)

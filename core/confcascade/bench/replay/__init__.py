@@ -5,22 +5,22 @@ adds what calibrators make of recorded scores, `costs` has the units, `costing` 
 a sweep over a cluster.
 """
 
-from confcascade.bench.replay.costing import Bill
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.costs import UNITS, Costs
 from confcascade.bench.replay.derived import with_confidence, with_gain
-from confcascade.bench.replay.policy import PolicyStage, models_in_order, policy_of
+from confcascade.bench.replay.policy import PolicyStage, models_in_order, stages_from_thresholds
 from confcascade.bench.replay.replay import Replay, Sweep, replay, sweep
 
 __all__ = [
     "UNITS",
-    "Bill",
+    "Costing",
     "Costs",
     "PolicyStage",
     "Replay",
     "Sweep",
     "models_in_order",
-    "policy_of",
     "replay",
+    "stages_from_thresholds",
     "sweep",
     "with_confidence",
     "with_gain",

@@ -16,11 +16,11 @@ from confcascade.bench.replay.replay import replay, sweep
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 
-__all__ = ["Bill"]
+__all__ = ["Costing"]
 
 
 @dataclass(frozen=True)
-class Bill:
+class Costing:
     """What things cost.
 
     Attributes:
@@ -41,7 +41,7 @@ class Bill:
         architectures: Mapping[str, Architecture] | None = None,
         prices: Mapping[str, Prices] | None = None,
         unit: str | None = None,
-    ) -> Bill:
+    ) -> Costing:
         """In the unit that was asked for, else in the first of flops, usd, tokens and seconds that is known of all.
 
         Raises:

@@ -14,10 +14,10 @@ from confcascade.calibration import Calibrator
 from confcascade.errors import ConfigurationError
 from confcascade.signals.calibrated import gain
 
-__all__ = ["recorded_scores", "with_confidence", "with_gain"]
+__all__ = ["score_columns", "with_confidence", "with_gain"]
 
 
-def recorded_scores(columns: Columns, model: str, signals: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def score_columns(columns: Columns, model: str, signals: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """The scores of some signals of a model, as calibrators read them: shape (questions,), NaN where missing."""
     return {name: columns.signal(model, name).values for name in signals}
 
@@ -32,14 +32,14 @@ def with_confidence(columns: Columns, model: str, calibrator: Calibrator, *, nam
         ConfigurationError: If the recording lacks a signal that the calibrator reads, or has one of this name.
     """
     parts = {part: columns.signal(model, part) for part in calibrator.signals}
-    values = calibrator.predict(recorded_scores(columns, model, calibrator.signals))
+    values = calibrator.predict(score_columns(columns, model, calibrator.signals))
     return _added(columns, model, name, parts.values(), values, _upper(calibrator, parts))
 
 
 def with_gain(columns: Columns, model: str, own: Calibrator, larger: Calibrator, *, name: str = "gain") -> Columns:
     """The recording with the signal that ``ExpectedGain(signals, own, larger, name=name)`` is; as `with_confidence`."""
     parts = {part: columns.signal(model, part) for part in (*own.signals, *larger.signals)}
-    both = (each.predict(recorded_scores(columns, model, each.signals)).tolist() for each in (own, larger))
+    both = (each.predict(score_columns(columns, model, each.signals)).tolist() for each in (own, larger))
     told = ([None if math.isnan(value) else value for value in values] for values in both)
     found = [gain(ours, theirs) for ours, theirs in zip(*told, strict=True)]
     values = np.array([math.nan if value is None else value for value in found])

@@ -13,7 +13,7 @@ from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
 
-__all__ = ["PolicyStage", "models_in_order", "policy_of"]
+__all__ = ["PolicyStage", "models_in_order", "stages_from_thresholds"]
 
 
 def models_in_order(
@@ -32,7 +32,9 @@ def models_in_order(
     return columns.models, "first row"
 
 
-def policy_of(columns: Columns, models: Sequence[str], thresholds: Mapping[str, Threshold]) -> tuple[PolicyStage, ...]:
+def stages_from_thresholds(
+    columns: Columns, models: Sequence[str], thresholds: Mapping[str, Threshold]
+) -> tuple[PolicyStage, ...]:
     """A policy whose thresholds are told as ``{"p_t": 0.9}``, for every model that has the signal, or
     ``{"small.p_t": 0.9}`` for one model, which goes before.
 

@@ -20,9 +20,9 @@ from confcascade.signals import Threshold
 
 __all__ = [
     "Figures",
-    "Judged",
     "Masks",
     "Prepared",
+    "StageColumns",
     "Step",
     "all_pass",
     "any_below",
@@ -30,7 +30,7 @@ __all__ = [
     "skips_of",
     "structure_of",
     "summable",
-    "thresholds_of",
+    "threshold_arrays",
 ]
 
 Masks: TypeAlias = NDArray[np.bool_]  # of shape (policies, questions)
@@ -43,7 +43,7 @@ _UNDECIDED = np.finfo(np.float64).max  # the bound of a signal that cannot tell 
 
 
 @dataclass(frozen=True)
-class Judged:
+class StageColumns:
     """A stage of a policy without its thresholds."""
 
     model: int
@@ -51,7 +51,7 @@ class Judged:
     signals: tuple[tuple[str, Column], ...]
 
 
-def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[Judged]:
+def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageColumns]:
     """Which columns a policy reads.
 
     Raises:
@@ -59,7 +59,7 @@ def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[Judged
     """
     if not policy:
         raise ConfigurationError("A policy needs at least one stage; the list is empty.")
-    structure: list[Judged] = []
+    structure: list[StageColumns] = []
     for stage in policy:
         model, last = columns.index(stage.model), len(structure) == len(policy) - 1
         if missing := int((~columns.recorded[:, model]).sum()):
@@ -72,11 +72,13 @@ def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[Judged
                 f"Stage '{stage.model}' of the policy has no threshold, so it could never pass a query on."
             )
         names = () if last else tuple(stage.thresholds)
-        structure.append(Judged(model, stage.model, tuple((name, columns.signal(stage.model, name)) for name in names)))
+        structure.append(
+            StageColumns(model, stage.model, tuple((name, columns.signal(stage.model, name)) for name in names))
+        )
     return structure
 
 
-def thresholds_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> list[Figures]:
+def threshold_arrays(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> list[Figures]:
     """For each stage an array of shape (policies, signals): "always" is below every score, a missing one's included."""
     return [
         np.array(
@@ -87,9 +89,10 @@ def thresholds_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence
     ]
 
 
-def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> list[Figures]:
-    """As `thresholds_of`, the scores below which a query goes straight to the last stage; no score is below infinity's
-    negative, which stands where there is none.
+def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> list[Figures]:
+    """As `threshold_arrays`, the scores below which a query goes straight to the last stage.
+
+    No score is below minus infinity, which stands where there is none.
 
     Raises:
         ConfigurationError: If one is of no signal of the stage that judges before the answer.
@@ -192,7 +195,7 @@ class Prepared:
 def prepare(
     columns: Columns,
     rows: slice,
-    judged: Judged,
+    judged: StageColumns,
     architectures: Mapping[str, Architecture],
     prices: Mapping[str, Prices],
 ) -> Prepared:

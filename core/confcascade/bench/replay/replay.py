@@ -24,16 +24,16 @@ from confcascade.bench.replay.costs import UNITS, Costs
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.prepared import (
     Figures,
-    Judged,
     Masks,
     Prepared,
+    StageColumns,
     all_pass,
     any_below,
     prepare,
     skips_of,
     structure_of,
     summable,
-    thresholds_of,
+    threshold_arrays,
 )
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
@@ -59,7 +59,7 @@ __all__ = [
 NOT_ASKED, ACCEPT, ESCALATE, FAIL = -1, 0, 1, 2  # an attempt's decision
 
 QUESTIONS = 1 << 14  # played at a time, however long the recording; no more are `summable`
-Limits: TypeAlias = Sequence[tuple[Figures, Figures]]  # by stage: thresholds, and what skips to the last
+StageThresholds: TypeAlias = Sequence[tuple[Figures, Figures]]  # by stage: thresholds, and what skips to the last
 _CELLS = 1 << 19  # policies times questions at a time: a few megabytes, which a processor's cache holds
 
 
@@ -268,7 +268,7 @@ def sum_up(
 
 def _alike(
     columns: Columns, policies: Sequence[Sequence[PolicyStage]]
-) -> Iterator[tuple[NDArray[np.intp], list[Judged], Limits]]:
+) -> Iterator[tuple[NDArray[np.intp], list[StageColumns], StageThresholds]]:
     """Policies of the same models and signals together: which they are, what they read, and their limits."""
     alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
     for i, policy in enumerate(policies):
@@ -285,11 +285,13 @@ def _slices(n: int, size: int) -> Iterator[slice]:
 # ---------------------------------------------------------------------- playing
 
 
-def _limits(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Judged]) -> Limits:
-    return list(zip(thresholds_of(policies, structure), skips_of(policies, structure), strict=True))
+def _limits(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> StageThresholds:
+    return list(zip(threshold_arrays(policies, structure), skips_of(policies, structure), strict=True))
 
 
-def _ascend(stages: Sequence[Prepared], limits: Limits) -> Iterator[tuple[Prepared, Masks, Masks, list[Masks], Masks]]:
+def _ascend(
+    stages: Sequence[Prepared], limits: StageThresholds
+) -> Iterator[tuple[Prepared, Masks, Masks, list[Masks], Masks]]:
     """Each stage with who reaches it, who is let generate, whose draft passes each step, and who is kept."""
     reach = np.ones((len(limits[0][0]), len(stages[0].usable)), dtype=bool)
     straight = np.zeros_like(reach)  # to the last stage
@@ -317,7 +319,7 @@ def _finished(stage: Prepared, go: Masks, passed: Sequence[Masks], rows: NDArray
 _WIDTH = 3 + 2 * len(UNITS)  # accuracy, degraded, unanswered, and both costs
 
 
-def _sums(stages: Sequence[Prepared], limits: Limits) -> tuple[Figures, Figures]:
+def _sums(stages: Sequence[Prepared], limits: StageThresholds) -> tuple[Figures, Figures]:
     """Sums over the questions: those of a `Sweep`, shape (policies, _WIDTH), and answers by stage."""
     sums = np.zeros((len(limits[0][0]), _WIDTH))
     accuracy, degraded, unanswered, cost, answering = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:7], sums[:, 7:]
@@ -350,7 +352,7 @@ def _sums(stages: Sequence[Prepared], limits: Limits) -> tuple[Figures, Figures]
     return sums, answered
 
 
-def _answers(stages: Sequence[Prepared], limits: Limits) -> tuple[NDArray[np.int8], Figures]:
+def _answers(stages: Sequence[Prepared], limits: StageThresholds) -> tuple[NDArray[np.int8], Figures]:
     """Which stage answers each question, and the grade, shape (policies, questions)."""
     shape = len(limits[0][0]), len(stages[0].usable)
     stage_of, grade = np.full(shape, -1, dtype=np.int8), np.zeros(shape)
@@ -374,7 +376,7 @@ def _total(mask: Masks, values: Figures) -> Figures:
     return mask.astype(np.float64) @ values
 
 
-def _details(stages: Sequence[Prepared], limits: Limits) -> dict[str, NDArray[np.generic]]:
+def _details(stages: Sequence[Prepared], limits: StageThresholds) -> dict[str, NDArray[np.generic]]:
     """What a `Replay` is made of, for the single policy of `limits`."""
     n, k = len(stages[0].usable), len(stages)
     stage_of, degraded, grade = np.full(n, -1), np.zeros(n, dtype=bool), np.zeros(n)

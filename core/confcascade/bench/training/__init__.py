@@ -7,7 +7,7 @@ makes a folder of it all.
 Not imported by `confcascade` itself: this package needs numpy and pydantic at once, scikit-learn where used.
 """
 
-from confcascade.bench.training.examples import Asked, Material, labelled
+from confcascade.bench.training.examples import Asked, ProbeExamples, labelled
 from confcascade.bench.training.probes import Candidate, CurvePoint, TrainedProbe, train_probe
 from confcascade.bench.training.states import StateCache, read_states
 
@@ -15,7 +15,7 @@ __all__ = [
     "Asked",
     "Candidate",
     "CurvePoint",
-    "Material",
+    "ProbeExamples",
     "StateCache",
     "TrainedProbe",
     "labelled",

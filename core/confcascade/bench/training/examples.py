@@ -14,7 +14,7 @@ from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
 from confcascade.types import Message, Request
 
-__all__ = ["Asked", "Material", "labelled"]
+__all__ = ["Asked", "ProbeExamples", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Material:
+class ProbeExamples:
     """Questions to learn from.
 
     Attributes:
@@ -59,7 +59,7 @@ def labelled(
     prompt: Prompt | None = None,
     by_group: bool = False,
     limit: int | None = None,
-) -> Material:
+) -> ProbeExamples:
     """The questions of a recording that `model` answered, with its grades.
 
     Args:
@@ -112,7 +112,7 @@ def labelled(
             "references, and a grader that fits them."
         )
     split_by = "group" if by_group else "prompt" if by_id is None else "question"
-    return Material(tuple(asked), split_by, {reason: count for reason, count in left_out.items() if count}, partly)
+    return ProbeExamples(tuple(asked), split_by, {reason: count for reason, count in left_out.items() if count}, partly)
 
 
 def _check_builds(rows: Iterable[Row], model: LanguageModel) -> None:

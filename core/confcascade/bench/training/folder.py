@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from confcascade.bench.recording.provenance import digest, versions
-from confcascade.bench.training.examples import Material
+from confcascade.bench.training.examples import ProbeExamples
 from confcascade.bench.training.probes import SHARES, TrainedProbe
 from confcascade.bench.training.verdict import can_route, verdict
 from confcascade.graders.grade import RIGHT
@@ -25,7 +25,7 @@ def write_probe(
     folder: str | Path,
     *,
     source: str | Path,
-    material: Material,
+    material: ProbeExamples,
     command: Sequence[str],
     plots: bool = True,
 ) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from confcascade.bench.metrics.ranking import (
     risk_coverage,
 )
 from confcascade.bench.questions import side
-from confcascade.bench.training.examples import Asked, Material
+from confcascade.bench.training.examples import Asked, ProbeExamples
 from confcascade.bench.training.states import StateCache, key_of, read_states
 from confcascade.errors import ConfigurationError
 from confcascade.graders.example import Example
-from confcascade.signals.knowledge_probe import KnowledgeProbe, Parts, check_parts, checked_states, resolve_layer
+from confcascade.signals.knowledge_probe import KnowledgeProbe, ProbeSplit, check_parts, checked_states, resolve_layer
 from confcascade.signals.probe_fitting import NETWORK, Weights, fit_weights, predict
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def layers_of(model: LanguageModel, depths: Sequence[int | float]) -> tuple[int,
 
 def train_probe(
     model: LanguageModel,
-    material: Material,
+    material: ProbeExamples,
     cache: StateCache,
     *,
     kinds: Sequence[Kind] = ("linear", "mlp"),
@@ -244,7 +244,7 @@ def _ended(stop: threading.Event | None) -> bool:
     return stop is not None and stop.is_set()
 
 
-def _parts(asked: Sequence[Asked], seed: int) -> Parts:
+def _parts(asked: Sequence[Asked], seed: int) -> ProbeSplit:
     """Rows for training, validation and test: by a hash of what must not be shared, so the same in every run."""
     if (count := len({" ".join(each.kept_with.split()).casefold() for each in asked})) < _LEAST:
         raise ConfigurationError(f"A probe needs at least {_LEAST} different questions with a grade. Got {count}.")
@@ -273,7 +273,7 @@ def _point(examples: int, y: NDArray[np.bool_], p: NDArray[np.float64], groups: 
 
 
 def _figures(
-    probe: KnowledgeProbe, x: NDArray[np.float32], y: NDArray[np.bool_], parts: Parts, groups: Sequence[str]
+    probe: KnowledgeProbe, x: NDArray[np.float32], y: NDArray[np.bool_], parts: ProbeSplit, groups: Sequence[str]
 ) -> TestFigures:
     train, _, test = parts
     right, p = y[test], probe.predict(x[test])

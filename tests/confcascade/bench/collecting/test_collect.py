@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from confcascade import Cascade, ConfigurationError, ModelError, Prices, Request, Stage, TokenProbability
-from confcascade.bench.collecting.collect import collect, collect_rows, recorded_stages
-from confcascade.bench.collecting.rate_limit import Lines
+from confcascade.bench.collecting.collect import collect, collect_rows, with_default_signals
+from confcascade.bench.collecting.rate_limit import RateLimiter
 from confcascade.bench.questions.prompts import PROMPTS, Prompt
 from confcascade.bench.questions.splitting import sample
 from confcascade.bench.recording import RecordingWriter, read_columns, read_rows
@@ -81,7 +81,7 @@ def test_the_last_model_is_scored_too(tmp_path):
     _, rows = gathered(tmp_path / "rec.jsonl", [small(), large()])
     assert all(row.scores["p_t"].value == pytest.approx(0.99) for row in rows if row.model == "large")
     silent = ScriptedModel("large", logprobs=False)
-    assert recorded_stages([Stage(small(), [TokenProbability()]), Stage(silent)])[1].signals == ()
+    assert with_default_signals([Stage(small(), [TokenProbability()]), Stage(silent)])[1].signals == ()
 
 
 def test_without_text_nothing_of_it_is_kept(tmp_path):
@@ -237,7 +237,7 @@ def test_a_model_that_always_fails_ends_it(tmp_path):
 def all_at_once(pairs, asking, *, max_concurrency, lines):
     """As a cluster asks: everything is handed out before the first row is there, and what is no longer wanted, lost."""
     for pair in list(pairs):
-        yield from collect_rows([pair], asking, max_concurrency=max_concurrency, lines=Lines(lines.limits))
+        yield from collect_rows([pair], asking, max_concurrency=max_concurrency, lines=RateLimiter(lines.limits))
         if lines.stop.is_set() or lines.given_up:
             return
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from confcascade import ConfigurationError, Message, Request, drivers
 from confcascade.asks import Generate, ask
-from confcascade.bench.collecting.rate_limit import CollectStoppedError, Lines, Pace, PacedModel
+from confcascade.bench.collecting.rate_limit import CollectStoppedError, Pace, PacedModel, RateLimiter
 from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,7 +123,7 @@ def test_it_gives_up_in_the_end():
 def test_waiting_is_no_part_of_the_latency():
     """A call that waits for its turn, and was refused once, takes as long as the provider took."""
     model = ScriptedModel("m", lambda request: Reply("yes", delay_s=0.05))
-    lines = Lines({"m": SimpleNamespace(requests_per_minute=300, tokens_per_minute=None)})
+    lines = RateLimiter({"m": SimpleNamespace(requests_per_minute=300, tokens_per_minute=None)})
 
     def one():
         return (yield from ask(question(model)))
@@ -138,7 +138,7 @@ def test_waiting_is_no_part_of_the_latency():
 def test_who_waits_can_be_stopped():
     """Once it is stopped, a call that waits its turn is not made, and its flow never hears of it."""
     model, heard = ScriptedModel("m"), []
-    lines = Lines({"m": SimpleNamespace(requests_per_minute=1, tokens_per_minute=None)})
+    lines = RateLimiter({"m": SimpleNamespace(requests_per_minute=1, tokens_per_minute=None)})
 
     def one():
         heard.append((yield from ask(question(model))))
@@ -154,7 +154,7 @@ def test_who_waits_can_be_stopped():
 def test_local_models_are_not_paced():
     """They are asked in batches, as ever."""
     model = ScriptedModel("m", batch_size=8)
-    lines = Lines({"m": SimpleNamespace(requests_per_minute=1, tokens_per_minute=None)})
+    lines = RateLimiter({"m": SimpleNamespace(requests_per_minute=1, tokens_per_minute=None)})
 
     def one():
         return (yield from ask(question(model)))

@@ -16,10 +16,10 @@ from confcascade.bench.evaluation.policy_figures import Bench
 from confcascade.bench.metrics.frontier import gap_closed
 from confcascade.bench.metrics.ranking import auroc, calibration_error, macro_scores
 from confcascade.bench.metrics.significance import mcnemar
-from confcascade.bench.recording import RecordedModel, RecordedScore, Row
+from confcascade.bench.recording import PlaybackModel, RecordedScore, Row
 from confcascade.bench.recording.importers import read_choice_logits
 from confcascade.bench.replay import PolicyStage
-from confcascade.bench.replay.policy import models_in_order, policy_of
+from confcascade.bench.replay.policy import models_in_order, stages_from_thresholds
 from confcascade.errors import ConfigurationError
 from confcascade.types import Token
 
@@ -56,7 +56,7 @@ def made_rows(n=60, seed=0, **changes):
 
 def judged(rows, thresholds=None, **options):
     gathered = gather(rows)
-    policy = policy_of(gathered.columns, ("small", "large"), thresholds or {"p_t": 0.7})
+    policy = stages_from_thresholds(gathered.columns, ("small", "large"), thresholds or {"p_t": 0.7})
     return evaluate(gathered, policy, **{"architectures": SIZES, **options})
 
 
@@ -64,7 +64,7 @@ def test_a_policy_has_the_figures_of_the_live_cascade():
     """Accuracy, both costs, retention and who answered are those of the cascade run live on the recorded answers."""
     rows = made_rows()
     figures = judged(rows).policy
-    small, large = (RecordedModel(name, rows, architecture=SIZES[name]) for name in ("small", "large"))
+    small, large = (PlaybackModel(name, rows, architecture=SIZES[name]) for name in ("small", "large"))
     live = Cascade([Stage(small, [small.signal("p_t")], {"p_t": 0.7}), Stage(large)])
     questions = dict.fromkeys(row.question for row in rows)
     outcomes = [live.run(question) for question in questions]
@@ -137,7 +137,7 @@ def test_every_pair_stands_beside_a_chain():
     rows = made_rows()
     rows += [row.model_copy(update={"model": "medium"}) for row in rows if row.model == "small"]
     gathered = gather(rows)
-    policy = policy_of(gathered.columns, ("small", "medium", "large"), {"p_t": 0.7, "medium.p_t": 0.9})
+    policy = stages_from_thresholds(gathered.columns, ("small", "medium", "large"), {"p_t": 0.7, "medium.p_t": 0.9})
     evaluation = evaluate(gathered, policy)
     assert [p.name for p in evaluation.beside] == ["small → medium", "small → large", "medium → large"]
     assert evaluation.beside[2].thresholds == {"medium": {"p_t": 0.9}, "large": {}}
@@ -213,12 +213,12 @@ def test_thresholds_of_one_model_go_before_those_of_all():
     """Names of models may hold dots."""
     rows = [row.model_copy(update={"model": f"llama-3.1-{row.model}"}) for row in made_rows(4)]
     columns, models = gather(rows).columns, ("llama-3.1-small", "llama-3.1-large")
-    policy = policy_of(columns, models, {"llama-3.1-small.p_t": 0.2, "p_t": 0.9})
+    policy = stages_from_thresholds(columns, models, {"llama-3.1-small.p_t": 0.2, "p_t": 0.9})
     assert policy == (PolicyStage("llama-3.1-small", {"p_t": 0.2}), PolicyStage("llama-3.1-large"))
     with pytest.raises(ConfigurationError, match=r"'p_ik' is of no recorded signal.*llama-3.1-small: .*p_t"):
-        policy_of(columns, models, {"p_ik": 0.9})
+        stages_from_thresholds(columns, models, {"p_ik": 0.9})
     with pytest.raises(ConfigurationError, match=r"'llama-3\.1-small' has no threshold"):
-        policy_of(columns, models, {})
+        stages_from_thresholds(columns, models, {})
 
 
 def test_questions_that_cannot_be_judged_are_left_out_and_counted():
@@ -318,7 +318,9 @@ def test_recorded_llama_has_the_figures_of_the_papers_page():
     sizes = {small: Architecture(8 * 10**9, 0, 0), large: Architecture(70 * 10**9, 0, 0)}
     models, by = models_in_order(gathered.columns, sizes, {})
     assert (models, by) == ((small, large), "operations for a token")
-    policy = evaluate(gathered, policy_of(gathered.columns, models, {"p_t": 0.9}), architectures=sizes).policy
+    policy = evaluate(
+        gathered, stages_from_thresholds(gathered.columns, models, {"p_t": 0.9}), architectures=sizes
+    ).policy
     assert 100 * policy.accuracy.value == pytest.approx(78.75, abs=0.005)
     points = policy.drop_points
     assert (points.value, points.low, points.high) == pytest.approx((-1.34, -1.66, -1.02), abs=0.005)

@@ -7,17 +7,17 @@ import pytest
 from confcascade import Cascade, ConfigurationError, Usage
 from confcascade.bench.fitting import (
     Fitted,
-    Nothing,
+    NotCertified,
     agreement,
+    describe_fit,
     fit,
     material_of,
     realised,
     replayable,
-    report,
     split_by_key,
 )
 from confcascade.bench.fitting.describe import told
-from confcascade.bench.recording import Columns, RecordedModel, RecordedScore, Row
+from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise
@@ -79,7 +79,7 @@ def test_the_live_cascade_decides_as_was_certified(rows, pair, tmp_path):
     columns, stages = replayable(material.columns, policy)
     played = replay(columns, stages, architectures=SIZES)
     by_question = {row.question: row.prompt for row in rows}
-    models = [RecordedModel(name, [row.model_copy(update={"question": row.prompt}) for row in rows]) for name in SIZES
+    models = [PlaybackModel(name, [row.model_copy(update={"question": row.prompt}) for row in rows]) for name in SIZES
               if name != "medium"]  # fmt: skip
     signals = {model.name: [model.signal(name) for name in ("p_ik", "p_t")] for model in models}
     with pytest.warns(UserWarning, match="the build of 'small'"):
@@ -99,7 +99,7 @@ def test_every_part_does_its_own_work(rows, pair):
     ]
     result = fitted(turned)
 
-    assert isinstance(result, Nothing)
+    assert isinstance(result, NotCertified)
     assert result.tested[0].policy == pair.tested[0].policy
 
 
@@ -138,7 +138,7 @@ def test_without_labels_agreement_is_promised(rows):
     assert without.stages == with_grades.stages
     (certificate,) = without.policy.certificates
     assert (certificate.kind, certificate.benefits) == ("agreement", 0)
-    assert "differ from the largest model's by 'normalized'" in report(without)
+    assert "differ from the largest model's by 'normalized'" in describe_fit(without)
 
 
 def test_no_answer_is_not_the_largest_models(rows):
@@ -155,7 +155,7 @@ def test_no_answer_is_not_the_largest_models(rows):
     same = agreement(material, NormalizedMatch())
     promise = Promise(0.1, equivalence=Equivalence("normalized"))
     result = fit(material, promise, same=same, architectures=SIZES)
-    assert isinstance(result, Nothing)
+    assert isinstance(result, NotCertified)
     (alone,) = [runner for runner in result.tested if runner.rule == "alone"]
     lost = ~same[split_by_key(material.keys).certify, material.columns.index("small")]
     assert alone.examined[0].harms == int(lost.sum())
@@ -171,12 +171,12 @@ def test_a_small_model_that_is_always_right_does_alone(rows, wrong):
     ]
     result = fitted([*small, *large], Promise(0.01))
     assert isinstance(result, Fitted)
-    assert "Policy: ask small alone." in report(result)
+    assert "Policy: ask small alone." in describe_fit(result)
     assert result.policy.certificates[0].harms <= wrong
     assert result.policy.saving.share > 0.9
-    assert ("CHECK THE GRADER" in report(result)) == (wrong == 0)
+    assert ("CHECK THE GRADER" in describe_fit(result)) == (wrong == 0)
     few = fitted([row for row in [*small, *large] if int(row.question[1:]) < 300], Promise(0.01))
-    assert isinstance(few, Nothing)
+    assert isinstance(few, NotCertified)
     assert "even a policy that never loses an answer takes 299" in few.why
 
 
@@ -193,7 +193,7 @@ def test_without_labels_nothing_is_right(rows, agreeing):
     if agreeing:
         result = fit(material, promise, same=same, architectures=SIZES)
         assert isinstance(result, Fitted)
-        text = report(result)
+        text = describe_fit(result)
         assert "Policy: ask small alone." in text
         assert "agreeing and 0 differing answers have scores: too few to tell" in text
     else:
@@ -222,7 +222,7 @@ def test_a_signal_whose_top_score_is_common_keeps_what_has_it(rows, labels):
     assert isinstance(result, Fitted)
     health = result.health["small", "p_true"]
     assert health.mode_share > 0.6
-    assert "of its scores are 1" in report(result)
+    assert "of its scores are 1" in describe_fit(result)
     kept = replay(*replayable(material.columns, result.policy), architectures=SIZES).stage == 0
     assert kept[material.columns.signal("small", "p_true").values == 1].all()
     assert result.policy.saving.share > 0.6
@@ -248,7 +248,7 @@ def test_a_policy_that_surely_costs_more_is_not_sold(rows):
         for row in rows
     ]
     result = fitted(costly)
-    assert isinstance(result, Nothing)
+    assert isinstance(result, NotCertified)
     assert re.search(
         r"costs more than large alone: -\S+% saved on the questions of the proof, 95 % interval", result.why
     )
@@ -269,7 +269,7 @@ def test_of_the_certified_the_one_that_saves_most_is_taken(rows):
         last.append(ours is certified[-1])
         saving = result.policy.saving
         assert saving.high >= 0
-        assert (saving.low < 0) == ("Whether this policy saves anything is not sure" in report(result))
+        assert (saving.low < 0) == ("Whether this policy saves anything is not sure" in describe_fit(result))
     assert not all(last)  # the last of the order was the cheapest on the questions that ordered it only
 
 
@@ -288,7 +288,7 @@ def test_pairs_chains_and_single_models_compete(chain_rows):
     skipped = fit(material_of(bad, models=("small", "medium", "large")), FIVE, architectures=dear)
     assert isinstance(skipped, Fitted)
     assert [stage.model for stage in skipped.stages] == ["small", "large"]
-    assert "not asked at all: medium" in report(skipped)
+    assert "not asked at all: medium" in describe_fit(skipped)
 
 
 def test_a_gate_may_skip_the_middle(chain_rows, tmp_path):
@@ -305,7 +305,7 @@ def test_a_gate_may_skip_the_middle(chain_rows, tmp_path):
     assert "ask large at once if its p_ik < 0.6" in policy.describe()
     columns, stages = replayable(material_of(chain_rows, architectures=SIZES).columns, policy)
     played = replay(columns, stages)
-    models = [RecordedModel(name, chain_rows) for name in SIZES]
+    models = [PlaybackModel(name, chain_rows) for name in SIZES]
     signals = {model.name: [model.signal(name) for name in ("p_ik", "p_t")] for model in models}
     with pytest.warns(UserWarning, match="not known here"):
         cascade = Cascade(policy.stages(models, signals=signals))
@@ -339,19 +339,19 @@ def test_too_few_rows_say_how_many_more(rows):
     """Also what collecting these costs, as the recorded rows did."""
     few = fitted([row for row in rows if int(row.question[1:]) < 150], Promise(0.01))
 
-    assert isinstance(few, Nothing)
+    assert isinstance(few, NotCertified)
     assert few.n < 299
     assert few.more > 299 / 0.4 - 150
     assert few.tokens == pytest.approx(few.more * 50)
     assert few.seconds == pytest.approx(few.more * 1.0)
-    assert "even a policy that never loses an answer takes 299" in report(few)
-    assert f"About {few.more:,} more would do" in report(few)
+    assert "even a policy that never loses an answer takes 299" in describe_fit(few)
+    assert f"About {few.more:,} more would do" in describe_fit(few)
 
 
 def test_what_would_do_does(rows):
     """With as many questions as were named, a promise is found in most draws."""
     few = fitted(rows[:300] + rows[1500:1800], Promise(0.03))
-    assert isinstance(few, Nothing)
+    assert isinstance(few, NotCertified)
     assert few.more is not None
     found = [isinstance(fitted(made_rows(300 + few.more, seed=seed), Promise(0.03)), Fitted) for seed in range(3)]
     assert sum(found) >= 2
@@ -460,16 +460,16 @@ def test_without_a_signal_that_routes_only_single_models_are_tried(rows, constan
     scores = {"p_t": RecordedScore(value=0.9)} if constant else {}
     blind = [row.model_copy(update={"scores": scores}) for row in rows]
     refused = fitted(blind)
-    assert isinstance(refused, Nothing)
-    assert "no signal can route, so that only single models could be tried" in report(refused)
-    assert ("small.p_t: this signal cannot route: every score is 0.9" in report(refused)) == constant
+    assert isinstance(refused, NotCertified)
+    assert "no signal can route, so that only single models could be tried" in describe_fit(refused)
+    assert ("small.p_t: this signal cannot route: every score is 0.9" in describe_fit(refused)) == constant
 
     grades = {row.question: row.grade for row in rows if row.model == "large"}
     alike = [row.model_copy(update={"grade": grades[row.question]}) for row in blind]
     alone = fitted(alike)
     assert isinstance(alone, Fitted)
     assert [stage.model for stage in alone.stages] == ["small"]
-    assert "Policy: ask small alone." in report(alone)
+    assert "Policy: ask small alone." in describe_fit(alone)
 
 
 def test_a_signal_that_cannot_route_is_left_out(rows):
@@ -477,7 +477,7 @@ def test_a_signal_that_cannot_route_is_left_out(rows):
     constant = [row.model_copy(update={"scores": {**row.scores, "stuck": RecordedScore(value=1.0)}}) for row in rows]
     result = fitted(constant)
     assert isinstance(result, Fitted)
-    assert "small.stuck: this signal cannot route: every score is 1" in report(result)
+    assert "small.stuck: this signal cannot route: every score is 1" in describe_fit(result)
     assert all("stuck" not in stage.needs for stage in result.policy.listed)
 
 
@@ -506,7 +506,7 @@ def test_every_draw_counts(rows):
     assert not calibrate & choose
     assert len(calibrate & certify) > 300
     assert result.policy.certificates[0].n == len(result.parts.certify)
-    assert "1,500 examples repeat the question of another: a recorded answer counts" in report(result)
+    assert "1,500 examples repeat the question of another: a recorded answer counts" in describe_fit(result)
 
 
 def test_where_a_draw_stands_hangs_on_its_text_and_its_number(rows):
@@ -541,7 +541,7 @@ def test_the_promise_is_about_draws(rows, pair):
         return largest - replay(*replayable(traffic, policy)).grade
 
     result = fit(material, FIVE, architectures=SIZES)
-    assert isinstance(result, Nothing) or lost(result.policy).mean() <= 0.05
+    assert isinstance(result, NotCertified) or lost(result.policy).mean() <= 0.05
     counted = material_of([*rows, *(row.model_copy(update={"drawn": 250}) for row in faq[::250])], architectures=SIZES)
     assert counted.keys == material.keys
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from confcascade import Cascade, ConfigurationError, Message, Request, Stage, TokenProbability, Usage
 from confcascade.asks import Generate
-from confcascade.bench.recording import Columns, RecordedModel, RecordedScore, Row
+from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.errors import ModelError
 from confcascade.testing import check_model
@@ -41,12 +41,12 @@ def rows(local: bool) -> list[Row]:
 @pytest.mark.parametrize("local", [False, True])
 def test_it_keeps_the_contract_of_models(local: bool):
     """It answers, streams, prefills and can be ended early, with and without an event loop, always alike."""
-    check_model(RecordedModel("small", rows(local)), Request((Message("user", "q3"),)))
+    check_model(PlaybackModel("small", rows(local)), Request((Message("user", "q3"),)))
 
 
 def test_it_says_what_was_said():
     """Text, tokens, usage and finish reason are the row's; a recorded error is raised again."""
-    model = RecordedModel("small", rows(local=True))
+    model = PlaybackModel("small", rows(local=True))
     asks = [Generate(model, Request((Message("user", q),))) for q in ("q3", "q7", "unknown")]
     said, failed, unknown = model.generate(asks)
     assert (said.text, said.usage) == ("small says 3", Usage(8, 3))
@@ -59,7 +59,7 @@ def test_it_says_what_was_said():
 
 def test_another_key_finds_the_question():
     """A prompt's text need not be the question's id."""
-    model = RecordedModel("small", rows(local=False), key=lambda request: request.messages[0].content.split()[-1])
+    model = PlaybackModel("small", rows(local=False), key=lambda request: request.messages[0].content.split()[-1])
     (answer,) = model.generate([Generate(model, Request((Message("system", "Answer q4"), Message("user", "?"))))])
     assert answer.text == "small says 4"
 
@@ -67,9 +67,9 @@ def test_another_key_finds_the_question():
 def test_what_is_not_recorded_is_said_when_it_is_built():
     """A model without rows, a signal without scores, a signal on the wrong model."""
     recorded = rows(local=False)
-    small, large = RecordedModel("small", recorded), RecordedModel("large", recorded)
+    small, large = PlaybackModel("small", recorded), PlaybackModel("large", recorded)
     with pytest.raises(ConfigurationError, match="no row of model 'huge'"):
-        RecordedModel("huge", recorded)
+        PlaybackModel("huge", recorded)
     with pytest.raises(ConfigurationError, match=r"'probe' of model 'small'.*'mean'"):
         small.signal("probe")
     with pytest.raises(ConfigurationError, match="judges that recorded model alone"):
@@ -81,8 +81,8 @@ def test_a_missing_score_is_missing_again():
     silent = Row(
         question="q", model="a", answer="x", scores={"s": RecordedScore(value=None, details={"unavailable": "why"})}
     )
-    model = RecordedModel("a", [silent])
-    other = RecordedModel("b", [Row(question="q", model="b", answer="y")])
+    model = PlaybackModel("a", [silent])
+    other = PlaybackModel("b", [Row(question="q", model="b", answer="y")])
     outcome = Cascade([Stage(model, [model.signal("s")], {"s": 0.5}), Stage(other)]).run("q")
     assert outcome.text == "y"
     assert outcome.record.attempts[0].reason == "s: why"
@@ -106,7 +106,7 @@ def test_both_integrations_decide_as_the_replay(local: bool, names: tuple[str, .
     played = replay(Columns.of(recorded), [PolicyStage("small", thresholds), PolicyStage("large")])
     assert 0 < (played.stage == 0).mean() < 1
 
-    small, large = RecordedModel("small", recorded, architecture=SIZES[0]), RecordedModel("large", recorded)
+    small, large = PlaybackModel("small", recorded, architecture=SIZES[0]), PlaybackModel("large", recorded)
     stages = [Stage(small, [small.signal(name) for name in names], thresholds), Stage(large)]
     langchain, llamaindex = LangChainCascade(stages=stages), LlamaIndexCascade(stages=stages)
     questions = [f"q{i}" for i in range(40)]
@@ -125,7 +125,7 @@ def test_both_integrations_decide_as_the_replay(local: bool, names: tuple[str, .
 def test_live_signals_judge_recorded_tokens():
     """P(T) of recorded tokens is the recorded P(T): no signal of its own is needed to play them."""
     recorded = rows(local=False)
-    small, large = RecordedModel("small", recorded), RecordedModel("large", recorded)
+    small, large = PlaybackModel("small", recorded), PlaybackModel("large", recorded)
     outcomes = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.8}), Stage(large)]).run_batch(["q0", "q3"])
     scores = [outcome.record.attempts[0].scores["p_t"].value for outcome in outcomes]
     assert scores == [row.scores["mean"].value for row in recorded if row.key in (("q0", "small"), ("q3", "small"))]

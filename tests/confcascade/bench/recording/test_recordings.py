@@ -21,7 +21,7 @@ from confcascade.bench.recording import (
     Row,
     judged_score,
     read_rows,
-    recorded_score,
+    score_of,
 )
 from confcascade.bench.recording.reading import is_recording
 from confcascade.signals import Measurement
@@ -185,19 +185,19 @@ def test_a_signals_bounds_are_recorded():
     """`upper` says after how many tokens the greatest value that was still possible fell, and to what."""
     tokens = tuple(Token(" w", math.log(p)) for p in (0.9, 0.95, 0.5, 0.6))
     request, response = Request((Message("user", "q"),)), Response(" w w w w", tokens, Usage(1, 4))
-    least = recorded_score(TokenProbability(aggregate="min"), Evidence(request, None, tokens, response))
+    least = score_of(TokenProbability(aggregate="min"), Evidence(request, None, tokens, response))
     assert least.value == pytest.approx(0.5)
     assert [count for count, _ in least.upper] == [1, 3]
     assert [bound for _, bound in least.upper] == pytest.approx([0.9, 0.5])
-    mean = recorded_score(TokenProbability(), Evidence(request, None, tokens, response))
+    mean = score_of(TokenProbability(), Evidence(request, None, tokens, response))
     assert mean.upper == ()
     seen = Prefilled(Usage(1), label_logprobs={"A": math.log(0.8), "B": math.log(0.1)})
-    letter = recorded_score(TokenProbability("AB"), Evidence(request, seen, tokens, response), prefill=True)
+    letter = score_of(TokenProbability("AB"), Evidence(request, seen, tokens, response), prefill=True)
     assert letter.prefill
-    beside = recorded_score(TokenProbability(aggregate="min"), Evidence(request, seen, tokens, response))
+    beside = score_of(TokenProbability(aggregate="min"), Evidence(request, seen, tokens, response))
     assert beside == least  # what was prefilled for another signal is none of its business
     assert letter.upper == ((0, letter.value),)
-    missing = recorded_score(TokenProbability(), Evidence(request, None, None, response))
+    missing = score_of(TokenProbability(), Evidence(request, None, None, response))
     assert missing.value is None
     assert "no log-probabilities" in missing.details["unavailable"]
 
@@ -223,7 +223,7 @@ def test_a_signal_with_calls_of_its_own_is_a_flow():
         flow.send((Answer(Response("yes")),))
     assert ended.value.value == RecordedScore(value=0.75, upper=((1, math.exp(math.log(0.8))),))
     with pytest.raises(ConfigurationError, match="further calls"):
-        recorded_score(signal, evidence)
+        score_of(signal, evidence)
 
 
 def test_columns_hold_the_latest_row_of_each_key():

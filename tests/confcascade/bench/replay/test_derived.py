@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from confcascade import Calibrated, Cascade, CascadeExhaustedError, ConfigurationError, ExpectedGain, Stage, Token
-from confcascade.bench.recording import Columns, RecordedModel, RecordedScore, Row
+from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay, sweep
 from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.calibration import Calibrator, Feature, Fusion, Input, Isotonic, Platt, Temperature
@@ -46,7 +46,7 @@ def test_a_derived_column_decides_as_the_live_signal(data: Any, case: Case, comp
     columns = Columns.of(case.rows)
     stages, policy = [], []
     for stage in case.policies[0]:
-        model = RecordedModel(stage.model, case.rows, architecture=case.architectures[stage.model])
+        model = PlaybackModel(stage.model, case.rows, architecture=case.architectures[stage.model])
         if stage is case.policies[0][-1]:
             stages.append(Stage(model, prices=case.prices[stage.model]))
             policy.append(stage)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from confcascade import Cascade, CascadeExhaustedError, ConfigurationError, Cost, Stage, Token, Usage
-from confcascade.bench.recording import Columns, RecordedModel, RecordedScore, Row
+from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, Replay, replay, sweep
 from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED, outcomes
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ from ..conftest import LIVE, Case, cases
 DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 
 
-def live_signal(case: Case, model: RecordedModel, name: str, computed: bool) -> Any:
+def live_signal(case: Case, model: PlaybackModel, name: str, computed: bool) -> Any:
     """The recorded signal; with `computed`, where it can be, one that judges the tokens anew."""
     recorded = model.signal(name)
     kept = all(
@@ -36,7 +36,7 @@ def live_stages(case: Case, policy: list[PolicyStage], computed: bool) -> list[S
     """The policy's stages, live."""
     stages = []
     for stage in policy:
-        model = RecordedModel(stage.model, case.rows, architecture=case.architectures[stage.model])
+        model = PlaybackModel(stage.model, case.rows, architecture=case.architectures[stage.model])
         names = [] if stage is policy[-1] else list(stage.thresholds)
         signals = [live_signal(case, model, name, computed) for name in names]
         thresholds = {name: stage.thresholds[name] for name in names}

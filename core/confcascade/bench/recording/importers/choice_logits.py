@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from confcascade.bench.recording.importers.rows import ONE_TOKEN, csv_rows, finite
-from confcascade.bench.recording.row import Row, recorded_score
+from confcascade.bench.recording.row import Row, score_of
 from confcascade.signals import Evidence
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.types import Message, Prefilled, Request, Response
@@ -54,7 +54,7 @@ def read_choice_logits(path: str | Path, labels: Sequence[str] = "ABCD") -> Iter
             answer=answer,
             grade=float(answer == reference),
             labels=logprobs,
-            scores={signal.name: recorded_score(signal, evidence, prefill=True)},
+            scores={signal.name: score_of(signal, evidence, prefill=True)},
             usage=ONE_TOKEN,
         )
 

@@ -19,7 +19,7 @@ from confcascade.bench.evaluation.policy_figures import Interval
 from confcascade.bench.evaluation.report import headline, made_of, tables, verdict, write_report
 from confcascade.bench.evaluation.report.tables import Head, Table
 from confcascade.bench.recording import RecordedScore, Row
-from confcascade.bench.replay.policy import policy_of
+from confcascade.bench.replay.policy import stages_from_thresholds
 from rich.console import Console
 
 EVIL = "<script>alert(1)</script>\"'&</pre><img src=http://evil.example/x>"
@@ -46,7 +46,7 @@ def evaluation(name="small", text="which?", group="law"):
                 )
             )
     gathered = gather(rows)
-    policy = policy_of(gathered.columns, (name, "large"), {"p_t": 0.8})
+    policy = stages_from_thresholds(gathered.columns, (name, "large"), {"p_t": 0.8})
     sizes = {name: Architecture(10, 0, 0), "large": Architecture(100, 0, 0)}
     return with_texts(evaluate(gathered, policy, architectures=sizes), rows)
 

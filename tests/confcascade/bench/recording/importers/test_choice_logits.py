@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from confcascade import Cascade, ConfigurationError, Stage, TokenProbability
-from confcascade.bench.recording import RecordedModel
+from confcascade.bench.recording import PlaybackModel
 from confcascade.bench.recording.importers import read_choice_logits
 
 LINES = """id,subject,index,answer,model,logit_A,logit_B,logit_C,logit_D
@@ -44,7 +44,7 @@ def test_live_p_t_is_the_imported_one(tmp_path: Path):
     path = tmp_path / "logits.csv"
     path.write_text(LINES)
     rows = list(read_choice_logits(path))
-    small, large = RecordedModel("small", rows), RecordedModel("large", rows)
+    small, large = PlaybackModel("small", rows), PlaybackModel("large", rows)
     cascade = Cascade([Stage(small, [TokenProbability("ABCD")], {"p_t": 0.74}), Stage(large)])
     for outcome, row, answer in zip(cascade.run_batch(["law/test/0", "law/test/2"]), rows[:2], "AD", strict=True):
         score = outcome.record.attempts[0].scores["p_t"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confcascade import Cascade, ConfigurationError, Stage
-from confcascade.bench.recording import NOT_KEPT, Columns, RecordedModel
+from confcascade.bench.recording import NOT_KEPT, Columns, PlaybackModel
 from confcascade.bench.recording.importers import read_choice_softmax
 from confcascade.bench.replay import PolicyStage, replay
 
@@ -53,7 +53,7 @@ def test_live_is_replay(path: Path):
     rows = list(read_choice_softmax(path))
     policy = [PolicyStage("small", {"p_t": 0.6}), PolicyStage("large")]
     played = replay(Columns.of(rows), policy)
-    small, large = RecordedModel("small", rows), RecordedModel("large", rows)
+    small, large = PlaybackModel("small", rows), PlaybackModel("large", rows)
     live = Cascade([Stage(small, [small.signal("p_t")], {"p_t": 0.6}), Stage(large)]).run_batch(["0", "1", "2"])
     assert played.stage.tolist() == [0, 1, 1] == [len(outcome.record.attempts) - 1 for outcome in live]
 
