@@ -98,7 +98,7 @@ def test_what_is_fitted_loses_no_more_where_both_could_look(script, ran):
     """The cheapest of those that do not; none if all lose more."""
     sizes = {size: script.bundled_model(size).architecture for size in script.SIZES}
     seen = material_of(read_rows(ran[0] / "calibration.jsonl"), models=script.SIZES, architectures=sizes)
-    bill = script.Bill.of(seen.columns, script.SIZES, sizes)
+    bill = script.Costing.of(seen.columns, script.SIZES, sizes)
     gate = [PolicyStage("small", {"p_ik": 0.9, "p_t": 0.9}), PolicyStage("large")]
     lost, _ = script.measured(seen, gate, bill)
     known = [(lost + 0.1, 0.9, "loses more"), (lost, 0.4, "cheapest"), (lost - 1, 0.3, "dearer")]

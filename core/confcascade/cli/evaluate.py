@@ -75,8 +75,8 @@ def evaluate(
     from confcascade.bench.evaluation.evaluate import evaluate as judge
     from confcascade.bench.evaluation.gathered import gather
     from confcascade.bench.evaluation.report import made_of, write_report
-    from confcascade.bench.fitting import read_material, realised, replayable
-    from confcascade.bench.recording.reading import read_rows
+    from confcascade.bench.fitting import FitNotes, realised, replayable
+    from confcascade.bench.recording.reading import Recording
     from confcascade.bench.replay.costs import UNITS
     from confcascade.bench.replay.policy import models_in_order, stages_from_thresholds
     from confcascade.bench.replay.replay import Sweep, sweep
@@ -107,20 +107,14 @@ def evaluate(
         played = ray_sweep
     console = Console()
     with console.status("Reading the recording"):
-        gathered = gather(read_rows(recording))
+        source, seen = Recording(recording), FitNotes()
+        gathered = gather(source.rows() if policy is None else seen.passing(source.rows()))
     columns = gathered.columns
     for name in sizes.typed:
         columns.index(name)
     fitted, told = None if policy is None else Policy.load(policy), []
     if fitted is not None:
-        material = read_material(
-            recording,
-            models=fitted.models,
-            graded=True,
-            texts=False,
-            architectures=sizes.architectures,
-            prices=sizes.prices,
-        )
+        material = seen.data(columns, models=fitted.models, architectures=sizes.architectures, prices=sizes.prices)
         found = realised(fitted, material, architectures=sizes.architectures, prices=sizes.prices)
         told = found.describe(fitted)
         if fitted.certificates[0].kind == "agreement":
@@ -165,12 +159,13 @@ def evaluate(
             unit=unit or sizes.unit(chosen),
             sweep=played,
         )
-        evaluation = with_texts(evaluation, read_rows(recording))
+        if gathered.texts is None:  # too many to be held: the recording is read again
+            evaluation = with_texts(evaluation, source.rows())
         known = fitted is not None and found.seen is not None  # who chose these thresholds
         notes = (note for note in evaluation.notes if not (known and note == UNTOLD))
         evaluation = replace(evaluation, notes=(*told, *notes, *sizes.describe(chosen)))
         command = shlex.join(["confcascade", *sys.argv[1:]])
-        made = made_of(recording, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
+        made = made_of(source, command, **{"models, smallest first": f"{', '.join(chosen)} ({by})"})
         written = write_report(evaluation, out, made, plots=plots)
     _show(console, evaluation)
     console.print(f"Report: {written}", highlight=False, markup=False)

@@ -26,7 +26,10 @@ JUDGE_DELTA = 0.1  # the part of the promise's own doubt that a judge's error bo
 
 def fit(
     recording: Annotated[
-        Path, typer.Argument(help="A recording: one row for each question and model.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="A recording (or a folder of its parts): one row for each question and model.", exists=True
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The policy.", dir_okay=False)] = Path("policy.json"),
     max_drop: Annotated[

@@ -99,7 +99,7 @@ def learned(bench: Bench, learner: Learner) -> Mapping[str, Column] | str:
     are always on the same side.
     """
     texts = bench.gathered.texts
-    if texts is None:
+    if texts is None or bench.gathered.no_texts:
         return bench.gathered.no_texts
     if absent := sum(question not in texts.prompts for question in bench.columns.questions):
         return f"{absent:,} prompts are not kept in this recording"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from confcascade.bench.evaluation.baselines import Baseline, baselines
 from confcascade.bench.evaluation.curves import CurveFigures, sensitivity, signal_curves
-from confcascade.bench.evaluation.gathered import MEAN_LOG_PROBABILITY, Gathered
+from confcascade.bench.evaluation.gathered import MEAN_LOG_PROBABILITY, Gathered, Texts
 from confcascade.bench.evaluation.policy_figures import Bench, PolicyFigures
 from confcascade.bench.evaluation.signal_figures import SignalFigures, signal_figures
 from confcascade.bench.metrics.frontier import Curve
@@ -188,7 +188,7 @@ def evaluate(
 
 
 def with_texts(evaluation: Evaluation, rows: Iterable[Row]) -> Evaluation:
-    """The same, its harmful keeps with what the recording keeps of their texts.
+    """The same, its harmful keeps with their texts: for a recording of which `gather` held none.
 
     Args:
         evaluation: Of `evaluate`.
@@ -252,7 +252,7 @@ def _groups(bench: Bench, policy: Sequence[PolicyStage], notes: list[str]) -> tu
 def _harmful(bench: Bench, policy: Sequence[PolicyStage], played: Replay) -> tuple[HarmfulKeep, ...]:
     loss = np.where(played.stage >= 0, bench.largest.grade - played.grade, 0.0)
     kept = np.flatnonzero((loss > 0) & (played.decision == ACCEPT).any(axis=1) & (played.stage < len(policy) - 1))
-    columns, found = bench.columns, []
+    columns, texts, found = bench.columns, bench.gathered.texts, []
     for i in kept:
         stage = policy[played.stage[i]]
         scores = {name: float(columns.signal(stage.model, name).values[i]) for name in stage.thresholds}
@@ -268,9 +268,19 @@ def _harmful(bench: Bench, policy: Sequence[PolicyStage], played: Replay) -> tup
             grade=float(played.grade[i]),
             largest_grade=float(bench.largest.grade[i]),
             scores={name: value if np.isfinite(value) else None for name, value in scores.items()},
+            **({} if texts is None else _texts(texts, columns.questions[i], model, policy[-1].model)),
         )
         for _, _, i, model, scores in worst
     )
+
+
+def _texts(texts: Texts, question: str, model: str, largest: str) -> dict[str, str | None]:
+    return {
+        "prompt": texts.prompts.get(question),
+        "reference": texts.references.get(question),
+        "answer": texts.answers.get((question, model)),
+        "largest_answer": texts.answers.get((question, largest)),
+    }
 
 
 def _notes(bench: Bench, gathered: Gathered, policy: Sequence[PolicyStage]) -> list[str]:

@@ -23,10 +23,11 @@ TEXTS_AT_MOST = 200_000  # rows whose texts are held; of larger recordings no le
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a recording: prompts by question, answers by question and model."""
+    """The texts of a recording, as far as it keeps them: answers by question and model, the others by question."""
 
     prompts: dict[str, str]
     answers: dict[tuple[str, str], str]
+    references: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Gathered:
         reference: Index of the right letter, shape (questions,).
         estimated: How many rows have token counts that nobody told.
         rows: How many there are.
-        texts: None where the recording keeps none, or more than `TEXTS_AT_MOST`.
-        no_texts: Why there are none.
+        texts: None where there are more than `TEXTS_AT_MOST`.
+        no_texts: Why nothing can be learned from them; "" if something can.
     """
 
     columns: Columns
@@ -85,6 +86,7 @@ class _Notes:
         self.estimated = 0
         self.prompts: dict[str, str] = {}
         self.answers: dict[tuple[str, str], str] = {}
+        self.references: dict[str, str] = {}
 
     def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
@@ -105,9 +107,12 @@ class _Notes:
                 self.prompts[row.question] = row.prompt
             if row.answer != NOT_KEPT:
                 self.answers[row.key] = row.answer
+            if row.reference:
+                self.references[row.question] = row.reference
         else:
             self.prompts.clear()
             self.answers.clear()
+            self.references.clear()
 
     def gathered(self, columns: Columns) -> Gathered:
         predicted = np.full((len(self.questions), len(self.models)), NO_LETTER, dtype=np.int8)
@@ -119,10 +124,9 @@ class _Notes:
         texts, reason = None, ""
         if len(self.at) > TEXTS_AT_MOST:
             reason = f"more than {TEXTS_AT_MOST:,} rows: their texts are not held"
-        elif not self.prompts:
-            reason = "prompts are not kept in this recording"
         else:
-            texts = Texts(self.prompts, self.answers)
+            texts = Texts(self.prompts, self.answers, self.references)
+            reason = "" if self.prompts else "prompts are not kept in this recording"
         return Gathered(columns, predicted[draws], reference[draws], self.estimated, len(self.at), texts, reason)
 
 

@@ -8,7 +8,7 @@ if there is none. `describe` says what came of it, `realised` looks at a policy 
 
 from confcascade.bench.fitting.describe import describe_fit
 from confcascade.bench.fitting.fit import fit
-from confcascade.bench.fitting.material import FitData, agreement, material_of, read_material
+from confcascade.bench.fitting.material import FitData, FitNotes, agreement, material_of, read_material
 from confcascade.bench.fitting.policy_file import Described, replayable
 from confcascade.bench.fitting.realised import Realised, realised
 from confcascade.bench.fitting.results import Fitted, NotCertified
@@ -17,6 +17,7 @@ from confcascade.bench.fitting.splitting import FitSplit, split_by_key
 __all__ = [
     "Described",
     "FitData",
+    "FitNotes",
     "FitSplit",
     "Fitted",
     "NotCertified",

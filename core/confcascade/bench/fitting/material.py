@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.recording.provenance import digest, meta_path
-from confcascade.bench.recording.reading import read_rows
+from confcascade.bench.recording.provenance import meta_path
+from confcascade.bench.recording.reading import Recording
 from confcascade.bench.recording.row import NOT_KEPT, Row
 from confcascade.bench.replay.policy import models_in_order
 from confcascade.cost import Architecture, Prices
@@ -24,7 +24,7 @@ from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
 from confcascade.policy import question_key
 
-__all__ = ["FitData", "agreement", "material_of", "read_material"]
+__all__ = ["FitData", "FitNotes", "agreement", "material_of", "read_material"]
 
 
 @dataclass(frozen=True)
@@ -82,102 +82,49 @@ class FitData:
         return np.asarray(is_right(self.columns.grades))
 
 
-def read_material(path: str | Path, **options: Any) -> FitData:
+def read_material(path: str | Path, *, texts: bool = False, **options: Any) -> FitData:
     """That of a recording, with what `collect` wrote down beside it.
 
     Args:
         path: The recording.
-        **options: As for `material_of`.
+        texts: As for `material_of`, as are the others.
+        **options: Of `FitNotes.data`.
 
     Raises:
         ConfigurationError: As `material_of`, and if a row cannot be read: a score that is no number, say.
     """
-    beside = meta_path(path)
+    recording, beside = Recording(path), meta_path(path)
     identity: Mapping[str, Any] = {}
     if beside.exists():
         identity = json.loads(beside.read_text(encoding="utf-8")).get("identity", {})
-    return material_of(read_rows(path), identity=identity, digest=digest(path), **options)
+    notes = FitNotes(texts)
+    columns = Columns.of(notes.passing(recording.rows()))
+    return notes.data(columns, identity=identity, digest=recording.digest, **options)
 
 
-def material_of(
-    rows: Iterable[Row],
-    *,
-    models: Sequence[str] | None = None,
-    graded: bool = True,
-    texts: bool = False,
-    architectures: Mapping[str, Architecture] | None = None,
-    prices: Mapping[str, Prices] | None = None,
-    identity: Mapping[str, Any] | None = None,
-    digest: str | None = None,
-) -> FitData:
+def material_of(rows: Iterable[Row], *, texts: bool = False, **options: Any) -> FitData:
     """What thresholds can be chosen from: every draw of a question, by its prompt where that is kept.
 
     Args:
         rows: A recording.
-        models: Smallest first; by default all, by their sizes or prices, else as they come.
-        graded: Leave out questions without a grade.
         texts: Hold answers and prompts, for comparing answers.
-        architectures: By model.
-        prices: By model.
-        identity: What `collect` wrote down.
-        digest: Of the recording.
+        **options: Of `FitNotes.data`.
 
     Raises:
-        ConfigurationError: If a model was asked with several prompts, or in several builds, or no question is left.
+        ConfigurationError: As by `FitNotes.data`.
     """
-    notes = _Notes(texts)
-    columns = Columns.of(notes.passing(rows))
-    chosen = tuple(models) if models else models_in_order(columns, architectures or {}, prices or {})[0]
-    at = [columns.index(model) for model in chosen]
-    notes.refuse_mixtures(chosen)
-    told = []
-    fit = columns.recorded[:, at].all(axis=1)
-    if missing := int((~fit).sum()):
-        told.append(f"{missing:,} of {len(columns):,} questions are left out: not every model was asked them.")
-    if graded:
-        known = (~np.isnan(columns.grades[:, at]) | columns.failed[:, at]).all(axis=1)
-        if missing := int((fit & ~known).sum()):
-            told.append(f"{missing:,} of {len(columns):,} questions are left out: not every answer was graded.")
-        fit &= known
-    by_prompt = all(question in notes.keys for question in columns.questions)
-    keys = [notes.keys[q] if by_prompt else question_key(q) for q in columns.questions]
-    # sorted, so that the order of the file does not matter
-    kept = sorted(np.flatnonzero(fit).tolist(), key=lambda i: (keys[i], columns.questions[i]))
-    texts_of = {keys[i] for i in kept}
-    if len(texts_of) < len(kept):
-        told.append(
-            f"{len(kept) - len(texts_of):,} of {len(kept):,} questions repeat another: each counts as often as it was "
-            "drawn, and the promise is about questions that repeat themselves as these do."
-        )
-    if not by_prompt:
-        told.append(
-            "Not every prompt is kept, so questions are told apart by their ids: one that occurs under two ids may "
-            "train a calibrator and judge it. The proof stands, but policies may be chosen worse. Collect with --text, "
-            "or see that none does."
-        )
-    if not kept:
-        raise ConfigurationError(
-            f"No question was asked of all of {', '.join(chosen)}" + (" and graded." if graded else ".")
-        )
-    return FitData(
-        columns=columns.take(kept),
-        models=chosen,
-        keys=tuple(keys[i] for i in kept),
-        keyed_by="prompt" if by_prompt else "id",
-        answers=notes.answers,
-        prompts=notes.prompts,
-        builds={model: next(iter(notes.builds[model]), None) for model in chosen},
-        prompt_versions={model: next(iter(notes.versions[model]), None) for model in chosen},
-        identity=identity or {},
-        digest=digest,
-        notes=tuple(told),
-    )
+    notes = FitNotes(texts)
+    return notes.data(Columns.of(notes.passing(rows)), **options)
 
 
-class _Notes:
-    """What is written down of rows as they pass."""
+class FitNotes:
+    """What `fit` must know of a recording beside its columns, written down as the rows pass.
 
-    def __init__(self, texts: bool) -> None:
+    Args:
+        texts: Hold answers and prompts, for comparing answers.
+    """
+
+    def __init__(self, texts: bool = False) -> None:
         self.texts = texts
         self.keys: dict[str, bytes] = {}
         self.builds: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -186,6 +133,7 @@ class _Notes:
         self.prompts: dict[str, str] = {}
 
     def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The same rows."""
         for row in rows:
             if row.prompt and row.question not in self.keys:
                 self.keys[row.question] = question_key(row.prompt)
@@ -199,7 +147,78 @@ class _Notes:
                     self.prompts[row.question] = row.prompt
             yield row
 
-    def refuse_mixtures(self, models: Sequence[str]) -> None:
+    def data(
+        self,
+        columns: Columns,
+        *,
+        models: Sequence[str] | None = None,
+        graded: bool = True,
+        architectures: Mapping[str, Architecture] | None = None,
+        prices: Mapping[str, Prices] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        digest: str | None = None,
+    ) -> FitData:
+        """What thresholds can be chosen from.
+
+        Args:
+            columns: Of the rows that passed.
+            models: Smallest first; by default all, by their sizes or prices, else as they come.
+            graded: Leave out questions without a grade.
+            architectures: By model.
+            prices: By model.
+            identity: What `collect` wrote down.
+            digest: Of the recording.
+
+        Raises:
+            ConfigurationError: If a model was asked with several prompts, or in several builds, or no question is left.
+        """
+        chosen = tuple(models) if models else models_in_order(columns, architectures or {}, prices or {})[0]
+        at = [columns.index(model) for model in chosen]
+        self._refuse_mixtures(chosen)
+        told = []
+        fit = columns.recorded[:, at].all(axis=1)
+        if missing := int((~fit).sum()):
+            told.append(f"{missing:,} of {len(columns):,} questions are left out: not every model was asked them.")
+        if graded:
+            known = (~np.isnan(columns.grades[:, at]) | columns.failed[:, at]).all(axis=1)
+            if missing := int((fit & ~known).sum()):
+                told.append(f"{missing:,} of {len(columns):,} questions are left out: not every answer was graded.")
+            fit &= known
+        by_prompt = all(question in self.keys for question in columns.questions)
+        keys = [self.keys[q] if by_prompt else question_key(q) for q in columns.questions]
+        # sorted, so that the order of the file does not matter
+        kept = sorted(np.flatnonzero(fit).tolist(), key=lambda i: (keys[i], columns.questions[i]))
+        texts_of = {keys[i] for i in kept}
+        if len(texts_of) < len(kept):
+            told.append(
+                f"{len(kept) - len(texts_of):,} of {len(kept):,} questions repeat another: each counts as often as it "
+                "was drawn, and the promise is about questions that repeat themselves as these do."
+            )
+        if not by_prompt:
+            told.append(
+                "Not every prompt is kept, so questions are told apart by their ids: one that occurs under two ids may "
+                "train a calibrator and judge it. The proof stands, but policies may be chosen worse. Collect with "
+                "`keep_text=True`, or see that none does."
+            )
+        if not kept:
+            raise ConfigurationError(
+                f"No question was asked of all of {', '.join(chosen)}" + (" and graded." if graded else ".")
+            )
+        return FitData(
+            columns=columns.take(kept),
+            models=chosen,
+            keys=tuple(keys[i] for i in kept),
+            keyed_by="prompt" if by_prompt else "id",
+            answers=self.answers,
+            prompts=self.prompts,
+            builds={model: next(iter(self.builds[model]), None) for model in chosen},
+            prompt_versions={model: next(iter(self.versions[model]), None) for model in chosen},
+            identity=identity or {},
+            digest=digest,
+            notes=tuple(told),
+        )
+
+    def _refuse_mixtures(self, models: Sequence[str]) -> None:
         for model in models:
             for counter, what, remedy in (
                 (self.versions[model], "prompts", "answers to one prompt tell nothing of another"),

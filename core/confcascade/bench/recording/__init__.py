@@ -9,7 +9,7 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.recording.parquet import write_parquet
 from confcascade.bench.recording.parts import write_parts
 from confcascade.bench.recording.playback import PlaybackModel, PlaybackSignal
-from confcascade.bench.recording.reading import part_paths, read_columns, read_rows
+from confcascade.bench.recording.reading import Recording, part_paths, read_columns, read_rows
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score, score_of
 from confcascade.bench.recording.writer import RecordingWriter
 
@@ -19,6 +19,7 @@ __all__ = [
     "PlaybackModel",
     "PlaybackSignal",
     "RecordedScore",
+    "Recording",
     "RecordingWriter",
     "Row",
     "judged_score",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,15 +101,19 @@ def write_parquet(rows: Iterable[Row], path: str | Path) -> int:
     return count
 
 
-def read_parquet(path: str | Path) -> Iterator[Row]:
+def read_parquet(path: str | Path, opened: BinaryIO | None = None) -> Iterator[Row]:
     """The rows of a recording, some thousand in memory at a time.
+
+    Args:
+        path: The file.
+        opened: It, where it is open already.
 
     Raises:
         ConfigurationError: If the file is none of `write_parquet`, or a row is none (naming it).
         MissingExtraError: Without pyarrow.
     """
     number, names = 0, _schema().names
-    for batch in _batches(path, names, 1_024):
+    for batch in _batches(path, names, 1_024, opened):
         for values in zip(*(_lists(batch.column(name)) for name in names), strict=True):
             number += 1
             try:
@@ -194,10 +198,10 @@ def _lists(array: Any) -> list[Any]:
     return lists
 
 
-def _batches(path: str | Path, columns: list[str], size: int) -> Iterator[Any]:
+def _batches(path: str | Path, columns: list[str], size: int, opened: BinaryIO | None = None) -> Iterator[Any]:
     pa, pq = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path if opened is None else opened)
     except pa.ArrowInvalid as error:
         raise ConfigurationError(f"'{path}' cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     with file:

@@ -46,7 +46,7 @@ class PlaybackModel(InThreads):
     >>> from confcascade.flow import Stage
     >>> rows = [Row(question="q1", model="small", answer="4", scores={"sure": RecordedScore(value=0.8)})]
     >>> rows += [Row(question="q1", model="large", answer="5")]
-    >>> small, large = RecordedModel("small", rows), RecordedModel("large", rows)
+    >>> small, large = PlaybackModel("small", rows), PlaybackModel("large", rows)
     >>> Cascade([Stage(small, [small.signal("sure")], {"sure": 0.7}), Stage(large)]).run("q1").text
     '4'
     """
@@ -87,7 +87,7 @@ class PlaybackModel(InThreads):
         )
 
     def __repr__(self) -> str:
-        return f"RecordedModel({self._name!r}, {len(self._rows)} questions)"
+        return f"PlaybackModel({self._name!r}, {len(self._rows)} questions)"
 
     @property
     def name(self) -> str:
@@ -190,7 +190,7 @@ class PlaybackSignal(Signal):
         self._at = at
 
     def __repr__(self) -> str:
-        return f"RecordedSignal({self.name!r}, model={self._model.name!r})"
+        return f"PlaybackSignal({self.name!r}, model={self._model.name!r})"
 
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         del model

@@ -6,7 +6,6 @@ otherwise is refused; a model may be added, for no row of another is touched by 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from confcascade.bench.questions.prompts import Prompt
+from confcascade.bench.recording.digest import digest
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.flow import Stage
 from confcascade.graders import Grader
 
-__all__ = ["Noted", "bind", "digest", "identity_of", "meta_path", "noted", "versions"]
+__all__ = ["Noted", "bind", "identity_of", "meta_path", "noted", "versions"]
 
 FORMAT = 1
 _PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
@@ -32,25 +32,6 @@ _PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
 def meta_path(recording: str | Path) -> Path:
     """The file beside a recording."""
     return Path(f"{recording}.meta.json")
-
-
-def digest(data: str | Path) -> str:
-    """The sha256 of a file, or of the names and contents of all files in a folder.
-
-    Raises:
-        ConfigurationError: If it is not there.
-    """
-    path = Path(data)
-    if not path.exists():
-        raise ConfigurationError(f"'{path}' is not there.")
-    found = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
-        if file != path:
-            found.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()
 
 
 def identity_of(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from confcascade.bench.recording.columns import Columns, Gathering
+from confcascade.bench.recording.digest import begin_file
 from confcascade.bench.recording.parquet import gather_parquet, read_parquet
 from confcascade.bench.recording.row import Row
 from confcascade.errors import ConfigurationError
 
-__all__ = ["is_recording", "part_paths", "read_columns", "read_rows"]
+__all__ = ["Recording", "is_recording", "part_paths", "read_columns", "read_rows"]
 
 
 def part_paths(path: str | Path) -> list[Path]:
@@ -41,26 +44,65 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     Raises:
         ConfigurationError: If there is none, or, naming the line, if one is no row.
     """
-    for part in part_paths(path):
-        if part.suffix == ".parquet":
-            yield from read_parquet(part)
-        else:
-            yield from _read_lines(part)
+    return Recording(path).rows()
 
 
-def _read_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Row.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = "".join(f"{part}: " for part in first["loc"])
-                raise ConfigurationError(
-                    f"Line {number} of '{path}' is no row of a recording: {where}{first['msg']}."
-                ) from error
+class Recording:
+    """A recording that is read once: its rows pass by whoever looks at them, and its bytes are hashed on the way.
+
+    Args:
+        path: As for `read_rows`.
+
+    Attributes:
+        path: As given.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._parts = part_paths(path)
+        self._digest: str | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """As `read_rows`. After the last of them, `digest` is known."""
+        found = hashlib.sha256()
+        for part in self._parts:
+            begin_file(found, self.path, part)
+            with part.open("rb") as file:
+                if part.suffix == ".parquet":
+                    while block := file.read(1 << 20):
+                        found.update(block)
+                    file.seek(0)
+                    yield from read_parquet(part, file)
+                else:
+                    yield from _read_lines(part, file, found)
+        self._digest = found.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the file, or of the names, sizes and contents of its parts; read anew if no pass was whole."""
+        if self._digest is None:
+            for _ in self.rows():
+                pass
+        assert self._digest is not None
+        return self._digest
+
+
+def _read_lines(path: Path, file: BinaryIO, found: hashlib._Hash) -> Iterator[Row]:
+    for number, line in enumerate(file, start=1):
+        found.update(line)
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield Row.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ConfigurationError(
+                f"Line {number} of '{path}' is no row of a recording: {where}{first['msg']}."
+            ) from error
 
 
 def is_recording(path: str | Path) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from confcascade.bench.recording.provenance import digest, versions
+from confcascade.bench.recording.digest import digest
+from confcascade.bench.recording.provenance import versions
 from confcascade.bench.training.examples import ProbeExamples
 from confcascade.bench.training.probes import SHARES, TrainedProbe
 from confcascade.bench.training.verdict import can_route, verdict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,17 @@ pytest.importorskip("pyarrow")
 
 from confcascade import Architecture, ConfigurationError, Prices, Token, Usage
 from confcascade.bench.evaluation.report import made_of
-from confcascade.bench.recording import Columns, RecordedScore, Row, part_paths, read_columns, read_rows, write_parts
+from confcascade.bench.recording import (
+    Columns,
+    RecordedScore,
+    Recording,
+    Row,
+    part_paths,
+    read_columns,
+    read_rows,
+    write_parts,
+)
+from confcascade.bench.recording.digest import digest
 from confcascade.bench.replay import PolicyStage, Sweep, replay, sweep
 from confcascade.bench.replay.replay import Sums, total
 from hypothesis import given, settings
@@ -43,8 +52,7 @@ def test_parts_hold_every_row_once_and_questions_together(tmp_path: Path):
     assert [r for r in found if r.question == rows[3].question] == [r for r in rows if r.question == rows[3].question]
     assert len(read_columns(tmp_path / "rec")) == 50
     assert [path.name for path in tmp_path.iterdir()] == ["rec"]
-    parts = b"".join(path.read_bytes() for path in part_paths(tmp_path / "rec"))
-    assert made_of(tmp_path / "rec", "a command")["sha256 of the recording"] == sha256(parts).hexdigest()
+    assert made_of(Recording(tmp_path / "rec"), "a command")["sha256 of the recording"] == digest(tmp_path / "rec")
 
 
 def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from confcascade.bench.evaluation.evaluate import Evaluation
@@ -17,7 +14,8 @@ from confcascade.bench.evaluation.report.page import page
 from confcascade.bench.evaluation.report.plots import plots as all_plots
 from confcascade.bench.evaluation.report.tables import Table, tables
 from confcascade.bench.evaluation.report.words import headline, verdict
-from confcascade.bench.recording.reading import part_paths
+from confcascade.bench.recording.provenance import versions
+from confcascade.bench.recording.reading import Recording
 
 __all__ = ["Table", "headline", "made_of", "tables", "verdict", "write_report"]
 
@@ -58,35 +56,19 @@ def write_report(evaluation: Evaluation, folder: str | Path, made: Mapping[str, 
     return index
 
 
-def made_of(recording: str | Path, command: str, **further: str) -> dict[str, str]:
+def made_of(recording: Recording, command: str, **further: str) -> dict[str, str]:
     """How a report was made: the command, the recording with its SHA-256, versions, and the time.
 
     Args:
-        recording: Its file, or the folder of its parts, which are hashed one after the other.
+        recording: With the digest by which a policy names it, too.
         command: As it was typed.
         further: What else to tell.
     """
-    digest = sha256()
-    for path in part_paths(recording):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    versions = [
-        f"python {platform.python_version()}",
-        *(f"{name} {told}" for name in PACKAGES if (told := _version(name))),
-    ]
     return {
         "command": command,
-        "recording": Path(recording).name,
-        "sha256 of the recording": digest.hexdigest(),
+        "recording": recording.path.name,
+        "sha256 of the recording": recording.digest,
         **further,
-        "versions": ", ".join(versions),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions(PACKAGES).items()),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -18,7 +18,7 @@ from confcascade.bench.evaluation.gathered import gather
 from confcascade.bench.evaluation.policy_figures import Interval
 from confcascade.bench.evaluation.report import headline, made_of, tables, verdict, write_report
 from confcascade.bench.evaluation.report.tables import Head, Table
-from confcascade.bench.recording import RecordedScore, Row
+from confcascade.bench.recording import RecordedScore, Recording, Row
 from confcascade.bench.replay.policy import stages_from_thresholds
 from rich.console import Console
 
@@ -83,7 +83,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     recording = folder / "rec.jsonl"
     recording.write_text("")
-    made = made_of(recording, "confcascade evaluate rec.jsonl")
+    made = made_of(Recording(recording), "confcascade evaluate rec.jsonl")
     return write_report(evaluation(EVIL, EVIL, EVIL), folder / "out", made)
 
 
