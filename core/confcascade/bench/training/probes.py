@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from confcascade.asks import LanguageModel
+from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.metrics.ranking import (
     auroc,
     auroc_interval,
@@ -90,6 +91,7 @@ class TestFigures:
         auroc: With `low` and `high`, its 95 % interval.
         low: Lower end.
         high: Upper end.
+        health: Whether P(IK) can route, decided as by `fit` and in every report (`signal_health`).
         brier: Mean squared error of P(IK).
         brier_base_rate: That of always saying the base rate of the training part.
         ece: Expected calibration error, 15 bins of equal mass.
@@ -103,6 +105,7 @@ class TestFigures:
     auroc: float
     low: float
     high: float
+    health: SignalHealth
     brier: float
     brier_base_rate: float
     ece: float
@@ -291,6 +294,7 @@ def _figures(
         auroc=point.auroc,
         low=point.low,
         high=point.high,
+        health=signal_health(p, right),
         brier=brier(right, p),
         brier_base_rate=brier(right, np.full(len(right), y[train].mean())),
         ece=calibration_error(right, p),

@@ -11,8 +11,8 @@ RISE = 0.01  # of AUROC from half of the examples to all: less is level
 
 
 def can_route(trained: TrainedProbe) -> bool:
-    """Whether the 95 % interval of the test AUROC lies above 0.5, which is a coin's."""
-    return trained.test.low > 0.5
+    """Whether `fit` would route by it, on the questions of the test."""
+    return trained.test.health.can_route
 
 
 def verdict(trained: TrainedProbe) -> list[str]:
@@ -20,11 +20,8 @@ def verdict(trained: TrainedProbe) -> list[str]:
     test, card = trained.test, trained.probe.card
     area = f"test AUROC {test.auroc:.3f}, at least {test.low:.3f} ({test.n} questions, 95 % interval)"
     if not can_route(trained):
-        said = [
-            f"This probe cannot route: {area}. It may tell what '{card.model}' knows from what it does not know no "
-            "better than a coin."
-        ]
-    elif test.low < WEAK:
+        said = [f"This probe cannot route: {area}. `fit` would leave it out: {'; '.join(test.health.reasons)}."]
+    elif min(test.low, test.health.auroc_low or 0.0) < WEAK:
         said = [f"This probe can hardly route: {area}. It knows a little of what '{card.model}' knows."]
     else:
         said = [f"This probe can route: {area}."]

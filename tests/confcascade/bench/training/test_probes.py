@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from confcascade import ConfigurationError, KnowledgeProbe, ModelError
-from confcascade.bench.metrics.ranking import auroc
+from confcascade.bench.metrics.health import signal_health
+from confcascade.bench.metrics.ranking import auroc, auroc_interval
 from confcascade.bench.questions import side
 from confcascade.bench.training import StateCache, labelled, train_probe
 from confcascade.bench.training.folder import write_probe
@@ -216,3 +217,21 @@ def test_the_folder_tells_all(trained_and_more, tmp_path):
     assert told["versions"]["scikit-learn"]
     for name in ("reliability", "learning_curve", "auroc_by_depth"):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_probe_routes_where_fit_would_route_by_it(trained_and_more):
+    """One bound decides in `train-probe`, `fit` and every report: an AUROC that is surely above 0.5 may be too low."""
+    trained, *_ = trained_and_more
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.5
+    weak = 0.28 * right + rng.normal(size=400)
+    health = signal_health(weak, right)
+    interval = auroc_interval(right, weak)
+    assert interval is not None
+    assert interval[0] > 0.5  # by this alone, it would be said to route
+    assert not health.can_route
+    low, high = interval
+    test = replace(trained.test, auroc=health.auroc, low=low, high=high, health=health)
+    told = replace(trained, test=test)
+    assert not can_route(told)
+    assert "`fit` would leave it out: AUROC 0.5" in verdict(told)[0]
