@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from confcascade import Audit, Cascade, Generate, Request, Response, Stage, Token, TokenProbability, Usage
+from confcascade import Audit, Cascade, Request, Stage, TokenProbability, Usage
 from confcascade.asks import Capability, Chunk
+from confcascade.extending import Generate, Response, Token
 from confcascade.types import Message
 
 RESPONSE = Response(" word" * 16, tuple(Token(" word", -0.01) for _ in range(16)), Usage(20, 16))

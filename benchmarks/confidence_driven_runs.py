@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from confcascade import KnowledgeProbe, Outcome, Prices, Signal, Stage, TransformersModel
+from confcascade import KnowledgeProbe, Outcome, Prices, Stage, TransformersModel
 from confcascade.asks import Generate, Prefill
 from confcascade.bench.metrics.frontier import gap_closed
 from confcascade.bench.metrics.ranking import drop_points, drop_relative, hallucination_rate, macro_scores
@@ -19,6 +19,7 @@ from confcascade.bench.replay import PolicyStage, Replay
 from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
 from confcascade.demo.measure import request
 from confcascade.demo.world import UNKNOWN, Question
+from confcascade.extending import Signal
 from confcascade.graders.grade import is_right
 from confcascade.signals import Evidence
 from confidence_driven_sets import QuestionSet

@@ -29,20 +29,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from confcascade import (
-    Evidence,
-    Generate,
-    LanguageModel,
-    LearnedScorer,
-    Message,
-    OpenAICompatibleModel,
-    Request,
-    Response,
-    TextRouter,
-)
+from confcascade import LearnedScorer, Message, OpenAICompatibleModel, Request, TextRouter
 from confcascade.bench.recording import Row
 from confcascade.bench.recording.importers import read_chain, read_choice_logits
 from confcascade.demo.world import World
+from confcascade.extending import Evidence, Generate, LanguageModel, Response
 from confcascade.graders.grade import is_right
 from confcascade.models.bundled import bundled_model
 from overhead import WORDS, Clock, server

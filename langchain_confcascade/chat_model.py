@@ -17,17 +17,12 @@ from confcascade import (
     Batching,
     Cascade,
     CascadeExhaustedError,
-    Chunk,
     ConfigurationError,
-    LanguageModel,
-    OnError,
-    OnExhausted,
     Outcome,
-    Signal,
     Stage,
-    Threshold,
     from_string,
 )
+from confcascade.extending import Chunk, LanguageModel, OnError, OnExhausted, Signal, Threshold
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage

@@ -6,22 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confcascade import (
-    Chunk,
-    ConfigurationError,
-    Generate,
-    Message,
-    ModelError,
-    Request,
-    Response,
-    Token,
-    ToolCall,
-    Usage,
-    Watcher,
-)
-from confcascade.models.logprobs import TokenReader, visible
-from confcascade.models.remote import estimated_usage
-from confcascade.tools import CUT
+from confcascade import ConfigurationError, Message, ModelError, Request, ToolCall, Usage
+from confcascade.extending import CUT, Chunk, Generate, Response, Token, TokenReader, Watcher, estimated_usage, visible
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,

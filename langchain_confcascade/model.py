@@ -11,17 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from confcascade import (
-    Architecture,
-    Capability,
-    Chunk,
-    ConfigurationError,
-    Generate,
-    ModelError,
-    Request,
-    Response,
-)
-from confcascade.models.remote import Remote, in_threads
+from confcascade import Architecture, ConfigurationError, ModelError, Request
+from confcascade.extending import Capability, Chunk, Generate, Remote, Response, in_threads
 from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage

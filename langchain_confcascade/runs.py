@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from confcascade import Attempt, CascadeExhaustedError, ModelError, Outcome, Response
+from confcascade import Attempt, CascadeExhaustedError, ModelError, Outcome
+from confcascade.extending import Response
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     BaseCallbackHandler,

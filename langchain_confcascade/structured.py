@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from confcascade import ConfigurationError, Generate, OutputSchema, Response, Usage
-from confcascade.models.remote import estimated_usage
-from confcascade.tools import misfit, parse_problem
+from confcascade import ConfigurationError, OutputSchema, Usage
+from confcascade.extending import Generate, Response, estimated_usage, misfit, parse_problem
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, message_chunk_to_message
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser

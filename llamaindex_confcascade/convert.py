@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confcascade import Chunk, ConfigurationError, Message, Outcome, Request, Response, Token, ToolCall
+from confcascade import ConfigurationError, Message, Outcome, Request, ToolCall
+from confcascade.extending import Chunk, Response, Token
 from llama_index.core.base.llms.types import (
     AudioBlock,
     ChatMessage,

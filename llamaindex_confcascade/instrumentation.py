@@ -14,7 +14,8 @@ from functools import cache, wraps
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from confcascade import Attempt, Cascade, CascadeExhaustedError, Chunk, ModelError, Outcome, Request, Response
+from confcascade import Attempt, Cascade, CascadeExhaustedError, ModelError, Outcome, Request
+from confcascade.extending import Chunk, Response
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.bridge.pydantic import BaseModel

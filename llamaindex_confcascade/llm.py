@@ -8,19 +8,8 @@ from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any, Literal, Self, TypeVar
 
-from confcascade import (
-    Audit,
-    Cascade,
-    Chunk,
-    ConfigurationError,
-    LanguageModel,
-    Outcome,
-    Request,
-    RetrievalScore,
-    Signal,
-    Stage,
-    Threshold,
-)
+from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage
+from confcascade.extending import Chunk, LanguageModel, Signal, Threshold
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,

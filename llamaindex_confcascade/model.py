@@ -8,16 +8,8 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from confcascade import (
-    Architecture,
-    Capability,
-    Chunk,
-    ConfigurationError,
-    Generate,
-    Request,
-    Response,
-)
-from confcascade.models.remote import Remote, in_threads
+from confcascade import Architecture, ConfigurationError, Request
+from confcascade.extending import Capability, Chunk, Generate, Remote, Response, in_threads
 from llama_index.core.base.llms.generic_utils import completion_response_to_chat_response
 from llama_index.core.base.llms.types import (
     ChatMessage,

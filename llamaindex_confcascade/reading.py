@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confcascade import Chunk, Generate, ModelError, Response, Token, ToolCall, Usage, Watcher
-from confcascade.models.logprobs import TokenReader, visible
-from confcascade.models.remote import estimated_usage
-from confcascade.tools import CUT
+from confcascade import ModelError, ToolCall, Usage
+from confcascade.extending import CUT, Chunk, Generate, Response, Token, TokenReader, Watcher, estimated_usage, visible
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ToolCallBlock
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from confcascade import OutputSchema, Response
-from confcascade.tools import misfit, parse_problem
+from confcascade import OutputSchema
+from confcascade.extending import Response, misfit, parse_problem
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 from llama_index.core.llms.llm import LLM

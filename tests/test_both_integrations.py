@@ -14,15 +14,13 @@ from confcascade import (
     Calibrated,
     CascadeExhaustedError,
     ConfigurationError,
-    Evidence,
-    Measurement,
     Request,
     RetrievalScore,
-    Signal,
     Stage,
     TokenProbability,
 )
 from confcascade.calibration import Input, Platt
+from confcascade.extending import Evidence, Measurement, Signal
 from confcascade.testing import Reply, ScriptedModel, same_record
 from llama_index.core.base.llms.types import ChatMessage
 

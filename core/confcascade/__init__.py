@@ -1,13 +1,16 @@
 """Confidence cascades: small models answer what they know, larger ones the rest.
 
-Importing this package is cheap: torch, transformers, scikit-learn and the frameworks come in where they are used.
+Importing this package is cheap: torch, transformers, scikit-learn and the frameworks come in where they are used. So
+does the bench, which records answers, fits policies on them and judges them. What authors of models, signals and
+integrations need is in `confcascade.extending`.
 """
 
-from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
+import typing
+
 from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile
 from confcascade.audit.state import AuditState
-from confcascade.cascade import Batching, Cascade, build_stages
+from confcascade.cascade import Batching, Cascade
 from confcascade.cost import Architecture, Cost, Prices
 from confcascade.errors import (
     CascadeExhaustedError,
@@ -18,12 +21,10 @@ from confcascade.errors import (
     SignalUnavailableError,
     StreamBrokenError,
 )
-from confcascade.flow import OnError, OnExhausted, Outcome, Stage
+from confcascade.flow import Outcome, Stage
 from confcascade.models import from_string
-from confcascade.models.base import Watcher
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
-from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe
@@ -31,7 +32,16 @@ from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt, Record, Score, Trace, trace
-from confcascade.types import Message, OutputSchema, Prefilled, Request, Response, Token, Tool, ToolCall, Usage
+from confcascade.types import Message, OutputSchema, Request, Tool, ToolCall, Usage
+
+if typing.TYPE_CHECKING:
+    from confcascade.bench.collecting.collect import collect
+    from confcascade.bench.evaluation.evaluate import evaluate
+    from confcascade.bench.fitting.fit import fit
+    from confcascade.cascade_file import CascadeFile
+    from confcascade.graders import Example
+    from confcascade.guarantee import Certificate, Promise
+    from confcascade.policy import Policy
 
 __version__ = "0.1.0"
 
@@ -43,53 +53,69 @@ __all__ = [
     "AuditState",
     "Batching",
     "Calibrated",
-    "Capability",
     "Cascade",
     "CascadeExhaustedError",
-    "Chunk",
+    "CascadeFile",
+    "Certificate",
     "ConfcascadeError",
     "ConfigurationError",
     "Cost",
-    "Evidence",
+    "Example",
     "ExpectedGain",
     "FormatProbability",
-    "Generate",
     "KnowledgeProbe",
-    "LanguageModel",
     "LearnedScorer",
-    "Measurement",
     "Message",
     "MissingExtraError",
     "ModelError",
-    "OnError",
-    "OnExhausted",
     "OpenAICompatibleModel",
     "Outcome",
     "OutputSchema",
-    "Prefill",
-    "Prefilled",
+    "Policy",
     "Prices",
+    "Promise",
     "Record",
     "Request",
-    "Response",
     "RetrievalScore",
     "Score",
-    "Signal",
     "SignalUnavailableError",
     "Stage",
     "StreamBrokenError",
     "TextRouter",
-    "Threshold",
-    "Token",
     "TokenProbability",
     "Tool",
     "ToolCall",
     "Trace",
     "TransformersModel",
     "Usage",
-    "Watcher",
     "__version__",
-    "build_stages",
+    "collect",
+    "evaluate",
+    "fit",
     "from_string",
     "trace",
 ]
+
+_LATE = {
+    "CascadeFile": "confcascade.cascade_file",
+    "Certificate": "confcascade.guarantee",
+    "Example": "confcascade.graders",
+    "Policy": "confcascade.policy",
+    "Promise": "confcascade.guarantee",
+    "collect": "confcascade.bench.collecting.collect",
+    "evaluate": "confcascade.bench.evaluation.evaluate",
+    "fit": "confcascade.bench.fitting.fit",
+}  # they need numpy and pydantic
+
+
+def __getattr__(name: str) -> typing.Any:
+    """What comes in where it is used."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATE]

@@ -16,11 +16,10 @@ from confcascade import (
     Outcome,
     Prices,
     Request,
-    Signal,
     Stage,
     TokenProbability,
-    build_stages,
 )
+from confcascade.extending import Signal, build_stages
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel
 

@@ -13,17 +13,13 @@ import pytest
 from confcascade import (
     Cascade,
     CascadeExhaustedError,
-    Chunk,
     ConfigurationError,
     FormatProbability,
     KnowledgeProbe,
     Message,
     ModelError,
     Outcome,
-    Prefilled,
     Request,
-    Response,
-    Signal,
     Stage,
     StreamBrokenError,
     TokenProbability,
@@ -31,6 +27,7 @@ from confcascade import (
     trace,
 )
 from confcascade.asks import Answer, Flow, Generate, Prefill
+from confcascade.extending import Chunk, Prefilled, Response, Signal
 from confcascade.models.base import InThreads
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel, same_record

@@ -14,21 +14,15 @@ from confcascade import (
     CascadeExhaustedError,
     ConfigurationError,
     Cost,
-    Evidence,
-    Measurement,
     Message,
     ModelError,
     Outcome,
     OutputSchema,
-    Prefilled,
     Prices,
     Request,
-    Response,
-    Signal,
     SignalUnavailableError,
     Stage,
     StreamBrokenError,
-    Token,
     TokenProbability,
     Tool,
     ToolCall,
@@ -36,6 +30,7 @@ from confcascade import (
 )
 from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
+from confcascade.extending import Evidence, Measurement, Prefilled, Response, Signal, Token
 from confcascade.flow import cascade_flow, policy_id
 from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given

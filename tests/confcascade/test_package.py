@@ -9,13 +9,18 @@ import json
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import confcascade
 import pytest
+from confcascade.extending import LanguageModel
 
+ROOT = Path(__file__).parents[2]
+DOORS = ("confcascade", "confcascade.extending")  # where names come in that are made elsewhere
 APART = ("confcascade.demo", "confcascade.cli")  # with tests of their own
 HEAVY = """
     langchain langchain_core llama_index matplotlib numpy openai pydantic rich safetensors scipy sklearn
@@ -56,19 +61,49 @@ def test_what_is_public_is_listed():
     }
 
     assert confcascade.__all__ == sorted(confcascade.__all__)
-    assert set(confcascade.__all__) == offered | {"__version__"}
+    assert set(confcascade.__all__) == offered | {"__version__"} | set(confcascade._LATE)
 
 
 @pytest.mark.parametrize("name", sorted(set(confcascade.__all__) - {"__version__"}))
 def test_what_is_public_comes_from_here(name: str):
     """Every public name is made in a module of the package, and is public there, too."""
     value = getattr(confcascade, name)
-    homes = [module for module in modules() if module is not confcascade and name in module.__all__]
+    homes = [module for module in modules() if module.__name__ not in DOORS and name in module.__all__]
+    made = getattr(value, "__module__", "typing")
+    if made != "typing":  # an alias of types has no home of its own
+        homes = [module for module in homes if module.__name__ == made]
 
     assert len(homes) == 1
     assert getattr(homes[0], name) is value
-    if getattr(value, "__module__", "typing") != "typing":  # an alias of types has no home of its own
-        assert value.__module__ == homes[0].__name__
+
+
+def test_layers_name_every_room():
+    """A room that no layer names could import whatever it likes."""
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    named = {name for layer in layers for name in layer.replace("|", ":").replace(" ", "").split(":")}
+    folders = [*Path(confcascade.__file__).parent.iterdir(), *(Path(confcascade.__file__).parent / "bench").iterdir()]
+    rooms = {
+        f"confcascade.{'bench.' if path.parent.name == 'bench' else ''}{path.stem}"
+        for path in folders
+        if not path.stem.startswith("_") and (path.suffix == ".py" or (path / "__init__.py").exists())
+    }
+    assert named == rooms - {"confcascade.bench"}
+
+
+@pytest.mark.parametrize("name", ["collect", "evaluate", "fit", "Policy", "Certificate"])
+def test_the_bench_has_a_front_door(name: str):
+    """Which brings nothing in until somebody goes through it."""
+    told = "print('numpy' in sys.modules)"
+    code = f"import sys, confcascade; {told}; confcascade.{name}; {told}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+    assert name in dir(confcascade)
+
+
+def test_what_is_not_there_is_missed():
+    """As in any module."""
+    with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
+        confcascade.fitt  # noqa: B018
 
 
 @pytest.mark.parametrize("name", names())
@@ -103,13 +138,13 @@ def test_every_public_thing_is_documented():
 
 def test_every_public_method_is_documented():
     """So do the methods that a user calls. Those of a protocol are explained once, where it is defined."""
-    protocol = {name for name in (*vars(confcascade.LanguageModel), "fingerprint") if not name.startswith("_")}
+    protocol = {name for name in (*vars(LanguageModel), "fingerprint") if not name.startswith("_")}
     for name in confcascade.__all__:
         value = getattr(confcascade, name)
         if not inspect.isclass(value):
             continue
         for attribute, member in vars(value).items():
-            if attribute.startswith("_") or (attribute in protocol and value is not confcascade.LanguageModel):
+            if attribute.startswith("_") or (attribute in protocol and value is not LanguageModel):
                 continue
             if inspect.isfunction(member) or isinstance(member, classmethod | staticmethod | property):
                 assert inspect.getdoc(getattr(value, attribute)), f"{name}.{attribute} has no docstring"

@@ -4,8 +4,9 @@ import json
 import warnings
 
 import pytest
-from confcascade import ConfigurationError, TokenProbability, build_stages
+from confcascade import ConfigurationError, TokenProbability
 from confcascade.calibration import Platt
+from confcascade.extending import build_stages
 from confcascade.guarantee import Certificate
 from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving, question_key
 from confcascade.signals import Evidence

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confcascade import Chunk, Message, ModelError, OutputSchema, Prefilled, Request, Response, Token, Usage
+from confcascade import Message, ModelError, OutputSchema, Request, Usage
 from confcascade.asks import Generate, Prefill
+from confcascade.extending import Chunk, Prefilled, Response, Token
 from confcascade.testing import Reply, ScriptedModel, check_model, same_record
 
 REQUEST = Request((Message("user", "q"),))

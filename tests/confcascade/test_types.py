@@ -3,7 +3,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from confcascade import ConfigurationError, Message, OutputSchema, Prefilled, Request, Response, Tool, ToolCall, Usage
+from confcascade import ConfigurationError, Message, OutputSchema, Request, Tool, ToolCall, Usage
+from confcascade.extending import Prefilled, Response
 from hypothesis import given
 from hypothesis import strategies as st
 

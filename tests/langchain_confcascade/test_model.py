@@ -17,13 +17,13 @@ from confcascade import (
     Message,
     ModelError,
     Request,
-    Response,
     Stage,
     TokenProbability,
     ToolCall,
     Usage,
 )
 from confcascade.asks import Generate, Prefill
+from confcascade.extending import Response
 from confcascade.testing import check_model, same_record
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler

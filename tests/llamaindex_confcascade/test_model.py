@@ -12,8 +12,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from confcascade import Chunk, ConfigurationError, ModelError, Request, Response, Usage
+from confcascade import ConfigurationError, ModelError, Request, Usage
 from confcascade.asks import Generate
+from confcascade.extending import Chunk, Response
 from confcascade.testing import check_model
 from confcascade.types import Message
 from llama_index.core.base.llms.types import (

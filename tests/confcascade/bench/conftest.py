@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confcascade import Architecture, Evidence, Message, Prefilled, Prices, Request, Response, TokenProbability, Usage
+from confcascade import Architecture, Message, Prices, Request, TokenProbability, Usage
 from confcascade.bench.recording import RecordedScore, Row, score_of
 from confcascade.bench.replay import PolicyStage
+from confcascade.extending import Evidence, Prefilled, Response
 from confcascade.types import Token
 from hypothesis import strategies as st
 

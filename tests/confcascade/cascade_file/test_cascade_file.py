@@ -29,10 +29,10 @@ from confcascade import (
     TextRouter,
     TokenProbability,
     TransformersModel,
-    build_stages,
 )
 from confcascade.cascade_file import CascadeFile, PricesEntry
 from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
+from confcascade.extending import build_stages
 from confcascade.models.bundled import WEIGHTS, bundled_model
 from confcascade.schema.signals import (
     SIGNAL_TYPES,

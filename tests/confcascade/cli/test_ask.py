@@ -34,7 +34,8 @@ def cascade(tmp_path):
 @pytest.fixture(scope="module")
 def questions():
     """Held-out questions: one that the small model answers, and one that it passes on."""
-    from confcascade import Cascade, build_stages
+    from confcascade import Cascade
+    from confcascade.extending import build_stages
 
     live = Cascade(build_stages(models=["bundled:small", "bundled:large"], threshold=0.9))
     prompts = [question.prompt for question in World().questions("test", ("facts",), per_task=30)]

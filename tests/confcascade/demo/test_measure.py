@@ -7,12 +7,13 @@ import pytest
 
 pytest.importorskip("torch")
 
-from confcascade import Architecture, Cascade, Token, Usage
+from confcascade import Architecture, Cascade, Usage
 from confcascade.bench.recording import RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.demo import bundled_probe, bundled_stages
 from confcascade.demo.measure import Measured, ask_all, candidates, choose, recording
 from confcascade.demo.world import World
+from confcascade.extending import Token
 
 
 def test_replay_is_the_live_cascade():

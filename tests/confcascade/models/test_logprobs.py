@@ -5,7 +5,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-from confcascade import Token
+from confcascade.extending import Token
 from confcascade.models.logprobs import TokenReader, visible
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,21 +8,16 @@ from typing import Any
 
 import pytest
 from confcascade import (
-    Capability,
-    Chunk,
     ConfigurationError,
-    LanguageModel,
     Message,
     MissingExtraError,
     ModelError,
     OpenAICompatibleModel,
-    Prefilled,
     Request,
-    Response,
-    Token,
     TransformersModel,
 )
 from confcascade.asks import Generate, Prefill, Verdict
+from confcascade.extending import Capability, Chunk, LanguageModel, Prefilled, Response, Token
 from confcascade.models import from_string
 from confcascade.models.base import InThreads, Watcher
 from confcascade.testing import Reply, ScriptedModel, check_model

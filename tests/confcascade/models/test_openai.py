@@ -18,7 +18,6 @@ import pytest
 from confcascade import (
     Architecture,
     Cascade,
-    Chunk,
     ConfigurationError,
     Message,
     MissingExtraError,
@@ -26,15 +25,14 @@ from confcascade import (
     OpenAICompatibleModel,
     OutputSchema,
     Request,
-    Response,
     Stage,
-    Token,
     TokenProbability,
     Tool,
     ToolCall,
     Usage,
 )
 from confcascade.asks import Generate, Prefill
+from confcascade.extending import Chunk, Response, Token
 from confcascade.testing import ScriptedModel, check_model, same_record
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as Received

@@ -11,14 +11,10 @@ from confcascade import (
     Calibrated,
     Cascade,
     ConfigurationError,
-    Evidence,
     ExpectedGain,
     FormatProbability,
     KnowledgeProbe,
-    Measurement,
-    Prefilled,
     RetrievalScore,
-    Signal,
     SignalUnavailableError,
     Stage,
     TokenProbability,
@@ -26,6 +22,7 @@ from confcascade import (
 )
 from confcascade.asks import Generate, ask
 from confcascade.calibration import Feature, Fusion, Input, Platt
+from confcascade.extending import Evidence, Measurement, Prefilled, Signal
 from confcascade.flow import policy_id
 from confcascade.testing import Reply, ScriptedModel
 from confcascade.types import Message, Request

@@ -8,19 +8,16 @@ import pytest
 from confcascade import (
     Cascade,
     ConfigurationError,
-    Evidence,
     FormatProbability,
     Message,
     OpenAICompatibleModel,
-    Prefilled,
     Request,
-    Response,
     SignalUnavailableError,
     Stage,
-    Token,
     Usage,
 )
 from confcascade.bench.recording import score_of
+from confcascade.extending import Evidence, Prefilled, Response, Token
 from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st

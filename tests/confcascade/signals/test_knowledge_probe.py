@@ -10,16 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import (
-    ConfigurationError,
-    Evidence,
-    KnowledgeProbe,
-    Message,
-    Prefilled,
-    Request,
-    SignalUnavailableError,
-    Usage,
-)
+from confcascade import ConfigurationError, KnowledgeProbe, Message, Request, SignalUnavailableError, Usage
+from confcascade.extending import Evidence, Prefilled
 from confcascade.signals.knowledge_probe import ProbeCard, _split, resolve_layer
 from confcascade.signals.probe_fitting import PENALTIES
 from confcascade.testing import ScriptedModel

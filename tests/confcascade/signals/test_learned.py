@@ -13,11 +13,9 @@ import pytest
 from confcascade import (
     Cascade,
     ConfigurationError,
-    Evidence,
     LearnedScorer,
     Message,
     Request,
-    Response,
     SignalUnavailableError,
     Stage,
     TextRouter,
@@ -25,6 +23,7 @@ from confcascade import (
 )
 from confcascade.bench.recording import Columns, PlaybackModel, Row, score_of
 from confcascade.bench.replay import PolicyStage, replay
+from confcascade.extending import Evidence, Response
 from confcascade.testing import ScriptedModel
 from sklearn.metrics import roc_auc_score
 

@@ -9,7 +9,6 @@ import pytest
 from confcascade import (
     Cascade,
     ConfigurationError,
-    Evidence,
     Message,
     Request,
     RetrievalScore,
@@ -17,6 +16,7 @@ from confcascade import (
     Stage,
     TokenProbability,
 )
+from confcascade.extending import Evidence
 from confcascade.flow import policy_id
 from confcascade.testing import ScriptedModel
 from hypothesis import given

@@ -9,19 +9,16 @@ from typing import Any
 import pytest
 from confcascade import (
     ConfigurationError,
-    Evidence,
     Message,
     OutputSchema,
-    Prefilled,
     Request,
-    Response,
     SignalUnavailableError,
-    Token,
     TokenProbability,
     Tool,
     ToolCall,
     Usage,
 )
+from confcascade.extending import Evidence, Prefilled, Response, Token
 from confcascade.testing import ScriptedModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from confcascade import Architecture, ConfigurationError, Prices, Token, Usage
+from confcascade import Architecture, ConfigurationError, Prices, Usage
 from confcascade.bench.evaluation.report import made_of
 from confcascade.bench.recording import (
     Columns,
@@ -24,6 +24,7 @@ from confcascade.bench.recording import (
 from confcascade.bench.recording.digest import digest
 from confcascade.bench.replay import PolicyStage, Sweep, replay, sweep
 from confcascade.bench.replay.replay import Sums, total
+from confcascade.extending import Token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confcascade import ConfigurationError, Evidence, Message, Prefilled, Request, Response, TokenProbability, Usage
+from confcascade import ConfigurationError, Message, Request, TokenProbability, Usage
 from confcascade.asks import Answer, Generate
 from confcascade.bench.recording import (
     Columns,
@@ -24,6 +24,7 @@ from confcascade.bench.recording import (
     score_of,
 )
 from confcascade.bench.recording.reading import is_recording
+from confcascade.extending import Evidence, Prefilled, Response
 from confcascade.signals import Measurement
 from confcascade.types import Token
 from hypothesis import given, settings

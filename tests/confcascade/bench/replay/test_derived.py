@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import Calibrated, Cascade, CascadeExhaustedError, ConfigurationError, ExpectedGain, Stage, Token
+from confcascade import Calibrated, Cascade, CascadeExhaustedError, ConfigurationError, ExpectedGain, Stage
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay, sweep
 from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.calibration import Calibrator, Feature, Fusion, Input, Isotonic, Platt, Temperature
+from confcascade.extending import Token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import Cascade, CascadeExhaustedError, ConfigurationError, Cost, Stage, Token, Usage
+from confcascade import Cascade, CascadeExhaustedError, ConfigurationError, Cost, Stage, Usage
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, Replay, replay, sweep
 from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED, outcomes
+from confcascade.extending import Token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,0 +1,42 @@
+"""For authors of models, signals and integrations: what is asked and answered, measured and read.
+
+Whoever only uses a cascade needs none of it. `confcascade.testing` checks what is built with it.
+"""
+
+from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
+from confcascade.cascade import build_stages
+from confcascade.flow import OnError, OnExhausted
+from confcascade.models.base import Watcher
+from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.remote import Remote, estimated_usage, in_threads
+from confcascade.signals import Evidence, Measurement, Signal, Threshold
+from confcascade.tools import CUT, forced_call, misfit, parse_problem
+from confcascade.types import Prefilled, Response, Token
+
+__all__ = [
+    "CUT",
+    "Capability",
+    "Chunk",
+    "Evidence",
+    "Generate",
+    "LanguageModel",
+    "Measurement",
+    "OnError",
+    "OnExhausted",
+    "Prefill",
+    "Prefilled",
+    "Remote",
+    "Response",
+    "Signal",
+    "Threshold",
+    "Token",
+    "TokenReader",
+    "Watcher",
+    "build_stages",
+    "estimated_usage",
+    "forced_call",
+    "in_threads",
+    "misfit",
+    "parse_problem",
+    "visible",
+]
