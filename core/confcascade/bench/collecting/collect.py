@@ -15,13 +15,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from confcascade.asks import Generate
 from confcascade.bench.collecting.attempt import CollectOptions, attempt_flow
 from confcascade.bench.collecting.rate_limit import CollectStoppedError, RateLimiter, RateLimits
+from confcascade.bench.questions.prompts import Prompt, prompt_from
 from confcascade.bench.recording.reading import read_rows
 from confcascade.bench.recording.row import Row
 from confcascade.bench.recording.writer import RecordingWriter
@@ -29,15 +31,11 @@ from confcascade.cost import attempt_cost
 from confcascade.drivers import run_many
 from confcascade.errors import ConfigurationError
 from confcascade.flow import Stage
+from confcascade.graders import Grader, grader_from_string
 from confcascade.graders.example import Example
 from confcascade.models.remote import estimated_usage
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.types import Usage
-
-if TYPE_CHECKING:
-    from confcascade.bench.questions.prompts import Prompt
-    from confcascade.graders import Grader
-
 
 __all__ = ["AskAll", "Collected", "Ending", "Tally", "collect", "collect_rows", "with_default_signals"]
 
@@ -201,10 +199,10 @@ def collect_rows(
 def collect(
     examples: Iterable[Example],
     stages: Sequence[Stage],
-    writer: RecordingWriter,
+    writer: RecordingWriter | str | Path,
     *,
-    prompt: Prompt,
-    grader: Grader,
+    prompt: Prompt | str,
+    grader: Grader | str,
     max_usd: float | None = None,
     max_concurrency: int = 16,
     rate_limits: Mapping[str, RateLimits] | None = None,
@@ -222,9 +220,9 @@ def collect(
     Args:
         examples: Questions; one that comes again, with the same id, is asked once, and counts as often (`Row.drawn`).
         stages: Models with the signals to score; thresholds play no part.
-        writer: The recording, each row appended as it comes.
-        prompt: How questions are put.
-        grader: Judges the answers.
+        writer: The recording, or its file: each row is appended as it comes, and what is there is not asked again.
+        prompt: How questions are put; or the name of one of `PROMPTS`.
+        grader: Judges the answers; or its name, as for `grader_from_string`.
         max_usd: No call is begun that would bring the dollars spent beyond this, rows of earlier runs included. Calls
             under way count as much as the model's dearest answer so far, so it is passed only by answers dearer still.
         max_concurrency: Most calls to APIs at a time.
@@ -241,32 +239,35 @@ def collect(
     Raises:
         ConfigurationError: If a stage cannot work, two examples share an id, or a price is missing for `max_usd`.
     """
+    prompt = prompt_from(prompt) if isinstance(prompt, str) else prompt
+    grader = grader_from_string(grader) if isinstance(grader, str) else grader
     asking = CollectOptions(prompt, grader, parameters, keep_text, keep_tokens)
-    chosen, drawn = _distinct(examples, asking)
-    stages = with_default_signals(stages)
-    _check(stages, max_usd)
-    done = _Desk(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
-    for row in _drawn_more(writer, drawn):
-        writer.append(row)
-    failed = done.read(writer, len(chosen))
-    pairs = (
-        (example, stage)
-        for example in chosen
-        for stage in stages
-        if (key := (example.id, stage.model.name)) not in writer.keys or (retry_errors and key in failed)
-    )
-    if progress is not None:
-        progress(done.state, None)
-    while done.goes_on:  # what was held back for the budget may fit in once the calls under way were cheaper
-        for row in ask_all(done.admit(pairs, asking), asking, max_concurrency=max_concurrency, lines=done.lines):
-            row = row.model_copy(update={"drawn": drawn[row.question]})
-            writer.append(row)
-            done.take(row, again=row.key in failed)
-            failed.discard(row.key)
-            if progress is not None:
-                progress(done.state, row)
-    done.end()
-    return done.state
+    with nullcontext(writer) if isinstance(writer, RecordingWriter) else RecordingWriter(writer) as opened:
+        chosen, drawn = _distinct(examples, asking)
+        stages = with_default_signals(stages)
+        _check(stages, max_usd)
+        done = _Desk(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
+        for row in _drawn_more(opened, drawn):
+            opened.append(row)
+        failed = done.read(opened, len(chosen))
+        pairs = (
+            (example, stage)
+            for example in chosen
+            for stage in stages
+            if (key := (example.id, stage.model.name)) not in opened.keys or (retry_errors and key in failed)
+        )
+        if progress is not None:
+            progress(done.state, None)
+        while done.goes_on:  # what was held back for the budget may fit in once the calls under way were cheaper
+            for row in ask_all(done.admit(pairs, asking), asking, max_concurrency=max_concurrency, lines=done.lines):
+                row = row.model_copy(update={"drawn": drawn[row.question]})
+                opened.append(row)
+                done.take(row, again=row.key in failed)
+                failed.discard(row.key)
+                if progress is not None:
+                    progress(done.state, row)
+        done.end()
+        return done.state
 
 
 def _distinct(examples: Iterable[Example], asking: CollectOptions) -> tuple[list[Example], Counter[str]]:

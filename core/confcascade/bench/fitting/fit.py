@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from confcascade.bench.fitting.candidates import Structure, candidates, derive
 from confcascade.bench.fitting.describe import told
-from confcascade.bench.fitting.material import FitData
+from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
 from confcascade.bench.fitting.policy_file import Described, fitted_policy, replayable, saving_of
 from confcascade.bench.fitting.proof import Tried, in_order, most_accurate, prove, shortlist
@@ -23,6 +23,7 @@ from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
+from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate, Examined, Promise, Test, sharpest_test
@@ -32,14 +33,14 @@ __all__ = ["Contender", "Described", "Fitted", "NotCertified", "fit", "replayabl
 
 
 def fit(
-    material: FitData,
+    material: FitData | str | Path,
     promise: Promise,
     *,
     same: NDArray[np.bool_] | None = None,
     max_cost: float | None = None,
     per_group: bool = False,
     signals: Sequence[str] | None = None,
-    described: Mapping[str, Described] | None = None,
+    described: Mapping[str, Described] | CascadeFile | None = None,
     architectures: Mapping[str, Architecture] | None = None,
     prices: Mapping[str, Prices] | None = None,
     unit: str | None = None,
@@ -53,13 +54,14 @@ def fit(
     Of the certified policies the one that saves most over all questions is taken: costs are not what is tested.
 
     Args:
-        material: The recording.
+        material: The recording, or its file.
         promise: What shall be promised; with an equivalence, of agreement.
         same: With an equivalence, whether answers are the largest model's (`agreement`).
         max_cost: In the place of a target: the least loss at this share of the largest model's cost, in (0, 1).
         per_group: Whether it shall hold for every group of questions.
         signals: Which to use; by default all that can route.
-        described: By model, how its signals are made live.
+        described: By model, how its signals are made live; or the cascade file that says so, whose models are then
+            those that are read from a recording's file.
         architectures: By model.
         prices: By model.
         unit: Of costs.
@@ -71,6 +73,12 @@ def fit(
     Raises:
         ConfigurationError: If the recording is one of which nothing can be promised, whatever its size.
     """
+    models_of = None
+    if isinstance(described, CascadeFile):
+        models_of = tuple(described.thresholds)
+        described = {name: Described(each, described.folder) for name, each in described.signal_entries.items()}
+    if not isinstance(material, FitData):
+        material = read_material(material, models=models_of, architectures=architectures, prices=prices)
     check(material, promise, same, max_cost, signals)
     columns, models, largest = material.columns, material.models, material.models[-1]
     right = material.right if same is None else same
