@@ -147,7 +147,7 @@ def material_of(
     if not by_prompt:
         told.append(
             "Not every prompt is kept, so questions are told apart by their ids: one that occurs under two ids may be "
-            "on both sides, and then nothing is proved. Collect with --text, or see that none does."
+            "on both sides, and then nothing is proved. Collect with `keep_text=True`, or see that none does."
         )
     if not first:
         raise ConfigurationError(
@@ -232,7 +232,7 @@ def agreement(material: Material, grader: Grader) -> NDArray[np.bool_]:
         if usable and not theirs.strip():
             raise ConfigurationError(
                 f"The recording keeps no answer of '{largest}' to question '{question}', so answers cannot be "
-                "compared. Collect with --text, or fit on grades."
+                "compared. Collect with `keep_text=True`, or fit on grades."
             )
         example = Example(material.prompts.get(question, question), references=(theirs,))
         for model in material.models[:-1]:
@@ -244,7 +244,7 @@ def agreement(material: Material, grader: Grader) -> NDArray[np.bool_]:
                 if not ours.strip():
                     raise ConfigurationError(
                         f"The recording keeps no answer of '{model}' to question '{question}', so answers cannot be "
-                        "compared. Collect with --text, or fit on grades."
+                        "compared. Collect with `keep_text=True`, or fit on grades."
                     )
                 value = grader.grade(example, ours).value
                 same[i, j] = value is not None and value >= RIGHT

@@ -71,7 +71,8 @@ class Bill:
         if not known or (unit is not None and unit not in known):
             raise ConfigurationError(
                 f"Costs cannot count in {unit or 'any unit'}: that is not known of every model. Known of all: "
-                f"{', '.join(known) or 'nothing'}. Give sizes (--parameters) or prices (--prices) of every model."
+                f"{', '.join(known) or 'nothing'}. Give sizes (`architectures=...`) or "
+                "prices (`prices=...`) of every model."
             )
         return cls(unit or known[0], sizes, told)
 
