@@ -23,6 +23,7 @@ import typer
 from confcascade import ConfigurationError
 from confcascade.calibration import Fusion, Isotonic, Platt, Temperature, fit_calibrator
 from confcascade.evaluation import Columns
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.health import LEAST_AUROC, check_signals
 from confcascade.evaluation.importers import read_choice_logits, read_choice_softmax, read_stated
 from confcascade.evaluation.metrics import auroc, brier, calibration_error
@@ -59,7 +60,7 @@ def judged(columns: Columns, model: str, signals: Sequence[str]) -> tuple[Column
     for name in signals:
         known &= ~np.isnan(columns.signal(model, name).values)
     kept = columns.take(known)
-    return kept, kept.grades[:, j] >= 1
+    return kept, is_right(kept.grades[:, j])
 
 
 def single(columns: Columns, model: str, name: str, splits: int) -> str:
@@ -107,7 +108,7 @@ def gains(columns: Columns, own: str, larger: str, name: str, splits: int) -> It
     """Lines: the accuracy of a cascade that keeps a share of the answers, by how these are chosen."""
     kept, right = judged(columns, own, [name])
     j = kept.index(larger)
-    theirs = kept.grades[:, j] >= 1
+    theirs = is_right(kept.grades[:, j])
     score = kept.signal(own, name).values
     shares = (0.3, 0.5, 0.7)
     found = []

@@ -36,6 +36,7 @@ from confcascade.demo import SIZES, bundled_model, bundled_probe
 from confcascade.demo.measure import request
 from confcascade.demo.world import World
 from confcascade.evaluation import Columns, Row, replay
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.metrics import auroc, macro_scores
 from confidence_driven_plots import Sweeps, all_swept, areas, draw
 from confidence_driven_runs import (
@@ -143,7 +144,7 @@ def experiment(
             for size, answers in single.items()
         }
         for size in SIZES[:-1]:
-            right = columns.grades[:, columns.index(size)] == 1
+            right = is_right(columns.grades[:, columns.index(size)])
             shipped = probes["shipped", size]
             states = models[size].hidden_states(requests, shipped.card.layer)
             for name, p_ik in (

@@ -14,6 +14,7 @@ from confcascade.asks import Generate, Prefill
 from confcascade.demo.measure import request
 from confcascade.demo.world import UNKNOWN, Question
 from confcascade.evaluation import Columns, PolicyStage, Replay, Row, recorded_score
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.frontier import gap_closed
 from confcascade.evaluation.metrics import drop_points, drop_relative, hallucination_rate, macro_scores
 from confcascade.evaluation.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
@@ -201,7 +202,7 @@ def differing(played: Replay, outcomes: Sequence[Outcome], answers: Answers) -> 
     for i, outcome in enumerate(outcomes):
         decided = [DECISIONS[attempt.decision] for attempt in outcome.record.attempts]
         same = decided == [decision for decision in played.decision[i] if decision != NOT_ASKED]
-        same &= outcome.record.stage == played.stage[i] and bool(answers.right[i]) == (played.grade[i] == 1)
+        same &= outcome.record.stage == played.stage[i] and bool(answers.right[i]) == is_right(float(played.grade[i]))
         same &= math.isclose(outcome.record.cost.flops or 0, played.cost.flops[i])
         same &= math.isclose(outcome.record.cost_answering_stage.flops or 0, played.cost_answering_stage.flops[i])
         found[i] = not same

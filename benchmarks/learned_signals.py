@@ -43,6 +43,7 @@ from confcascade import (
 from confcascade.demo import bundled_model
 from confcascade.demo.world import World
 from confcascade.evaluation import Row
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.importers import read_chain, read_choice_logits
 from overhead import WORDS, Clock, server
 from sklearn.metrics import roc_auc_score
@@ -116,7 +117,7 @@ SETS: dict[str, Callable[[Path], Iterator[Answered]]] = {
 
 
 def right(rows: Sequence[Row]) -> list[bool]:
-    return [row.grade == 1 for row in rows]
+    return [is_right(row.grade) for row in rows]
 
 
 def scores(rows: Sequence[Row], name: str) -> list[float]:

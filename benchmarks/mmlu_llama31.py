@@ -30,6 +30,7 @@ from confcascade import Architecture, Cascade, Stage, TokenProbability
 from confcascade.errors import require
 from confcascade.evaluation import Columns, PolicyStage, RecordedModel, Replay, Row, replay, sweep
 from confcascade.evaluation.datasets import paper_test_size
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.frontier import frontier, gap_closed, oracle, random_routing
 from confcascade.evaluation.importers import read_choice_logits
 from confcascade.evaluation.metrics import aurc, auroc, brier, calibration_error, drop_points, drop_relative
@@ -121,10 +122,10 @@ def table_15(columns: Columns) -> Table:
     alone = costs[0, 1]
     for threshold in THRESHOLDS:
         played = replay(columns, policy(threshold), architectures=SIZES)
-        accuracy, right = float(played.grade.mean()), played.grade == 1
+        accuracy, right = float(played.grade.mean()), is_right(played.grade)
         spent, answering = float(played.cost.flops.mean()), float(played.cost_answering_stage.flops.mean())
         _, low, high = paired_difference(played.grade, large)
-        harms, benefits = discordant(right, large == 1)
+        harms, benefits = discordant(right, is_right(large))
         printed, saved = PRINTED[threshold]
         table.add_row(
             f"{threshold:g}",
@@ -132,7 +133,7 @@ def table_15(columns: Columns) -> Table:
             f"{drop_points(accuracy, large.mean()):+.2f}",
             f"{100 * low:+.2f} to {100 * high:+.2f}",
             f"{drop_relative(accuracy, large.mean()):+.2f}",
-            f"{mcnemar(right, large == 1):.2g} ({harms}/{benefits})",
+            f"{mcnemar(right, is_right(large)):.2g} ({harms}/{benefits})",
             f"{played.retention[0]:.1%}",
             f"{1 - spent / alone:.1%}",
             f"{1 - answering / alone:.1%}",

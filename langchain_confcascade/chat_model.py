@@ -26,7 +26,6 @@ from confcascade import (
     Signal,
     Stage,
     Threshold,
-    build_stages,
     from_string,
 )
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -136,20 +135,17 @@ class ConfidenceCascadeLLM(BaseChatModel):
         given = tuple([fields[name] for name in _DECIDING])
         built = self._built
         if built is None or any(map(is_not, given, built[0])):
-            stages = build_stages(
+            cascade = Cascade.of(
                 models=self.models,
                 stages=self.stages,
                 threshold=self.threshold,
                 signals=self.signals,
                 policy=self.policy,
                 wrap=_wrap,
+                on_error=self.on_error,
+                on_exhausted=self.on_exhausted,
+                audit=self.audit,
             )
-            audit = self.audit
-            if audit and self.policy is not None:
-                from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
-
-                audit = audit_of(self.policy, audit)
-            cascade = Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
             built = self._built = given, cascade
         return built[1]
 
@@ -515,14 +511,18 @@ def _last(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _named(item: Any) -> bool:
+    return isinstance(item.model if isinstance(item, Stage) else item, str)
+
+
 def _loaded(given: Any) -> Any:
     """`models` or `stages` with models in the place of strings: a copy of the cascade must not load them again."""
     if isinstance(given, BaseChatModel | LanguageModel | Stage):
         raise ConfigurationError(
             f"`models` and `stages` must be lists, smallest first. Got one {type(given).__name__}."
         )
-    if not isinstance(given, list | tuple):
-        return given  # for the core to judge
+    if not isinstance(given, list | tuple) or not any(map(_named, given)):
+        return given  # as it is, for the core to judge
     return [
         from_string(item)
         if isinstance(item, str)

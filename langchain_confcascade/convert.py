@@ -194,7 +194,7 @@ class Reading:
     def response(self) -> Response:
         if not self._chunks:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before it began.")
-        response = _response(self._chunks[0] + self._chunks[1:], self._tokens)
+        response = _response(self._chunks[0] + self._chunks[1:], self._tokens if self._reader.sound else None)
         if self._watcher.verdict != "abort":
             return response
         # closed before the server told all

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import operator
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +21,7 @@ from confcascade import (
     Request,
     Response,
 )
-from confcascade.models.remote import Remote
+from confcascade.models.remote import Remote, in_threads
 from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -50,6 +51,8 @@ _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGo
 _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 # classes whose providers say why an answer ended: without a reason, it was cut off
 _MUST_FINISH = {"BaseChatOpenAI"}
+# what classes without async of their own raise: langchain-huggingface the first for `ainvoke`, the second for `astream`
+_NO_ASYNC = (NotImplementedError, AttributeError)
 # what a refusal of a parameter that we add is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -81,6 +84,7 @@ class LangChainModel(Remote):
         self._chat: BaseChatModel = chat
         self._layers = layers
         self._last_way: _Way | None = None
+        self._blocks = False  # whether it has no async of its own: known once it was tried
         self._name = name or chat._get_ls_params().get("ls_model_name") or type(chat).__name__
         self._architecture = architecture
         names = {cls.__name__ for cls in type(chat).__mro__}
@@ -210,6 +214,16 @@ class LangChainModel(Remote):
         return self._chat._generate_with_cache(list(call.messages), **parameters).generations[0].message
 
     async def _ainvoke(self, way: _Way, call: _Call) -> Any:
+        if not self._blocks:
+            try:
+                return await self._awaited(way, call)
+            except _NO_ASYNC:
+                pass
+        message = await asyncio.to_thread(self._invoke, way, call)
+        self._blocks = True  # after an answer: what fails either way has not shown that it has no async
+        return message
+
+    async def _awaited(self, way: _Way, call: _Call) -> Any:
         parameters = call.parameters
         if self._is_watched(way, call.messages, parameters):
             return await way.runnable.ainvoke(call.messages, _config(), **parameters)
@@ -252,6 +266,21 @@ class LangChainModel(Remote):
         yield self._judged(way, reading.response(), ask, streamed=True)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        """Piece by piece; in threads where the model has no async of its own."""
+        if not self._blocks:
+            try:
+                async with aclosing(self._astream(ask)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except _NoAsyncError:
+                pass
+            else:
+                return
+        async for piece in in_threads(self.stream(ask)):
+            self._blocks = True
+            yield piece
+
+    async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
         call, apart = _Call(self._takes, ask, streamed=True, taken=way.options), _Apart()
         while not reading.ended:
@@ -266,12 +295,18 @@ class LangChainModel(Remote):
                             return
                         if reading.begun:
                             raise
+                        if isinstance(error, _NO_ASYNC):
+                            raise _NoAsyncError from error
                         call.retry_without(error)
                         break
                     call.answered()
                     for piece in reading.add(chunk):
                         yield piece
         yield self._judged(way, reading.response(), ask, streamed=True)
+
+
+class _NoAsyncError(Exception):
+    """A stream could not begin, for the model has no async of its own."""
 
 
 # ---------------------------------------------------------------------- a call

@@ -42,6 +42,23 @@ __all__ = [
 CARRIED = ("parsed", "parsing_error")
 
 
+class CarriedError(str):
+    """Why a message could not be read, on that message: text to a cache or a checkpoint, the error itself here.
+
+    Attributes:
+        error: What the stage's parser, or its client, raised.
+    """
+
+    error: BaseException
+
+    @classmethod
+    def of(cls, error: BaseException) -> CarriedError:
+        """Carries `error`."""
+        carried = cls(f"{type(error).__name__}: {error}")
+        carried.error = error
+        return carried
+
+
 @dataclass(frozen=True)
 class Structured:
     """What `with_structured_output` was given: a schema (a pydantic class, a TypedDict, a mapping) and options.
@@ -81,6 +98,11 @@ class Structured:
         """Whether the output is an instance of the schema, and not a mapping."""
         return isinstance(self.schema, type) and is_basemodel_subclass(self.schema)
 
+    @property
+    def class_title(self) -> str:
+        """What pydantic calls the class in its errors."""
+        return str(self.schema.model_config.get("title") or self.schema.__name__)
+
     def _invalid(self, text: str) -> str | None:
         """What the class's own validators say of a core model's answer; a chat model's own parser asks them itself."""
         try:
@@ -116,7 +138,7 @@ def judged(response: Response, output: OutputSchema, parser: Runnable[Any, Any])
     """A stage's answer with what its parser made of it, and the problem if that is not what was asked for."""
     result = parser.invoke({"raw": response.native}, {"callbacks": []})
     parsed, error = result["parsed"], result["parsing_error"]
-    carried = {"parsed": parsed} if error is None else {"parsing_error": error}
+    carried = {"parsed": parsed} if error is None else {"parsing_error": CarriedError.of(error)}
     native = response.native.model_copy(update={"additional_kwargs": response.native.additional_kwargs | carried})
     return response.replace(native=native, problem=_problem(parsed, error, output.schema))
 
@@ -126,8 +148,8 @@ def unread_output(error: Exception, structured: Structured, ask: Generate) -> Re
 
     None if `error` is another. What the client does not tell of its usage is estimated.
     """
-    native = AIMessage("", additional_kwargs={"parsing_error": error})
-    if isinstance(error, ValidationError) and structured.is_class and error.title == structured.schema.__name__:
+    native = AIMessage("", additional_kwargs={"parsing_error": CarriedError.of(error)})
+    if isinstance(error, ValidationError) and structured.is_class and error.title == structured.class_title:
         problem = _problem(None, error, structured.json_schema)
         return Response("", usage=estimated_usage(ask, "", None), problem=problem, native=native)
     if type(error).__name__ == "LengthFinishReasonError":
@@ -182,13 +204,13 @@ class StructuredOutputParser(BaseOutputParser[Any]):
 
     def _parsed(self, message: Any) -> Any:
         carried = message.additional_kwargs
-        if isinstance(error := carried.get("parsing_error"), BaseException):
-            raise error
+        if isinstance(error := carried.get("parsing_error"), CarriedError):
+            raise error.error
         if "parsed" in carried:
             parsed = carried["parsed"]
             # a cache outside this process may have made a mapping of it
             return self.structured.schema(**parsed) if self._is_stale(parsed) else parsed
-        # a core model's answer: JSON, or a call
+        # a core model's answer, JSON or a call; or a message out of a cache, which fails here as it did before
         return self._parser(message).parse_result([ChatGeneration(message=message)])
 
     def _is_stale(self, parsed: Any) -> bool:

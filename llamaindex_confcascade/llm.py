@@ -20,7 +20,6 @@ from confcascade import (
     Signal,
     Stage,
     Threshold,
-    build_stages,
 )
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -32,7 +31,13 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
-from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
+from llama_index.core.bridge.pydantic import (
+    BaseModel,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -114,14 +119,17 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     ) -> None:
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
             raise ConfigurationError(f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}.")
-        built = build_stages(
-            models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=_wrap
+        cascade = TracedCascade.of(
+            models=models,
+            stages=stages,
+            threshold=threshold,
+            signals=signals,
+            policy=policy,
+            wrap=_wrap,
+            on_error=on_error,
+            on_exhausted=on_exhausted,
+            audit=audit,
         )
-        if audit and policy is not None:
-            from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
-
-            audit = audit_of(policy, audit)
-        cascade = TracedCascade(built, on_error=on_error, on_exhausted=on_exhausted, audit=audit)
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade
         self._watch()
@@ -142,6 +150,21 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # the stages, which hold clients that cannot be copied, are never changed and so can be shared
         return super().__deepcopy__({**(memo or {}), id(self._cascade): self._cascade})
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """What `to_dict` holds: all that decides answers, under names, and no key of a model.
+
+        LlamaIndex keys caches by it: an ingestion pipeline hands out what it cached for transformations that are alike.
+        """
+        told = super().custom_model_dump(handler, info)
+        cascade = self._cascade
+        return told | {
+            "stages": [stage.model.name for stage in cascade.stages],
+            "policy_id": cascade.policy_id,
+            "on_error": cascade.on_error,
+            "on_exhausted": cascade.on_exhausted,
+        }
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         yield "stages", [stage.model.name for stage in self._cascade.stages]

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 from confcascade import (
@@ -18,7 +17,7 @@ from confcascade import (
     Request,
     Response,
 )
-from confcascade.models.remote import Remote
+from confcascade.models.remote import Remote, in_threads
 from llama_index.core.base.llms.generic_utils import completion_response_to_chat_response
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -131,7 +130,7 @@ class LlamaIndexModel(Remote):
             yield await self.aanswer(ask)
             return
         if self._blocks("astream_chat"):
-            async for item in _in_threads(self.stream(ask)):
+            async for item in in_threads(self.stream(ask)):
                 yield item
             return
         reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
@@ -411,17 +410,6 @@ def _name(native: LLM) -> str:
     except Exception:  # some ask their server, which may be down just now
         name = str(getattr(native, "model", None) or getattr(native, "model_name", None) or "unknown")
     return type(native).__name__ if name in ("", "unknown") else name
-
-
-async def _in_threads(items: Iterator[T]) -> AsyncIterator[T]:
-    """Take each item in a thread, all of them in one copy of the caller's context."""
-    context, loop, end = copy_context(), asyncio.get_running_loop(), object()
-
-    def step() -> Any:
-        return next(items, end)
-
-    while (item := await loop.run_in_executor(None, context.run, step)) is not end:
-        yield item
 
 
 async def _aclose(items: Any) -> None:

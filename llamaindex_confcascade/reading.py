@@ -157,7 +157,8 @@ class Reading:
         if self._must_finish and not self.aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
         reason = "aborted" if self.aborted else self._finish_reason or "stop"
-        read = _read(self._last, self._native, text=self._text, tokens=self._tokens, finish_reason=reason)
+        tokens = self._tokens if self._reader.sound else None
+        read = _read(self._last, self._native, text=self._text, tokens=tokens, finish_reason=reason)
         usage = self._usage or estimated_usage(self._ask, self._text, read.tokens)
         return read.replace(usage=usage)
 

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from confcascade import drivers
 from confcascade.asks import Flow
 from confcascade.audit import Audit
 from confcascade.audit.auditor import Auditor
 from confcascade.errors import ConfigurationError
-from confcascade.flow import OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
+from confcascade.flow import FittedStages, OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
 from confcascade.models import Chunk, from_string
 from confcascade.signals import Signal, Threshold
 from confcascade.signals.token_probability import TokenProbability
@@ -76,6 +76,7 @@ def build_stages(
         chosen = (TokenProbability(),) if signals is None else tuple(_listed("signals", signals))
         thresholds = _thresholds(threshold, chosen) if len(models) > 1 else {}
         stages = [Stage(model, chosen, thresholds) for model in models[:-1]] + [Stage(model) for model in models[-1:]]
+    fitted = stages.policy if isinstance(stages, FittedStages) else None
     resolved = []
     for stage in _listed("stages", stages):
         if not isinstance(stage, Stage):
@@ -98,7 +99,16 @@ def build_stages(
                 f"Stage '{stage.model.name}' has no signal, so it could never pass a query on. "
                 "Every stage but the last needs one, such as TokenProbability()."
             )
-    return tuple(resolved)
+    return tuple(resolved) if fitted is None else FittedStages.of(fitted, resolved)
+
+
+def _guarding(stages: tuple[Stage, ...], audit: float | Audit) -> float | Audit:
+    """What `audit` means of these stages: a share of a policy's queries guards its promise, by its own rule."""
+    if not audit or not isinstance(stages, FittedStages):
+        return audit
+    from confcascade.evaluation.auditing import audit_of  # here, for it needs numpy
+
+    return audit_of(stages.policy, audit)
 
 
 def _as_it_is(model: Any) -> Any:
@@ -158,13 +168,15 @@ class Cascade:
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
-        audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`.
+        audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A share
+            guards the promise of a fitted policy, if that is where the stages come from (`Policy.stages`).
 
     Attributes:
         auditor: What does so; None without `audit`.
 
     Raises:
-        ConfigurationError: If a stage cannot work; nothing is left to fail at the four-hundredth prompt.
+        ConfigurationError: If a stage cannot work, or an audit cannot see what the policy promises; nothing is left to
+            fail at the four-hundredth prompt.
 
     >>> from confcascade.testing import ScriptedModel
     >>> small, large = ScriptedModel("small", {"2+2?": ("4", 0.99)}), ScriptedModel("large")
@@ -190,8 +202,34 @@ class Cascade:
         self.on_error = on_error
         self.on_exhausted = on_exhausted
         self.policy_id = policy_id(self.stages)
-        told = Audit.of(audit)
+        told = Audit.of(_guarding(self.stages, audit))
         self.auditor = None if told is None else Auditor(told, self.stages, self.policy_id)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        models: Sequence[Any] | None = None,
+        stages: Sequence[Stage] | None = None,
+        threshold: Threshold | Mapping[str, Threshold] | None = None,
+        signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None = None,
+        policy: Policy | str | Path | None = None,
+        wrap: Callable[[Any], Any] = lambda model: model,
+        on_error: OnError = "escalate",
+        on_exhausted: OnExhausted = "best",
+        audit: float | Audit = 0.0,
+    ) -> Self:
+        """A cascade from what a user may give: the first six arguments as of `build_stages`, the rest as of `Cascade`.
+
+        Both integrations are made by this.
+
+        Raises:
+            ConfigurationError: As by `build_stages` and `Cascade`.
+        """
+        built = build_stages(
+            models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=wrap
+        )
+        return cls(built, on_error=on_error, on_exhausted=on_exhausted, audit=audit)
 
     def __repr__(self) -> str:
         return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"

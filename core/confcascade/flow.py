@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from confcascade.asks import Answer, Flow, Generate, Prefill, Verdict, Watch, ask
 from confcascade.cost import Prices, attempt_cost
@@ -26,7 +26,10 @@ from confcascade.tools import in_words, problem_of
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
-__all__ = ["OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id", "prefill_for"]
+if TYPE_CHECKING:
+    from confcascade.policy import Policy
+
+__all__ = ["FittedStages", "OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id", "prefill_for"]
 
 OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]
@@ -101,6 +104,23 @@ class Stage:
                     f"`skip` of stage '{self.model.name}' must be a number that is at most the threshold of '{name}', "
                     f"{threshold!r}: what passes cannot be passed on. Got {score!r}."
                 )
+
+
+class FittedStages(tuple[Stage, ...]):
+    """The stages of a fitted policy, which remember it: an audit of a cascade of them guards its promise.
+
+    Attributes:
+        policy: Where they come from.
+    """
+
+    policy: Policy
+
+    @classmethod
+    def of(cls, policy: Policy, stages: Iterable[Stage]) -> FittedStages:
+        """Stages that `policy` decides by."""
+        made = cls(stages)
+        made.policy = policy
+        return made
 
 
 @dataclass(frozen=True)

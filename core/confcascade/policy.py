@@ -21,7 +21,7 @@ from confcascade.calibration import Calibrator, calibrator_from_dict
 from confcascade.entries import Entry, ThresholdValue
 from confcascade.entries.signals import SignalEntry
 from confcascade.errors import ConfigurationError
-from confcascade.flow import Stage
+from confcascade.flow import FittedStages, Stage
 from confcascade.guarantee import Certificate
 from confcascade.models import LanguageModel, from_string
 from confcascade.signals import Signal
@@ -285,8 +285,8 @@ class Policy(Entry):
         *,
         prompt_version: str | None = None,
         signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] = (),
-    ) -> tuple[Stage, ...]:
-        """The policy's stages, of the models that it was fitted on.
+    ) -> FittedStages:
+        """The policy's stages, of the models that it was fitted on; an audit of a cascade of them guards its promise.
 
         Args:
             models: Core models, or strings such as "openai:gpt-4o"; those that the policy leaves out are not used.
@@ -311,7 +311,7 @@ class Policy(Entry):
             given = {signal.name: signal for signal in listed}
             loaded = each.load(self._folder, given)
             stages.append(Stage(by_name[each.model], loaded, dict(each.thresholds), skip=dict(each.skip)))
-        return tuple(stages)
+        return FittedStages.of(self, stages)
 
     @property
     def name(self) -> str:

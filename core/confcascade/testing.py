@@ -288,10 +288,11 @@ def check_model(model: LanguageModel, request: Request) -> None:
         assert "".join(token.text for token in whole.tokens) == whole.text, "the tokens do not add up to the answer"
     if model.capability.prefill:
         layer = model.capability.layers
-        (prefilled,) = model.prefill([Prefill(model, request, layers=(layer,))])
+        (prefilled,) = model.prefill([Prefill(model, request, layers=(layer,) if layer else ())])
         assert isinstance(prefilled, Prefilled), f"prefill must answer with Prefilled, gave {prefilled!r}"
-        shape, size = prefilled.hidden_states[layer].shape, model.capability.hidden_size
-        assert shape == (size,), f"a hidden state must have the shape ({size},), has {shape}"
+        if layer:
+            shape, size = prefilled.hidden_states[layer].shape, model.capability.hidden_size
+            assert shape == (size,), f"a hidden state must have the shape ({size},), has {shape}"
         (continued,) = model.generate([Generate(model, request, prefilled=prefilled)])
         assert isinstance(continued, Response), f"from a prefill, generate gave {continued!r}"
         assert (continued.text, continued.usage) == (whole.text, whole.usage), "generation from a prefill differs"

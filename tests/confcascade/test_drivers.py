@@ -747,8 +747,8 @@ def test_what_was_prefilled_is_generated_first(driver: str, batch_size: int):
 
 
 @pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
-def test_a_failing_batch_fails_its_own_queries(driver: str):
-    """An exception of a whole call, or in one answer's place, meets just the queries it was for."""
+def test_a_bad_query_fails_alone(driver: str, caplog: pytest.LogCaptureFixture):
+    """An exception of a whole call, or in one answer's place, meets the query it was for; a batch is asked again."""
 
     class Failing(ScriptedModel):
         def prefill(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
@@ -760,18 +760,69 @@ def test_a_failing_batch_fails_its_own_queries(driver: str):
                 for a, f in zip(asks, found, strict=True)
             ]
 
-    small = Failing("small", lambda request: Reply("3", hidden=(3.0, 0.0)), hidden_size=2, batch_size=2)
-    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large", lambda _: "4"))])
+    name = f"fails in {driver}"
+    small = Failing(name, lambda request: Reply("3", hidden=(3.0, 0.0)), hidden_size=2, batch_size=2)
+    cascade = Cascade([Stage(small, [probe(name)], {"p_ik": 0.5}), Stage(ScriptedModel("large", lambda _: "4"))])
 
-    outcomes = batch_by(driver, cascade, ["poison", "b", "odd", "d", "e"])
+    outcomes = batch_by(driver, cascade, ["poison", "b", "odd", "d", "poison"])
 
-    assert [outcome.text for outcome in outcomes] == ["4", "4", "4", "3", "3"]
+    assert [outcome.text for outcome in outcomes] == ["4", "3", "4", "3", "4"]
     assert [outcome.record.attempts[0].error for outcome in outcomes] == [
         "MemoryError: no room",
-        "MemoryError: no room",
+        None,
         "ModelError: odd",
         None,
-        None,
+        "MemoryError: no room",
+    ]
+    said = [record.getMessage() for record in caplog.records if record.name == "confcascade"]
+    assert said == [
+        f"A call of local model '{name}' for 2 queries failed: MemoryError: no room. They are asked one by one, which "
+        "is slower. Said once for each kind of error.",
+        f"Local model '{name}' failed: MemoryError: no room. It gave no answer to this query. Said once for each kind "
+        "of error.",
+    ]
+
+
+@pytest.mark.parametrize("driver", ["run_batch", "arun_batch"])
+def test_a_failing_continuation_is_asked_again_from_the_prompt(driver: str):
+    """The cache that a batch continued from may be gone with it."""
+
+    class Failing(ScriptedModel):
+        def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+            if len(asks) > 1:
+                raise RuntimeError("sizes of tensors must match")
+            return super().generate(asks)
+
+    small = Failing("small", lambda _: Reply("3", hidden=(3.0, 0.0)), hidden_size=2, batch_size=4)
+    cascade = Cascade([Stage(small, [probe()], {"p_ik": 0.5}), Stage(ScriptedModel("large", lambda _: "4"))])
+
+    outcomes = batch_by(driver, cascade, list("abcd"))
+
+    assert [outcome.text for outcome in outcomes] == ["3"] * 4
+    assert small.open_caches == 0
+
+
+@pytest.mark.parametrize("driver", ["run", "arun", "stream", "astream"])
+def test_a_local_models_fault_is_said(driver: str, caplog: pytest.LogCaptureFixture):
+    """A cascade that only escalates would hide it. What is refused on purpose stands in the record only."""
+    name = f"faulty in {driver}"
+    script = {"bad": Reply("", error=AttributeError("no such thing")), "long": Reply("", error=ModelError("too long"))}
+    faulty = ScriptedModel(name, script, batch_size=2)
+    cascade = Cascade([Stage(faulty, [TokenProbability()], {"p_t": 0.5}), Stage(ScriptedModel("large"))])
+
+    for question in ("long", "bad", "bad"):
+        calls: dict[str, Callable[[], Any]] = {
+            "run": lambda query=question: cascade.run(query),
+            "arun": lambda query=question: asyncio.run(cascade.arun(query)),
+            "stream": lambda query=question: streamed(cascade, query),
+            "astream": lambda query=question: asyncio.run(astreamed(cascade, query)),
+        }
+        calls[driver]()
+
+    said = [record.getMessage() for record in caplog.records if record.name == "confcascade"]
+    assert said == [
+        f"Local model '{name}' failed: AttributeError: no such thing. It gave no answer to this query. Said once for "
+        "each kind of error."
     ]
 
 

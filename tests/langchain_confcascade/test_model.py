@@ -204,6 +204,20 @@ def test_it_can_be_pickled():
     assert generate(pickle.loads(pickle.dumps(model))).text == "a"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_answer_with_a_number_that_is_not_finite_has_no_tokens(server, streamed, number, monkeypatch):
+    """Neither whole nor streamed are the others judged without it."""
+    plain = entry
+    monkeypatch.setitem(
+        globals(), "entry", lambda word, p: plain(word, p) | ({"logprob": number} if word == " is" else {})
+    )
+
+    response = generate(LangChainModel(server.model()), watch=(lambda _: "hold") if streamed else None)
+
+    assert (response.text, response.tokens) == ("It is Paris", None)
+
+
 # ---------------------------------------------------------------------- what goes out
 
 

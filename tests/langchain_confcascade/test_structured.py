@@ -10,16 +10,17 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from confcascade import ConfigurationError, OpenAICompatibleModel, trace
 from confcascade.testing import ScriptedModel
-from langchain_core.caches import InMemoryCache
+from langchain_core.caches import BaseCache, InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.v1 import BaseModel as BaseModelV1
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
@@ -422,3 +423,62 @@ async def test_structured_output_of_real_clients(httpserver, schema, kinds, draf
         assert "four" not in str(record.as_dict())  # what the model said stays out of records
     for server in servers[: answered_by + 1]:
         assert server.asked[0]["response_format"]["json_schema"]["name"] == schema.__name__
+
+
+# ---------------------------------------------------------------- what fails, out of a cache; a title of one's own
+
+
+class Titled(BaseModel):
+    """An invoice."""
+
+    model_config = ConfigDict(title="My invoice")
+
+    number: int
+
+
+class SerializingCache(BaseCache):
+    """Keeps text, as langchain-community's SQLiteCache does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], list[str]] = {}
+
+    def lookup(self, prompt: str, llm_string: str) -> Any:
+        kept = self.kept.get((prompt, llm_string))
+        return None if kept is None else [loads(each, allowed_objects="core") for each in kept]
+
+    def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+        self.kept[prompt, llm_string] = [dumps(each) for each in return_val]
+
+    def clear(self, **kwargs: Any) -> None:
+        self.kept.clear()
+
+
+@pytest.mark.parametrize("text", [BAD, BROKEN, "no object"])
+@pytest.mark.parametrize("method", ["function_calling", "json_mode"])
+def test_a_failed_object_out_of_a_cache_fails_as_before(calling, said, text, method):
+    """Its message is the same, too, and no serialized blob."""
+    calls = [("Joke", text)] if method == "function_calling" else []
+    model = calling("large", said("" if calls else text, calls))
+    llm = ConfidenceCascadeLLM(models=[model], cache=SerializingCache()).with_structured_output(
+        Joke, method=method, include_raw=True
+    )
+    first, second = llm.invoke("q"), llm.invoke("q")
+    assert len(model.seen) == 1
+    assert type(second["parsing_error"]) is type(first["parsing_error"])
+    for name in ("content", "tool_calls", "invalid_tool_calls"):
+        assert getattr(second["raw"], name) == getattr(first["raw"], name)
+    assert "lc" not in second["raw"].additional_kwargs
+    assert (first["parsed"], second["parsed"]) == (None, None)
+
+
+def test_a_class_with_a_title_of_its_own_fails_as_any_other(httpserver):
+    """In a draft it escalates, and nothing of what the model said gets into the record; in the last stage, as alone."""
+    secret = '{"number": "SECRETVALUE"}'
+    model = ChatOpenAI(model="tiny", base_url=Server(httpserver, secret).url, api_key="none", max_retries=0)
+    llm = cascade(model, model).with_structured_output(Titled, include_raw=True)
+    with trace() as t:
+        found = llm.invoke("q")
+    assert (found["parsed"], type(found["parsing_error"])) == (None, ValidationError)
+    (record,) = t.records
+    assert [attempt.decision for attempt in record.attempts] == ["escalate", "accept"]
+    assert "SECRETVALUE" not in str(record.as_dict())

@@ -159,6 +159,15 @@ async def test_every_way_of_asking_reads_the_same_answer(server: Server) -> None
         assert isinstance(response.native, ChatResponse)
 
 
+async def test_an_answer_with_a_number_that_is_not_finite_has_no_tokens(server: Server) -> None:
+    """Neither whole nor streamed are the others judged without it."""
+    for p in (math.nan, math.inf):
+        server.tokens[1] = ("is", p, [*b"is"])
+        model = LlamaIndexModel(server.llm())
+        for response in await asked_in_every_way(model, Generate(model, request())):
+            assert (response.text, response.tokens) == ("Paris", None)
+
+
 async def test_log_probabilities_are_parameters_of_the_call(server: Server) -> None:
     """They are asked for where wanted, with at least one alternative, and the caller's LLM stays as it was."""
     llm = server.llm()

@@ -24,7 +24,7 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine
 from llama_index.core.evaluation import BatchEvalRunner, CorrectnessEvaluator, FaithfulnessEvaluator, RelevancyEvaluator
 from llama_index.core.extractors import KeywordExtractor, SummaryExtractor
-from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine, RouterQueryEngine, SubQuestionQueryEngine
@@ -343,3 +343,34 @@ async def test_a_workflow(llm, accounted):
 
     assert set(answers) == {question for question, _ in QUESTIONS}
     assert sorted("".join(streamed)) == sorted("".join(answers.values()))
+
+
+def says(text: str, **settings: Any) -> ConfidenceCascadeLLM:
+    """A cascade that says one thing."""
+    models = [ScriptedModel(settings.pop("name", "small"), lambda _: (text, 0.95)), ScriptedModel("large")]
+    return ConfidenceCascadeLLM(models=models, **{"threshold": 0.9} | settings)
+
+
+@pytest.mark.parametrize(
+    "other", [{"name": "tiny"}, {"threshold": 0.8}, {"on_error": "raise"}, {"on_exhausted": "raise"}]
+)
+def test_the_ingestion_cache_keeps_cascades_apart(other):
+    """Other models, thresholds or settings give other texts; the same cascade, built again, is not asked again."""
+    cache = IngestionCache()
+
+    def summary(llm: ConfidenceCascadeLLM) -> str:
+        pipeline = IngestionPipeline(transformations=[SummaryExtractor(llm=llm)], cache=cache)
+        (node,) = pipeline.run(nodes=[TextNode(text="Tasu has stamps.", id_="n1")])
+        return str(node.metadata["section_summary"])
+
+    assert summary(says("first")) == "first"
+    assert summary(says("second")) == "first"
+    assert summary(says("second", **other)) == "second"
+
+
+def test_to_dict_holds_names():
+    """Of the stages, and the policy's id; it is JSON."""
+    told = says("x").to_dict()
+    assert told["stages"] == ["small", "large"]
+    assert told["policy_id"] in repr(says("x"))
+    assert '"on_error": "escalate"' in says("x").to_json()

@@ -19,6 +19,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
 
+from confcascade.audit import Audit
 from confcascade.cascade import Cascade
 from confcascade.cascade_file.models import ModelEntry
 from confcascade.cascade_file.source import Source
@@ -26,7 +27,7 @@ from confcascade.cost import Architecture, Prices
 from confcascade.entries import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
 from confcascade.entries.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.errors import ConfigurationError
-from confcascade.flow import OnError, OnExhausted, Stage
+from confcascade.flow import FittedStages, OnError, OnExhausted, Stage
 from confcascade.models import LanguageModel
 from confcascade.policy import Policy
 from confcascade.signals import Threshold
@@ -158,20 +159,24 @@ class CascadeFile(Entry):
         with self._source.at(self._keys(i, "model")):
             return self._entries[i].model.load(self._source.folder)
 
-    def cascade(self, *, policy: str | Path | None = None, prompt_version: str | None = None) -> Cascade:
+    def cascade(
+        self, *, policy: str | Path | None = None, prompt_version: str | None = None, audit: float | Audit = 0.0
+    ) -> Cascade:
         """The cascade.
 
         Args:
             policy: The file of a fitted policy, in the place of the thresholds or the policy that the file names.
             prompt_version: Of the prompt that will be used, which a policy must have been fitted on.
+            audit: As of `Cascade`; a share guards the promise of the policy.
 
         Raises:
-            ConfigurationError: As by `stages`, if a threshold is missing, or the policy was fitted on other models.
+            ConfigurationError: As by `stages`, if a threshold is missing, the policy was fitted on other models, or its
+                promise cannot be audited.
         """
         if policy is not None or self.policy is not None:
             stages = self._fitted(policy, prompt_version)
             with self._source.at():
-                return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+                return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
             if missing:
@@ -184,7 +189,7 @@ class CascadeFile(Entry):
                 )
         stages = self.stages()
         with self._source.at():
-            return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted)
+            return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
 
     def at(self, *keys: str | int) -> AbstractContextManager[None]:
         """A `ConfigurationError` of the block is told with the file, the line and the key that it is about."""
@@ -334,7 +339,8 @@ class CascadeFile(Entry):
                 models.append(entry.model.load(self.folder))
         with self._source.at(("policy",) if policy is None else ()):
             stages = chosen.stages(models, prompt_version=prompt_version)
-        return tuple(replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
+        priced = (replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
+        return FittedStages.of(chosen, priced)
 
     def _called(self) -> list[str]:
         return [entry.model.called(self._source.folder) for entry in self._entries]

@@ -38,7 +38,10 @@ def collect(
     cascade: Annotated[
         Path, typer.Option(help="A cascade file: its models are asked, its signals scored.", exists=True)
     ],
-    data_format: Annotated[str, typer.Option("--format", help="auto, own, mmlu, gpqa, popqa, gsm8k or arc.")] = "auto",
+    data_format: Annotated[
+        str,
+        typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
+    ] = "auto",
     part: Annotated[str | None, typer.Option(help="Of a JSON file or a folder that holds several: test, say.")] = None,
     prompt: Annotated[
         str | None,

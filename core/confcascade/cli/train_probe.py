@@ -48,7 +48,10 @@ def train_probe(
         Path | None,
         typer.Option(help="With a recording that keeps no prompts: the questions it was collected from.", exists=True),
     ] = None,
-    data_format: Annotated[str, typer.Option("--format", help="auto, own, mmlu, gpqa, popqa, gsm8k or arc.")] = "auto",
+    data_format: Annotated[
+        str,
+        typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
+    ] = "auto",
     prompt: Annotated[
         str | None,
         typer.Option(help="How questions are put: a prompt's name. By default the cascade file's, else plain."),

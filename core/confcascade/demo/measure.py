@@ -107,10 +107,11 @@ def model_figures(columns: Columns, size: str) -> dict[str, Any]:
     """One model's accuracy, and AUROC of P(T) and P(IK) within each task."""
     import numpy as np
 
+    from confcascade.evaluation.examples import is_right
     from confcascade.evaluation.metrics import auroc
 
     j = columns.index(size)
-    correct, refused = columns.grades[:, j] == 1, columns.refused[:, j]
+    correct, refused = is_right(columns.grades[:, j]), columns.refused[:, j]
     # an empty answer has no P(T), and whatever the threshold it is passed on
     p_t = np.nan_to_num(columns.signal(size, "p_t").values, nan=0.0)
     p_ik = columns.signal(size, "p_ik").values
@@ -178,13 +179,14 @@ def compare(questions: Sequence[Question], outcomes: Sequence[Any], largest: Rep
     """The live cascade beside the largest model alone, per task and in all, in both accountings."""
     import numpy as np
 
+    from confcascade.evaluation.examples import is_right
     from confcascade.evaluation.significance import mcnemar, paired_difference, saving
 
     correct = np.array([q.is_correct(o.text) for q, o in zip(questions, outcomes, strict=True)])
     every = np.array([o.record.cost.flops for o in outcomes])
     answering = np.array([o.record.cost_answering_stage.flops for o in outcomes])
     answered_by = np.array([o.record.answered_by for o in outcomes])
-    alone, flops = largest.grade == 1, largest.cost.flops
+    alone, flops = is_right(largest.grade), largest.cost.flops
     table = {}
     for task in (*TASKS, "all"):
         rows = list(range(len(questions))) if task == "all" else of_task(questions, task)
@@ -264,6 +266,7 @@ def main() -> None:
     from rich.progress import Progress
 
     from confcascade.evaluation import PolicyStage, replay
+    from confcascade.evaluation.examples import is_right
 
     torch.set_num_threads(1)  # such small models are slower on more
     world = World()
@@ -284,7 +287,7 @@ def main() -> None:
             probe = KnowledgeProbe.fit(
                 model,
                 fit.hidden,
-                [row.grade == 1 for row in fit.rows],
+                [is_right(row.grade) for row in fit.rows],
                 layer=DEPTH,
                 groups=[question.key for question in questions["fit"]],
             )

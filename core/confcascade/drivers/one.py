@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from confcascade.asks import Answer, Ask, Flow, Generate, Prefill
-from confcascade.errors import ModelError, StreamBrokenError
+from confcascade.errors import ConfcascadeError, ModelError, StreamBrokenError
 from confcascade.flow import Outcome
 from confcascade.models import Chunk, LanguageModel
 from confcascade.trace import untraced
@@ -19,6 +20,7 @@ from confcascade.types import Prefilled, Response
 __all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
 
 T = TypeVar("T")
+_log = logging.getLogger("confcascade")
 
 
 class Run(Generic[T]):
@@ -76,37 +78,81 @@ class Run(Generic[T]):
 # ---------------------------------------------------------------------- calling a model
 
 
-def _answers(values: Sequence[Any] | Exception, count: int, started: float) -> list[Answer[Any]]:
+def _answers(values: Sequence[Any], started: float) -> list[Answer[Any]]:
     elapsed = time.perf_counter() - started
-    listed = [values] * count if isinstance(values, Exception) else list(values)
     return [
-        Answer(error=value, elapsed_s=elapsed, busy_s=elapsed / count)
+        Answer(error=value, elapsed_s=elapsed, busy_s=elapsed / len(values))
         if isinstance(value, Exception)
-        else Answer(value, elapsed_s=elapsed, busy_s=elapsed / count)
-        for value in listed
+        else Answer(value, elapsed_s=elapsed, busy_s=elapsed / len(values))
+        for value in values
     ]
 
 
+_said: set[tuple[str, str, bool]] = set()  # kinds of failures of local models
+
+
+def _say(model: LanguageModel, error: Exception, count: int) -> None:
+    """Log a local model's failure, the first of its kind: a cascade that only escalates would hide it."""
+    kind = model.name, type(error).__name__, count > 1
+    if kind in _said:
+        return
+    _said.add(kind)
+    what = f"A call of local model '{model.name}' for {count} queries" if count > 1 else f"Local model '{model.name}'"
+    then = "They are asked one by one, which is slower" if count > 1 else "It gave no answer to this query"
+    _log.warning("%s failed: %s: %s. %s. Said once for each kind of error.", what, kind[1], error, then)
+
+
+def _say_faults(model: LanguageModel, values: Sequence[Any]) -> None:
+    """Log what a local model did not refuse on purpose."""
+    for value in values:
+        if isinstance(value, Exception) and not isinstance(value, ConfcascadeError) and model.capability.local:
+            _say(model, value, 1)
+
+
+def _alone(ask: Any) -> Any:
+    """An ask to repeat: its KV cache was that of the batch."""
+    return replace(ask, prefilled=None) if isinstance(ask, Generate) else ask
+
+
 def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
-    """The answers to asks of one kind, in their order, each with its time; an error is the answer to all of them."""
+    """The answers to asks of one kind, in their order, each with its time.
+
+    If a call for several fails, each is asked again alone, so that one bad query fails alone.
+    """
     started = time.perf_counter()
+    values: Any = None
     try:
         with untraced():
-            values: Any = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
+            values = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
     except Exception as error:
-        values = error
-    return _answers(values, len(asks), started)
+        if len(asks) > 1:
+            _say(model, error, len(asks))
+        else:
+            values = [error]
+    if values is None:  # the error is gone by now, and with it what it kept in memory
+        again = [call_model(model, [_alone(ask)])[0] for ask in asks]
+        values = [answer.error or answer.value for answer in again]
+    _say_faults(model, values)
+    return _answers(values, started)
 
 
 async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     """`call_model`, without blocking the event loop."""
     started = time.perf_counter()
+    values: Any = None
     try:
         with untraced():
-            values: Any = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
+            values = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
     except Exception as error:
-        values = error
-    return _answers(values, len(asks), started)
+        if len(asks) > 1:
+            _say(model, error, len(asks))
+        else:
+            values = [error]
+    if values is None:
+        again = [(await acall_model(model, [_alone(ask)]))[0] for ask in asks]
+        values = [answer.error or answer.value for answer in again]
+    _say_faults(model, values)
+    return _answers(values, started)
 
 
 async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
@@ -226,6 +272,12 @@ class _Draft:
         return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
 
 
+def _told(ask: Generate, draft: _Draft) -> Answer[Response]:
+    answer = draft.answer()
+    _say_faults(ask.model, [answer.error])
+    return answer
+
+
 def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
     """Play a flow, yielding chunks of the answer that nothing can withdraw, and last the outcome.
 
@@ -237,7 +289,7 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
                 draft = _Draft()
                 yield from draft.read(ask)
-                running.send([draft.answer()])
+                running.send([_told(ask, draft)])
             else:
                 running.send([call_model(ask.model, [ask])[0] for ask in running.asks])
         outcome = running.unwrap()
@@ -255,7 +307,7 @@ async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
                 async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
                     async for chunk in chunks:
                         yield chunk
-                running.send([draft.answer()])
+                running.send([_told(ask, draft)])
             else:
                 running.send(await _aanswers(running.asks))
         outcome = running.unwrap()

@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.columns import Column
 from confcascade.evaluation.curves import CurveFigures, area, hull, neutral_cost, signal_curves, with_signal
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.frontier import Curve
 from confcascade.evaluation.gathered import MEAN_LOG_PROBABILITY
-from confcascade.evaluation.policy_figures import RIGHT, Bench, PolicyFigures, known
+from confcascade.evaluation.policy_figures import Bench, PolicyFigures, known
 from confcascade.signals.learned import LearnedScorer, TextRouter
 
 __all__ = ["Baseline", "Learner", "baselines", "learned"]
@@ -103,7 +104,7 @@ def learned(bench: Bench, learner: Learner) -> Mapping[str, Column] | str:
     columns = {}
     for model in bench.models[:-1]:
         prompts = [texts.prompts[question] for question in bench.columns.questions]
-        right = bench.alone[model].grade >= RIGHT
+        right = is_right(bench.alone[model].grade)
         try:
             if learner == "TextRouter":
                 scores = TextRouter.cross_predict(prompts, right, groups=prompts)

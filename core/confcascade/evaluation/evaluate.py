@@ -16,9 +16,10 @@ from confcascade.errors import ConfigurationError
 from confcascade.evaluation.baselines import Baseline, baselines
 from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.curves import CurveFigures, sensitivity, signal_curves
+from confcascade.evaluation.examples import RIGHT
 from confcascade.evaluation.frontier import Curve
 from confcascade.evaluation.gathered import MEAN_LOG_PROBABILITY, Gathered
-from confcascade.evaluation.policy_figures import RIGHT, Bench, PolicyFigures
+from confcascade.evaluation.policy_figures import Bench, PolicyFigures
 from confcascade.evaluation.recordings import Row
 from confcascade.evaluation.replay import ACCEPT, PolicyStage, Replay, Sweep, sweep
 from confcascade.evaluation.signal_figures import SignalFigures, signal_figures

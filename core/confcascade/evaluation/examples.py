@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 from confcascade.errors import ConfigurationError
 
-__all__ = ["LETTERS", "Example", "Grade"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LETTERS", "RIGHT", "Example", "Grade", "is_right"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+RIGHT = 0.5  # the least grade of a right answer, wherever only right or wrong counts
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,22 @@ class Grade:
     refused: bool = False
     predicted: str | None = None
     reason: str = ""
+
+
+@overload
+def is_right(grade: float | None) -> bool: ...
+@overload
+def is_right(grade: NDArray[np.floating[Any]]) -> NDArray[np.bool_]: ...
+def is_right(grade: Any) -> Any:
+    """Whether a grade, from 0 to 1, is that of a right answer: at least `RIGHT`.
+
+    Every figure that knows only right and wrong decides by this, and so do fits, audits and probes: of two answers, it
+    says whether a grader takes them for the same. No grade, None or NaN, is not that of a right answer.
+
+    Args:
+        grade: One, or an array of them.
+
+    >>> is_right(0.75), is_right(0.25)
+    (True, False)
+    """
+    return grade is not None and grade >= RIGHT

@@ -127,11 +127,13 @@ class _Notes:
 
 
 def mean_log_probability(row: Row) -> RecordedScore | None:
-    """The baseline of a dozen lines: exp of the mean log-probability of the answer's tokens; None if they are unknown.
+    """The baseline of a dozen lines: exp of the mean log-probability of the answer's tokens.
+
+    None if they are unknown, or one is NaN or infinite (minus infinity is a probability of 0).
 
     Each row's is computed from its tokens, whatever signals the recording has.
     """
-    if not row.tokens:
+    if not row.tokens or not all(token.logprob < math.inf for token in row.tokens):  # of NaN no comparison is true
         return None
     return RecordedScore(value=min(1.0, math.exp(math.fsum(t.logprob for t in row.tokens) / len(row.tokens))))
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.columns import Columns
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.metrics import auroc
 
 __all__ = ["SignalHealth", "auroc_lower_bound", "check_signals", "signal_health"]
@@ -114,12 +115,11 @@ def signal_health(scores: ArrayLike, right: ArrayLike) -> SignalHealth:
     return SignalHealth(len(s), coverage, len(values), float(values[most]), share, entropy, area, low, tuple(reasons))
 
 
-def check_signals(columns: Columns, *, right_from: float = 1.0) -> dict[tuple[str, str], SignalHealth]:
+def check_signals(columns: Columns) -> dict[tuple[str, str], SignalHealth]:
     """The health of every recorded signal, by model and name, on its model's usable and graded answers.
 
     Args:
         columns: The recording.
-        right_from: The least grade of a right answer.
 
     Raises:
         ConfigurationError: If a model has no graded answer.
@@ -130,7 +130,7 @@ def check_signals(columns: Columns, *, right_from: float = 1.0) -> dict[tuple[st
         judged = columns.usable[:, j] & ~np.isnan(columns.grades[:, j])
         if not judged.any():
             raise ConfigurationError(f"Model '{model}' has no graded answer, by which its signals could be judged.")
-        right = columns.grades[judged, j] >= right_from
+        right = is_right(columns.grades[judged, j])
         found[model, name] = signal_health(columns.signals[model, name].values[judged], right)
     return found
 

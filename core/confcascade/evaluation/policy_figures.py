@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from confcascade.cost import Architecture, Prices, break_even_retention
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.columns import Columns
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.frontier import Curve, oracle, random_routing, share_of_gap
 from confcascade.evaluation.gathered import NO_LETTER, Gathered, letters
 from confcascade.evaluation.metrics import drop_relative, hallucination_rate, macro_scores
@@ -19,11 +20,10 @@ from confcascade.evaluation.replay import Costs, PolicyStage, Replay, Sweep, rep
 from confcascade.evaluation.significance import discordant, mcnemar, mean_interval, paired_difference, saving
 from confcascade.signals import Threshold
 
-__all__ = ["RIGHT", "UNITS", "UNIT_NAMES", "Bench", "Interval", "PolicyFigures", "Spent", "known", "thresholds_of"]
+__all__ = ["UNITS", "UNIT_NAMES", "Bench", "Interval", "PolicyFigures", "Spent", "known", "thresholds_of"]
 
 UNITS = ("flops", "usd", "tokens", "seconds")  # in the order in which a cost is preferred
 UNIT_NAMES = {"flops": "operations", "usd": "dollars", "tokens": "tokens", "seconds": "seconds"}
-RIGHT = 0.5  # a grade from which an answer counts as right, where right or wrong is all that is asked
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Bench:
         """Measure a policy beside the last of the bench's models; what `play` made of it may be given."""
         played = self.play(policy) if played is None else played
         grade, largest = played.grade, self.largest.grade
-        right, theirs = grade >= RIGHT, largest >= RIGHT
+        right, theirs = is_right(grade), is_right(largest)
         refused = self._of_answer(self.columns.refused, policy, played, False)
         difference, low, high = paired_difference(grade, largest)
         macro = self._macro(policy, played)

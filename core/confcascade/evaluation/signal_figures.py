@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from confcascade.evaluation.examples import is_right
 from confcascade.evaluation.health import SignalHealth, signal_health
 from confcascade.evaluation.metrics import (
     aurc,
@@ -16,7 +17,7 @@ from confcascade.evaluation.metrics import (
     reliability,
     risk_coverage,
 )
-from confcascade.evaluation.policy_figures import RIGHT, Bench
+from confcascade.evaluation.policy_figures import Bench
 
 __all__ = ["SignalFigures", "signal_figures"]
 
@@ -80,7 +81,7 @@ def _figures(bench: Bench, model: str, name: str) -> SignalFigures:
     score, grade = column.values[scored], bench.alone[model].grade[scored]
     if not len(score):
         return SignalFigures(model, name, column.phase, 0, missing, "cannot route: no answer has a score")
-    right = grade >= RIGHT
+    right = is_right(grade)
     low, high = float(score.min()), float(score.max())
     probability = low >= 0 and high <= 1
     area = auroc(right, score)
@@ -101,7 +102,7 @@ def _figures(bench: Bench, model: str, name: str) -> SignalFigures:
         ece=calibration_error(grade, score) if probability else None,
         bins=tuple((int(n), float(a), float(p)) for n, a, p in reliability(grade, score)) if probability else (),
         risk_coverage=tuple((float((k + 1) / len(risk)), float(risk[k])) for k in at),
-        hint=_hint(signal_health(column.values[usable], bench.alone[model].grade[usable] >= RIGHT)),
+        hint=_hint(signal_health(column.values[usable], is_right(bench.alone[model].grade[usable]))),
     )
 
 

@@ -24,6 +24,7 @@ class Capability:
         top_logprobs: Most alternatives it tells at each position.
         layers: Number of blocks whose hidden states it gives; 0 means none.
         hidden_size: Their dimension.
+        prompt_labels: Whether it answers `Prefill` even if it gives no hidden states: with labels' log-probabilities.
         batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
             for many answers at once; any other computes in this process, one call at a time.
         tools: Whether it can be given tools; one that cannot is never asked without them instead.
@@ -36,6 +37,7 @@ class Capability:
     top_logprobs: int = 0
     layers: int = 0
     hidden_size: int = 0
+    prompt_labels: bool = False
     batch_size: int = 1
     tools: bool = False
     structured: bool = False
@@ -44,8 +46,8 @@ class Capability:
 
     @property
     def prefill(self) -> bool:
-        """Whether it answers `Prefill`: only a model whose hidden states can be seen does."""
-        return self.layers > 0
+        """Whether it answers `Prefill`: only a model whose hidden states or logits can be seen does."""
+        return self.layers > 0 or self.prompt_labels
 
     @property
     def local(self) -> bool:

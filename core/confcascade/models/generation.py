@@ -56,6 +56,7 @@ class Row:
         self.prompt = prompt
         self.position = position
         self.finish_reason: str | None = None
+        self.error: Exception | None = None
         self._speaker = speaker
         self._tokenizer = speaker.tokenizer
         self._watcher = Watcher(ask)
@@ -142,6 +143,11 @@ class Row:
             self.finish_reason = "aborted"
             self._tokens = self._tokens[: self._settled]
             self._text = "".join(each.text for each in self._tokens)
+
+    def fail(self, error: Exception) -> None:
+        """End without an answer."""
+        self.error = error
+        self.finish_reason = "error"
 
     def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
         if not self.ask.top_logprobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -22,9 +23,14 @@ class TokenReader:
 
     Args:
         top_logprobs: How many alternatives at each position are wanted, too.
+
+    Attributes:
+        sound: Whether none so far was NaN or infinite (minus infinity is a probability of 0). An answer with one that
+            was has no tokens to judge.
     """
 
     def __init__(self, top_logprobs: int = 20) -> None:
+        self.sound = True
         self._top_logprobs = top_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -46,21 +52,25 @@ class TokenReader:
         for entry in map(_fields, entries):
             text: Any = entry.get("token")
             logprob: Any = entry.get("logprob")
-            if not _is_told(text, logprob):
+            if not (_is_told(text, logprob) and self._is_sound(logprob)):
                 return None
             spelling = entry.get("bytes")
             if text != "" and spelling != []:
                 text = text if spelling is None else self._spelled(text, spelling)
                 top = self._alternatives(entry.get("top_logprobs")) if self._top_logprobs else ()
                 tokens.append(Token(text, _clamped(logprob), top))
-        return tuple(tokens)
+        return tuple(tokens) if self.sound else None
+
+    def _is_sound(self, logprob: float) -> bool:
+        self.sound = self.sound and logprob < math.inf  # of NaN no comparison is true
+        return self.sound
 
     def _alternatives(self, told: Any) -> tuple[tuple[str, float], ...]:
         others: list[tuple[str, float]] = []
         for other in map(_fields, told[: self._top_logprobs] if isinstance(told, list) else ()):
             text: Any = other.get("token")
             logprob: Any = other.get("logprob")
-            if _is_told(text, logprob):
+            if _is_told(text, logprob) and self._is_sound(logprob):
                 others.append((text, _clamped(logprob)))
         return tuple(others)
 
@@ -103,7 +113,7 @@ def _legacy_entries(logprobs: Any, values: Sequence[Any]) -> list[dict[str, Any]
 
 
 def _is_told(text: Any, logprob: Any) -> bool:
-    return isinstance(text, str) and isinstance(logprob, float | int) and logprob == logprob  # not NaN
+    return isinstance(text, str) and isinstance(logprob, float | int)
 
 
 def _clamped(logprob: float) -> float:

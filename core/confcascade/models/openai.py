@@ -409,7 +409,8 @@ class _Reading:
         aborted = self.watcher.verdict == "abort"
         if not aborted and self._finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        response = _judged(self._text, self._tokens, self._calls, self._ask)
+        tokens = self._tokens if self._reader.sound else None
+        response = _judged(self._text, tokens, self._calls, self._ask)
         return response.replace(
             usage=_usage(self._usage, self._ask, self._text, response.tokens),
             finish_reason="aborted" if aborted else self._finish_reason,

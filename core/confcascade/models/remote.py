@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from confcascade.asks import Generate, Prefill
 from confcascade.errors import ModelError
 from confcascade.models import Chunk
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "estimated_usage"]
+__all__ = ["Remote", "estimated_usage", "in_threads"]
+
+T = TypeVar("T")
 
 
 class Remote:
@@ -62,3 +65,14 @@ def estimated_usage(ask: Generate, text: str, tokens: Sequence[Token] | None) ->
     """Four characters a token, where the server does not tell; an answer's tokens are counted if they are known."""
     prompt = sum(len(message.content) for message in ask.request.messages)
     return Usage(math.ceil(prompt / 4), math.ceil(len(text) / 4) if tokens is None else len(tokens), estimated=True)
+
+
+async def in_threads(items: Iterator[T]) -> AsyncIterator[T]:
+    """Take each item in a thread, all of them in one copy of the caller's context: async for a model that has none."""
+    context, loop, end = copy_context(), asyncio.get_running_loop(), object()
+
+    def step() -> Any:
+        return next(items, end)
+
+    while (item := await loop.run_in_executor(None, context.run, step)) is not end:
+        yield item

@@ -7,9 +7,8 @@ token and the KV cache that generation continues from: confidence costs no secon
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import threading
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from confcascade.asks import Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models import Blocking, Capability, Chunk
+from confcascade.models.decoder import Capture, Decoder
 from confcascade.models.generation import Row, Speaker
 from confcascade.types import Prefilled, Request, Response, Usage
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["TransformersModel"]
+
+_log = logging.getLogger("confcascade")
 
 
 class TransformersModel(Blocking):
@@ -40,11 +42,12 @@ class TransformersModel(Blocking):
         tokenizer: Its tokenizer; never changed.
         name: Shown in records; by default the folder's or the hub's name.
         max_new_tokens: Most tokens of an answer, where the request does not say.
-        batch_size: Most queries in one forward pass.
+        batch_size: Most queries in one forward pass; 1 if the trial shows that the model does not answer in a batch as
+            it does alone.
         template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``.
 
     Raises:
-        ConfigurationError: If the model's blocks cannot be found (it is then not a decoder that this class knows).
+        ConfigurationError: If a trial pass shows that the model is not a decoder that continues from a KV cache.
     """
 
     def __init__(
@@ -62,23 +65,19 @@ class TransformersModel(Blocking):
         self._name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
         self._template_options = dict(template_options or {})
         config = model.config.get_text_config(decoder=True)
-        self._blocks = _blocks(model, config.num_hidden_layers)
+        self._decoder = Decoder(model, config)
+        if batch_size > 1 and not self._decoder.batches:
+            _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", self._name)
         context = getattr(config, "max_position_embeddings", None)
         self._capability = Capability(
             logprobs=True,
             top_logprobs=config.vocab_size,
-            layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            batch_size=batch_size,
+            layers=len(self._decoder.blocks),
+            hidden_size=config.hidden_size if self._decoder.blocks else 0,
+            prompt_labels=True,
+            batch_size=batch_size if self._decoder.batches else 1,
             context_window=context,
         )
-        takes = inspect.signature(model.forward).parameters
-        if not {"past_key_values", "attention_mask", "position_ids"} <= takes.keys():
-            raise ConfigurationError(
-                f"{type(model).__name__} keeps no KV cache that generation can continue from. "
-                "TransformersModel needs a decoder with attention; serve this model and use OpenAICompatibleModel."
-            )
-        self._keeps_last = "logits_to_keep" in takes
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = tokenizer.eos_token_id if ends is None else ends
         self._speaker = Speaker(
@@ -89,6 +88,7 @@ class TransformersModel(Blocking):
             context=context,
             device=model.device,
         )
+        self._embedded = model.get_input_embeddings().weight.shape[0]
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
@@ -123,7 +123,7 @@ class TransformersModel(Blocking):
 
         Raises:
             MissingExtraError: Without torch and transformers.
-            ConfigurationError: If nothing can be loaded from there.
+            ConfigurationError: If nothing can be loaded from there, or weights are missing.
         """
         torch = require("torch", "local")
         transformers = require("transformers", "local")
@@ -131,8 +131,8 @@ class TransformersModel(Blocking):
         try:
             common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), **common)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(name_or_path), dtype=dtype, **common, **loading
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                str(name_or_path), dtype=dtype, output_loading_info=True, **common, **loading
             )
         except (OSError, ValueError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -140,6 +140,11 @@ class TransformersModel(Blocking):
                 f"No causal language model can be loaded from '{name_or_path}': {why} "
                 "Give a folder with config.json, weights and tokenizer, or the name of one on the hub."
             ) from error
+        if absent := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
+            raise ConfigurationError(
+                f"The checkpoint '{name_or_path}' lacks {len(absent)} of the model's weights, such as {absent[0]}, and "
+                "transformers would fill them with random numbers. Save or download it again."
+            )
         if device == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision is slow on most CPUs, and some operations lack it
         return cls(
@@ -197,11 +202,11 @@ class TransformersModel(Blocking):
     # ------------------------------------------------------------------ LanguageModel
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        layers = sorted({layer for ask in asks for layer in ask.layers})
         found: list[Any] = [None] * len(asks)
         readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]]]] = []
         for i, ask in enumerate(asks):  # a prompt that cannot be read fails alone, not its batch
             try:
+                self._check_layers(ask.layers)
                 text = self.render(ask.request)
                 ids = {label: self._label_ids(text, label) for label in ask.labels}
                 readable.append((i, ask, self._encode(text), ids))
@@ -209,9 +214,15 @@ class TransformersModel(Blocking):
                 found[i] = error
         if not readable:
             return found
+        layers = sorted({layer for _, ask, _, _ in readable for layer in ask.layers})
         batch, hidden = self._read([encoded for _, _, encoded, _ in readable], layers)
         logprobs = batch.logits.float().log_softmax(-1)
+        broken = _not_finite(logprobs)
         for row, (i, ask, _, ids) in enumerate(readable):
+            if broken[row]:
+                _State(batch, row).close()
+                found[i] = self._overflow()
+                continue
             found[i] = Prefilled(
                 usage=Usage(batch.prompt_lengths[row], 0),
                 hidden_states={layer: hidden[layer][row] for layer in ask.layers},
@@ -234,13 +245,15 @@ class TransformersModel(Blocking):
             for _ in self._decode(rows):
                 pass
             for i, row in zip(kept, rows, strict=True):
-                answers[i] = row.response()
+                answers[i] = row.error or row.response()
         return answers
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         row = self._row(ask, 0)
         for _ in self._decode([row]):
             yield from row.new_chunks()
+        if row.error is not None:
+            raise row.error
         yield row.response()
 
     # ------------------------------------------------------------------ prompts
@@ -259,6 +272,7 @@ class TransformersModel(Blocking):
         """Hidden states of the last prompt token after block `layer`, before any final norm: (n, hidden_size)."""
         import numpy as np
 
+        self._check_layers([layer])
         size = self._capability.batch_size
         found = []
         for start in range(0, len(requests), size):
@@ -277,6 +291,12 @@ class TransformersModel(Blocking):
         ids = self._tokenize(text)
         if not ids:
             raise ModelError("The prompt has no tokens.")
+        if max(ids) >= self._embedded:  # on a GPU, the pass would end the process's use of it
+            raise ModelError(
+                f"The prompt has the token {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, id {max(ids)}; model "
+                f"'{self._name}' knows the ids below {self._embedded}. Its tokenizer must be that of the model: resize "
+                "the model's embedding after adding tokens."
+            )
         context = self._speaker.context
         if context is not None and len(ids) >= context:
             raise ModelError(f"The prompt has {len(ids)} tokens; the context of model '{self._name}' holds {context}.")
@@ -301,6 +321,18 @@ class TransformersModel(Blocking):
 
     # ------------------------------------------------------------------ forward passes
 
+    def _check_layers(self, layers: Sequence[int]) -> None:
+        blocks = self._capability.layers
+        if not all(1 <= layer <= blocks for layer in layers):
+            known = f"1 to {blocks}" if blocks else "of no block: they do not have the shape (tokens, hidden size)"
+            raise ModelError(f"Model '{self._name}' gives hidden states {known}. Got the layers {tuple(layers)}.")
+
+    def _overflow(self) -> ModelError:
+        return ModelError(
+            f"The logits of model '{self._name}' are not finite: its numbers overflow in {self.model.dtype}, or its "
+            'weights are broken. Load it in another precision, such as dtype="float32".'
+        )
+
     def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
         import torch
@@ -313,25 +345,10 @@ class TransformersModel(Blocking):
             ids[i, longest - len(row) :] = torch.tensor(row)
             mask[i, longest - len(row) :] = 1
         ids, mask = ids.to(device), mask.to(device)
-        with _Capture([self._blocks[layer - 1] for layer in layers]) as captured:
+        with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
             batch = _Batch(list(map(len, encoded)), mask)
-            self._forward(batch, ids, (mask.cumsum(-1) - 1).clamp(min=0))
+            batch.logits, batch.cache = self._decoder(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         return batch, dict(zip(layers, captured.states, strict=True))
-
-    def _forward(self, batch: _Batch, ids: torch.Tensor, positions: torch.Tensor) -> None:
-        """Feed `ids` (rows, new tokens) and keep the logits (rows, vocabulary) of the last."""
-        import torch
-
-        with torch.inference_mode():
-            out = self.model(
-                input_ids=ids,
-                attention_mask=batch.mask,
-                position_ids=positions,
-                past_key_values=batch.cache,
-                use_cache=True,
-                **({"logits_to_keep": 1} if self._keeps_last else {}),
-            )
-        batch.cache, batch.logits = out.past_key_values, out.logits[:, -1]
 
     def _groups(self, asks: Sequence[Generate]) -> list[list[int]]:
         """Which asks can be decoded together: those that continue from the same pass, and those that begin."""
@@ -361,12 +378,19 @@ class TransformersModel(Blocking):
             raw = batch.logits.float()
             logprobs = raw.log_softmax(-1)
             chosen = logprobs.argmax(-1)
+            broken = _not_finite(logprobs)
             for row in active:
-                if row.samples:
+                if broken[row.position]:
+                    row.fail(self._overflow())
+                elif row.samples:
                     chosen[row.position] = row.sample(raw[row.position])
             picked = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
             for row in active:
-                row.push(int(chosen[row.position]), picked[row.position], logprobs[row.position])
+                if row.error is None:
+                    try:
+                        row.push(int(chosen[row.position]), picked[row.position], logprobs[row.position])
+                    except Exception as error:  # a watch's, say: this row fails, not its batch
+                        row.fail(error)
             yield
             active = [row for row in active if row.finish_reason is None]
             if not active:
@@ -378,7 +402,8 @@ class TransformersModel(Blocking):
                 for position, row in enumerate(active):
                     row.position = position
             batch.mask = torch.cat([batch.mask, batch.mask.new_ones(batch.mask.shape[0], 1)], 1)
-            self._forward(batch, chosen[:, None], batch.mask.sum(-1, keepdim=True) - 1)
+            positions = batch.mask.sum(-1, keepdim=True) - 1
+            batch.logits, batch.cache = self._decoder(chosen[:, None], batch.mask, positions, batch.cache)
 
 
 @dataclass
@@ -416,7 +441,7 @@ class _Batch:
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
         self.logits = self.logits[index]
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)  # which layers without attention have, too
 
 
 @dataclass
@@ -432,39 +457,7 @@ class _State:
             self.batch.cache = self.batch.logits = None
 
 
-class _Capture:
-    """Keeps the last position's output of some blocks during this thread's forward pass."""
-
-    def __init__(self, blocks: Sequence[Any]) -> None:
-        self._blocks = blocks
-        self._thread = threading.get_ident()
-        self.states: list[Any] = [None] * len(blocks)
-
-    def __enter__(self) -> _Capture:
-        self._handles = [block.register_forward_hook(self._hook(i)) for i, block in enumerate(self._blocks)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, index: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            if threading.get_ident() == self._thread:  # other threads may be running the same model
-                hidden = output[0] if isinstance(output, tuple) else output
-                self.states[index] = hidden[:, -1].detach().float().cpu().numpy()
-
-        return hook
-
-
-def _blocks(model: Any, count: int) -> Any:
-    """The decoder's blocks: the one list of modules that is as long as the model is deep."""
-    from torch.nn import ModuleList
-
-    for module in model.modules():
-        if isinstance(module, ModuleList) and len(module) == count:
-            return module
-    raise ConfigurationError(
-        f"The {count} blocks of {type(model).__name__} cannot be found, so its hidden states cannot be read. "
-        "TransformersModel needs a decoder whose blocks are one ModuleList."
-    )
+def _not_finite(logprobs: torch.Tensor) -> list[bool]:
+    """Which rows of log-probabilities (rows, vocabulary) are NaN: all of a row is, if a logit is NaN or infinite."""
+    flags: list[bool] = logprobs[:, 0].isnan().tolist()
+    return flags

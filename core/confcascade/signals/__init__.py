@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from confcascade.asks import Flow
-from confcascade.errors import ConfigurationError
+from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.models import LanguageModel
 from confcascade.types import Prefilled, Request, Response, Token
 
@@ -38,10 +38,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A signal's value, higher = more likely right, and further figures worth a record."""
+    """A signal's value, higher = more likely right, and further figures worth a record.
+
+    Raises:
+        SignalUnavailableError: If the value is not finite, and so no score.
+    """
 
     value: float
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise SignalUnavailableError(f"the score is not finite ({self.value})")
 
 
 class Signal(ABC):

@@ -168,7 +168,7 @@ class KnowledgeProbe(Signal):
         if not capability.layers:
             raise ConfigurationError(
                 f"KnowledgeProbe reads hidden states, and model '{model.name}' does not give any. "
-                "Use it with a TransformersModel, or TokenProbability with this model."
+                "Use a TransformersModel whose blocks give them, or TokenProbability with this model."
             )
         fingerprint = getattr(model, "fingerprint", None)
         if (capability.hidden_size, fingerprint) != (self.card.hidden_size, self.card.fingerprint):

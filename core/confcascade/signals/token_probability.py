@@ -115,7 +115,7 @@ class TokenProbability(Signal):
         return self._aggregated(self._answer_span(evidence.tokens))
 
     def _aggregated(self, tokens: Sequence[Token]) -> Measurement:
-        logprobs = [token.logprob for token in tokens]
+        logprobs = _known(token.logprob for token in tokens)
         if self.aggregate == "first":
             return Measurement(math.exp(logprobs[0]))
         if self.aggregate == "min":
@@ -136,7 +136,10 @@ class TokenProbability(Signal):
             return self.space
         if not self.early or not evidence.tokens:
             return self.space
-        value = self.score(evidence).value
+        try:
+            value = self.score(evidence).value
+        except SignalUnavailableError:
+            return self.space  # the finished answer will say why
         return (value, value) if self.aggregate == "first" else (0.0, value)
 
     def _score_labels(self, evidence: Evidence) -> Measurement:
@@ -178,14 +181,16 @@ def label_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float
     an API tells only the most probable: a label that is not among them is left out.
 
     Raises:
-        SignalUnavailableError: If none is known.
+        SignalUnavailableError: If none is known, or one is not a number.
     """
     told = evidence.prefilled.label_logprobs if evidence.prefilled else {}
     if found := {label: told[label] for label in labels if label in told}:  # others are another signal's
+        _known(found.values())
         return found
     if not evidence.tokens:
         raise SignalUnavailableError("the model returned no log-probabilities")
     pooled: dict[str, float] = {}
+    _known(logprob for _, logprob in evidence.tokens[0].top)
     for text, logprob in evidence.tokens[0].top:
         if text.strip() in labels:
             pooled[text.strip()] = pooled.get(text.strip(), 0.0) + math.exp(logprob)
@@ -194,7 +199,19 @@ def label_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float
             f"none of the labels {tuple(labels)} is among the {len(evidence.tokens[0].top)} alternatives "
             "of the first token"
         )
-    return {label: math.log(p) for label, p in pooled.items()}
+    return {label: math.log(p) if p else -math.inf for label, p in pooled.items()}
+
+
+def _known(logprobs: Iterable[float]) -> list[float]:
+    """As they are; minus infinity is a probability of 0.
+
+    Raises:
+        SignalUnavailableError: If one is NaN or infinite.
+    """
+    listed = list(logprobs)
+    if not all(logprob < math.inf for logprob in listed):
+        raise SignalUnavailableError("a log-probability of the answer is not finite")
+    return listed
 
 
 # ---------------------------------------------------------------------- tool calls

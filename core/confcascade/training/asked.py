@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.collect import sample
-from confcascade.evaluation.examples import Example
+from confcascade.evaluation.examples import Example, is_right
 from confcascade.evaluation.prompts import Prompt
 from confcascade.evaluation.recordings import Row
 from confcascade.models import LanguageModel
 from confcascade.types import Message, Request
 
-__all__ = ["RIGHT", "Asked", "Material", "labelled"]
-
-RIGHT = 0.5  # a grade of at least this counts as right
+__all__ = ["Asked", "Material", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def labelled(
             partly += 0 < row.grade < 1
             messages = _messages(row, example, prompt)
             kept_with = _kept_with(row, example, messages, by_group)
-            asked.append(Asked(row.question, Request(messages), row.grade >= RIGHT, kept_with))
+            asked.append(Asked(row.question, Request(messages), is_right(row.grade), kept_with))
     if limit is not None:
         drawn = {each.id for each in sample((Example("?", id=each.id) for each in asked), limit)}
         asked = [each for each in asked if each.id in drawn]

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from confcascade.evaluation.examples import RIGHT
 from confcascade.evaluation.provenance import digest, versions
-from confcascade.training.asked import RIGHT, Material
+from confcascade.training.asked import Material
 from confcascade.training.probe_words import can_route, verdict
 from confcascade.training.probes import SHARES, TrainedProbe
 

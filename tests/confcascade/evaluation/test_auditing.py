@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import pytest
-from confcascade import Audit, ConfigurationError
+from confcascade import Audit, Cascade, ConfigurationError
+from confcascade.cascade_file import CascadeFile
 from confcascade.evaluation.auditing import audit_of
 from confcascade.guarantee import Certificate
 from confcascade.policy import FittedStage, MadeFrom, Policy, Saving
+from confcascade.testing import ScriptedModel
 
 LABELS = {
     "kind": "labels",
@@ -73,3 +78,60 @@ def test_what_is_the_users_stays():
 def test_what_no_audit_can_see_is_refused(made, message):
     with pytest.raises(ConfigurationError, match=message):
         audit_of(made)
+
+
+MODELS = [ScriptedModel("small", {"2+2?": ("4", 0.99)}), ScriptedModel("large", {"2+2?": ("4", 0.99)})]
+
+
+def from_stages(made: Policy, audit: Any, folder: Any) -> Cascade:
+    return Cascade(made.stages(MODELS), audit=audit)
+
+
+def from_parts(made: Policy, audit: Any, folder: Any) -> Cascade:
+    return Cascade.of(models=MODELS, policy=made, audit=audit)
+
+
+def from_a_file(made: Policy, audit: Any, folder: Any) -> Cascade:
+    made.save(folder / "p.json")
+    (folder / "cascade.yaml").write_text("models: [bundled:small, bundled:large]\npolicy: p.json\n")
+    return CascadeFile.load(folder / "cascade.yaml").cascade(audit=audit)
+
+
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+@pytest.mark.parametrize("way", [from_stages, from_parts, from_a_file])
+def test_a_share_guards_the_policy_in_the_core(way, tmp_path, monkeypatch):
+    """However a cascade of the core is made of a policy: its promise, by its own rule."""
+    agreement = policy({**AGREEMENT, "equivalence": "choice"})
+    found = []
+    for number, (made, share) in enumerate([(policy(LABELS), 0.5), (agreement, 0.5), (agreement, Audit(rate=0.25))]):
+        folder = tmp_path / str(number)  # an audit's state is of one promise
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        audit = way(made, share, folder).auditor.audit
+        found.append((audit.rate, audit.same.name, audit.bounds))
+    assert found == [
+        (0.5, "same text", {"accuracy": 0.01}),
+        (0.5, "choice", {"agreement": 0.01, "accuracy": 0.01}),
+        (0.25, "same text", {}),
+    ]
+    assert way(agreement, 0.0, tmp_path).auditor is None
+
+
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+def test_a_promise_that_no_audit_sees_is_refused_when_the_cascade_is_built():
+    """And not after a thousand queries that nobody guarded."""
+    unseen = policy(LABELS, stages=("small", "medium"))
+    models = [*MODELS, ScriptedModel("medium")]
+    with pytest.raises(ConfigurationError, match="which it never asks"):
+        Cascade(unseen.stages(models), audit=0.5)
+    with pytest.raises(ConfigurationError, match="which it never asks"):
+        Cascade.of(models=models, policy=unseen, audit=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+def test_fitted_stages_remember_their_policy():
+    """Through `build_stages`, and to another process."""
+    made = policy(LABELS)
+    stages = made.stages(MODELS)
+    assert Cascade(stages).stages.policy is made
+    assert pickle.loads(pickle.dumps(made.stages(["bundled:small", "bundled:large"][:0] or MODELS))).policy == made

@@ -153,6 +153,9 @@ def test_mean_log_probability_is_computed_from_the_tokens():
     columns = gather([row]).columns
     assert columns.signal("small", MEAN_LOG_PROBABILITY).values == pytest.approx([math.exp(-0.3)])
     assert MEAN_LOG_PROBABILITY not in gather([row.model_copy(update={"tokens": None})]).columns.signal_names
+    for number in (math.nan, math.inf):  # an overflow is not certainty
+        overflowed = row.model_copy(update={"tokens": (Token("a", number), Token("b", -0.5))})
+        assert MEAN_LOG_PROBABILITY not in gather([overflowed]).columns.signal_names
 
 
 def test_costs_count_in_what_is_known_of_every_model():

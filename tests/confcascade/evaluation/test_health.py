@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import ConfigurationError
-from confcascade.evaluation import Columns, RecordedScore, Row
+from confcascade import ConfigurationError, Usage
+from confcascade.evaluation import Columns, PolicyStage, RecordedScore, Row
+from confcascade.evaluation.evaluate import evaluate
+from confcascade.evaluation.gathered import gather
 from confcascade.evaluation.health import auroc_lower_bound, check_signals, signal_health
 from confcascade.evaluation.metrics import auroc
 from hypothesis import given, settings
@@ -78,6 +80,22 @@ def test_every_recorded_signal_is_checked_on_its_own_answers():
     assert found["small", "flat"].reasons == ("every score is 1",)
     with pytest.raises(ConfigurationError, match="no graded answer"):
         check_signals(Columns.of([row.model_copy(update={"grade": None}) for row in rows]))
+
+
+def test_an_answer_is_right_from_the_grade_that_the_report_says():
+    """Three quarters right is right, here as there; and so a signal that ranks it above wrong ones can route."""
+    rows = []
+    for i in range(200):
+        for name in ("small", "large"):
+            score = {"s": RecordedScore(value=float(GOOD[i]))}
+            grade, usage = 0.75 * float(RIGHT[i]), Usage(1, 1)
+            rows.append(Row(question=f"q{i}", model=name, answer="x", grade=grade, scores=score, usage=usage))
+    stages = [PolicyStage("small", {"s": 0.5}), PolicyStage("large")]
+    (reported,) = [each for each in evaluate(gather(rows), stages).signals if each.model == "small"]
+    found = check_signals(Columns.of(rows))["small", "s"]
+    assert found == signal_health(GOOD[:200], RIGHT[:200])
+    assert (found.auroc, found.can_route) == (reported.auroc, True)
+    assert not reported.hint.startswith("this signal cannot route")
 
 
 @pytest.mark.parametrize(("n", "shift"), [(60, 1.0), (200, 0.3), (40, 2.0), (30, 3.5)])

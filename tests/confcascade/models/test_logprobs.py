@@ -35,6 +35,7 @@ def as_objects(told):
         ({"tokens": ["a", " b"], "token_logprobs": [None, -0.2]}, None),
         ({"tokens": ["a", " b"], "token_logprobs": [-0.1]}, None),
         ([entry("a", math.nan)], None),
+        ([entry("a", math.inf)], None),
         (["unknown"], None),
         ({"chosen_candidates": [1]}, None),
         (0.5, None),
@@ -54,6 +55,19 @@ def test_alternatives_are_read_from_both_shapes():
     assert TokenReader().read(chat)[0].top == (("B", -9999.0),)
     assert TokenReader().read(as_objects(chat))[0].top == (("B", -9999.0),)
     assert TokenReader().read(legacy)[0].top == (("A", -0.1), ("B", -2.0))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_one_number_that_is_not_finite_spoils_the_answer(number):
+    """Whole, and in pieces: what comes before and after it is not the answer either."""
+    reader = TokenReader()
+
+    assert reader.read([entry("a", -0.1)]) == (Token("a", -0.1),)
+    assert reader.sound
+    assert reader.read([entry("b", number)]) is None
+    assert reader.read([entry("c", -0.1)]) is None
+    assert not reader.sound
+    assert TokenReader().read([entry("a", -0.1, top_logprobs=[entry("b", number)])]) is None
 
 
 @pytest.mark.parametrize(("told", "read"), [(1e-7, 0.0), (-math.inf, -9999.0), (-9999.0, -9999.0), (-1, -1.0)])

@@ -38,6 +38,7 @@ REQUEST = Request((Message("user", "q"),))
         (Capability(), False, False),
         (Capability(logprobs=True, top_logprobs=20), False, False),
         (Capability(batch_size=8), False, True),
+        (Capability(prompt_labels=True), True, True),
         (Capability(layers=4, hidden_size=2, batch_size=8), True, True),
         (Capability(layers=4, hidden_size=2, batch_size=1), True, True),
     ],

@@ -286,6 +286,19 @@ def test_an_end_token_is_left_out_of_a_stripped_answer(model: OpenAICompatibleMo
     assert [token.text for token in response.tokens or ()] == [" 4", "."]
 
 
+@every_way
+def test_an_answer_with_a_number_that_is_not_finite_has_no_tokens(
+    model: OpenAICompatibleModel, server: Server, way: str
+):
+    """Servers send NaN and Infinity where a model overflowed; the rest must not be judged without them."""
+    for number in (math.nan, math.inf):
+        server.entries = [entry("4"), entry(" of") | {"logprob": number}, entry(" course")]
+
+        response = ASKS[way](model, Generate(model, REQUEST))
+
+        assert (response.text, response.tokens) == ("4 of course", None)
+
+
 def test_the_end_of_a_stream_is_no_part_of_the_answer(model: OpenAICompatibleModel, server: Server):
     """Nor are tokens that come with the event that ends a stream, without text."""
     plain = server.events

@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from confcascade import (
     Cascade,
+    CascadeExhaustedError,
     ConfigurationError,
     KnowledgeProbe,
     ModelError,
@@ -308,8 +309,121 @@ def test_a_prompt_that_cannot_be_read_fails_alone(tokenizer):
 def test_a_model_without_a_cache_is_refused(tokenizer):
     """A model that generation cannot continue from is refused when it is wrapped, not at the first query."""
     config = transformers.MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2)
-    with pytest.raises(ConfigurationError, match="MambaForCausalLM keeps no KV cache"):
+    with pytest.raises(ConfigurationError, match="MambaForCausalLM does not work as a decoder"):
         TransformersModel(transformers.MambaForCausalLM(config), tokenizer)
+
+
+def overflowing(tokenizer, word=None):
+    """A random model whose logits are NaN, always or after the token of `word` only."""
+    model = random_model(tokenizer)
+    with torch.no_grad():
+        if word is None:
+            model.model.lm_head.weight[5] = torch.nan
+        else:
+            model.model.model.embed_tokens.weight[tokenizer(word)["input_ids"][-1]] = torch.inf
+    return model
+
+
+@pytest.mark.parametrize("parameters", [{}, {"temperature": 1.0}])
+def test_logits_that_are_not_finite_are_no_answer(tokenizer, parameters):
+    """An overflow gives token 0 for ever, which must not pass for a certain answer: whole, streamed, with labels."""
+    model = overflowing(tokenizer)
+    ask = Generate(model, request("What is it?", **parameters))
+
+    (found,) = model.generate([ask])
+    (read,) = model.prefill([Prefill(model, ask.request, layers=(2,), labels=("A", "B"))])
+
+    for error in (found, read):
+        assert isinstance(error, ModelError)
+        assert "The logits of model 'random-llama' are not finite: its numbers overflow in torch.float32" in str(error)
+    with pytest.raises(ModelError, match="are not finite"):
+        list(model.stream(ask))
+
+
+@pytest.mark.parametrize("signal", [TokenProbability(), TokenProbability("AB")])
+@pytest.mark.parametrize("threshold", [0.99, "always"])
+def test_a_model_that_overflows_escalates_with_that_reason(tokenizer, small, signal, threshold):
+    """Even where every usable answer is kept; and as the last stage it has failed."""
+    model = overflowing(tokenizer)
+    outcome = Cascade([Stage(model, [signal], {"p_t": threshold}), Stage(small)]).run("What is it?")
+
+    assert outcome.record.answered_by == "small"
+    assert "are not finite" in outcome.record.attempts[0].reason
+    with pytest.raises(CascadeExhaustedError, match="are not finite"):
+        Cascade([Stage(model)]).run("What is it?")
+
+
+def test_a_prompt_that_overflows_fails_alone(tokenizer):
+    """The others of its batch are answered as if it were not there."""
+    model = overflowing(tokenizer, word=" salt")
+    texts = ["Where was Bren born?", "the salt", "What is it?"]
+
+    first, bad, last = model.generate([Generate(model, request(text)) for text in texts])
+    assert isinstance(bad, ModelError)
+    assert (first.text, last.text) == (answer(model, texts[0]).text, answer(model, texts[2]).text)
+    first, bad, last = model.prefill([Prefill(model, request(text), layers=(2,)) for text in texts])
+    assert isinstance(bad, ModelError)
+    batch = first.state.batch
+    first.close()
+    last.close()
+    assert batch.cache is None
+
+
+def test_a_token_that_the_model_does_not_know_fails_alone(tokenizer):
+    """A tokenizer with an added token beside a model that was not resized: on a GPU, that ends all further work."""
+    model = random_model(tokenizer)
+    model.tokenizer.add_tokens(["<new>"])
+    texts = ["Where was Bren born?", "What is <new>?"]
+
+    good, bad = model.generate([Generate(model, request(text)) for text in texts])
+
+    assert isinstance(bad, ModelError)
+    assert f"'<new>', id {len(tokenizer)}; model 'random-llama' knows the ids below {len(tokenizer)}" in str(bad)
+    assert good.text == answer(model, texts[0]).text
+
+
+def test_an_error_of_a_watch_fails_its_row_only(small):
+    """One query's bad signal is not its batch's."""
+
+    def broken(tokens):
+        raise ZeroDivisionError("a watch")
+
+    asks = [Generate(small, request(QUESTIONS[0]), watch=broken), Generate(small, request(QUESTIONS[1]))]
+    bad, good = small.generate(asks)
+
+    assert isinstance(bad, ZeroDivisionError)
+    assert good.text == answer(small, QUESTIONS[1]).text
+
+
+@pytest.mark.parametrize("layer", [0, -1, 9])
+def test_layers_that_are_not_there_are_refused(small, layer):
+    """Blocks are numbered from 1; no other block's states are given under a wrong number."""
+    wrong, right = small.prefill([Prefill(small, request(QUESTIONS[0]), layers=(i,)) for i in (layer, 1)])
+
+    assert isinstance(wrong, ModelError)
+    assert "gives hidden states 1 to 4" in str(wrong)
+    assert right.hidden_states.keys() == {1}
+    right.close()
+    with pytest.raises(ModelError, match="hidden states 1 to 4"):
+        small.hidden_states([request(QUESTIONS[0])], layer)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(small, tmp_path):
+    """They would be random numbers, others at each load; tied weights, which no checkpoint repeats, are not missing."""
+    from safetensors.torch import load_file, save_file
+
+    small.model.save_pretrained(tmp_path)
+    small.tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    TransformersModel.from_pretrained(tmp_path)
+    del weights["model.layers.2.mlp.down_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(
+        ConfigurationError, match=r"lacks 1 of the model's weights, such as model\.layers\.2\.mlp\.down"
+    ):
+        TransformersModel.from_pretrained(tmp_path)
 
 
 def test_unknown_options_are_an_error(small):

@@ -130,6 +130,16 @@ def test_another_beginning_is_ended_at_once(hidden_size: int, generated: int):
     assert attempt.usage.output_tokens == generated
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_no_score(number: float):
+    """`min` would make certainty of it."""
+    evidence = Evidence(REQUEST, Prefilled(Usage(3, 0), label_logprobs={"Answer": number}))
+
+    with pytest.raises(SignalUnavailableError, match="is not finite"):
+        FormatProbability().score(evidence)
+    assert FormatProbability().bounds(evidence) == (0.0, 1.0)
+
+
 def test_a_recording_knows_where_a_draft_ends():
     """The recorded bound falls at the first token, so that a replay counts one token of a draft that strays."""
     tokens = (first(It=0.9, Answer=0.05), Token(" was", -0.1))

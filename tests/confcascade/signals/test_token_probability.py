@@ -138,6 +138,39 @@ def test_an_impossible_token_has_probability_zero():
     assert [score(aggregate, [-0.1, -math.inf]) for aggregate in ("mean", "min", "product")] == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("aggregate", ["mean", "min", "product", "first"])
+def test_a_number_that_is_not_finite_is_no_score(aggregate: Any, number: float):
+    """Nor a bound, by which an answer would be ended or released."""
+    evidence = answer(Token("x", number), Token("y", -0.1))
+    signal = TokenProbability(aggregate=aggregate)
+
+    with pytest.raises(SignalUnavailableError, match="a log-probability of the answer is not finite"):
+        signal.score(evidence)
+    assert signal.bounds(evidence) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("prefilled", [True, False])
+def test_a_label_that_is_not_finite_is_no_score(number: float, prefilled: bool):
+    """`min` and `max` would make certainty of it."""
+    told = (("A", number), ("B", -0.5))
+    read = Prefilled(Usage(3, 0), label_logprobs=dict(told))
+    evidence = Evidence(REQUEST, read) if prefilled else answer(Token("A", -0.1, told))
+
+    with pytest.raises(SignalUnavailableError, match="is not finite"):
+        TokenProbability("AB").score(evidence)
+    assert TokenProbability("AB").bounds(evidence) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("never", [-9999.0, -math.inf])
+def test_labels_that_are_ruled_out_have_probability_zero(never: float):
+    """As servers tell them that were given a choice of others."""
+    evidence = answer(Token("C", -0.1, (("C", -0.1), ("A", never), ("B", never))))
+
+    assert TokenProbability("AB").score(evidence).value == 0.0
+
+
 # ---------------------------------------------------------------------- after a marker
 
 

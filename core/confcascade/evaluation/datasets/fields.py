@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confcascade.evaluation.examples import LETTERS
 
-__all__ = ["array", "indexed", "lettered", "listed", "text"]
+__all__ = ["array", "indexed", "lettered", "listed", "reordered", "text"]
 
 
 def text(record: Mapping[str, Any], *keys: str) -> str | None:
@@ -84,6 +85,14 @@ def lettered(reference: str, choices: Sequence[str], labels: Sequence[str] | Non
         which = ", ".join(sorted(named))
         raise ValueError(f"{reference!r} could be any of the choices {which}: say which by `reference_index` (from 0)")
     raise ValueError(f"{reference!r} is none of the choices {', '.join(labels or letters)}, nor the text of one")
+
+
+def reordered(question: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Choices whose right one comes first where they are published, in the order of a hash of question and choice.
+
+    The same on every machine, in every year and whatever the order of the rows; the right one is as often A as D.
+    """
+    return tuple(sorted(choices, key=lambda choice: hashlib.sha256(f"{question}\0{choice}".encode()).digest()))
 
 
 def _text(key: str, value: Any) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from confcascade.evaluation.datasets.fields import text
+from confcascade.evaluation.datasets.fields import reordered, text
 from confcascade.evaluation.examples import LETTERS, Example
 
 __all__ = ["claims", "example"]
@@ -22,8 +21,7 @@ def claims(record: Mapping[str, Any]) -> bool:
 def example(record: Mapping[str, Any]) -> Example:
     """An example of a row; the group is its ``High-level domain``, else its ``Subdomain``.
 
-    The published file does not letter its choices. They are put in the order of a hash of the question and the choice:
-    the same on every machine, in every year and whatever the order of the rows, and the right one is as often A as D.
+    The published file does not letter its choices, and has the right one first: they are `reordered`.
 
     Raises:
         ValueError, TypeError: If a cell is empty, or two choices are the same.
@@ -32,15 +30,12 @@ def example(record: Mapping[str, Any]) -> Example:
     if empty := [column for column, cell in cells.items() if not cell]:
         raise ValueError(f"`{empty[0]}` is empty")
     question, right = cells["Question"], cells["Correct Answer"]
-    choices = sorted(
-        (cells[column] for column in ANSWERS),
-        key=lambda choice: hashlib.sha256(f"{question}\0{choice}".encode()).digest(),
-    )
+    choices = reordered(question, [cells[column] for column in ANSWERS])
     if choices.count(right) > 1:
         raise ValueError("its right answer is also one of the wrong ones")
     return Example(
         question=question,
-        choices=tuple(choices),
+        choices=choices,
         references=(LETTERS[choices.index(right)],),
         group=text(record, "High-level domain", "Subdomain"),
         id=text(record, "Record ID") or "",

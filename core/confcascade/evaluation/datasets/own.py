@@ -13,11 +13,22 @@ __all__ = ["claims", "example"]
 # keys by which this format differs from every published one
 MARKS = {"reference", "references", "reference_index", "group", "context", "choice_a"}
 REFERENCES = ("reference", "references", "answer")
+# what other data calls its choices and what is right; left unread, these would make another question of it
+CHOICES_ELSEWHERE = """
+    options endings distractors incorrect_answers incorrect_answer mc1_targets mc2_targets candidates
+    option_a opa choice1 sol1 ending0 Option1
+""".split()
+REFERENCES_ELSEWHERE = """
+    answers answer_key answerKey answer_index answer_idx answer_letter answer_text correct correct_answer
+    correct_answers correct_option best_answer possible_answers right_answer label labels target targets gold
+    golden_answers ground_truth ground_truths ideal output expected expected_output expected_answer solution cop
+""".split()
 
 
 def claims(record: Mapping[str, Any]) -> bool:
     """Whether its keys are this format's, and could not be a published one's."""
-    return "question" in record and (bool(MARKS & set(record)) or {"A", "B"} <= set(record))
+    elsewhere = isinstance(record.get("answers"), Mapping)  # SQuAD has a `context`, too
+    return "question" in record and not elsewhere and (bool(MARKS & set(record)) or {"A", "B"} <= set(record))
 
 
 def example(record: Mapping[str, Any]) -> Example:
@@ -33,23 +44,39 @@ def example(record: Mapping[str, Any]) -> Example:
     - ``reference_index``: of a question with choices, the 0-based index instead;
     - ``context``, ``group``, ``id``.
 
-    Other keys are ignored.
+    Other keys are ignored, but for such as other data has for its choices, or, where none of the above says what is
+    right, for its references: those would be lost without a word.
 
     Raises:
-        ValueError, TypeError: If one of them cannot be read.
+        ValueError, TypeError: If one of them cannot be read, or one that is not read looks like choices or a reference.
     """
     question = text(record, "question")
     if question is None:
         raise ValueError("it has no `question`")
     labels, choices = _choices(record)
+    references = _references(record, choices, labels)
+    _refuse_unread(record, choices, references)
     return Example(
         question=question,
         choices=choices,
-        references=_references(record, choices, labels),
+        references=references,
         context=text(record, "context"),
         group=text(record, "group"),
         id=text(record, "id") or "",
     )
+
+
+def _refuse_unread(record: Mapping[str, Any], choices: tuple[str, ...], references: tuple[str, ...]) -> None:
+    """See that no key holds choices or references under a name that is not read."""
+    for found, elsewhere, kind, read in (
+        (choices, CHOICES_ELSEWHERE, "choices", "`choices` (a list)"),
+        (references, REFERENCES_ELSEWHERE, "a reference", "`reference` (the answer, or the letter of a choice)"),
+    ):
+        unread = [key for key in elsewhere if record.get(key) not in (None, "", [], {})]
+        if unread and not found:
+            raise ValueError(
+                f"its key `{unread[0]}` looks like {kind}, and is not read: rename it to {read}, or leave it out"
+            )
 
 
 def _choices(record: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from confcascade.errors import ConfigurationError
-from confcascade.evaluation.datasets import arc, gpqa, gsm8k, mmlu, own, popqa
+from confcascade.evaluation.datasets import arc, gpqa, gsm8k, mmlu, mmlu_pro, own, popqa, squad, truthfulqa
 from confcascade.evaluation.datasets.files import KINDS, readable, records
 from confcascade.evaluation.examples import Example
 
@@ -30,10 +30,13 @@ class _Format:
 _READERS = {
     "own": _Format(own.claims, own.example),
     "mmlu": _Format(mmlu.claims, mmlu.example),
+    "mmlu_pro": _Format(mmlu_pro.claims, mmlu_pro.example),
     "gpqa": _Format(gpqa.claims, gpqa.example),
     "popqa": _Format(popqa.claims, popqa.example),
     "gsm8k": _Format(gsm8k.claims, gsm8k.example),
     "arc": _Format(arc.claims, arc.example),
+    "squad": _Format(squad.claims, squad.example),
+    "truthfulqa": _Format(truthfulqa.claims, truthfulqa.example),
 }
 FORMATS = tuple(_READERS)
 

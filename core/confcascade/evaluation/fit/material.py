@@ -16,10 +16,9 @@ from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
 from confcascade.evaluation.columns import Columns
 from confcascade.evaluation.evaluate import models_in_order
-from confcascade.evaluation.examples import Example
+from confcascade.evaluation.examples import Example, is_right
 from confcascade.evaluation.graders import Grader
 from confcascade.evaluation.importers.rows import NOT_KEPT
-from confcascade.evaluation.policy_figures import RIGHT
 from confcascade.evaluation.provenance import digest, meta_path
 from confcascade.evaluation.recordings import Row, read_rows
 from confcascade.policy import question_key
@@ -74,7 +73,7 @@ class Material:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each model's answer to each question is right, shape (questions, models) as in the columns."""
-        return np.asarray(self.columns.grades >= RIGHT)
+        return np.asarray(is_right(self.columns.grades))
 
 
 def read_material(path: str | Path, **options: Any) -> Material:
@@ -247,5 +246,5 @@ def agreement(material: Material, grader: Grader) -> NDArray[np.bool_]:
                         "compared. Collect with `keep_text=True`, or fit on grades."
                     )
                 value = grader.grade(example, ours).value
-                same[i, j] = value is not None and value >= RIGHT
+                same[i, j] = is_right(value)
     return same

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from confcascade.drivers import run
-from confcascade.evaluation.examples import Example
+from confcascade.evaluation.examples import Example, is_right
 from confcascade.evaluation.graders.grader import Grader
 from confcascade.evaluation.graders.names import grader_from_string
 
@@ -33,7 +33,7 @@ class Agreement:
         return f"Agreement({self.grader!r})"
 
     def __call__(self, question: str, answer: str, larger: str) -> bool | None:
-        """Whether the grader holds `answer` for entirely right if `larger` is; None if it cannot tell."""
+        """Whether the grader takes `answer` for right if `larger` is (`is_right`); None if it cannot tell."""
         example = Example(question or "-", references=(larger,))
         value = run(self.grader.judge(example, answer)).value
-        return None if value is None else value >= 1.0
+        return None if value is None else is_right(value)

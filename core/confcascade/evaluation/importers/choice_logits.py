@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from confcascade.evaluation.importers.rows import ONE_TOKEN, csv_rows
+from confcascade.evaluation.importers.rows import ONE_TOKEN, csv_rows, finite
 from confcascade.evaluation.recordings import Row, recorded_score
 from confcascade.signals import Evidence
 from confcascade.signals.token_probability import TokenProbability
@@ -29,12 +29,12 @@ def read_choice_logits(path: str | Path, labels: Sequence[str] = "ABCD") -> Iter
         labels: Answer letters.
 
     Raises:
-        ConfigurationError: Naming the line, if a column or a number is missing.
+        ConfigurationError: Naming the line, if a column or a number is missing, or a logit is not finite.
     """
     signal = TokenProbability(labels)
 
     def rows(record: Mapping[str, str]) -> Iterator[Row]:
-        logits = [float(record[f"logit_{label}"]) for label in labels]
+        logits = [finite(record[f"logit_{label}"]) for label in labels]
         question, reference = record["id"], record["answer"]
         highest = max(logits)
         total = highest + math.log(math.fsum(math.exp(logit - highest) for logit in logits))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from confcascade.evaluation.datasets.files import cells
 from confcascade.evaluation.recordings import RecordedScore, Row
 from confcascade.types import Usage
 
-__all__ = ["NOT_KEPT", "ONE_TOKEN", "correctness", "count", "csv_rows", "json_rows", "probability", "score"]
+__all__ = ["NOT_KEPT", "ONE_TOKEN", "correctness", "count", "csv_rows", "finite", "json_rows", "probability", "score"]
 
 NOT_KEPT = "(not kept)"  # a row without an answer would be one that no cascade could keep
 ONE_TOKEN = Usage(input_tokens=1, estimated=True)
@@ -80,6 +81,18 @@ def probability(value: str | float) -> float:
     number = float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{value!r} does not lie in [0, 1]")
+    return number
+
+
+def finite(value: str | float) -> float:
+    """A number.
+
+    Raises:
+        ValueError: If it is NaN or infinite.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
     return number
 
 

@@ -110,3 +110,26 @@ def test_numbers_are_texts_and_missing_values_are_none():
 def test_what_cannot_be_understood_is_not_guessed(record, said):
     with pytest.raises((ValueError, TypeError), match=said):
         example(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "key", "kind"),
+    [
+        ({"question": "Which?", "endings": ["a", "b"], "label": "1", "answer": "b"}, "endings", "choices"),
+        ({"question": "Which?", "option_a": "1", "option_b": "2", "answer": "A"}, "option_a", "choices"),
+        ({"question": "Who?", "answers": ["Marie Curie"]}, "answers", "a reference"),
+        ({"question": "Who?", "choices": CITIES, "label": 1}, "label", "a reference"),
+        ({"question": "How many?", "ground_truth": "72"}, "ground_truth", "a reference"),
+    ],
+)
+def test_what_would_be_lost_is_refused(record, key, kind):
+    """A question without its choices is another question, and one without its reference is never graded."""
+    with pytest.raises(ValueError, match=f"`{key}` looks like {kind}, and is not read: rename it"):
+        example(record)
+
+
+def test_what_only_describes_a_question_is_ignored():
+    """And so is a second name for a reference that is there, or an empty cell."""
+    record = {"question": "2+2?", "answer": "4", "target": "4", "category": "sums", "difficulty": 1, "src": "x"}
+    assert example(record) == Example("2+2?", references=("4",))
+    assert example({"question": "Why?", "answers": [], "label": "", "level": "hard"}) == Example("Why?")

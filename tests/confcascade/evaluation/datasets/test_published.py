@@ -231,3 +231,82 @@ def test_arc_challenge_whole():
         assert all(len(example.references) == 1 for example in made)
     with pytest.raises(ConfigurationError, match="several lists, dev, test"):
         list(read_examples(path))
+
+
+# ---------------------------------------------------------------- MMLU-Pro, SQuAD, TruthfulQA
+
+MMLU_PRO = {
+    "question_id": 70,
+    "question": "Which of these is a noble gas?",
+    "options": ["iron", "neon", "lead", "zinc", "gold", "oxygen", "chlorine", "sulphur", "boron", "carbon"],
+    "answer": "B",
+    "answer_index": 1,
+    "cot_content": "",
+    "category": "chemistry",
+    "src": "made up",
+}
+SQUAD = {
+    "id": "56be",
+    "title": "Rivers",
+    "context": "The Rhone leaves the lake at Geneva.",
+    "question": "Where does the Rhone leave the lake?",
+    "answers": {"text": ["Geneva", "at Geneva", "Geneva"], "answer_start": [29, 26, 29]},
+}
+MC1 = {
+    "question": "What happens if you swallow a seed?",
+    "mc1_targets": {"choices": ["It passes through you", "A tree grows", "You fall ill"], "labels": [1, 0, 0]},
+    "mc2_targets": {"choices": ["It passes through you", "Nothing", "A tree grows"], "labels": [1, 1, 0]},
+}
+GENERATION = {
+    "type": "Adversarial",
+    "category": "Misconceptions",
+    "question": "What happens if you swallow a seed?",
+    "best_answer": "It passes through you",
+    "correct_answers": ["It passes through you", "Nothing"],
+    "incorrect_answers": ["A tree grows"],
+    "source": "made up",
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "expected"),
+    [
+        (MMLU_PRO, "mmlu_pro", (tuple(MMLU_PRO["options"]), ("B",), None, "chemistry", "70")),
+        ({**MMLU_PRO, "answer": None}, "mmlu_pro", (tuple(MMLU_PRO["options"]), ("B",), None, "chemistry", "70")),
+        (SQUAD, "squad", ((), ("Geneva", "at Geneva"), SQUAD["context"], "Rivers", "56be")),
+        ({**SQUAD, "answers": {"text": [], "answer_start": []}}, "squad", ((), (), SQUAD["context"], "Rivers", "56be")),
+        (GENERATION, "truthfulqa", ((), ("It passes through you", "Nothing"), None, "Misconceptions", None)),
+    ],
+)
+def test_what_the_hub_has_of_them_is_asked_as_it_was_meant(tmp_path, row, name, expected):
+    """With its choices, its passage and its references: none of them is lost."""
+    path = write_lines(tmp_path / "a.jsonl", row)
+    assert format_of(path) == name
+    (found,) = read_examples(path)
+    told = (found.choices, found.references, found.context, found.group)
+    assert (found.question, *told) == (row["question"], *expected[:-1])
+    assert expected[-1] in (None, found.id)
+
+
+def test_the_true_choice_is_not_always_the_first(tmp_path):
+    """As it is in the published rows of TruthfulQA."""
+    rows = [{**MC1, "question": f"What happens if you swallow {i} seeds?"} for i in range(60)]
+    found = list(read_examples(write_lines(tmp_path / "a.jsonl", *rows)))
+    for each in found:
+        assert each.choices["ABC".index(each.references[0])] == "It passes through you"
+        assert set(each.choices) == set(MC1["mc1_targets"]["choices"])
+    assert min(Counter(each.references[0] for each in found).values()) > 8
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**MMLU_PRO, "answer": "C"}, "name different options"),
+        ({**MMLU_PRO, "answer": "K", "answer_index": None}, "the letter of one of its 10 options"),
+        ({**MMLU_PRO, "answer_index": 12, "answer": None}, "no choice at the index 12"),
+        ({**MC1, "mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}}, "exactly one of them 1"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(tmp_path, row, message):
+    with pytest.raises(ConfigurationError, match=message):
+        list(read_examples(write_lines(tmp_path / "a.jsonl", row)))

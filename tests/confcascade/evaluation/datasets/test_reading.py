@@ -37,7 +37,7 @@ def test_a_file_that_could_be_two_formats_is_not_guessed(tmp_path):
 
 def test_a_file_without_questions_names_its_keys_and_the_formats(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": "?", "gold": "a"})
-    with pytest.raises(ConfigurationError, match=r"no `question`: its keys are prompt, gold.*own, mmlu, gpqa"):
+    with pytest.raises(ConfigurationError, match=r"no `question`: its keys are prompt, gold.*own, mmlu, mmlu_pro"):
         format_of(path)
 
 
@@ -71,7 +71,7 @@ def test_formats_and_files_that_are_not_there(tmp_path):
     with pytest.raises(ConfigurationError, match="has no rows"):
         list(read_examples(path, "own"))
     with pytest.raises(ConfigurationError, match="must be auto, own or mmlu"):
-        read_examples(path, "squad")
+        read_examples(path, "triviaqa")
     with pytest.raises(ConfigurationError, match=r"The folder '.*' has no file that ends in \.jsonl"):
         list(read_examples(tmp_path / "nothing"))
 

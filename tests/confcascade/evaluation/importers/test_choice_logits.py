@@ -57,3 +57,12 @@ def test_a_missing_number_is_named_by_its_line(tmp_path: Path):
     path.write_text(LINES.replace("9.0", ""))
     with pytest.raises(ConfigurationError, match="Line 5"):
         list(read_choice_logits(path))
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_logit_that_is_not_finite_is_named_by_its_line(tmp_path: Path, number: str):
+    """The letter of a NaN is no answer, and no other would have been the largest."""
+    path = tmp_path / "logits.csv"
+    path.write_text(LINES.replace(",9.0", f",{number}"))
+    with pytest.raises(ConfigurationError, match=f"Line 5 .*: '{number}' is not finite"):
+        list(read_choice_logits(path))
