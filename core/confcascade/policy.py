@@ -115,7 +115,7 @@ class FittedStage(Entry):
             if name not in given and name not in described:
                 raise ConfigurationError(
                     f"The policy judges '{self.model}' by the signal '{name}' and does not say how to make it: hand it "
-                    "over in `signals`, or fit with --cascade FILE, whose signals the policy then keeps."
+                    "over in `signals`, or fit with `described=...`, whose signals the policy then keeps."
                 )
             parts[name] = given[name] if name in given else described[name].load(folder)
             was = self.identities.get(name)

@@ -16,6 +16,7 @@ from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
 from confcascade.cli.evaluate import evaluate
 from confcascade.cli.fit import fit
+from confcascade.cli.hints import with_options
 from confcascade.cli.train_probe import train_probe
 from confcascade.errors import ConfcascadeError
 
@@ -49,5 +50,7 @@ def main() -> None:
         app()
     except ConfcascadeError as error:
         # escaped: "confcascade[openai]" is no markup
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {escape(with_options(str(error)))}", highlight=False, soft_wrap=True
+        )
         raise SystemExit(2) from error

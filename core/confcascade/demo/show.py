@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +23,8 @@ from confcascade.trace import Record, trace
 
 __all__ = ["show"]
 
+WIDE = 110  # columns of a terminal from which a table can be read
+NARROWEST = 12  # of its cells
 DOCUMENTS = Path(__file__).parent / "documents"
 # what real models can know too: the made-up world's facts are known to the bundled models alone
 ABILITIES: tuple[Task, ...] = ("sums", "reading")
@@ -83,27 +86,51 @@ def _gates(console: Console, stages: Sequence[Stage]) -> None:
 # ---------------------------------------------------------------------- rows that tell what happened
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for column in ("answered by", "scores", "compute"):
-        table.add_column(column, no_wrap=column != "scores")
-    return table
+def _print_answers(console: Console, title: str, answers: Sequence[Mapping[str, str]]) -> None:
+    """What was asked and what happened: a table where there is room for one, otherwise a line for each thing.
+
+    Args:
+        console: Its width decides.
+        title: Above them.
+        answers: What to tell of each, by its name, in rich's markup; all have the same names.
+    """
+    if console.width >= WIDE:
+        table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+        for column in answers[0]:
+            table.add_column(column, min_width=NARROWEST)
+        for answer in answers:
+            table.add_row(*answer.values())
+        console.print(table)
+        return
+    console.print(f"[bold]{title}[/]")
+    for answer in answers:
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(style="dim", no_wrap=True)
+        lines.add_column()
+        for name, value in answer.items():
+            lines.add_row(name, value)
+        console.print(lines)
+        console.print()
 
 
-def _why(record: Record) -> str:
-    return "\n".join(f"{a.model}: {a.reason}" for a in record.attempts if a.scores) or record.attempts[-1].reason
+def _told(record: Record, question: str, answer: str, *, right: bool, reference: str) -> dict[str, str]:
+    verdict = "[green]right[/]" if right else f"[red]wrong[/], it is {escape(reference)}"
+    return {
+        "question": escape(question),
+        "answer": f"{escape(answer)} ({verdict})",
+        "answered by": str(record.answered_by),
+        "scores": escape("; ".join(f"{a.model}: {a.reason}" for a in record.attempts if a.scores))
+        or record.attempts[-1].reason,
+        "compute": _compute(record),
+    }
 
 
 def _compute(record: Record) -> str:
-    """The query's compute, every model that ran, beside what its answering stage alone took."""
+    """The query's compute: every model that ran, and the part of the answering stage."""
     flops, answering = record.cost.flops, record.cost_answering_stage.flops
     if flops is None or answering is None:
         return f"{record.cost.tokens} tokens"
-    return f"{flops / 1e6:.1f} MFLOP" + (
-        "" if len(record.attempts) == 1 else f"\n({answering / 1e6:.1f} of it answering)"
-    )
+    return f"{flops / 1e6:.1f} MFLOP" + ("" if len(record.attempts) == 1 else f" ({answering / 1e6:.1f} answering)")
 
 
 # ---------------------------------------------------------------------- (a) a LangChain chain
@@ -118,14 +145,13 @@ def _chain(console: Console, stages: Sequence[Stage], asked: Sequence[Question])
 
     llm = ConfidenceCascadeLLM(stages=list(stages))
     chain = ChatPromptTemplate.from_messages([("user", "{question}")]) | llm | StrOutputParser()
-    table = _table("LangChain: prompt | llm | StrOutputParser()", "question", "answer")
+    answers = []
     for question in asked:
         with trace() as t:
             answer = chain.invoke({"question": question.prompt})
-        right = "[green]right[/]" if question.is_correct(answer) else f"[red]wrong[/], it is {question.reference}"
-        record = t.records[0]
-        table.add_row(question.prompt, f"{answer}\n{right}", record.answered_by, _why(record), _compute(record))
-    console.print(table)
+        right = question.is_correct(answer)
+        answers.append(_told(t.records[0], question.prompt, answer, right=right, reference=question.reference))
+    _print_answers(console, "LangChain: prompt | llm | StrOutputParser()", answers)
 
 
 # ---------------------------------------------------------------------- (b) a LlamaIndex query engine
@@ -147,17 +173,17 @@ def _query_engine(console: Console, stages: Sequence[Stage]) -> None:
         text_qa_template=PromptTemplate("Context: {context_str}\nQuestion: {query_str}\nAnswer:"),
     )
     title = f"LlamaIndex: a query engine over {len(nodes)} documents, BM25, about people and firms that no model knows"
-    table = _table(title, "question", "document", "answer")
+    answers = []
     for line in (DOCUMENTS / "questions.tsv").read_text().splitlines():
         question, reference = line.split("\t")
         with trace() as t:
             response = engine.query(question)
         answer = str(response).strip()
-        right = "[green]right[/]" if answer.rstrip(".") == reference else f"[red]wrong[/], it is {reference}"
-        record = t.records[0]
+        right = answer.rstrip(".") == reference
         source = ", ".join(node.node.node_id for node in response.source_nodes)
-        table.add_row(question, source, f"{answer}\n{right}", record.answered_by, _why(record), _compute(record))
-    console.print(table)
+        told = _told(t.records[0], question, answer, right=right, reference=reference)
+        answers.append({"question": told.pop("question"), "document": source, **told})
+    _print_answers(console, title, answers)
 
 
 # ---------------------------------------------------------------------- (c) a comparison on held-out questions

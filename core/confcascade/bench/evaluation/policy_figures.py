@@ -14,11 +14,11 @@ from confcascade.bench.metrics.frontier import Curve, oracle, random_routing, sh
 from confcascade.bench.metrics.ranking import drop_relative, hallucination_rate, macro_scores
 from confcascade.bench.metrics.significance import discordant, mcnemar, mean_interval, paired_difference, saving
 from confcascade.bench.recording.columns import Columns
+from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.costs import UNITS, Costs, known
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import Replay, Sweep, replay, sweep
 from confcascade.cost import Architecture, Prices, break_even_retention
-from confcascade.errors import ConfigurationError
 from confcascade.graders.grade import is_right
 from confcascade.signals import Threshold
 
@@ -147,15 +147,8 @@ class Bench:
             ConfigurationError: If nothing is known, or not the `unit` that was asked for.
         """
         alone = _alone(gathered.columns, models, architectures, prices)
-        told = [each for each in UNITS if all(_told(alone, each)) and getattr(alone[models[-1]].cost, each).any()]
-        if not told:
-            raise ConfigurationError("Nothing is known of what the models cost: the recording has no tokens, no times.")
-        if unit is not None and unit not in told:
-            raise ConfigurationError(
-                f"Costs cannot count in {unit}: that is not known of every model. Known of all: {', '.join(told)}. "
-                "Give architectures (flops) or prices (usd) of every model."
-            )
-        return cls._of(gathered, tuple(models), architectures, prices, unit or told[0], alone)
+        unit = Costing.of(gathered.columns, models, architectures, prices, unit).unit
+        return cls._of(gathered, tuple(models), architectures, prices, unit, alone)
 
     @classmethod
     def _of(
@@ -292,10 +285,6 @@ def _alone(
     return {
         model: replay(columns, [PolicyStage(model)], architectures=architectures, prices=prices) for model in models
     }
-
-
-def _told(alone: Mapping[str, Replay], unit: str) -> list[bool]:
-    return [bool(np.isfinite(getattr(played.cost, unit)).all()) for played in alone.values()]
 
 
 def _mean(costs: Costs) -> Spent:

@@ -89,7 +89,7 @@ def fit(
     if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
         raise ConfigurationError(
             "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
-            "(--parameters small=8B,large=70B) or prices (--prices) of every model; or say --unit seconds or tokens."
+            "(`architectures=...`) or prices (`prices=...`) of every model; or say `unit='seconds'` or `unit='tokens'`."
         )
     promises = _promises(material, promise, per_group)
     health = _health(columns, models, right, ordering, signals, labels=same is None)
@@ -195,7 +195,7 @@ def _health(
             what, where = ("wrong", "grader") if labels else ("other than the largest model's", "equivalence")
             raise ConfigurationError(
                 f"All {len(its):,} answers of '{model}' that could choose a threshold are {what}: of one class only, "
-                f"no signal can be told to be good or bad. Look at the {where}, or leave the model out with --models."
+                f"no signal can be told to be good or bad. Look at the {where}, or leave the model out of `models=...`."
             )
         names = sorted(name for owner, name in columns.signals if owner == model)
         for name in names if wanted is None else [name for name in names if name in wanted]:

@@ -255,7 +255,7 @@ def agreement(material: FitData, grader: Grader) -> NDArray[np.bool_]:
         if usable and not theirs.strip():
             raise ConfigurationError(
                 f"The recording keeps no answer of '{largest}' to question '{question}', so answers cannot be "
-                "compared. Collect with --text, or fit on grades."
+                "compared. Collect with `keep_text=True`, or fit on grades."
             )
         example = Example(material.prompts.get(question, question), references=(theirs,))
         for model in material.models[:-1]:
@@ -267,7 +267,7 @@ def agreement(material: FitData, grader: Grader) -> NDArray[np.bool_]:
                 if not ours.strip():
                     raise ConfigurationError(
                         f"The recording keeps no answer of '{model}' to question '{question}', so answers cannot be "
-                        "compared. Collect with --text, or fit on grades."
+                        "compared. Collect with `keep_text=True`, or fit on grades."
                     )
                 value = grader.grade(example, ours).value
                 same[i, j] = is_right(value)

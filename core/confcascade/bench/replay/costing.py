@@ -54,10 +54,15 @@ class Costing:
         ]
         if unit is not None and unit not in UNITS:
             raise ConfigurationError(f"The unit of costs must be one of {', '.join(UNITS)}. Got '{unit}'.")
-        if not known or (unit is not None and unit not in known):
+        if not known:
             raise ConfigurationError(
-                f"Costs cannot count in {unit or 'any unit'}: that is not known of every model. Known of all: "
-                f"{', '.join(known) or 'nothing'}. Give sizes (--parameters) or prices (--prices) of every model."
+                "Nothing is known of what the models cost: the recording has no tokens, no times. Give sizes "
+                "(`architectures=...`) or prices (`prices=...`) of every model, or collect again."
+            )
+        if unit is not None and unit not in known:
+            raise ConfigurationError(
+                f"Costs cannot count in {unit}: that is not known of every model. Known of all: {', '.join(known)}. "
+                "Give sizes (`architectures=...`) or prices (`prices=...`) of every model."
             )
         return cls(unit or known[0], sizes, told)
 

@@ -132,18 +132,18 @@ def _messages(row: Row, example: Example | None, prompt: Prompt | None) -> tuple
         if row.prompt_version not in (None, prompt.version):
             raise ConfigurationError(
                 f"The recording was asked by the prompt {row.prompt_version}, and '{prompt.name}' is {prompt.version}. "
-                "Name the prompt that it was collected with by --prompt."
+                "Name the prompt that it was collected with by `prompt=...`."
             )
         return prompt.messages(example)
     if row.prompt is None:
         raise ConfigurationError(
-            "The recording keeps no prompts, which the model must read again. Give the questions by --data, and the "
-            "prompt that they were put with by --prompt."
+            "The recording keeps no prompts, which the model must read again. Give the questions by `examples=...`, "
+            "and the prompt that they were put with by `prompt=...`."
         )
     if row.prompt.startswith("system: ") and "\n\nuser: " in row.prompt:
         raise ConfigurationError(
             "The prompts of this recording have system messages, whose end their text does not tell. Give the "
-            "questions by --data, and the prompt that they were put with by --prompt."
+            "questions by `examples=...`, and the prompt that they were put with by `prompt=...`."
         )
     return (Message("user", row.prompt),)
 
@@ -155,6 +155,6 @@ def _kept_with(row: Row, example: Example | None, messages: Sequence[Message], b
     if group is None:
         raise ConfigurationError(
             f"Question '{row.question}' has no group, and the parts are to be told by groups. Give each a `group`, or "
-            "leave out --by-group."
+            "leave out `by_group=True`."
         )
     return group

@@ -1,0 +1,5 @@
+"""``python -m confcascade``."""
+
+from confcascade.cli import main
+
+main()
