@@ -21,7 +21,7 @@ from confcascade.extending import LanguageModel
 
 ROOT = Path(__file__).parents[2]
 DOORS = ("confcascade", "confcascade.extending")  # where names come in that are made elsewhere
-APART = ("confcascade.demo", "confcascade.cli")  # with tests of their own
+APART = ("confcascade.demo", "confcascade.cli", "confcascade.__main__")  # with tests of their own
 HEAVY = """
     langchain langchain_core llama_index matplotlib numpy openai pydantic rich safetensors scipy sklearn
     torch transformers typer yaml

@@ -55,7 +55,7 @@ class Realised:
         if self.seen:
             lines.append(
                 f"{self.seen:,} of the {self.questions:,} questions are among those that the policy was fitted on, or "
-                "repeat them word for word: what it was fitted on proves nothing. Evaluate on new draws."
+                "repeat them word for word: draws that it was fitted on prove nothing. Evaluate on new ones."
             )
         elif self.seen is None:
             lines.append(
@@ -108,7 +108,7 @@ def realised(
     if seen and only_new:
         raise ConfigurationError(
             f"{seen:,} of the {len(material):,} questions are among those that the policy was fitted on, or repeat "
-            "them word for word: what it was fitted on proves nothing."
+            "them word for word: draws that it was fitted on prove nothing."
         )
     columns, stages = replayable(material.columns, policy)
     largest = policy.models[-1]
