@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from operator import is_not
 from typing import Any, Literal
 
@@ -20,7 +18,6 @@ from confcascade import (
     ConfigurationError,
     Outcome,
     Stage,
-    from_string,
 )
 from confcascade.extending import Chunk, LanguageModel, OnError, OnExhausted, Signal, Threshold
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -28,16 +25,16 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
-from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, PrivateAttr, SkipValidation
 from typing_extensions import override
 
-from langchain_confcascade.convert import request_from, shown, usage_metadata
+from langchain_confcascade.convert import end_of, request_from, shown, tool_calls_of, usage_metadata
+from langchain_confcascade.given import loaded, wrapped
 from langchain_confcascade.model import LangChainModel
 from langchain_confcascade.runs import CascadeRun, feeds_stream, under
-from langchain_confcascade.structured import CARRIED, Structured, StructuredOutputParser
+from langchain_confcascade.structured import Structured, StructuredOutputParser
 from langchain_confcascade.tools import bound_tool
 
 __all__ = ["ConfidenceCascadeLLM"]
@@ -107,7 +104,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         audit: float | Audit = 0.0,
         **parameters: Any,
     ) -> None:
-        own: dict[str, Any] = {"models": _loaded(models), "stages": _loaded(stages), "threshold": threshold}
+        own: dict[str, Any] = {"models": loaded(models), "stages": loaded(stages), "threshold": threshold}
         own |= {"signals": signals, "policy": policy}
         own |= {"on_error": on_error, "on_exhausted": on_exhausted, "audit": audit}
         if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
@@ -136,7 +133,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 threshold=self.threshold,
                 signals=self.signals,
                 policy=self.policy,
-                wrap=_wrap,
+                wrap=wrapped,
                 on_error=self.on_error,
                 on_exhausted=self.on_exhausted,
                 audit=self.audit,
@@ -451,7 +448,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     def _result(self, outcome: Outcome) -> ChatResult:
         native = outcome.response.native
-        message = native if isinstance(native, AIMessage) else AIMessage(outcome.text, tool_calls=_tool_calls(outcome))
+        message = (
+            native if isinstance(native, AIMessage) else AIMessage(outcome.text, tool_calls=tool_calls_of(outcome))
+        )
         # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
         message = message.model_copy(update={"id": None, **self._account(outcome)})
         return ChatResult(generations=[ChatGeneration(message=message)])
@@ -459,7 +458,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     def _chunks(self, item: Chunk | Outcome) -> Iterator[ChatGenerationChunk]:
         if isinstance(item, Outcome):
             yield ChatGenerationChunk(
-                message=AIMessageChunk(content="", chunk_position="last", **_last(item), **self._account(item))
+                message=AIMessageChunk(content="", chunk_position="last", **end_of(item), **self._account(item))
             )
         elif (message := shown(item)) is not None:
             yield ChatGenerationChunk(message=message)
@@ -482,63 +481,3 @@ class ConfidenceCascadeLLM(BaseChatModel):
 # LangChain looks for `run_manager` among their parameters in every call; to find these out takes a tenth of it
 for _way in ("_generate", "_agenerate"):
     vars(ConfidenceCascadeLLM)[_way].__signature__ = inspect.signature(vars(ConfidenceCascadeLLM)[_way])
-
-
-def _tool_calls(outcome: Outcome) -> list[Any]:
-    calls = outcome.response.tool_calls
-    return [{"name": call.name, "args": dict(call.arguments), "id": call.id} for call in calls]
-
-
-def _last(outcome: Outcome) -> dict[str, Any]:
-    """What only the end of a stream can tell: structured output, and the tool calls of core models."""
-    native = outcome.response.native
-    if isinstance(native, AIMessage):
-        return {
-            "additional_kwargs": {
-                key: native.additional_kwargs[key] for key in CARRIED if key in native.additional_kwargs
-            }
-        }
-    return {
-        "tool_call_chunks": [
-            {"name": call["name"], "args": json.dumps(call["args"]), "id": call["id"], "index": i}
-            for i, call in enumerate(_tool_calls(outcome))
-        ]
-    }
-
-
-def _named(item: Any) -> bool:
-    return isinstance(item.model if isinstance(item, Stage) else item, str)
-
-
-def _loaded(given: Any) -> Any:
-    """`models` or `stages` with models in the place of strings: a copy of the cascade must not load them again."""
-    if isinstance(given, BaseChatModel | LanguageModel | Stage):
-        raise ConfigurationError(
-            f"`models` and `stages` must be lists, smallest first. Got one {type(given).__name__}."
-        )
-    if not isinstance(given, list | tuple) or not any(map(_named, given)):
-        return given  # as it is, for the core to judge
-    return [
-        from_string(item)
-        if isinstance(item, str)
-        else replace(item, model=from_string(item.model))
-        if isinstance(item, Stage) and isinstance(item.model, str)
-        else item
-        for item in given
-    ]
-
-
-def _wrap(model: Any) -> LanguageModel:
-    if isinstance(model, BaseChatModel | RunnableBindingBase):
-        return LangChainModel(model)
-    if isinstance(model, LanguageModel):
-        return model
-    kind = type(model)
-    if any(cls.__module__.startswith("llama_index.") for cls in kind.__mro__):
-        raise ConfigurationError(
-            f"{kind.__name__} is a model of LlamaIndex: use llamaindex_confcascade.ConfidenceCascadeLLM, "
-            "or LangChain's class for the same model."
-        )
-    raise ConfigurationError(
-        f"A stage's model must be a LangChain chat model, a LanguageModel or a string. Got {kind.__name__}."
-    )

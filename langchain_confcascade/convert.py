@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confcascade import ConfigurationError, Message, ModelError, Request, ToolCall, Usage
+from confcascade import ConfigurationError, Message, ModelError, Outcome, Request, ToolCall, Usage
 from confcascade.extending import CUT, Chunk, Generate, Response, Token, TokenReader, Watcher, estimated_usage, visible
 from langchain_core.messages import (
     AIMessage,
@@ -24,7 +24,17 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_confcascade.structured import CARRIED, Structured
 from langchain_confcascade.tools import plain_tool
 
-__all__ = ["Reading", "chunk_from", "messages_from", "request_from", "response_from", "shown", "usage_metadata"]
+__all__ = [
+    "Reading",
+    "chunk_from",
+    "end_of",
+    "messages_from",
+    "request_from",
+    "response_from",
+    "shown",
+    "tool_calls_of",
+    "usage_metadata",
+]
 
 # types of content blocks, of LangChain and of providers
 _MEDIA = set("audio document file image image_url input_audio input_file input_image media video".split())
@@ -255,3 +265,26 @@ def _is_object(text: str) -> bool:
 def _visible(tokens: Sequence[Token] | None, text: str, called: bool) -> tuple[Token, ...] | None:
     """Without what follows the text (a stop string, an end-of-text token spelt out); with a tool call, all."""
     return None if tokens is None else tuple(tokens) if called or not text else visible(tokens, text)
+
+
+def tool_calls_of(outcome: Outcome) -> list[Any]:
+    """Those of the answer, in LangChain's form."""
+    calls = outcome.response.tool_calls
+    return [{"name": call.name, "args": dict(call.arguments), "id": call.id} for call in calls]
+
+
+def end_of(outcome: Outcome) -> dict[str, Any]:
+    """What only the end of a stream can tell: structured output, and the tool calls of core models."""
+    native = outcome.response.native
+    if isinstance(native, AIMessage):
+        return {
+            "additional_kwargs": {
+                key: native.additional_kwargs[key] for key in CARRIED if key in native.additional_kwargs
+            }
+        }
+    return {
+        "tool_call_chunks": [
+            {"name": call["name"], "args": json.dumps(call["args"]), "id": call["id"], "index": i}
+            for i, call in enumerate(tool_calls_of(outcome))
+        ]
+    }
