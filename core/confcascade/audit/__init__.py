@@ -22,7 +22,7 @@ __all__ = ["Audit", "Same", "SameText"]
 
 
 class Same(Protocol):
-    """The rule by which two answers count as the same; `evaluation.graders.Agreement` makes one of a grader.
+    """The rule by which two answers count as the same; `graders.Agreement` makes one of a grader.
 
     Attributes:
         name: As the certificate names it.

@@ -233,7 +233,7 @@ def collect(
         keep_tokens: See `CollectOptions`.
         stop: Once set, what is under way is finished and recorded, and nothing new is begun.
         progress: Called once at the beginning, without a row, and after each row.
-        ask_all: Who asks: this process, or `ray_collect.on_ray` a cluster.
+        ask_all: Who asks: this process, or `collecting.ray.on_ray` a cluster.
         **parameters: Fields of `Request`, such as ``max_tokens``.
 
     Raises:

@@ -152,7 +152,7 @@ def evaluate(
         prices: By model, for dollars; likewise.
         unit: In which costs count: "flops", "usd", "tokens" or "seconds"; by default the first of flops, usd and
             tokens that is known of every model.
-        sweep: Who plays the policies of the curves: this process, or `ray_engine.ray_sweep` a cluster.
+        sweep: Who plays the policies of the curves: this process, or `replay.ray.ray_sweep` a cluster.
 
     Raises:
         ConfigurationError: If the policy cannot be replayed on the recording, or no question can be judged.

@@ -118,7 +118,7 @@ class Bench:
         alone: What each model does by itself.
         blind: Of drawing a model by lot, in `unit`.
         oracle: Of knowing everything.
-        sweep: Who plays many policies: this process, or `ray_engine.ray_sweep` a cluster.
+        sweep: Who plays many policies: this process, or `replay.ray.ray_sweep` a cluster.
     """
 
     gathered: Gathered

@@ -86,7 +86,7 @@ def read_examples(path: str | Path, format: str = "auto", *, part: str | None = 
     Args:
         path: A file that ends in .jsonl, .json, .csv or .tsv, or one of them with .gz; or a folder of such files, all
             of one format, read in the order of their names; or a folder of MMLU's files.
-        format: One of `FORMATS`: "own" (see `datasets.own.example`) or that of a published data set; "auto" tells it
+        format: One of `FORMATS`: "own" (see `questions.own.example`) or that of a published data set; "auto" tells it
             by the keys of the first record, and logs which (level INFO).
         part: Of a JSON file with several lists, the key of one; of a folder with several splits, its name.
 

@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: Ray Data hands it out, and again if a node is lost. Sweeps; `ray_collect` asks models.
+"""Sweeps on a Ray cluster (`cluster`); `collecting.ray` asks models there.
 
 What the driver makes of the results is the same to the last digit as without Ray: the sums of a part of a recording are
 exact wherever they are made, and are added here in their order.

@@ -1,7 +1,7 @@
 """Learning from a user's own questions what a model knows: P(IK) probes.
 
-`asked` takes labelled questions from a recording, `states` reads what the model's blocks make of them and keeps it,
-`probes` compares probes, chooses one and judges it, `probe_words` and `probe_plots` tell how good it is, and `written`
+`examples` takes labelled questions from a recording, `states` reads what the model's blocks make of them and keeps it,
+`probes` compares probes, chooses one and judges it, `verdict` and `probe_plots` tell how good it is, and `folder`
 makes a folder of it all.
 
 Not imported by `confcascade` itself: this package needs numpy and pydantic at once, scikit-learn where used.
