@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 from confcascade import Architecture, Usage
-from confcascade.bench.recording import Columns, RecordedScore, Row, part_paths, read_columns, write_parts
+from confcascade.bench.recording import RecordedScore, Row, part_paths, read_columns, write_parts
 from confcascade.bench.replay import PolicyStage, sweep
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +63,7 @@ def measure(path: Path, parts: bool, policies: int) -> None:
     ]
     begun = time.perf_counter()
     if parts:
-        swept = sweep(map(Columns.read, part_paths(path)), chains, architectures=MODELS)
+        swept = sweep(map(read_columns, part_paths(path)), chains, architectures=MODELS)
         read = None
     else:
         columns = read_columns(path)

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 from confcascade import ConfigurationError
+from confcascade.cli.hints import with_options
 
 pytest.importorskip("torch")
 
@@ -106,8 +107,9 @@ def test_questions_again_for_a_recording_without_text(here, trained, folder):
         del row["prompt"]
     (folder / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--model", "bundled:small", "--depths", "1.0", "--kind", "linear", "--no-plots")
-    with pytest.raises(ConfigurationError, match="Give the questions by --data"):
+    with pytest.raises(ConfigurationError, match="Give the questions by `examples=") as refused:
         here("bare.jsonl", "-o", "bare", *options)
+    assert with_options(str(refused.value)).endswith("(Here: `examples` is --data, `prompt` is --prompt.)")
     here("bare.jsonl", "-o", "bare", *options, "--data", "questions")
     told = json.loads((folder / "bare" / "training.json").read_text())
     assert sum(told["probe"]["examples"]) == len(rows)

@@ -218,7 +218,7 @@ def sweep(
 
     Args:
         columns: As for `replay`; or parts of a recording, of which one at a time is held:
-            ``map(Columns.read, part_paths("recording"))``. A question belongs to one part.
+            ``map(read_columns, part_paths("recording"))``. A question belongs to one part.
         policies: Any mixture of chains, pairs and single models.
         architectures: By model, for FLOPs.
         prices: By model, for dollars.
