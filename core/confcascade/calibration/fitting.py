@@ -53,7 +53,7 @@ def checked(
     if not np.isin(y, (0, 1)).all():
         raise ConfigurationError(
             "A calibrator learns from answers that are right (1) or wrong (0). Leave out those that nobody graded, "
-            "and say from which grade on an answer is right (`grades >= 1`)."
+            "and say which are right (`is_right(grades)`, of confcascade.graders.grade)."
         )
     if len(y) < LEAST_ROWS:
         raise ConfigurationError(f"A calibrator needs at least {LEAST_ROWS} answers. Got {len(y)}.")
