@@ -97,7 +97,7 @@ def _print_answers(console: Console, title: str, answers: Sequence[Mapping[str, 
     if console.width >= WIDE:
         table = Table(title=title, title_justify="left", title_style="bold", expand=False)
         for column in answers[0]:
-            table.add_column(column, min_width=NARROWEST)
+            table.add_column(column, min_width=NARROWEST, overflow="fold")
         for answer in answers:
             table.add_row(*answer.values())
         console.print(table)
@@ -106,7 +106,7 @@ def _print_answers(console: Console, title: str, answers: Sequence[Mapping[str, 
     for answer in answers:
         lines = Table.grid(padding=(0, 2))
         lines.add_column(style="dim", no_wrap=True)
-        lines.add_column()
+        lines.add_column(overflow="fold")
         for name, value in answer.items():
             lines.add_row(name, value)
         console.print(lines)
@@ -115,12 +115,12 @@ def _print_answers(console: Console, title: str, answers: Sequence[Mapping[str, 
 
 def _told(record: Record, question: str, answer: str, *, right: bool, reference: str) -> dict[str, str]:
     verdict = "[green]right[/]" if right else f"[red]wrong[/], it is {escape(reference)}"
+    scores = [f"{attempt.model}: {attempt.reason}" for attempt in record.attempts if attempt.scores]
     return {
         "question": escape(question),
         "answer": f"{escape(answer)} ({verdict})",
-        "answered by": str(record.answered_by),
-        "scores": escape("; ".join(f"{a.model}: {a.reason}" for a in record.attempts if a.scores))
-        or record.attempts[-1].reason,
+        "answered by": escape(record.answered_by),
+        "scores": escape("; ".join(scores) or record.attempts[-1].reason),
         "compute": _compute(record),
     }
 
@@ -182,7 +182,7 @@ def _query_engine(console: Console, stages: Sequence[Stage]) -> None:
         right = answer.rstrip(".") == reference
         source = ", ".join(node.node.node_id for node in response.source_nodes)
         told = _told(t.records[0], question, answer, right=right, reference=reference)
-        answers.append({"question": told.pop("question"), "document": source, **told})
+        answers.append({"question": told.pop("question"), "document": escape(source), **told})
     _print_answers(console, title, answers)
 
 
