@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from confcascade.cli.hints import with_options
 from confcascade.cli.options import Models, Parameters, PerToken, Unit
 from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
@@ -145,7 +146,8 @@ def fit(
             ),
         )
     told = Console()
-    told.print(describe_fit(result), highlight=False, markup=False, soft_wrap=True)
+    lines = map(with_options, describe_fit(result).splitlines())
+    told.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     if isinstance(result, NotCertified):
         raise typer.Exit(1)
     out.parent.mkdir(parents=True, exist_ok=True)

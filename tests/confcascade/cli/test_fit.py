@@ -131,6 +131,17 @@ def test_nothing_is_written_where_nothing_can_be_promised(confcascade, folder):
     assert not (folder / "none.json").exists()
 
 
+def test_a_note_of_the_library_names_the_option(confcascade, folder):
+    """Beside the line that speaks of it, and not at the end of everything."""
+    rows = [json.loads(line) for line in (folder / "seen.rec.jsonl").read_text().splitlines()]
+    bare = [json.dumps({name: value for name, value in row.items() if name != "prompt"}) for row in rows]
+    (folder / "bare.rec.jsonl").write_text("\n".join(bare) + "\n")
+    arguments = ("bare.rec.jsonl", *FIT[2:], "-o", "bare.json", "--max-drop", "0.15", "--confidence", "0.9")
+    done = confcascade("fit", *arguments, cwd=folder)
+    (line,) = (line for line in done.stdout.splitlines() if "`keep_text=True`" in line)
+    assert line.endswith("(Here: `keep_text` is --text.)"), done.stderr
+
+
 def test_without_labels(confcascade, folder):
     done = confcascade(
         *FIT, "-o", "agree.json", "--max-drop", "0.2", "--no-labels", "--equivalence", "normalized", cwd=folder

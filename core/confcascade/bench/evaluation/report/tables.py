@@ -173,7 +173,7 @@ def _policies(evaluation: Evaluation) -> Table:
             Head("harms", "count"),
             Head("benefits", "count"),
             Head("saved, all stages (95 %)", "share", "saved"),
-            Head("saved, answering stage", "share", "saved, ans-\nwering stage"),
+            Head("saved, answering stage", "share", "saved,\nanswering\nstage"),
             Head("gap to oracle closed", "number"),
         ),
         tuple(

@@ -213,6 +213,16 @@ def test_tables_are_the_same_figures_everywhere():
     assert {made.name for made in tables(evaluation())} >= {"policies", "baselines", "stages", "signals"}
 
 
+def test_no_head_is_cut_in_80_columns():
+    """Every word above a column of the terminal's tables stands whole."""
+    for table in tables(evaluation()):
+        console = Console(width=80, file=io.StringIO())
+        console.print(table.rich())
+        shown = console.file.getvalue().split()
+        assert not {word for head in table.header for word in head.title.split() if f"{word[:3]}-" in shown}
+        assert not {word for head in table.header for word in (head.terminal or "").split()} - set(shown)
+
+
 @pytest.mark.parametrize(
     ("drop", "saved"), [((-20.0, -50.0, 0.0), -0.5), ((-2.0, -3.0, 1.0), 0.5), ((-100.0, -100.0, -100.0), -10.0)]
 )
