@@ -19,7 +19,7 @@ from confcascade import (
     Outcome,
     Stage,
 )
-from confcascade.extending import Chunk, LanguageModel, OnError, OnExhausted, Signal, Threshold
+from confcascade.extending import Chunk, LanguageModel, OnError, OnExhausted, Signal, Threshold, settings_digest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -34,7 +34,7 @@ from langchain_confcascade.convert import end_of, request_from, shown, tool_call
 from langchain_confcascade.given import loaded, wrapped
 from langchain_confcascade.model import LangChainModel
 from langchain_confcascade.runs import CascadeRun, feeds_stream, under
-from langchain_confcascade.structured import Structured, StructuredOutputParser
+from langchain_confcascade.structured import Structured, StructuredOutputParser, is_lost
 from langchain_confcascade.tools import bound_tool
 
 __all__ = ["ConfidenceCascadeLLM"]
@@ -169,8 +169,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of LangChain's cache: cascades that may answer differently differ here."""
-        fingerprints = [getattr(stage.model, "fingerprint", None) for stage in self.cascade.stages]
-        return f"{super()._get_llm_string(stop=stop, **kwargs)} {fingerprints}"
+        settings = [settings_digest(stage.model) for stage in self.cascade.stages]
+        return f"{super()._get_llm_string(stop=stop, **kwargs)} {settings}"
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         # as inherited, but for looking for fields that a cascade does not have
@@ -429,14 +429,22 @@ class ConfidenceCascadeLLM(BaseChatModel):
     ) -> ChatResult:
         # streams where a handler wants tokens (`astream_events`, LangGraph), though the caller invokes
         with under(CascadeRun.of(run_manager)):
-            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+            result = super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+        if is_lost(result.generations[0].message):  # type: ignore[arg-type]  # a chat model's
+            # what a client refused to hand out fails alike only if it is asked for again
+            return self.model_copy(update={"cache": False})._generate_with_cache(messages, stop, run_manager, **kwargs)
+        return result
 
     @override
     async def _agenerate_with_cache(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         with under(CascadeRun.of(run_manager)):
-            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+            result = await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        if is_lost(result.generations[0].message):  # type: ignore[arg-type]
+            uncached = self.model_copy(update={"cache": False})
+            return await uncached._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        return result
 
     @override
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from confcascade import Architecture, ConfigurationError, ModelError, Request
 from confcascade.extending import Capability, Chunk, Generate, Remote, Response, in_threads
 from langchain_core.globals import get_debug
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
@@ -42,8 +42,6 @@ _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGo
 _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 # classes whose providers say why an answer ended: without a reason, it was cut off
 _MUST_FINISH = {"BaseChatOpenAI"}
-# what classes without async of their own raise: langchain-huggingface the first for `ainvoke`, the second for `astream`
-_NO_ASYNC = (NotImplementedError, AttributeError)
 # what a refusal of a parameter that we add is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -208,8 +206,9 @@ class LangChainModel(Remote):
         if not self._blocks:
             try:
                 return await self._awaited(way, call)
-            except _NO_ASYNC:
-                pass
+            except Exception as error:
+                if not _says_no_async(error):
+                    raise
         message = await asyncio.to_thread(self._invoke, way, call)
         self._blocks = True  # after an answer: what fails either way has not shown that it has no async
         return message
@@ -286,7 +285,7 @@ class LangChainModel(Remote):
                             return
                         if reading.begun:
                             raise
-                        if isinstance(error, _NO_ASYNC):
+                        if _says_no_async(error):
                             raise _NoAsyncError from error
                         call.retry_without(error)
                         break
@@ -294,6 +293,17 @@ class LangChainModel(Remote):
                     for piece in reading.add(chunk):
                         yield piece
         yield self._judged(way, reading.response(), ask, streamed=True)
+
+
+def _says_no_async(error: Exception) -> bool:
+    """Whether a model says by `error` that it has no async of its own.
+
+    langchain-huggingface's pipelines raise NotImplementedError for `ainvoke`, and for `astream` miss a client of their
+    own. Any other AttributeError, such as of an answer that is None, says nothing of the kind.
+    """
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, BaseLanguageModel)
+    return isinstance(error, NotImplementedError)
 
 
 class _NoAsyncError(Exception):

@@ -33,6 +33,7 @@ __all__ = [
     "Structured",
     "StructuredOutputParser",
     "can_give_structured_output",
+    "is_lost",
     "judged",
     "taken_apart",
     "unread_output",
@@ -56,6 +57,13 @@ class CarriedError(str):
         carried = cls(f"{type(error).__name__}: {error}")
         carried.error = error
         return carried
+
+
+def is_lost(message: AIMessage) -> bool:
+    """Whether `message` came out of a cache that kept the text of an error, and holds nothing that could fail again."""
+    failed = message.additional_kwargs.get("parsing_error")
+    unread = not (message.content or message.tool_calls or message.invalid_tool_calls)
+    return unread and isinstance(failed, str) and not isinstance(failed, CarriedError)
 
 
 @dataclass(frozen=True)

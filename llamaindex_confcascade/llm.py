@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any, Literal, Self, TypeVar
 
 from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage
-from confcascade.extending import Chunk, LanguageModel, Signal, Threshold
+from confcascade.extending import Chunk, LanguageModel, Signal, Threshold, settings_digest
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -38,7 +38,7 @@ from llama_index_instrumentation import get_dispatcher
 from llamaindex_confcascade.convert import asked, chunk_of, completion_of, request_from, response_of
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.instrumentation import TracedCascade
-from llamaindex_confcascade.model import LlamaIndexModel
+from llamaindex_confcascade.model import LlamaIndexModel, settings_of
 from llamaindex_confcascade.retrieval import watch_retrievals
 from llamaindex_confcascade.structured import BoundSchema, Structured, parsed_from
 from llamaindex_confcascade.tools import (
@@ -145,11 +145,13 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         """What `to_dict` holds: all that decides answers, under names, and no key of a model.
 
         LlamaIndex keys caches by it: an ingestion pipeline hands out what it cached for transformations that are alike.
+        The settings of stages, such as a temperature or a prompt, are there as digests.
         """
         told = super().custom_model_dump(handler, info)
         cascade = self._cascade
         return told | {
             "stages": [stage.model.name for stage in cascade.stages],
+            "settings": [settings_digest(stage.model, settings_of(stage.model)) for stage in cascade.stages],
             "policy_id": cascade.policy_id,
             "on_error": cascade.on_error,
             "on_exhausted": cascade.on_exhausted,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
 from confcascade import Architecture, ConfigurationError, Request
@@ -26,10 +29,12 @@ from llamaindex_confcascade.reading import Reading, response_from
 from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
 from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared
 
-__all__ = ["LlamaIndexModel", "core_messages"]
+__all__ = ["LlamaIndexModel", "core_messages", "settings_of"]
 
 T = TypeVar("T")
 
+# fields of LLMs that say who asks, and not what is answered
+_CREDENTIALS = re.compile("key|secret|password|credential|headers|token$")
 # classes and what derives from them, by name: importing them would need their packages
 _NO_LOGPROBS = {"Anthropic", "HuggingFaceLLM", "LangChainLLM", "MistralAI", "Ollama", "Vllm", "VllmServer"}
 _OPENAI = {"OpenAI", "OpenAILike"}
@@ -61,6 +66,7 @@ class LlamaIndexModel(Remote):
         asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
         self._takes = {"logprobs"} if asks and not self._silent else set()
         self._takes |= {"stream_options"} if self._is_openai else set()
+        self._lacks: set[str] = set()  # methods that it turned out not to have
 
     def __repr__(self) -> str:
         return f"LlamaIndexModel({type(self.native).__name__}, name={self._name!r})"
@@ -99,6 +105,25 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:  # an object comes whole
             yield self.answer(ask)
             return
+        if "stream_chat" not in self._lacks:
+            begun = False
+            try:
+                with closing(self._stream(ask)) as items:
+                    for item in items:
+                        begun = True
+                        yield item
+            except NotImplementedError:
+                if begun:
+                    raise
+            else:
+                return
+        answer = self.answer(ask)
+        self._lacks.add("stream_chat")  # after an answer: what fails either way has not shown what it lacks
+        calls = bool(answer.tool_calls)
+        yield Chunk(answer.text, answer.tokens or (), released=ask.live, calls_tool=calls, native=answer.native)
+        yield answer
+
+    def _stream(self, ask: Generate) -> Generator[Chunk | Response, None, None]:
         reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
         responses, whole = self._responses(self._call(ask, stream=True)), False
         try:
@@ -121,10 +146,23 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:
             yield await self.aanswer(ask)
             return
-        if self._blocks("astream_chat"):
-            async for item in in_threads(self.stream(ask)):
-                yield item
-            return
+        if not self._blocks("astream_chat"):
+            begun = False
+            try:
+                async with aclosing(self._astream(ask)) as items:
+                    async for item in items:
+                        begun = True
+                        yield item
+            except NotImplementedError:
+                if begun:
+                    raise
+            else:
+                return
+        async for item in in_threads(self.stream(ask)):
+            self._lacks.add("astream_chat")
+            yield item
+
+    async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
         reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
         responses = self._aresponses(self._call(ask, stream=True))
         try:
@@ -146,8 +184,16 @@ class LlamaIndexModel(Remote):
         return response_from(_answered(call, native.chat), ask, native)
 
     async def aanswer(self, ask: Generate) -> Response:
-        if self._blocks("achat"):
-            return await asyncio.to_thread(self.answer, ask)
+        if not self._blocks("achat"):
+            try:
+                return await self._aanswer(ask)
+            except NotImplementedError:
+                pass
+        response = await asyncio.to_thread(self.answer, ask)
+        self._lacks.add("achat")
+        return response
+
+    async def _aanswer(self, ask: Generate) -> Response:
         if ask.request.output is not None:
             return await self._aobject(ask)
         call, native = self._call(ask), quiet(self.native)
@@ -257,6 +303,8 @@ class LlamaIndexModel(Remote):
         return {"logprobs": True, "top_logprobs": top}
 
     def _blocks(self, method: str) -> bool:
+        if method in self._lacks:
+            return True
         # spans wrap methods, so functions cannot be compared: what counts is the class that defines it
         owner = next(cls for cls in type(self.native).__mro__ if method in vars(cls))
         return owner.__name__ in _BLOCKING
@@ -365,16 +413,25 @@ class _Asking:
 
     def response(self, value: Any, error: Exception | None) -> Response:
         """The answer, with the object or the error that came of it."""
-        seen = self._seen
+        seen, output = self._seen, self._ask.request.output
+        assert output is not None
         if seen is None:
-            if error is not None:  # the LLM failed, not its answer
+            if error is not None and not output.native.is_refused_by(error):  # the LLM failed, not its answer
                 raise error
             # of a class that asks its client without `chat`: no more is known
-            seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=value.model_dump_json()))
+            text = "" if value is None else value.model_dump_json()
+            seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text))
         response = response_from(seen, self._ask, quiet(self._model.native))
-        output = self._ask.request.output
-        assert output is not None
         return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))
+
+
+def settings_of(model: Any) -> str:
+    """The settings of a stage's LLM, but for credentials; empty if it is not one of LlamaIndex's."""
+    if not isinstance(native := getattr(model, "native", None), LLM):
+        return ""
+    settings = {key: value for key, value in native.to_dict().items() if not _CREDENTIALS.search(key)}
+    # a repr may hold an address, and would differ from process to process
+    return json.dumps(settings, sort_keys=True, default=lambda value: type(value).__name__)
 
 
 def _messages(request: Request) -> list[ChatMessage]:

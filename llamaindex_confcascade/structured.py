@@ -16,7 +16,7 @@ from typing import Any
 from confcascade import OutputSchema
 from confcascade.extending import Response, misfit, parse_problem
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
-from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr, ValidationError
 from llama_index.core.llms.llm import LLM
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
 from llama_index.core.prompts.base import ChatPromptTemplate
@@ -57,6 +57,11 @@ class Structured:
             instructions=parser.get_format_string(escape_json=False).strip(),
             native=self,
         )
+
+    def is_refused_by(self, error: Exception) -> bool:
+        """Whether `error` is pydantic's, of an answer that is not an object of the class."""
+        title = self.output_cls.model_config.get("title") or self.output_cls.__name__
+        return isinstance(error, ValidationError) and error.title == title
 
     def asked_of(self, llm: LLM, messages: list[ChatMessage], options: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the LLM's own `structured_predict`."""

@@ -8,7 +8,7 @@ from confcascade.cascade import build_stages
 from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
 from confcascade.models.logprobs import TokenReader, visible
-from confcascade.models.remote import Remote, estimated_usage, in_threads
+from confcascade.models.remote import Remote, estimated_usage, in_threads, settings_digest
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.tools import CUT, forced_call, misfit, parse_problem
 from confcascade.types import Prefilled, Response, Token
@@ -38,5 +38,6 @@ __all__ = [
     "in_threads",
     "misfit",
     "parse_problem",
+    "settings_digest",
     "visible",
 ]

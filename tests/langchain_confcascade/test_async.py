@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -23,8 +26,7 @@ class Synchronous(CallingModel):
         raise NotImplementedError("async generation is not supported")
 
     async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
-        raise AttributeError("'Pipeline' object has no attribute 'async_client'")
-        yield  # a generator
+        yield self.async_client  # which pydantic says that it has not
 
 
 def unsure(messages: list[BaseMessage]) -> Said:
@@ -77,10 +79,75 @@ async def test_that_it_has_no_async_is_found_out_once():
     assert len(down.seen) == 1
 
 
+async def test_an_error_of_an_answer_does_not_say_that_there_is_no_async():
+    """Gateways that answer null make clients raise AttributeError: that call fails, and the next is asynchronous."""
+    asynchronous = []
+
+    class Stumbling(CallingModel):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            asynchronous.append(1)
+            if len(asynchronous) == 1:
+                None.model_dump()
+            return await super()._agenerate(*args, **kwargs)
+
+    llm = ConfidenceCascadeLLM(models=[Stumbling(model="m", script=lambda _: Said("the answer"))])
+    with pytest.raises(CascadeExhaustedError, match="AttributeError"):
+        await llm.ainvoke("q")
+    assert (await llm.ainvoke("q")).content == "the answer"
+    assert len(asynchronous) == 2
+
+
 async def test_a_stream_without_async_can_be_left():
-    """The rest of it is not read."""
-    llm = ConfidenceCascadeLLM(models=[Synchronous(model="m", script=sure)])
-    async for chunk in llm.astream("q"):
-        assert chunk.content
-        break
-    assert [chunk async for chunk in llm.astream("q")][-1].response_metadata["confcascade"]["answered_by"] == "m"
+    """The rest of it is not read, and the model's own stream is closed."""
+    closed = threading.Event()
+
+    class Closing(Synchronous):
+        def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+            try:
+                yield from super()._stream(*args, **kwargs)
+            finally:
+                closed.set()
+
+    llm = ConfidenceCascadeLLM(models=[Closing(model="m", script=sure)])
+    async with aclosing(llm.astream("q")) as chunks:
+        assert (await anext(chunks)).content
+        assert not closed.is_set()
+    assert await asyncio.to_thread(closed.wait, 20)
+
+
+async def test_tools_and_structured_output_without_async():
+    """They are bound to a model, and go the same way."""
+    schema = {"title": "Place", "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+    def call(messages: list[BaseMessage]) -> Said:
+        return Said("", [("Place", '{"name": "Funafuti"}')])
+
+    other = CallingModel(model="other", script=unsure, logprobs=True)
+    llm = ConfidenceCascadeLLM(models=[other, Synchronous(model="blocking", script=call)], threshold=0.5)
+    assert await llm.with_structured_output(schema).ainvoke("q") == {"name": "Funafuti"}
+    answer = await llm.bind_tools([schema]).ainvoke("q")
+    assert [made["args"] for made in answer.tool_calls] == [{"name": "Funafuti"}]
+
+
+async def test_a_cancelled_call_does_not_wait_for_the_thread():
+    """And what the thread was reading is closed when it comes back."""
+    asked, go, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Waiting(Synchronous):
+        def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+            try:
+                asked.set()
+                assert go.wait(20)
+                yield from super()._stream(*args, **kwargs)
+            finally:
+                closed.set()
+
+    llm = ConfidenceCascadeLLM(models=[Waiting(model="m", script=sure)])
+    task = asyncio.ensure_future(anext(llm.astream("q")))
+    assert await asyncio.to_thread(asked.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not closed.is_set()
+    go.set()
+    assert await asyncio.to_thread(closed.wait, 20)

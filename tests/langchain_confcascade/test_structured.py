@@ -482,3 +482,40 @@ def test_a_class_with_a_title_of_its_own_fails_as_any_other(httpserver):
     (record,) = t.records
     assert [attempt.decision for attempt in record.attempts] == ["escalate", "accept"]
     assert "SECRETVALUE" not in str(record.as_dict())
+
+
+@pytest.mark.parametrize("include_raw", [True, False])
+async def test_an_object_that_a_client_refused_is_asked_for_again(httpserver, include_raw):
+    """Of its error a cache can keep only text, so the second call would fail in another way than the first."""
+    server = Server(httpserver, BAD)
+    model = ChatOpenAI(model="tiny", base_url=server.url, api_key="none", max_retries=0)
+    llm = ConfidenceCascadeLLM(models=[model], cache=SerializingCache())
+    objects = llm.with_structured_output(Joke, include_raw=include_raw)
+
+    async def asked(how: str) -> Any:
+        try:
+            found = objects.invoke("q") if how == "invoke" else await objects.ainvoke("q")
+        except Exception as error:
+            return str(error)
+        return str(found["parsing_error"]), found["raw"].content, found["parsed"]
+
+    first = await asked("invoke")
+    assert "validation error for Joke" in str(first)
+    assert [await asked("invoke"), await asked("ainvoke")] == [first, first]
+    assert len(server.asked) == 3
+
+
+def test_caches_tell_models_of_one_name_apart():
+    """By server; a cascade built again has the same key, and no key or address can be read from it."""
+
+    def key(url: str, inner: float = 0.5) -> str:
+        model = OpenAICompatibleModel("m", base_url=url, api_key="SECRETKEY")
+        other = ScriptedModel("n")
+        nested = ConfidenceCascadeLLM(models=[model, other], threshold=inner)
+        return ConfidenceCascadeLLM(models=[nested, other], threshold="always")._get_llm_string()
+
+    first = key("http://one/v1")
+    assert first == key("http://one/v1")
+    assert len({first, key("http://two/v1"), key("http://one/v1", inner=0.6)}) == 3
+    assert "SECRETKEY" not in first
+    assert "http" not in first

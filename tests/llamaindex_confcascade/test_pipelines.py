@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("llama_index.retrievers.bm25")
 
-from confcascade import Trace, trace
+from confcascade import OpenAICompatibleModel, Trace, trace
 from confcascade.demo import bundled_stages
 from confcascade.demo.show import DOCUMENTS
 from confcascade.testing import Reply, ScriptedModel
@@ -34,6 +34,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
+from llama_index.llms.openai import OpenAI
 from llama_index.retrievers.bm25 import BM25Retriever
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
@@ -374,3 +375,30 @@ def test_to_dict_holds_names():
     assert told["stages"] == ["small", "large"]
     assert told["policy_id"] in repr(says("x"))
     assert '"on_error": "escalate"' in says("x").to_json()
+
+
+def settled(**settings: Any) -> dict[str, Any]:
+    """What is told of a cascade over OpenAI's client with these settings, itself a stage of another."""
+    stage = OpenAI(model="gpt-4o-mini", **{"api_key": "SECRETKEY", "api_base": "http://secrethost/v1"} | settings)
+    inner = ConfidenceCascadeLLM(models=[stage, ScriptedModel("large")], threshold=0.9)
+    return ConfidenceCascadeLLM(models=[inner, ScriptedModel("largest")], threshold="always").to_dict()
+
+
+@pytest.mark.parametrize(
+    "other", [{"temperature": 0.9}, {"max_tokens": 5}, {"api_base": "http://other/v1"}, {"system_prompt": "In French."}]
+)
+def test_to_dict_tells_the_settings_of_stages_apart(other):
+    """As that of an LLM by itself does, also of a cascade in a cascade; but a new key gives the same answers."""
+    assert settled() == settled()
+    assert settled() == settled(api_key="another", default_headers={"x": "another"})
+    assert settled() != settled(**other)
+    assert "secret" not in str(settled(system_prompt="A secret.")).lower()
+
+
+def test_to_dict_tells_servers_of_core_models_apart():
+    """They have the name of the model, and no more."""
+
+    def told(url: str) -> dict[str, Any]:
+        return ConfidenceCascadeLLM(models=[OpenAICompatibleModel("m", base_url=url, api_key="none")]).to_dict()
+
+    assert told("http://one/v1") == told("http://one/v1") != told("http://two/v1")

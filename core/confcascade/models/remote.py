@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from confcascade.asks import Chunk, Generate, Prefill
+from confcascade.asks import Chunk, Generate, LanguageModel, Prefill
 from confcascade.errors import ModelError
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "estimated_usage", "in_threads"]
+__all__ = ["Remote", "estimated_usage", "in_threads", "settings_digest"]
 
 T = TypeVar("T")
 
@@ -58,6 +60,18 @@ def _last(items: list[Chunk | Response]) -> Response:
     response = items[-1]
     assert isinstance(response, Response)
     return response
+
+
+def settings_digest(model: LanguageModel, settings: str = "") -> str:
+    """Twelve hexadecimal digits by which caches tell models of one name apart, none of which can be read from them.
+
+    Args:
+        model: Known by its fingerprint, if it has one, and its repr, if that is its own: an address says nothing.
+        settings: What else decides its answers.
+    """
+    shown = "" if type(model).__repr__ is object.__repr__ else repr(model)
+    told = json.dumps([model.name, getattr(model, "fingerprint", None), shown, settings])
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def estimated_usage(ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
