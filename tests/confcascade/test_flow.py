@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -535,6 +536,25 @@ def test_a_pre_generation_score_that_cannot_be_computed_escalates():
 
     assert asked.model is LARGE
     assert outcome_of(flow, said("4")).record.attempts[0].reason == "p_ik: the hidden state is not finite"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_no_score(value: float):
+    """Whoever's signal it is: no comparison is made, and the record stays JSON."""
+
+    class Broken(Known):
+        def score(self, evidence: Evidence) -> Measurement:
+            return Measurement(value)
+
+    flow = cascade_flow([Stage(SMALL, [Broken()], {"p_ik": 0.0}), Stage(LARGE)], REQUEST)
+
+    next(flow)
+    (asked,) = flow.send((prefilled(),))
+
+    assert asked.model is LARGE
+    record = outcome_of(flow, said("4")).record
+    assert record.attempts[0].reason == f"p_ik: the score is not finite ({value})"
+    json.dumps(record.as_dict(), allow_nan=False)
 
 
 def test_a_flow_can_be_left():
