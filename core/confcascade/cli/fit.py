@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +14,6 @@ from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from confcascade.bench.fitting import Described, FitData
-    from confcascade.cascade_file import CascadeFile
     from confcascade.graders import Grader
     from confcascade.guarantee import Equivalence
 
@@ -85,7 +81,7 @@ def fit(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from confcascade.bench.fitting import NotCertified, describe_fit, read_material
+    from confcascade.bench.fitting import NotCertified, agreement, describe_fit, read_material
     from confcascade.bench.fitting import fit as fitted
     from confcascade.cascade_file import CascadeFile
     from confcascade.guarantee import Promise
@@ -103,9 +99,8 @@ def fit(
     file = None if cascade is None else CascadeFile.load(cascade)
     sizes = Sizes.told(parameters, prices, file, recording)
     chosen = None if models is None else [name.strip() for name in models.split(",")]
-    described: Mapping[str, Described] = {}
     if file is not None:
-        chosen, described = list(file.thresholds), _described(file)
+        chosen = list(file.thresholds)
     console = Console(stderr=True)
     with console.status("Reading the recording"):
         material = read_material(
@@ -123,7 +118,7 @@ def fit(
         smaller = len(material.models) - 1
         rule, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller)
         with console.status("Comparing answers"):
-            same = _agreement(material, grader)
+            same = agreement(material, grader)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
     ) as bars:
@@ -135,7 +130,7 @@ def fit(
             max_cost=max_cost,
             per_group=per_group,
             signals=None if signals is None else [name.strip() for name in signals.split(",")],
-            described=described,
+            described=file,
             architectures=sizes.architectures,
             prices=sizes.prices,
             unit=unit or sizes.unit(material.models),
@@ -153,12 +148,6 @@ def fit(
     out.parent.mkdir(parents=True, exist_ok=True)
     result.policy.save(out)
     told.print(f"\nPolicy: {out}", highlight=False, markup=False)
-
-
-def _described(file: CascadeFile) -> dict[str, Any]:
-    from confcascade.bench.fitting import Described
-
-    return {model: Described(entries, file.folder) for model, entries in file.signal_entries.items()}
 
 
 def _equivalence(
@@ -183,9 +172,3 @@ def _equivalence(
     # of all smaller models' pairs together; a policy may keep the answers of the one of which it misses all
     error = min(smaller * harm_bound(missed, checked, delta), math.nextafter(1, 0))
     return Equivalence(f"judge {model}", error, delta), grader_from_string(name)
-
-
-def _agreement(material: FitData, grader: Grader) -> Any:
-    from confcascade.bench.fitting import agreement
-
-    return agreement(material, grader)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Flow, Generate, LanguageModel, ask
-from confcascade.bench.recording.row import RecordedScore, Row, judged_score
+from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.errors import ConfigurationError
 from confcascade.flow import Stage, prefill_for
 from confcascade.graders.example import Example
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from confcascade.bench.questions.prompts import Prompt
     from confcascade.graders import Grader
 
-__all__ = ["NO_TEXT", "CollectOptions", "attempt_flow"]
-
-NO_TEXT = "(not kept)"  # as importers write: a row without an answer would be one that no cascade could keep
+__all__ = ["CollectOptions", "attempt_flow"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class CollectOptions:
         keep_text: Whether prompts, references and answers are kept; without, answers read "(not kept)", and of
             `Row.predicted` only the letter of a choice remains.
         keep_tokens: Whether the answer's tokens are kept with their log-probabilities (they spell the answer, so only
-            with `keep_text`). Their alternatives are kept of the first token alone, where answer labels are judged.
+            with `keep_text`). Their alternatives are kept only of the first token, where answer labels are judged.
     """
 
     prompt: Prompt
@@ -95,7 +93,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         group=example.group,
         prompt=_shown(request.messages) if kept else None,
         reference=" | ".join(example.references) if kept and example.references else None,
-        answer=text if kept or not text.strip() else NO_TEXT,
+        answer=text if kept or not text.strip() else NOT_KEPT,
         grade=grade.value,
         refused=grade.refused,
         predicted=grade.predicted if kept or example.choices else None,
@@ -134,7 +132,7 @@ def _scores(
             scores[signal.name] = yield from judged_score(signal, evidence, prefill=prefill)
         except ConfigurationError:
             raise
-        except Exception as failure:  # the live attempt fails by it, and is passed on, as one without a score
+        except Exception as failure:  # the live attempt fails by it, and escalates, as one without a score
             unavailable = {"unavailable": f"{type(failure).__name__}: {failure}"}
             scores[signal.name] = RecordedScore(value=None, phase=signal.phase, prefill=prefill, details=unavailable)
     return scores

@@ -242,10 +242,10 @@ def collect(
     prompt = prompt_from(prompt) if isinstance(prompt, str) else prompt
     grader = grader_from_string(grader) if isinstance(grader, str) else grader
     asking = CollectOptions(prompt, grader, parameters, keep_text, keep_tokens)
+    chosen, drawn = _distinct(examples, asking)
+    stages = with_default_signals(stages)
+    _check(stages, max_usd)
     with nullcontext(writer) if isinstance(writer, RecordingWriter) else RecordingWriter(writer) as opened:
-        chosen, drawn = _distinct(examples, asking)
-        stages = with_default_signals(stages)
-        _check(stages, max_usd)
         done = _Desk(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
         for row in _drawn_more(opened, drawn):
             opened.append(row)

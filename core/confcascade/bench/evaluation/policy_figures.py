@@ -14,8 +14,7 @@ from confcascade.bench.metrics.frontier import Curve, oracle, random_routing, sh
 from confcascade.bench.metrics.ranking import drop_relative, hallucination_rate, macro_scores
 from confcascade.bench.metrics.significance import discordant, mcnemar, mean_interval, paired_difference, saving
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.costing import Costing
-from confcascade.bench.replay.costs import UNITS, Costs, known
+from confcascade.bench.replay.costs import UNITS, Costs, chosen_unit, known
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import Replay, Sweep, replay, sweep
 from confcascade.cost import Architecture, Prices, break_even_retention
@@ -147,7 +146,8 @@ class Bench:
             ConfigurationError: If nothing is known, or not the `unit` that was asked for.
         """
         alone = _alone(gathered.columns, models, architectures, prices)
-        unit = Costing.of(gathered.columns, models, architectures, prices, unit).unit
+        means = Costs(*(np.array([getattr(each.cost, name).mean() for each in alone.values()]) for name in UNITS))
+        unit = chosen_unit(means, unit)
         return cls._of(gathered, tuple(models), architectures, prices, unit, alone)
 
     @classmethod

@@ -14,7 +14,7 @@ from confcascade.bench.fitting.candidates import Structure, candidates, derive
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
-from confcascade.bench.fitting.policy_file import Described, fitted_policy, replayable, saving_of
+from confcascade.bench.fitting.policy_file import Described, fitted_policy, saving_of
 from confcascade.bench.fitting.proof import Tried, in_order, most_accurate, prove, shortlist
 from confcascade.bench.fitting.refusals import check, only_grade, too_few
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
@@ -29,7 +29,7 @@ from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate, Examined, Promise, Test, sharpest_test
 from confcascade.policy import Saving
 
-__all__ = ["Contender", "Described", "Fitted", "NotCertified", "fit", "replayable"]
+__all__ = ["fit"]
 
 
 def fit(

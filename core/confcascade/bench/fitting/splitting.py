@@ -45,7 +45,7 @@ class FitSplit:
         """Refuse parts that share what they must not.
 
         Args:
-            keys: Of all questions (`Material.keys`).
+            keys: Of all questions (`FitData.keys`).
 
         Raises:
             ConfigurationError: If a row is there twice, or a text both calibrates and chooses.
@@ -71,7 +71,7 @@ def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, f
     the text alone says whether they calibrate or choose.
 
     Args:
-        keys: Of the questions (`Material.keys`), that of a text once for each draw.
+        keys: Of the questions (`FitData.keys`), that of a text once for each draw.
         seed: Another seed, another split.
         shares: Of the three parts, 1 in all; by default `SHARES`.
     """

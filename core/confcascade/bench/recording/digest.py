@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from confcascade.errors import ConfigurationError
@@ -12,8 +13,12 @@ __all__ = ["begin_file", "digest"]
 _BLOCK = 1 << 20
 
 
-def digest(data: str | Path) -> str:
-    """The sha256 of a file, or of the names, sizes and contents of all files in a folder.
+def digest(data: str | Path, files: Sequence[Path] | None = None) -> str:
+    """The sha256 of a file, or of the names, sizes and contents of the files in a folder.
+
+    Args:
+        data: The file or folder.
+        files: Which of them, in their order; by default all.
 
     Raises:
         ConfigurationError: If it is not there.
@@ -22,7 +27,9 @@ def digest(data: str | Path) -> str:
     if not path.exists():
         raise ConfigurationError(f"'{path}' is not there.")
     found = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+    if files is None:
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    for file in files:
         begin_file(found, path, file)
         with file.open("rb") as opened:
             while block := opened.read(_BLOCK):

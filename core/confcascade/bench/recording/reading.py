@@ -10,7 +10,7 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from confcascade.bench.recording.columns import Columns, Gathering
-from confcascade.bench.recording.digest import begin_file
+from confcascade.bench.recording.digest import begin_file, digest
 from confcascade.bench.recording.parquet import gather_parquet, read_parquet
 from confcascade.bench.recording.row import Row
 from confcascade.errors import ConfigurationError
@@ -82,11 +82,9 @@ class Recording:
 
     @property
     def digest(self) -> str:
-        """The sha256 of the file, or of the names, sizes and contents of its parts; read anew if no pass was whole."""
+        """The sha256 of the file, or of the names, sizes and contents of its parts; hashed anew after no whole pass."""
         if self._digest is None:
-            for _ in self.rows():
-                pass
-        assert self._digest is not None
+            self._digest = digest(self.path, self._parts)
         return self._digest
 
 

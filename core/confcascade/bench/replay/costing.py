@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.costs import UNITS
+from confcascade.bench.replay.costs import chosen_unit
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay, sweep
 from confcascade.cost import Architecture, Prices
-from confcascade.errors import ConfigurationError
 
 __all__ = ["Costing"]
 
@@ -49,22 +48,7 @@ class Costing:
         """
         sizes, told = dict(architectures or {}), dict(prices or {})
         alone = sweep(columns, [[PolicyStage(model)] for model in models], architectures=sizes, prices=told)
-        known = [
-            each for each in UNITS if np.isfinite(getattr(alone.cost, each)).all() and getattr(alone.cost, each)[-1] > 0
-        ]
-        if unit is not None and unit not in UNITS:
-            raise ConfigurationError(f"The unit of costs must be one of {', '.join(UNITS)}. Got '{unit}'.")
-        if not known:
-            raise ConfigurationError(
-                "Nothing is known of what the models cost: the recording has no tokens, no times. Give sizes "
-                "(`architectures=...`) or prices (`prices=...`) of every model, or collect again."
-            )
-        if unit is not None and unit not in known:
-            raise ConfigurationError(
-                f"Costs cannot count in {unit}: that is not known of every model. Known of all: {', '.join(known)}. "
-                "Give sizes (`architectures=...`) or prices (`prices=...`) of every model."
-            )
-        return cls(unit or known[0], sizes, told)
+        return cls(chosen_unit(alone.cost, unit), sizes, told)
 
     def means(self, columns: Columns, policies: Sequence[Sequence[PolicyStage]]) -> NDArray[np.float64]:
         """Mean cost of a question under each policy, every model that ran."""

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.recording.columns import Column, Columns
+from confcascade.bench.replay.costs import Figures
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cost import Architecture, Prices, token_flops
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
 
 __all__ = [
-    "Figures",
     "Masks",
     "Prepared",
     "StageColumns",
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Masks: TypeAlias = NDArray[np.bool_]  # of shape (policies, questions)
-Figures: TypeAlias = NDArray[np.float64]
 
 _UNDECIDED = np.finfo(np.float64).max  # the bound of a signal that cannot tell yet: below "never" (infinity) alone
 

@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.recording.columns import Columns
-from confcascade.bench.replay.costs import UNITS, Costs
+from confcascade.bench.replay.costs import UNITS, Costs, Figures
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.prepared import (
-    Figures,
     Masks,
     Prepared,
     StageColumns,

@@ -10,6 +10,7 @@ from typing import Any
 
 from confcascade.bench.recording.digest import digest
 from confcascade.bench.recording.provenance import versions
+from confcascade.bench.recording.reading import Recording, is_recording
 from confcascade.bench.training.examples import ProbeExamples
 from confcascade.bench.training.probes import SHARES, TrainedProbe
 from confcascade.bench.training.verdict import can_route, verdict
@@ -51,6 +52,7 @@ def write_probe(
     path = Path(folder)
     trained.probe.save(path)
     card = asdict(trained.probe.card)
+    sha256 = Recording(source).digest if is_recording(source) else digest(source)
     told = {
         "format": FORMAT,
         "verdict": verdict(trained),
@@ -64,7 +66,10 @@ def write_probe(
         "right_from_grade": RIGHT,
         "grades_between_0_and_1": material.partly,
         "left_out": dict(trained.left_out),
-        "data": {"name": Path(source).name, "sha256": digest(source)},
+        "data": {
+            "name": Path(source).name,
+            "sha256": Recording(source).digest if is_recording(source) else digest(source),
+        },
         "command": list(command),
         "versions": versions(_PACKAGES),
     }
