@@ -68,7 +68,7 @@ def write_probe(
         "left_out": dict(trained.left_out),
         "data": {
             "name": Path(source).name,
-            "sha256": Recording(source).digest if is_recording(source) else digest(source),
+            "sha256": sha256,
         },
         "command": list(command),
         "versions": versions(_PACKAGES),
