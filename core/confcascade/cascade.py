@@ -127,7 +127,7 @@ def _fitted(
     resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
     if signals is not None and not isinstance(signals, Mapping):
         signals = _listed("signals", signals)
-    return chosen.stages(resolved, signals=signals or ())
+    return chosen.make_stages(resolved, signals=signals or ())
 
 
 def _listed(name: str, value: Any) -> list[Any]:
@@ -169,7 +169,7 @@ class Cascade:
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A share
-            guards the promise of a fitted policy, if that is where the stages come from (`Policy.stages`).
+            guards the promise of a fitted policy, if that is where the stages come from (`Policy.make_stages`).
 
     Attributes:
         auditor: What does so; None without `audit`.
@@ -237,7 +237,7 @@ class Cascade:
     def flow(self, request: Request) -> Flow[Outcome]:
         """The flow that answers one request: for a driver of your own, or for a test that plays it by hand."""
         return cascade_flow(
-            self.stages, request, on_error=self.on_error, on_exhausted=self.on_exhausted, policy=self.policy_id
+            self.stages, request, on_error=self.on_error, on_exhausted=self.on_exhausted, policy_id=self.policy_id
         )
 
     def run(self, messages: Messages, **parameters: Any) -> Outcome:

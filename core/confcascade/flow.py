@@ -161,7 +161,7 @@ def cascade_flow(
     *,
     on_error: OnError = "escalate",
     on_exhausted: OnExhausted = "best",
-    policy: str = "",
+    policy_id: str = "",
 ) -> Flow[Outcome]:
     """Answer `request` with the first stage whose attempt passes.
 
@@ -171,7 +171,7 @@ def cascade_flow(
         on_error: "escalate" passes a query whose model failed on to the next stage, "raise" raises.
         on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer
             in words, flagged as degraded, "raise" raises.
-        policy: The cascade's `policy_id`.
+        policy_id: The cascade's.
 
     Raises:
         CascadeExhaustedError: If the last stage failed and there is no earlier answer, or none is wanted.
@@ -191,7 +191,7 @@ def cascade_flow(
         if error is not None and (on_error == "raise" or isinstance(error, StreamBrokenError)):
             raise error
         if attempt.decision == "accept" and response is not None:
-            return Outcome(response, Record(policy, tuple(attempts), index, stage.model.name), tuple(responses))
+            return Outcome(response, Record(policy_id, tuple(attempts), index, stage.model.name), tuple(responses))
         # never a call of a tool: it was rejected, and agents act on it without a look at the record
         acts = response is not None and response.calls_tools and request.output is None
         if response is not None and response.problem is None and not (response.is_empty or acts or attempt.aborted):
@@ -205,7 +205,7 @@ def cascade_flow(
             responses,
         ) from error
     index, response = kept
-    record = Record(policy, tuple(attempts), index, stages[index].model.name, degraded=True)
+    record = Record(policy_id, tuple(attempts), index, stages[index].model.name, degraded=True)
     return Outcome(response, record, tuple(responses))
 
 

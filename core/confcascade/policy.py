@@ -81,7 +81,7 @@ class FittedStage(Entry):
         model: Its name in records.
         build: Its fingerprint when it was recorded; None if it told none.
         prompt_version: Of the prompt that it was asked with; None if that was not recorded.
-        signals: How to make those that are needed; those that are missing here are handed to `Policy.stages`.
+        signals: How to make those that are needed; those that are missing here are handed to `Policy.make_stages`.
         identities: What decides the values of the recorded signals (`Signal.identity`), as far as it was recorded.
         derived: Signals made of others.
         thresholds: By the name of the signal; none for the last stage.
@@ -186,7 +186,7 @@ class Policy(Entry):
     Attributes:
         version: Of the format.
         models: All that were compared, smallest first; the last is the one that the promise is held against.
-        listed: The stages (in the file ``stages``), smallest first. One alone is "use this model".
+        stages: Smallest first. Only one means "use this model".
         certificates: What is promised; one, or one for each group.
         saving: What it saves.
         made_from: What it was fitted on.
@@ -194,7 +194,7 @@ class Policy(Entry):
 
     version: Literal[1] = 1
     models: list[str] = Field(min_length=1)
-    listed: list[FittedStage] = Field(alias="stages", min_length=1)
+    stages: list[FittedStage] = Field(min_length=1)
     certificates: list[Certificate] = Field(min_length=1)
     saving: Saving
     made_from: MadeFrom
@@ -203,10 +203,10 @@ class Policy(Entry):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        names = [stage.model for stage in self.listed]
+        names = [stage.model for stage in self.stages]
         if len(set(names)) < len(names) or not set(names) <= set(self.models):
             raise ValueError(f"its stages {names} must be different ones of its models {self.models}")
-        for stage in self.listed[:-1]:
+        for stage in self.stages[:-1]:
             if not stage.thresholds:
                 raise ValueError(f"stage '{stage.model}' has no threshold, so it could never pass a query on")
         return self
@@ -258,7 +258,7 @@ class Policy(Entry):
                 "promised of another. Fit again with it, or give it the name that it had in the recording."
             )
         unknown = []
-        for stage in self.listed:
+        for stage in self.stages:
             if stage.model not in by_name:
                 raise ConfigurationError(
                     f"The policy asks model '{stage.model}', which is not among the models {list(by_name)}."
@@ -276,11 +276,11 @@ class Policy(Entry):
                     f"The policy was fitted on answers to prompt {stage.prompt_version} ('{stage.model}'); this is "
                     f"prompt {prompt_version}. Another prompt makes other scores: collect and fit again."
                 )
-        if prompt_version is None or any(stage.prompt_version is None for stage in self.listed):
+        if prompt_version is None or any(stage.prompt_version is None for stage in self.stages):
             unknown.append("the prompt")
         return tuple(unknown)
 
-    def stages(
+    def make_stages(
         self,
         models: Sequence[LanguageModel | str],
         *,
@@ -307,9 +307,9 @@ class Policy(Entry):
             )
         by_name = {model.name: model for model in resolved}
         stages = []
-        for each in self.listed:
-            listed = signals.get(each.model, ()) if isinstance(signals, Mapping) else signals
-            given = {signal.name: signal for signal in listed}
+        for each in self.stages:
+            theirs = signals.get(each.model, ()) if isinstance(signals, Mapping) else signals
+            given = {signal.name: signal for signal in theirs}
             loaded = each.load(self._folder, given)
             stages.append(Stage(by_name[each.model], loaded, dict(each.thresholds), skip=dict(each.skip)))
         return FittedStages.of(self, stages)
@@ -317,14 +317,14 @@ class Policy(Entry):
     @property
     def name(self) -> str:
         """Its models, as in "small → large"."""
-        return " → ".join(stage.model for stage in self.listed)
+        return " → ".join(stage.model for stage in self.stages)
 
     def describe(self) -> str:
         """What it does, what it promises under which assumptions, and what it saves, in several lines."""
         return "\n".join([*self._decisions(), *self._saving(), *(each.describe() for each in self.certificates)])
 
     def _decisions(self) -> list[str]:
-        *gated, last = self.listed
+        *gated, last = self.stages
         if not gated:
             return [f"Policy: ask {last.model} alone."]
         lines = [f"Policy: {self.name}"]
@@ -334,7 +334,7 @@ class Policy(Entry):
             for name, value in stage.skip.items():
                 lines.append(f"  ask {last.model} at once if its {name} < {_shown(value)}")
         lines.append(f"  else ask {last.model}")
-        if skipped := [name for name in self.models if name not in {stage.model for stage in self.listed}]:
+        if skipped := [name for name in self.models if name not in {stage.model for stage in self.stages}]:
             lines.append(f"  (not asked at all: {', '.join(skipped)})")
         return lines
 

@@ -176,7 +176,7 @@ def test_layers_and_labels_of_all_signals_are_asked_for_at_once():
 
 def test_a_sure_answer_is_kept():
     """The first stage whose scores reach their thresholds answers, and nobody else is asked."""
-    flow = cascade_flow([sure(0.9), Stage(LARGE)], REQUEST, policy="abc")
+    flow = cascade_flow([sure(0.9), Stage(LARGE)], REQUEST, policy_id="abc")
 
     assert next(flow) == (Generate(MIDDLE, REQUEST, logprobs=True),)
     outcome = outcome_of(flow, said("4", 0.9 + 1e-9))

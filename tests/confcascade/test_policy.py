@@ -70,7 +70,7 @@ def test_what_is_saved_is_read(tmp_path):
 def test_stages_judge_as_the_policy_says():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        small, large = made().stages([SMALL, LARGE], prompt_version="v1")
+        small, large = made().make_stages([SMALL, LARGE], prompt_version="v1")
     (signal,) = small.signals
     assert isinstance(signal, Calibrated)
     assert (small.thresholds, large.thresholds) == ({"confidence": 0.5}, {})
@@ -81,27 +81,35 @@ def test_stages_judge_as_the_policy_says():
 
 def test_a_gain_is_made_of_its_parts():
     entry = ExpectedGainEntry(type="expected_gain", name="gain", own=PLATT.as_dict(), larger=PLATT.as_dict())
-    small, _ = made(derived=[entry], thresholds={"gain": -0.1, "p_t": 0.2}).stages([SMALL, LARGE], prompt_version="v1")
+    small, _ = made(derived=[entry], thresholds={"gain": -0.1, "p_t": 0.2}).make_stages(
+        [SMALL, LARGE], prompt_version="v1"
+    )
     gain, raw = small.signals
     assert isinstance(gain, ExpectedGain)
     assert isinstance(raw, TokenProbability)
 
 
 REFUSED = {
-    "another model": (lambda: made().stages([script("other"), LARGE]), "was not fitted on model 'other', but on small"),
-    "a missing model": (lambda: made().stages([LARGE]), "asks model 'small', which is not among"),
-    "two alike": (lambda: made().stages([SMALL, SMALL, LARGE]), "Two models have the same name"),
+    "another model": (
+        lambda: made().make_stages([script("other"), LARGE]),
+        "was not fitted on model 'other', but on small",
+    ),
+    "a missing model": (lambda: made().make_stages([LARGE]), "asks model 'small', which is not among"),
+    "two alike": (lambda: made().make_stages([SMALL, SMALL, LARGE]), "Two models have the same name"),
     "another build": (
-        lambda: made(build="older").stages([SMALL, LARGE]),
+        lambda: made(build="older").make_stages([SMALL, LARGE]),
         "fitted on build older of 'small'; this is build",
     ),
-    "another prompt": (lambda: made().stages([SMALL, LARGE], prompt_version="v2"), "answers to prompt v1 .*prompt v2"),
+    "another prompt": (
+        lambda: made().make_stages([SMALL, LARGE], prompt_version="v2"),
+        "answers to prompt v1 .*prompt v2",
+    ),
     "another signal": (
-        lambda: made(signals=[{"type": "p_t", "aggregate": "min"}]).stages([SMALL, LARGE], prompt_version="v1"),
+        lambda: made(signals=[{"type": "p_t", "aggregate": "min"}]).make_stages([SMALL, LARGE], prompt_version="v1"),
         "another signal 'p_t' of 'small': its `aggregate` was 'mean' and is now 'min'",
     ),
     "no such signal": (
-        lambda: made(signals=[]).stages([SMALL, LARGE], prompt_version="v1"),
+        lambda: made(signals=[]).make_stages([SMALL, LARGE], prompt_version="v1"),
         "does not say how to make it: hand it over in `signals`",
     ),
     "a threshold beside it": (
@@ -139,13 +147,13 @@ def test_a_file_that_is_no_policy(tmp_path, change, message):
 def test_signals_may_be_handed_over():
     """In the place of those described, of every model or by its name."""
     for signals in ([TokenProbability()], {"small": [TokenProbability()]}):
-        small, _ = made(signals=[]).stages([SMALL, LARGE], prompt_version="v1", signals=signals)
+        small, _ = made(signals=[]).make_stages([SMALL, LARGE], prompt_version="v1", signals=signals)
         assert small.signals[0].name == "confidence"
 
 
 def test_what_cannot_be_checked_is_said_once():
     with pytest.warns(UserWarning, match="not known here is the build of 'small' and the prompt") as told:
-        made(build=None).stages([SMALL, LARGE])
+        made(build=None).make_stages([SMALL, LARGE])
     assert len(told) == 1
 
 
@@ -153,10 +161,10 @@ def test_a_model_that_the_policy_leaves_out_is_not_used():
     """ "Skip the middle one", and "use one model"."""
     policy = made()
     with_middle = policy.model_copy(update={"models": ["small", "middle", "large"]})
-    stages = with_middle.stages([SMALL, script("middle"), LARGE], prompt_version="v1")
+    stages = with_middle.make_stages([SMALL, script("middle"), LARGE], prompt_version="v1")
     assert [stage.model.name for stage in stages] == ["small", "large"]
-    alone = with_middle.model_copy(update={"listed": policy.listed[1:]})
-    assert [stage.model.name for stage in alone.stages([LARGE], prompt_version="v1")] == ["large"]
+    alone = with_middle.model_copy(update={"stages": policy.stages[1:]})
+    assert [stage.model.name for stage in alone.make_stages([LARGE], prompt_version="v1")] == ["large"]
     assert "Policy: ask large alone." in alone.describe()
 
 

@@ -29,7 +29,7 @@ def audit_of(policy: Policy | str | Path, audit: float | Audit = 0.02, **setting
         return audit
     if not isinstance(policy, Policy):
         policy = Policy.load(policy)
-    if (last := policy.listed[-1].model) != policy.models[-1]:
+    if (last := policy.stages[-1].model) != policy.models[-1]:
         raise ConfigurationError(
             f"The policy's promise is held against '{policy.models[-1]}', which it never asks: an audit asks the last "
             f"stage, '{last}'. Without `audit` it can be used; collect again from time to time in its place."

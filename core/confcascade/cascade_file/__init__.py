@@ -72,14 +72,14 @@ class StageEntry(Entry):
 class CascadeFile(Entry):
     """A cascade in a file; made by `load`.
 
-    Either `models`, smallest first, with `threshold` and `signals` for all but the last, or ``stages``, each with its
+    Either `models`, smallest first, with `threshold` and `signals` for all but the last, or `stages`, each with its
     own. Thresholds may be left out where none is needed yet, as for collecting the answers to choose them by.
 
     Attributes:
         models: Smallest first; the last always answers.
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T).
-        listed: The file's ``stages``, if it has no `models`.
+        stages: Each with signals and thresholds of its own, if there are no `models`.
         policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
@@ -94,9 +94,8 @@ class CascadeFile(Entry):
     signals: list[SignalEntry] | None = Field(
         None, min_length=1, description="With `models`: what judges every stage but the last; by default p_t."
     )
-    listed: list[StageEntry] | None = Field(
+    stages: list[StageEntry] | None = Field(
         None,
-        alias="stages",
         min_length=1,
         description="Instead of `models`: each with signals and thresholds of its own.",
     )
@@ -132,7 +131,7 @@ class CascadeFile(Entry):
         """A pickled file loads its models where it arrives."""
         return _again, (type(self), self._source)
 
-    def stages(self) -> tuple[Stage, ...]:
+    def make_stages(self) -> tuple[Stage, ...]:
         """The stages, their models loaded at the first call.
 
         Where the file has no thresholds, the stages have none; signals of the last stage, which judge nothing in a
@@ -181,14 +180,14 @@ class CascadeFile(Entry):
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
             if missing:
-                one = self.listed is None and len(entry.signals) == 1
-                key = "thresholds" if self.listed is not None else "threshold"
+                one = self.stages is None and len(entry.signals) == 1
+                key = "thresholds" if self.stages is not None else "threshold"
                 wanted = 0.9 if one else dict.fromkeys(missing, 0.9)
                 raise ConfigurationError(
                     f"{self._source.where(self._keys(i))}: a cascade needs a threshold for {', '.join(missing)} here. "
                     f"Set `{key}`, such as {wanted}; higher keeps fewer answers of this model."
                 )
-        stages = self.stages()
+        stages = self.make_stages()
         with self._source.at():
             return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
 
@@ -263,16 +262,16 @@ class CascadeFile(Entry):
     def _whole(self, info: ValidationInfo) -> Self:
         if isinstance(info.context, Source):
             self._source = info.context
-        if (self.models is None) == (self.listed is None):
+        if (self.models is None) == (self.stages is None):
             raise located("give either `models` (smallest first, with `threshold`) or `stages`")
-        if self.listed is not None:
+        if self.stages is not None:
             for key in ("threshold", "signals", "policy"):
                 if getattr(self, key) is not None:
                     raise located(f"with `stages`, each stage has its own signals and thresholds; drop `{key}`", key)
         for key in ("threshold", "signals") if self.policy is not None else ():
             if getattr(self, key) is not None:
                 raise located(f"a `policy` brings its own signals and thresholds; drop `{key}`", key)
-        self._entries = tuple(self.listed or self._written_out())
+        self._entries = tuple(self.stages or self._written_out())
         called = self._called()
         for i, name in enumerate(called):
             if name in called[:i]:
@@ -339,7 +338,7 @@ class CascadeFile(Entry):
             with self._source.at(self._keys(i, "model")):
                 models.append(entry.model.load(self.folder))
         with self._source.at(("policy",) if policy is None else ()):
-            stages = chosen.stages(models, prompt_version=prompt_version)
+            stages = chosen.make_stages(models, prompt_version=prompt_version)
         priced = (replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
         return FittedStages.of(chosen, priced)
 
@@ -348,7 +347,7 @@ class CascadeFile(Entry):
 
     def _keys(self, stage: int, part: str = "", *more: str | int) -> tuple[str | int, ...]:
         """Where the file says a part of a stage."""
-        if self.listed is not None:
+        if self.stages is not None:
             return ("stages", stage, *((part, *more) if part else ()))
         if part == "thresholds":
             return ("threshold", *(more if isinstance(self.threshold, dict) else ()))

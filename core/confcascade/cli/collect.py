@@ -107,7 +107,7 @@ def collect(
         asked = prompt_from(prompt or file.prompt or "plain")
     given = {"max_tokens": max_tokens, "temperature": temperature}
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    stages = with_default_signals(file.stages())
+    stages = with_default_signals(file.make_stages())
     out.parent.mkdir(parents=True, exist_ok=True)
     with RecordingWriter(out) as writer:
         identity = identity_of(data, stages, asked, judged, parameters, part=part)
@@ -212,5 +212,5 @@ def _following(out: Path, cascade: Path, file: CascadeFile) -> str:
     told = ["confcascade", "evaluate", str(out)]
     if all(given):
         return shlex.join([*told, "--cascade", str(cascade)])
-    names = dict.fromkeys(signal.name for stage in file.stages()[:-1] for signal in stage.signals)
+    names = dict.fromkeys(signal.name for stage in file.make_stages()[:-1] for signal in stage.signals)
     return shlex.join([*told, *(part for name in names for part in ("--threshold", f"{name}=0.9"))])

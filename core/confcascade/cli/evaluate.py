@@ -119,9 +119,9 @@ def evaluate(
         told = found.describe(fitted)
         if fitted.certificates[0].kind == "agreement":
             told.append("The promise is about answers that differ, which are not counted here, and not about accuracy.")
-        if fitted.listed[-1].model != fitted.models[-1]:
+        if fitted.stages[-1].model != fitted.models[-1]:
             told.append(
-                f"All other figures are held against {fitted.listed[-1].model}, the last model that the policy asks, "
+                f"All other figures are held against {fitted.stages[-1].model}, the last model that the policy asks, "
                 f"and not against {fitted.models[-1]}, which the promise is about."
             )
         columns, judged = replayable(columns, fitted)

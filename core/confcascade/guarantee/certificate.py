@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee.certification import Examined, Test
+from confcascade.guarantee.certification import Examined, TestName
 from confcascade.guarantee.promise import Promise
 
 __all__ = ["Certificate"]
 
-_TESTS: dict[Test, str] = {
+_TESTS: dict[TestName, str] = {
     "harms": "Clopper-Pearson bound on the harms",
     "split": "Clopper-Pearson bounds on harms and benefits",
     "unconditional": "exact unconditional test of paired proportions (Berger and Boos)",
@@ -53,7 +53,7 @@ class Certificate(BaseModel):
     confidence: float = Field(gt=0, lt=1)
     group: str | None = None
     groups: int = Field(default=1, ge=1)
-    test: Test
+    test: TestName
     n: int = Field(ge=1)
     harms: int = Field(ge=0)
     benefits: int = Field(ge=0)

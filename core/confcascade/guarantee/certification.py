@@ -20,9 +20,9 @@ from confcascade.guarantee.bounds import (
 )
 from confcascade.guarantee.promise import Promise
 
-__all__ = ["Certification", "Examined", "Ordered", "Test", "certify", "examine", "least_loss", "order_policies"]
+__all__ = ["Certification", "Examined", "Ordered", "TestName", "certify", "examine", "least_loss", "order_policies"]
 
-Test: TypeAlias = Literal["harms", "split", "unconditional", "betting"]
+TestName: TypeAlias = Literal["harms", "split", "unconditional", "betting"]
 
 _STANDARD_ERRORS = 3  # above the mean, where a policy stands in the order; docs/design/guarantee.md
 
@@ -37,7 +37,7 @@ class Ordered:
     """
 
     index: int
-    test: Test
+    test: TestName
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Examined:
     """
 
     index: int
-    test: Test
+    test: TestName
     n: int
     harms: int
     benefits: int
@@ -112,7 +112,7 @@ def order_policies(
     return tuple(Ordered(int(i), sharpest_test(values[i], promise, n=n)) for i in front)
 
 
-def sharpest_test(losses: ArrayLike, promise: Promise, *, n: int) -> Test:
+def sharpest_test(losses: ArrayLike, promise: Promise, *, n: int) -> TestName:
     """The test with the smallest bound, if the certification split were like these questions.
 
     Chosen on the questions on which it is then used, it would not be valid.
@@ -136,7 +136,7 @@ def sharpest_test(losses: ArrayLike, promise: Promise, *, n: int) -> Test:
     return "harms" if harm < split else "split"
 
 
-def examine(losses: ArrayLike, cost: float, promise: Promise, test: Test, *, index: int = 0) -> Examined:
+def examine(losses: ArrayLike, cost: float, promise: Promise, test: TestName, *, index: int = 0) -> Examined:
     """One policy, fixed before these questions were looked at, with an upper bound on its loss.
 
     Args:
@@ -176,7 +176,7 @@ def examine(losses: ArrayLike, cost: float, promise: Promise, test: Test, *, ind
     return Examined(index, test, n, harms, benefits, float(values.mean()), bound, float(cost), certified)
 
 
-def certify(losses: ArrayLike, costs: ArrayLike, tests: Sequence[Test], promise: Promise) -> Certification:
+def certify(losses: ArrayLike, costs: ArrayLike, tests: Sequence[TestName], promise: Promise) -> Certification:
     """Test policies in the order given, each at the promise's whole level, up to the first failure.
 
     Policies, order and tests must have been fixed without these questions. Then, with probability at least the

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee.bounds import HARMS_SHARE, betting_wins, checked_losses, lower, unconditional_p_value, upper
-from confcascade.guarantee.certification import Test, binary
+from confcascade.guarantee.certification import TestName, binary
 from confcascade.guarantee.promise import Promise
 
 __all__ = ["attainable_drop", "examples_needed", "examples_needed_like", "fewest_examples", "power_of"]
@@ -38,7 +38,7 @@ def fewest_examples(promise: Promise) -> int:
     return math.ceil(math.log(promise.delta) / math.log1p(-promise.tested_drop) - 1e-9)
 
 
-def power_of(test: Test, n: int, promise: Promise, *, discordance: float, net_loss: float) -> float:
+def power_of(test: TestName, n: int, promise: Promise, *, discordance: float, net_loss: float) -> float:
     """The probability with which a policy of these rates is certified on n examples by the test.
 
     Exact for "harms" and "split"; for "unconditional" but for a count or so where there are many benefits.
@@ -93,7 +93,7 @@ def examples_needed(promise: Promise, *, discordance: float, net_loss: float = 0
         if test == "harms" and (discordance + net_loss) / 2 >= promise.tested_drop:
             continue
 
-        def powerful(n: int, test: Test = test) -> bool:
+        def powerful(n: int, test: TestName = test) -> bool:
             return power_of(test, n, promise, discordance=discordance, net_loss=net_loss) >= power
 
         counts.append(_least(powerful, fewest_examples(promise), power))
@@ -167,11 +167,11 @@ def attainable_drop(
     return high
 
 
-def _tests(promise: Promise) -> tuple[Test, ...]:
+def _tests(promise: Promise) -> tuple[TestName, ...]:
     return ("harms", "split", "unconditional") if promise.equivalence is None else ("harms",)
 
 
-def _most_harms(test: Test, n: int, benefits: NDArray[np.intp], drop: float, delta: float) -> NDArray[np.intp]:
+def _most_harms(test: TestName, n: int, benefits: NDArray[np.intp], drop: float, delta: float) -> NDArray[np.intp]:
     """For each number of benefits, ascending, the most harms with which the test passes; -1 if it cannot."""
     if test == "unconditional":
         return _most_harms_unconditional(n, benefits, drop, delta)

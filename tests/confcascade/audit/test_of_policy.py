@@ -84,7 +84,7 @@ MODELS = [ScriptedModel("small", {"2+2?": ("4", 0.99)}), ScriptedModel("large", 
 
 
 def from_stages(made: Policy, audit: Any, folder: Any) -> Cascade:
-    return Cascade(made.stages(MODELS), audit=audit)
+    return Cascade(made.make_stages(MODELS), audit=audit)
 
 
 def from_parts(made: Policy, audit: Any, folder: Any) -> Cascade:
@@ -123,7 +123,7 @@ def test_a_promise_that_no_audit_sees_is_refused_when_the_cascade_is_built():
     unseen = policy(LABELS, stages=("small", "medium"))
     models = [*MODELS, ScriptedModel("medium")]
     with pytest.raises(ConfigurationError, match="which it never asks"):
-        Cascade(unseen.stages(models), audit=0.5)
+        Cascade(unseen.make_stages(models), audit=0.5)
     with pytest.raises(ConfigurationError, match="which it never asks"):
         Cascade.of(models=models, policy=unseen, audit=0.5)
 
@@ -132,6 +132,6 @@ def test_a_promise_that_no_audit_sees_is_refused_when_the_cascade_is_built():
 def test_fitted_stages_remember_their_policy():
     """Through `build_stages`, and to another process."""
     made = policy(LABELS)
-    stages = made.stages(MODELS)
+    stages = made.make_stages(MODELS)
     assert Cascade(stages).stages.policy is made
-    assert pickle.loads(pickle.dumps(made.stages(["bundled:small", "bundled:large"][:0] or MODELS))).policy == made
+    assert pickle.loads(pickle.dumps(made.make_stages(["bundled:small", "bundled:large"][:0] or MODELS))).policy == made

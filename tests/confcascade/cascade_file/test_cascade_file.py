@@ -116,7 +116,7 @@ def test_stages_are_those_of_python(write: Write):
     assert cascade.policy_id == Cascade(bundled_stages()).policy_id
     assert (cascade.on_error, cascade.on_exhausted) == ("raise", "raise")
     assert [stage.prices for stage in cascade.stages] == [Prices(1, 2.5), None]
-    assert file.stages() is file.stages()  # models are loaded once
+    assert file.make_stages() is file.make_stages()  # models are loaded once
 
 
 SAYING_THE_SAME = [
@@ -174,7 +174,7 @@ def test_thresholds_may_come_later(write: Write):
     """Without them there are stages, as for collecting answers, but no cascade; the error says what to write where."""
     file = CascadeFile.load(write(TWO_SERVED))
 
-    assert [dict(stage.thresholds) for stage in file.stages()] == [{}, {}]
+    assert [dict(stage.thresholds) for stage in file.make_stages()] == [{}, {}]
     with pytest.raises(
         ConfigurationError, match=r"cascade\.yaml, line 3, `stages\[0\]`.*needs a threshold for p_t"
     ) as e:
@@ -187,7 +187,7 @@ def test_thresholds_may_come_later(write: Write):
 def test_a_signal_of_the_last_stage_judges_nothing(write: Write):
     """It is there to be collected; without a threshold of its own it passes always, as the last stage does."""
     file = CascadeFile.load(write(f"{TWO_SERVED}    signals: [p_t]\n"))
-    one, two = file.stages()
+    one, two = file.make_stages()
 
     assert (dict(one.thresholds), dict(two.thresholds)) == ({}, {"p_t": "always"})
 
@@ -231,7 +231,7 @@ def test_rate_limits_are_by_the_models_name(write: Write):
         )
     )
 
-    assert [stage.model.name for stage in file.stages()] == ["mine", "n", "o"]
+    assert [stage.model.name for stage in file.make_stages()] == ["mine", "n", "o"]
     assert {name: limit.model_dump() for name, limit in file.rate_limits.items()} == {
         "mine": limited,
         "n": {"requests_per_minute": 3, "tokens_per_minute": None},
@@ -264,10 +264,10 @@ def test_paths_are_relative_to_the_file(write: Write, tmp_path: Path, monkeypatc
     assert small.fingerprint == bundled_model("small").fingerprint
     assert small.capability.batch_size == 3
     assert cascade.run("What is the job of Zugril Drosi?", max_tokens=2).record.attempts[0].scores["p_ik"].value > 0
-    (loaded,) = CascadeFile.load(write({"models": [{"local": "."}]}, "mine/tiny/cascade.yaml")).stages()
+    (loaded,) = CascadeFile.load(write({"models": [{"local": "."}]}, "mine/tiny/cascade.yaml")).make_stages()
     assert loaded.model.name == "tiny"
     with pytest.raises(ConfigurationError, match=r"line 1, `models\[0\]`: No causal .* loaded from 'nobody/knows'"):
-        CascadeFile.load(write("models: [local:nobody/knows]")).stages()
+        CascadeFile.load(write("models: [local:nobody/knows]")).make_stages()
 
 
 def test_a_served_cascade_decides_as_the_local_one(write: Write, served, yardstick):
@@ -299,11 +299,11 @@ def test_a_key_is_read_from_the_environment(write: Write, httpserver, monkeypatc
     path = write({"models": [model]})
 
     with pytest.raises(ConfigurationError, match=r"`models\[0\]`: `api_key_env` of model 'm' names no variable"):
-        CascadeFile.load(path).stages()
+        CascadeFile.load(path).make_stages()
     monkeypatch.setenv("MY_KEY", "sk-mine")
     file = CascadeFile.load(path)
     assert file.cascade().run("?").text == "yes"
-    assert "sk-mine" not in repr(file) + repr(file.stages()) + file.model_dump_json()
+    assert "sk-mine" not in repr(file) + repr(file.make_stages()) + file.model_dump_json()
 
 
 SECRET = "sk-proj-do-not-show"
@@ -322,7 +322,7 @@ SECRET = "sk-proj-do-not-show"
 def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
     """An error about it tells where it is and what to write instead, and no traceback holds it."""
     with pytest.raises(ConfigurationError) as raised:
-        CascadeFile.load(write({"models": [model]})).stages()
+        CascadeFile.load(write({"models": [model]})).make_stages()
 
     assert SECRET not in "".join(traceback.format_exception(raised.value))
     if "api_key" in model:
@@ -385,7 +385,7 @@ def test_signals_as_they_are_made(write: Write, tmp_path: Path):
         {"type": "router", "folder": "own/router"},
         {"type": "learned_scorer", "folder": "own/scorer"},
     ]
-    (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": signals}]})).stages()
+    (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": signals}]})).make_stages()
 
     ours = [
         TokenProbability("ABCD", name="choice"),
@@ -534,7 +534,7 @@ def test_what_cannot_work_is_told_with_its_place(write: Write, text: str, line: 
     """What only a signal or a model knows, they say, and the file says where."""
     path = write(text)
     with pytest.raises(ConfigurationError) as raised:
-        CascadeFile.load(path).stages()
+        CascadeFile.load(path).make_stages()
 
     assert str(raised.value).startswith(f"{path}, line {line}, `{key}`: "), raised.value
     assert says in str(raised.value)
@@ -581,7 +581,7 @@ def test_a_file_says_what_skips(write: Write):
         )
     )
     assert file.skips == {"small": {"p_ik": 0.2}}
-    assert [stage.skip for stage in file.stages()] == [{"p_ik": 0.2}, {}]
+    assert [stage.skip for stage in file.make_stages()] == [{"p_ik": 0.2}, {}]
     file.cascade()
 
 
@@ -597,7 +597,7 @@ def test_a_skip_that_cannot_be_is_refused_with_its_line(write: Write, skip: str,
         "model: bundled:large",
     )
     with pytest.raises(ConfigurationError, match=rf"line \d+, `stages\[0\].skip.*{message}"):
-        CascadeFile.load(write(text)).stages()
+        CascadeFile.load(write(text)).make_stages()
 
 
 # ---------------------------------------------------------------------- for editors, and for readers
@@ -666,12 +666,12 @@ def test_a_pickled_file_loads_its_models_where_it_arrives(tmp_path):
     path = tmp_path / "cascade.yaml"
     path.write_text("models: [bundled:small, bundled:large]\nthreshold: 0.5\n")
     file = CascadeFile.load(path)
-    stages = file.stages()
+    stages = file.make_stages()
     again = pickle.loads(pickle.dumps(file))
     assert again.digest == file.digest
     assert len(pickle.dumps(file)) < 10_000
-    assert [stage.model.name for stage in again.stages()] == ["small", "large"]
-    assert again.stages()[0].model is not stages[0].model
+    assert [stage.model.name for stage in again.make_stages()] == ["small", "large"]
+    assert again.make_stages()[0].model is not stages[0].model
 
 
 @pytest.mark.parametrize(

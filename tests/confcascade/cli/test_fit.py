@@ -66,7 +66,7 @@ def test_a_promise_in_plain_words(fitted, folder):
     meta = json.loads((folder / "seen.rec.jsonl.meta.json").read_text())["identity"]
     assert policy.made_from.data == meta["data"]
     assert policy.made_from.grader == meta["grader"]
-    small = policy.listed[0]
+    small = policy.stages[0]
     assert small.build == meta["models"]["small"]["fingerprint"]
     assert small.prompt_version == prompt_from("plain").version
     assert set(small.needs) <= {"p_ik", "p_t"}
@@ -81,7 +81,7 @@ def test_a_question_is_asked_by_the_policy(confcascade, fitted, folder):
     assert "not known here" not in done.stderr
     record = json.loads(done.stdout)["record"]
     policy = Policy.load(folder / "out" / "policy.json")
-    assert set(record["attempts"][0]["scores"]) <= set(policy.listed[0].thresholds)
+    assert set(record["attempts"][0]["scores"]) <= set(policy.stages[0].thresholds)
     (folder / "named.yaml").write_text("models: ['bundled:small', 'bundled:large']\npolicy: out/policy.json\n")
     again = confcascade("ask", ask[1], "--cascade", "named.yaml", "--json", cwd=folder)
     assert again.returncode == 0, again.stderr

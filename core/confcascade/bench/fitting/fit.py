@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.candidates import Structure, candidates, derive
+from confcascade.bench.fitting.candidates import Candidates, candidates, derive
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
@@ -26,7 +27,7 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate, Examined, Promise, Test, sharpest_test
+from confcascade.guarantee import Certificate, Examined, Promise, TestName, sharpest_test
 from confcascade.policy import Saving
 
 __all__ = ["fit"]
@@ -80,93 +81,175 @@ def fit(
     if not isinstance(material, FitData):
         material = read_material(material, models=models_of, architectures=architectures, prices=prices)
     check(material, promise, same, max_cost, signals)
-    columns, models, largest = material.columns, material.models, material.models[-1]
-    right = material.right if same is None else same
     split = split_by_key(material.keys, seed=seed) if parts is None else parts
     split.check(material.keys)
-    ordering = split.ordering
-    bill = Costing.of(columns, models, architectures, prices, unit)
+    bill = Costing.of(material.columns, material.models, architectures, prices, unit)
     if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
         raise ConfigurationError(
             "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
             "(`architectures=...`) or prices (`prices=...`) of every model; or say `unit='seconds'` or `unit='tokens'`."
         )
-    promises = _promises(material, promise, per_group)
-    health = _health(columns, models, right, ordering, signals, labels=same is None)
+    task = _Task(material, split, bill, _promises(material, promise, per_group), same, max_cost)
+    made, health = _calibrate(task, signals, described or {})
+    path = _choose(task, made, progress)
+    return _certify(task, made, path, health, described=described or {}, seed=seed, folder=folder)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be fitted, on what.
+
+    Attributes:
+        material: The recording.
+        split: Its questions in three parts.
+        bill: Of costs.
+        promises: By group; "" for all questions.
+        same: As of `fit`.
+        max_cost: As of `fit`.
+    """
+
+    material: FitData
+    split: FitSplit
+    bill: Costing
+    promises: Mapping[str, Promise]
+    same: NDArray[np.bool_] | None
+    max_cost: float | None
+
+    @property
+    def columns(self) -> Columns:
+        return self.material.columns
+
+    @property
+    def largest(self) -> str:
+        return self.material.models[-1]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """What signals are to predict."""
+        return self.material.right if self.same is None else self.same
+
+    @property
+    def narrowest(self) -> Promise:
+        """By which policies are ordered."""
+        return min(self.promises.values(), key=lambda each: each.delta)
+
+    def same_of(self, rows: NDArray[np.intp]) -> NDArray[np.bool_] | None:
+        return None if self.same is None else self.same[rows]
+
+
+def _calibrate(
+    task: _Task, wanted: Sequence[str] | None, described: Mapping[str, Described]
+) -> tuple[Candidates, dict[tuple[str, str], SignalHealth]]:
+    """Which signals can route, what is made of them, and the policies that can be tried."""
+    columns, models, ordering = task.columns, task.material.models, task.split.ordering
+    labels = task.same is None
+    health = _health(columns, models, task.right, ordering, wanted, labels=labels)
     routable = {
         model: [name for (owner, name), each in health.items() if owner == model and each.can_route] for model in models
     }
-    notes = list(material.notes)
-    if same is None and only_grade(material) == 1:
-        notes.append(
-            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
-            "nothing."
-        )
-    spaces = _spaces(columns, described or {})
     made = derive(
         columns,
         models,
         routable,
-        right,
-        split.calibrate,
-        spaces,
-        confidence="confidence" if same is None else "agreement",
-        gains=same is None,
-        texts=np.unique(np.array(material.keys, dtype=object), return_inverse=True)[1],
+        task.right,
+        task.split.calibrate,
+        _spaces(columns, described),
+        confidence="confidence" if labels else "agreement",
+        gains=labels,
+        texts=np.unique(np.array(task.material.keys, dtype=object), return_inverse=True)[1],
     )
-    made = candidates(made, models, routable, ordering)
-    notes += made.notes
-    whole, narrowest = made.columns.take(ordering), min(promises.values(), key=lambda each: each.delta)
-    alike = None if same is None else same[ordering]
-    dearest = float(bill.means(whole, [[PolicyStage(largest)]])[0])
-    most = None if max_cost is None else max_cost * dearest
-    path = _path(whole, made.structures, largest, alike, bill, narrowest, max(len(split.certify), 1), most, progress)
-    tests = [_tests(each, whole.groups, promises, split, columns) for each in path]
+    return candidates(made, models, routable, ordering), health
+
+
+def _choose(task: _Task, made: Candidates, progress: Callable[[int, int, str], None] | None) -> list[Tried]:
+    """What is put to the proof, the safest first; where a cost must be kept, the one that loses least at it."""
+    ordering, n = task.split.ordering, max(len(task.split.certify), 1)
+    columns, same, promise = made.columns.take(ordering), task.same_of(ordering), task.narrowest
+    most = None if task.max_cost is None else task.max_cost * _dearest(task, columns)
+    found: list[Tried] = []
+    for i, structure in enumerate(made.structures):
+        if progress is not None:
+            progress(i, len(made.structures), structure.rule)
+        if most is None:
+            found += shortlist(columns, structure, task.largest, same, task.bill, promise, n)
+        else:
+            found += most_accurate(columns, structure, task.largest, same, task.bill, promise, n, most)
+    if progress is not None:
+        progress(len(made.structures), len(made.structures), "proof")
+    if most is None:
+        return in_order(found, promise, n)
+    return sorted(found, key=lambda each: (float(each.losses.mean()), each.cost))[:1]
+
+
+def _certify(
+    task: _Task,
+    made: Candidates,
+    path: list[Tried],
+    health: Mapping[tuple[str, str], SignalHealth],
+    *,
+    described: Mapping[str, Described],
+    seed: int,
+    folder: Path | None,
+) -> Fitted | NotCertified:
+    """Put policies to the proof, and take the one that saves most of those that pass."""
+    material, bill, split = task.material, task.bill, task.split
     proof = made.columns.take(split.certify)
     shown: list[list[Examined]] = []
-    lacking = too_few(promises, proof)
+    lacking = too_few(task.promises, proof)
     if path and not lacking:
-        shown = prove(proof, path, largest, None if same is None else same[split.certify], promises, tests)
-    played = [*(each.policy for each in path[: len(shown)]), [PolicyStage(largest)]]
+        tests = [_tests(each, task) for each in path]
+        shown = prove(proof, path, task.largest, task.same_of(split.certify), task.promises, tests)
+    played = [*(each.policy for each in path[: len(shown)]), [PolicyStage(task.largest)]]
     *costs, alone = bill.means(made.columns, played)
     tested = tuple(
         Contender(each.rule, each.policy, float(1 - cost / alone), tuple(examined))
         for each, cost, examined in zip(path, costs, shown, strict=False)
     )
     passed = [i for i, runner in enumerate(tested) if runner.certified]
-    blind = not any(routable.values())
+    blind = not any(each.can_route for each in health.values())
+    notes = [*material.notes]
+    if task.same is None and only_grade(material) == 1:
+        notes.append(
+            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
+            "nothing."
+        )
+    notes += made.notes
     nothing = functools.partial(
         nothing_promised,
         material=material,
         path=path,
-        promises=promises,
+        promises=task.promises,
         bill=bill,
         n=len(split.certify),
-        dearest=dearest,
+        dearest=_dearest(task, made.columns.take(split.ordering)),
         tested=tested,
         health=health,
         blind=blind,
+        notes=notes,
     )
     if not passed:
-        return nothing(why_nothing(path, tested, lacking, max_cost, blind=blind), notes=notes)
+        return nothing(why_nothing(path, tested, lacking, task.max_cost, blind=blind))
     chosen = max(passed, key=lambda i: tested[i].saved)
-    saved = saving_of(proof, [path[i].policy for i in passed], passed.index(chosen), largest, bill)
+    saved = saving_of(proof, [path[i].policy for i in passed], passed.index(chosen), task.largest, bill)
     if saved.high < 0:
-        return nothing(_dearer(tested[chosen], saved, largest), notes=notes, plan=False)
+        return nothing(_dearer(tested[chosen], saved, task.largest), plan=False)
     if saved.low < 0:
         notes.append(
             f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
-            f"{saved.high:.1%}, reaches below 0. Record more questions, or ask {largest} alone."
+            f"{saved.high:.1%}, reaches below 0. Record more questions, or ask only {task.largest}."
         )
     certificates = [
         Certificate.of(examined, each, repeated=material.repeated)
-        for examined, each in zip(shown[chosen], promises.values(), strict=True)
+        for examined, each in zip(shown[chosen], task.promises.values(), strict=True)
     ]
     stages = path[chosen].policy
-    policy = fitted_policy(
-        material, made, stages, certificates, saved, described=described or {}, seed=seed, folder=folder
-    )
+    policy = fitted_policy(material, made, stages, certificates, saved, described=described, seed=seed, folder=folder)
     return Fitted(policy, path[chosen].rule, stages, tested, health, split, tuple(notes))
+
+
+def _dearest(task: _Task, columns: Columns) -> float:
+    """The largest model's mean cost."""
+    return float(task.bill.means(columns, [[PolicyStage(task.largest)]])[0])
 
 
 def _dearer(runner: Contender, saved: Saving, largest: str) -> str:
@@ -234,41 +317,13 @@ def _spaces(columns: Columns, described: Mapping[str, Described]) -> Callable[[s
     return space
 
 
-def _path(
-    columns: Columns,
-    structures: Sequence[Structure],
-    largest: str,
-    same: NDArray[np.bool_] | None,
-    bill: Costing,
-    promise: Promise,
-    n: int,
-    most: float | None,
-    progress: Callable[[int, int, str], None] | None,
-) -> list[Tried]:
-    """What is put to the proof, the safest first; where a cost must be kept, the one that loses least at it."""
-    found: list[Tried] = []
-    for i, structure in enumerate(structures):
-        if progress is not None:
-            progress(i, len(structures), structure.rule)
-        if most is None:
-            found += shortlist(columns, structure, largest, same, bill, promise, n)
-        else:
-            found += most_accurate(columns, structure, largest, same, bill, promise, n, most)
-    if progress is not None:
-        progress(len(structures), len(structures), "proof")
-    if most is None:
-        return in_order(found, promise, n)
-    return sorted(found, key=lambda each: (float(each.losses.mean()), each.cost))[:1]
-
-
-def _tests(
-    tried: Tried, groups: NDArray[np.str_], promises: Mapping[str, Promise], split: FitSplit, columns: Columns
-) -> dict[str, Test]:
-    if list(promises) == [""]:
+def _tests(tried: Tried, task: _Task) -> dict[str, TestName]:
+    """By group, the test that is expected to be the sharpest."""
+    if list(task.promises) == [""]:
         return {"": tried.test}
-    found: dict[str, Test] = {}
-    proof = columns.groups[split.certify]
-    for name, promise in promises.items():
+    found: dict[str, TestName] = {}
+    groups, proof = task.columns.groups[task.split.ordering], task.columns.groups[task.split.certify]
+    for name, promise in task.promises.items():
         n = max(1, int((proof == name).sum()))
         own = tried.losses[groups == name]
         found[name] = sharpest_test(own if len(own) else tried.losses, promise, n=n)

@@ -87,7 +87,7 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
     Raises:
         ConfigurationError: If the recording lacks a model or a signal.
     """
-    for stage in policy.listed:
+    for stage in policy.stages:
         columns.index(stage.model)
         for each in stage.derived:
             if isinstance(each, CalibratedEntry):
@@ -96,7 +96,7 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
             else:
                 own, larger = each.calibrators
                 columns = with_gain(columns, stage.model, own, larger, name=each.name)
-    return columns, tuple(PolicyStage(stage.model, dict(stage.thresholds), dict(stage.skip)) for stage in policy.listed)
+    return columns, tuple(PolicyStage(stage.model, dict(stage.thresholds), dict(stage.skip)) for stage in policy.stages)
 
 
 def saving_of(

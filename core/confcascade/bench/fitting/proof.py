@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from confcascade.guarantee import (
     Examined,
     Ordered,
     Promise,
-    Test,
+    TestName,
     examine,
     least_loss,
     order_policies,
@@ -43,7 +43,7 @@ class Tried:
     policy: tuple[PolicyStage, ...]
     cost: float
     losses: NDArray[np.float64]
-    test: Test
+    test: TestName
 
 
 def losses(
@@ -85,15 +85,10 @@ def shortlist(
 ) -> list[Tried]:
     """Of one structure the policies that save anything, and that no safer one undercuts."""
     dearest = bill.means(columns, [[PolicyStage(largest)]])[0]
-    costs = bill.means(columns, structure.policies)
-    cheaper = np.flatnonzero(costs < dearest)
-    if not len(cheaper):
-        return []
-    chosen = [structure.policies[i] for i in cheaper]
-    lost = losses(columns, chosen, largest, same)
-    ordered = order_policies(lost, costs[cheaper], promise, n=n, most=len(chosen))
+    chosen, costs, lost = _played(columns, structure, largest, same, bill, lambda costs: costs < dearest)
+    ordered = order_policies(lost, costs, promise, n=n, most=len(chosen)) if chosen else ()
     return [
-        Tried(structure.rule, chosen[each.index], float(costs[cheaper][each.index]), lost[each.index], each.test)
+        Tried(structure.rule, chosen[each.index], float(costs[each.index]), lost[each.index], each.test)
         for each in ordered
     ]
 
@@ -109,17 +104,28 @@ def most_accurate(
     most: float,
 ) -> list[Tried]:
     """Of one structure the policy that loses least at a cost of at most `most`."""
-    costs = bill.means(columns, structure.policies)
-    affordable = np.flatnonzero(costs <= most)
-    if not len(affordable):
-        return []
-    chosen = [structure.policies[i] for i in affordable]
-    lost = losses(columns, chosen, largest, same)
-    best = least_loss(lost, costs[affordable], most)
+    chosen, costs, lost = _played(columns, structure, largest, same, bill, lambda costs: costs <= most)
+    best = least_loss(lost, costs, most) if chosen else None
     if best is None:
         return []
     test = sharpest_test(lost[best], promise, n=n)
-    return [Tried(structure.rule, chosen[best], float(costs[affordable][best]), lost[best], test)]
+    return [Tried(structure.rule, chosen[best], float(costs[best]), lost[best], test)]
+
+
+def _played(
+    columns: Columns,
+    structure: Structure,
+    largest: str,
+    same: NDArray[np.bool_] | None,
+    bill: Costing,
+    affordable: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
+) -> tuple[list[tuple[PolicyStage, ...]], NDArray[np.float64], NDArray[np.float64]]:
+    """The affordable policies of a structure, their mean costs and their losses."""
+    costs = bill.means(columns, structure.policies)
+    places = np.flatnonzero(affordable(costs))
+    chosen = [structure.policies[i] for i in places]
+    lost = losses(columns, chosen, largest, same) if chosen else np.empty((0, len(columns)))
+    return chosen, costs[places], lost
 
 
 def in_order(tried: Sequence[Tried], promise: Promise, n: int) -> list[Tried]:
@@ -138,7 +144,7 @@ def prove(
     largest: str,
     same: NDArray[np.bool_] | None,
     promises: Mapping[str, Promise],
-    tests: Sequence[Mapping[str, Test]],
+    tests: Sequence[Mapping[str, TestName]],
 ) -> list[list[Examined]]:
     """Put policies to the proof in their order, up to the first that fails for any group.
 

@@ -94,7 +94,7 @@ def realised(
     Raises:
         ConfigurationError: If a model, a build, or a prompt is another, or a question is not new.
     """
-    for stage in policy.listed:
+    for stage in policy.stages:
         for what, was, now in (
             ("build", stage.build, material.builds.get(stage.model)),
             ("prompt", stage.prompt_version, material.prompt_versions.get(stage.model)),

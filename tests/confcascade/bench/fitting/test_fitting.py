@@ -83,7 +83,7 @@ def test_the_live_cascade_decides_as_was_certified(rows, pair, tmp_path):
               if name != "medium"]  # fmt: skip
     signals = {model.name: [model.signal(name) for name in ("p_ik", "p_t")] for model in models}
     with pytest.warns(UserWarning, match="the build of 'small'"):
-        cascade = Cascade(policy.stages(models, signals=signals))
+        cascade = Cascade(policy.make_stages(models, signals=signals))
 
     for i, question in list(enumerate(columns.questions))[::10]:
         record = cascade.run(by_question[question]).record
@@ -295,11 +295,11 @@ def test_a_gate_may_skip_the_middle(chain_rows, tmp_path):
     """Such policies are among those tried; one decides live as replayed."""
     result = fitted(chain_rows)
     assert isinstance(result, Fitted)
-    small = result.policy.listed[0].model_copy(update={"derived": [], "thresholds": {"p_ik": 0.6, "p_t": 0.8},
+    small = result.policy.stages[0].model_copy(update={"derived": [], "thresholds": {"p_ik": 0.6, "p_t": 0.8},
                                                        "skip": {"p_ik": 0.6}})  # fmt: skip
     medium = small.model_copy(update={"model": "medium", "build": None, "thresholds": {"p_t": 0.8}, "skip": {}})
-    large = result.policy.listed[-1]
-    made = result.policy.model_copy(update={"listed": [small, medium, large]})
+    large = result.policy.stages[-1]
+    made = result.policy.model_copy(update={"stages": [small, medium, large]})
     made.save(tmp_path / "policy.json")
     policy = Policy.load(tmp_path / "policy.json")
     assert "ask large at once if its p_ik < 0.6" in policy.describe()
@@ -308,7 +308,7 @@ def test_a_gate_may_skip_the_middle(chain_rows, tmp_path):
     models = [PlaybackModel(name, chain_rows) for name in SIZES]
     signals = {model.name: [model.signal(name) for name in ("p_ik", "p_t")] for model in models}
     with pytest.warns(UserWarning, match="not known here"):
-        cascade = Cascade(policy.stages(models, signals=signals))
+        cascade = Cascade(policy.make_stages(models, signals=signals))
     for i in range(0, len(columns), 25):
         record = cascade.run(columns.questions[i]).record
         assert [each.model for each in record.attempts] == [
@@ -478,7 +478,7 @@ def test_a_signal_that_cannot_route_is_left_out(rows):
     result = fitted(constant)
     assert isinstance(result, Fitted)
     assert "small.stuck: this signal cannot route: every score is 1" in describe_fit(result)
-    assert all("stuck" not in stage.needs for stage in result.policy.listed)
+    assert all("stuck" not in stage.needs for stage in result.policy.stages)
 
 
 def test_a_score_that_is_no_number_is_no_row(tmp_path, rows):
