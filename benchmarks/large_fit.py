@@ -3,8 +3,9 @@
     python benchmarks/large_fit.py
 
 Made-up answers of three models without tokens. Each command is a process of its own; memory is the most that it ever
-held, and on a busy machine CPU time is the one to compare. The recording takes about 350 MB of disk, in a temporary folder. With `--core FOLDER` the commands run from
-another checkout's `core` folder, so that two versions of confcascade can be compared on the same rows.
+held, and on a busy machine CPU time is the one to compare. The recording takes about 350 MB of disk, in a temporary
+folder. With `--core FOLDER` the commands run from another checkout's `core` folder, so that two versions of confcascade
+can be compared on the same rows.
 """
 
 from __future__ import annotations
