@@ -84,8 +84,7 @@ def main(
                 policy,
                 "-o",
                 f"{folder}/report",
-                "--parameters",
-                sizes,
+                *sizes,
             ],
         }
         for _ in range(repeats):

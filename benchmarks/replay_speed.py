@@ -51,6 +51,7 @@ def made_up(questions: int, early: bool, seed: int = 0) -> Columns:
         input_tokens=rng.integers(50, 500, shape),
         output_tokens=np.full(shape, 16),
         told_tokens=np.full(shape, 16),
+        before_answer=np.zeros(shape, dtype=np.int64),
         latency_s=rng.random(shape),
         prefill_s=np.zeros(shape),
         signals=signals,

@@ -19,7 +19,7 @@ from confcascade import (
     Outcome,
     Stage,
 )
-from confcascade.extending import Chunk, LanguageModel, OnError, OnExhausted, Signal, Threshold, settings_digest
+from confcascade.extending import Chunk, LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -42,7 +42,7 @@ __all__ = ["ConfidenceCascadeLLM"]
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 # fields of which the core's cascade is built
-_CASCADE_FIELDS = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted", "audit")
+_CASCADE_FIELDS = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted", "on_cut", "audit")
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -65,6 +65,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
+        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next model, which may come to an
+            end; "keep" judges it as it stands.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A
             share with a `policy` guards that policy's promise.
         **parameters: Those of every LangChain chat model, such as ``callbacks``, ``tags`` or ``cache``.
@@ -87,6 +89,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
     on_error: SkipValidation[OnError] = "escalate"
     on_exhausted: SkipValidation[OnExhausted] = "best"
+    on_cut: SkipValidation[OnCut] = "escalate"
     audit: Any = 0.0  # float | Audit, a dataclass that pydantic would take apart
 
     _built: tuple[tuple[Any, ...], Cascade] | None = PrivateAttr(default=None)
@@ -101,12 +104,13 @@ class ConfidenceCascadeLLM(BaseChatModel):
         policy: Any = None,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "best",
+        on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
         **parameters: Any,
     ) -> None:
         own: dict[str, Any] = {"models": loaded(models), "stages": loaded(stages), "threshold": threshold}
         own |= {"signals": signals, "policy": policy}
-        own |= {"on_error": on_error, "on_exhausted": on_exhausted, "audit": audit}
+        own |= {"on_error": on_error, "on_exhausted": on_exhausted, "on_cut": on_cut, "audit": audit}
         if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
             warnings.warn(
                 f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}, and ignores it. "
@@ -136,6 +140,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 wrap=wrapped,
                 on_error=self.on_error,
                 on_exhausted=self.on_exhausted,
+                on_cut=self.on_cut,
                 audit=self.audit,
             )
             built = self._built = given, cascade
@@ -161,6 +166,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
             "stages": [stage.model.name for stage in cascade.stages],
             "on_error": cascade.on_error,
             "on_exhausted": cascade.on_exhausted,
+            "on_cut": cascade.on_cut,
         }
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:

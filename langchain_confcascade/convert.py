@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confcascade import ConfigurationError, Message, ModelError, Outcome, Request, ToolCall, Usage
-from confcascade.extending import CUT, Chunk, Generate, Response, Token, TokenReader, Watcher, estimated_usage, visible
+from confcascade.extending import CUT, Chunk, Generate, Piece, Response, StreamReader, whole_tokens
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -148,57 +148,36 @@ def shown(chunk: Chunk) -> AIMessageChunk | None:
     return native.model_copy(update=changes | {"additional_kwargs": shown_kwargs})
 
 
-class Reading:
+class Reading(StreamReader):
     """A streamed answer as it comes in."""
 
     def __init__(self, ask: Generate) -> None:
+        super().__init__(ask)
         self.ended = False
-        self._ask = ask
-        self._watcher = Watcher(ask)
         self._chunks: list[AIMessageChunk] = []
-        self._tokens: list[Token] | None = None
-        self._text = ""
-        self._reader = TokenReader(ask.top_logprobs)
 
     @property
     def begun(self) -> bool:
         return bool(self._chunks)
 
-    def add(self, message: AIMessage | None) -> Iterator[Chunk]:
-        """Take the next piece, or None at the end."""
+    def take(self, message: AIMessage | None) -> Iterator[Chunk]:
+        """The next piece, or None at the end."""
         if message is None:
             self.ended = True
             return
         chunk = chunk_from(message)
         self._chunks.append(chunk)
-        tokens = self._reader.read(chunk.response_metadata.get("logprobs"))
-        self._text += _text(chunk)
-        if tokens is not None:
-            self._tokens = self._tokens or []
-            self._tokens += tokens
-            if tokens and self._watcher.undecided and (seen := _visible(self._tokens, self._text, False)):
-                self._watcher.see(seen)
-        self.ended = self._watcher.verdict == "abort"
-        yield Chunk(
-            _text(chunk),
-            tokens or (),
-            released=self._watcher.verdict == "release",
-            native=chunk,
-            calls_tool=bool(chunk.tool_call_chunks or chunk.tool_calls),
-        )
+        calls = bool(chunk.tool_call_chunks or chunk.tool_calls)
+        piece = Piece(_text(chunk), _thoughts(chunk), _logprobs(chunk), calls, native=chunk)
+        shown = list(self.add(piece))
+        self.ended = self.aborted
+        # one without text may carry what only the framework reads: accounts, or what its provider adds
+        yield from shown or [Chunk("", native=chunk, released=self._watcher.verdict == "release")]
 
     def response(self) -> Response:
         if not self._chunks:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before it began.")
-        response = _response(self._chunks[0] + self._chunks[1:], self._tokens if self._reader.sound else None)
-        if self._watcher.verdict != "abort":
-            return response
-        # closed before the server told all
-        told, guess = response.usage, estimated_usage(self._ask, response.text, response.tokens)
-        usage = Usage(
-            told.input_tokens or guess.input_tokens, max(told.output_tokens, guess.output_tokens), estimated=True
-        )
-        return response.replace(usage=usage, finish_reason="aborted")
+        return self.finished(_response(self._chunks[0] + self._chunks[1:]))
 
 
 def chunk_from(message: AIMessage) -> AIMessageChunk:
@@ -215,10 +194,31 @@ def response_from(message: BaseMessage, ask: Generate) -> Response:
     Raises:
         ModelError: If it is no AIMessage.
     """
-    return _response(message, TokenReader(ask.top_logprobs).read(message.response_metadata.get("logprobs")))
+    tokens, unscored = whole_tokens(_logprobs(message), ask.top_logprobs)
+    return _response(message).replace(tokens=tokens, unscored=unscored)
 
 
-def _response(message: BaseMessage, tokens: Sequence[Token] | None) -> Response:
+def _logprobs(message: BaseMessage) -> Any:
+    return message.response_metadata.get("logprobs")
+
+
+def _thoughts(message: BaseMessage) -> str:
+    """Those that are told apart from the text: under a key of the provider's (DeepSeek, Ollama), or in blocks."""
+    beside = message.additional_kwargs
+    apart = next((each for key in ("reasoning_content", "reasoning") if isinstance(each := beside.get(key), str)), "")
+    if apart or not isinstance(message.content, list):
+        return apart
+    found = []
+    for block in message.content:
+        if isinstance(block, dict) and block.get("type") in ("thinking", "reasoning"):
+            told = block.get("thinking") or block.get("reasoning") or block.get("text") or ""
+            parts = told if isinstance(told, list) else [told]
+            found += [str(each.get("text", "")) if isinstance(each, dict) else str(each) for each in parts]
+    return "".join(found)
+
+
+def _response(message: BaseMessage) -> Response:
+    """What a message says, but for its tokens."""
     problem = _unread_call(message)
     message = message_chunk_to_message(message)
     if not isinstance(message, AIMessage):
@@ -228,13 +228,13 @@ def _response(message: BaseMessage, tokens: Sequence[Token] | None) -> Response:
     called = message.tool_calls or message.invalid_tool_calls
     return Response(
         text=_text(message),
-        tokens=_visible(tokens, _text(message), bool(called)),
         usage=_usage(message.usage_metadata),
         # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
         finish_reason="tool_calls" if called and reason not in CUT else reason,
         tool_calls=_calls(message),
         problem=problem,
         native=message,
+        thoughts=_thoughts(message),
     )
 
 
@@ -260,11 +260,6 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text, strict=False), dict)
     except ValueError:
         return False
-
-
-def _visible(tokens: Sequence[Token] | None, text: str, called: bool) -> tuple[Token, ...] | None:
-    """Without what follows the text (a stop string, an end-of-text token spelt out); with a tool call, all."""
-    return None if tokens is None else tuple(tokens) if called or not text else visible(tokens, text)
 
 
 def tool_calls_of(outcome: Outcome) -> list[Any]:

@@ -252,7 +252,7 @@ class LangChainModel(Remote):
                         call.retry_without(error)
                         break
                     call.answered()
-                    yield from reading.add(chunk)
+                    yield from reading.take(chunk)
         yield self._judged(way, reading.response(), ask, streamed=True)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
@@ -290,7 +290,7 @@ class LangChainModel(Remote):
                         call.retry_without(error)
                         break
                     call.answered()
-                    for piece in reading.add(chunk):
+                    for piece in reading.take(chunk):
                         yield piece
         yield self._judged(way, reading.response(), ask, streamed=True)
 

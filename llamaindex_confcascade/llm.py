@@ -77,6 +77,8 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
             degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
+        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next model, which may come to an
+            end; "keep" judges it as it stands.
         audit: The share of kept answers that the largest model is asked about in the background, or a
             `confcascade.Audit`. A share with a `policy` guards that policy's promise.
         **fields: Those of every LlamaIndex LLM, such as ``system_prompt`` or ``callback_manager``.
@@ -103,6 +105,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         policy: Any = None,
         on_error: Literal["escalate", "raise"] = "escalate",
         on_exhausted: Literal["best", "raise"] = "best",
+        on_cut: Literal["escalate", "keep"] = "escalate",
         audit: float | Audit = 0.0,
         **fields: Any,
     ) -> None:
@@ -117,6 +120,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             wrap=_wrap,
             on_error=on_error,
             on_exhausted=on_exhausted,
+            on_cut=on_cut,
             audit=audit,
         )
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
@@ -155,6 +159,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             "policy_id": cascade.policy_id,
             "on_error": cascade.on_error,
             "on_exhausted": cascade.on_exhausted,
+            "on_cut": cascade.on_cut,
         }
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

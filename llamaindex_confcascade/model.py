@@ -128,7 +128,7 @@ class LlamaIndexModel(Remote):
         responses, whole = self._responses(self._call(ask, stream=True)), False
         try:
             for response in responses:
-                yield from reading.add(response)
+                yield from reading.take(response)
                 if reading.aborted:
                     break
             else:
@@ -167,7 +167,7 @@ class LlamaIndexModel(Remote):
         responses = self._aresponses(self._call(ask, stream=True))
         try:
             async for response in responses:
-                for chunk in reading.add(response):
+                for chunk in reading.take(response):
                     yield chunk
                 if reading.aborted:
                     break

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confcascade import ModelError, ToolCall, Usage
-from confcascade.extending import CUT, Chunk, Generate, Response, Token, TokenReader, Watcher, estimated_usage, visible
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ToolCallBlock
+from confcascade import ToolCall, Usage
+from confcascade.extending import CUT, Chunk, Generate, Piece, Response, StreamReader, estimated_usage, whole_tokens
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ThinkingBlock, ToolCallBlock
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
@@ -80,33 +80,41 @@ def _finish_reason(response: ChatResponse) -> str | None:
     return None if reason is None else str(reason)
 
 
-def _read(
-    response: ChatResponse, native: LLM, *, text: str, tokens: Sequence[Token] | None, finish_reason: str | None
-) -> Response:
-    """An answer whose usage is still to be told."""
+def _thoughts(response: ChatResponse) -> str:
+    """Of a whole answer, those that are told apart: in blocks, or as the raw answer has them."""
+    blocks = [block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock)]
+    return "".join(blocks) or _told_apart(_get(_choice(response), "message"))
+
+
+def _told_apart(message: Any) -> str:
+    found = (_get(message, key) for key in ("reasoning_content", "reasoning", "thinking"))
+    return next((each for each in found if isinstance(each, str)), "")
+
+
+def _read(response: ChatResponse, native: LLM, *, text: str, finish_reason: str | None) -> Response:
+    """An answer whose tokens and usage are still to be told."""
     calls, problem = _calls(response, native)
     called = bool(calls or problem)
     return Response(
         text=text,
-        # those of a call follow the text
-        tokens=tuple(tokens) if tokens is not None and called else visible(tokens, text),
         finish_reason="tool_calls" if called and finish_reason not in CUT else finish_reason,
         tool_calls=calls,
         problem=problem,
         native=response,
+        thoughts=_thoughts(response),
     )
 
 
 def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Response:
     """A whole answer to `ask`; `native` is the LLM that gave it."""
     text = response.message.content or ""
-    tokens = TokenReader(ask.top_logprobs).read(_logprobs(response))
-    reason = _finish_reason(response) or "stop"
-    read = _read(response, native, text=text, tokens=tokens, finish_reason=reason)
-    return read.replace(usage=_usage(response) or estimated_usage(ask, text, read.tokens))
+    tokens, unscored = whole_tokens(_logprobs(response), ask.top_logprobs)
+    read = _read(response, native, text=text, finish_reason=_finish_reason(response) or "stop")
+    usage = _usage(response) or estimated_usage(ask, read.thoughts + text, tokens)
+    return read.replace(tokens=tokens, unscored=unscored, usage=usage)
 
 
-class Reading:
+class Reading(StreamReader):
     """A streamed answer as it comes in.
 
     Args:
@@ -115,50 +123,27 @@ class Reading:
     """
 
     def __init__(self, ask: Generate, native: LLM, must_finish: bool) -> None:
-        self._ask = ask
+        super().__init__(ask)
         self._native = native
         self._must_finish = must_finish
-        self._watcher = Watcher(ask)
-        self._reader = TokenReader(ask.top_logprobs)
-        self._text = ""
-        self._tokens: list[Token] | None = None
         self._usage: Usage | None = None
-        self._finish_reason: str | None = None
         self._last = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=""))
 
-    @property
-    def aborted(self) -> bool:
-        return self._watcher.verdict == "abort"
-
-    def add(self, response: ChatResponse) -> Iterator[Chunk]:
+    def take(self, response: ChatResponse) -> Iterator[Chunk]:
+        """The next piece."""
         calls = _is_call(response)
         if calls or not _is_call(self._last):
             self._last = response  # some tell the calls in the middle only, and the accounts at the end
         self._usage = _usage(response) or self._usage
-        self._finish_reason = _finish_reason(response) or self._finish_reason
         whole = response.message.content or ""
-        text = whole[len(self._text) :] if response.delta is None else response.delta
-        tokens = self._reader.read(_logprobs(response))
-        if tokens and not text and not calls and _finish_reason(response) is not None:
-            tokens = ()  # what ended the answer, and is no part of it
-        self._text += text
-        if tokens is not None:
-            self._tokens = self._tokens or []
-            self._tokens += tokens
-            if self._watcher.undecided and (seen := visible(self._tokens, self._text)):
-                self._watcher.see(seen)
-        if text or tokens or calls:
-            released = self._watcher.verdict == "release"
-            yield Chunk(text, tokens or (), released=released, calls_tool=calls, native=response)
+        text = whole[len(self.text) :] if response.delta is None else response.delta
+        thoughts = response.additional_kwargs.get("thinking_delta") or _told_apart(_get(_choice(response), "delta"))
+        yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
 
     def response(self) -> Response:
-        if self._must_finish and not self.aborted and self._finish_reason is None:
-            raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        reason = "aborted" if self.aborted else self._finish_reason or "stop"
-        tokens = self._tokens if self._reader.sound else None
-        read = _read(self._last, self._native, text=self._text, tokens=tokens, finish_reason=reason)
-        usage = self._usage or estimated_usage(self._ask, self._text, read.tokens)
-        return read.replace(usage=usage)
+        read = _read(self._last, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
+        usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
+        return self.finished(read.replace(usage=usage), must_finish=self._must_finish)
 
 
 def _is_call(response: ChatResponse) -> bool:

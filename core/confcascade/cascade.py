@@ -19,6 +19,7 @@ from confcascade.signals import Signal, Threshold
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import publish
 from confcascade.types import Message, Request
+from confcascade.unusable import OnCut
 
 if TYPE_CHECKING:
     from confcascade.policy import Policy
@@ -168,6 +169,8 @@ class Cascade:
         on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
+        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
+            end; "keep" judges it as it stands. Cut-off objects and tool calls always escalate.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A share
             guards the promise of a fitted policy, if that is where the stages come from (`Policy.make_stages`).
 
@@ -192,6 +195,7 @@ class Cascade:
         *,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "best",
+        on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
     ) -> None:
         if on_error not in ("escalate", "raise"):
@@ -200,8 +204,15 @@ class Cascade:
             raise ConfigurationError(f'`on_exhausted` must be "best" or "raise". Got {on_exhausted!r}.')
         self.stages = build_stages(stages=stages)
         self.on_error = on_error
+        if on_cut not in ("escalate", "keep"):
+            raise ConfigurationError(f'`on_cut` must be "escalate" or "keep". Got {on_cut!r}.')
+        if on_cut == "keep" and isinstance(self.stages, FittedStages):
+            raise ConfigurationError(
+                'A fitted policy promises nothing of drafts that were cut off: it goes with `on_cut="escalate"`.'
+            )
         self.on_exhausted = on_exhausted
-        self.policy_id = policy_id(self.stages)
+        self.on_cut = on_cut
+        self.policy_id = policy_id(self.stages, on_cut)
         told = Audit.of(_guarding(self.stages, audit))
         self.auditor = None if told is None else Auditor(told, self.stages, self.policy_id)
 
@@ -217,6 +228,7 @@ class Cascade:
         wrap: Callable[[Any], Any] = lambda model: model,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "best",
+        on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
     ) -> Self:
         """A cascade from what a user may give: the first six arguments as of `build_stages`, the rest as of `Cascade`.
@@ -229,7 +241,7 @@ class Cascade:
         built = build_stages(
             models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=wrap
         )
-        return cls(built, on_error=on_error, on_exhausted=on_exhausted, audit=audit)
+        return cls(built, on_error=on_error, on_exhausted=on_exhausted, on_cut=on_cut, audit=audit)
 
     def __repr__(self) -> str:
         return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
@@ -237,7 +249,12 @@ class Cascade:
     def flow(self, request: Request) -> Flow[Outcome]:
         """The flow that answers one request: for a driver of your own, or for a test that plays it by hand."""
         return cascade_flow(
-            self.stages, request, on_error=self.on_error, on_exhausted=self.on_exhausted, policy_id=self.policy_id
+            self.stages,
+            request,
+            on_error=self.on_error,
+            on_exhausted=self.on_exhausted,
+            on_cut=self.on_cut,
+            policy_id=self.policy_id,
         )
 
     def run(self, messages: Messages, **parameters: Any) -> Outcome:

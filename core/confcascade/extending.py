@@ -7,11 +7,13 @@ from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cascade import build_stages
 from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
-from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import Remote, estimated_usage, in_threads, settings_digest
+from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.tools import CUT, forced_call, misfit, parse_problem
 from confcascade.types import Prefilled, Response, Token
+from confcascade.unusable import OnCut
 
 __all__ = [
     "CUT",
@@ -21,16 +23,18 @@ __all__ = [
     "Generate",
     "LanguageModel",
     "Measurement",
+    "OnCut",
     "OnError",
     "OnExhausted",
+    "Piece",
     "Prefill",
     "Prefilled",
     "Remote",
     "Response",
     "Signal",
+    "StreamReader",
     "Threshold",
     "Token",
-    "TokenReader",
     "Watcher",
     "build_stages",
     "estimated_usage",
@@ -39,5 +43,5 @@ __all__ = [
     "misfit",
     "parse_problem",
     "settings_digest",
-    "visible",
+    "whole_tokens",
 ]

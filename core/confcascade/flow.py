@@ -3,7 +3,7 @@
 Ascending the stages, each is first judged before it generates (P(IK)), then by what it generated (P(T)); a stage
 whose scores all reach their thresholds answers, any other passes the query on, to the next stage, or straight to the
 last where it is plain before generating that those between would not do either; the last stage always answers.
-An answer that cannot be used (a call of an unknown tool, say) is passed on before it is scored.
+A draft that cannot be kept (cut off, say, or a call of an unknown tool) escalates before it is scored.
 
 Nothing here awaits, reads a clock or touches a model: `drivers` do.
 """
@@ -16,14 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from confcascade.answers import parted
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Prefill, Verdict, Watch, ask
 from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.signals import Evidence, Signal, Threshold, passes
 from confcascade.signals.calibrated import Calibrated
-from confcascade.tools import in_words, problem_of
+from confcascade.tools import in_words
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
+from confcascade.unusable import OnCut, why_unusable
 
 __all__ = ["FittedStages", "OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id", "prefill_for"]
 
@@ -139,7 +141,7 @@ class Outcome:
         return self.response.text
 
 
-def policy_id(stages: Sequence[Stage]) -> str:
+def policy_id(stages: Sequence[Stage], on_cut: OnCut = "escalate") -> str:
     """Twelve hexadecimal digits: cascades that decide alike (same models, signals and thresholds) have the same."""
     identity = [
         {
@@ -152,7 +154,8 @@ def policy_id(stages: Sequence[Stage]) -> str:
         }
         for stage in stages
     ]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    told = identity if on_cut == "escalate" else [*identity, {"on_cut": on_cut}]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def cascade_flow(
@@ -161,6 +164,7 @@ def cascade_flow(
     *,
     on_error: OnError = "escalate",
     on_exhausted: OnExhausted = "best",
+    on_cut: OnCut = "escalate",
     policy_id: str = "",
 ) -> Flow[Outcome]:
     """Answer `request` with the first stage whose attempt passes.
@@ -171,6 +175,8 @@ def cascade_flow(
         on_error: "escalate" passes a query whose model failed on to the next stage, "raise" raises.
         on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer
             in words, flagged as degraded, "raise" raises.
+        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
+            end; "keep" judges it as it stands.
         policy_id: The cascade's.
 
     Raises:
@@ -184,7 +190,7 @@ def cascade_flow(
     for index, stage in enumerate(stages):
         if straight and index < last:
             continue
-        attempt, response, error = yield from _attempt(stage, index, request, stages[last], last=index == last)
+        attempt, response, error = yield from _attempt(stage, index, request, stages[last], index == last, on_cut)
         straight = bool(_hopeless(stage, attempt.scores))
         attempts.append(attempt)
         responses.append(response)
@@ -210,7 +216,7 @@ def cascade_flow(
 
 
 def _attempt(
-    stage: Stage, index: int, request: Request, largest: Stage, last: bool
+    stage: Stage, index: int, request: Request, largest: Stage, last: bool, on_cut: OnCut
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = _Bill()
@@ -275,23 +281,24 @@ def _attempt(
                 live=last or not (judges or request.judged_whole),
             )
         )
-        response = bill.add(answer)
+        response = parted(asked, bill.add(answer))
         bill.usage = response.usage
 
         # after it
-        problem = problem_of(request, response)
+        labels = {label for signal in judges for label in signal.labels}
+        aborted = response.finish_reason == "aborted"
+        problem = None if aborted else why_unusable(request, response, "keep" if last else on_cut, labels=labels)
+        if watch is not None and watch.released:  # shown already, and nothing withdraws it
+            problem = None
         if problem is None and asked is not request and request.output is not None and request.output.check is not None:
-            problem = request.output.check(response.text)
+            problem = request.output.check(response.answer)
         if last:  # answers as it would alone
-            said = problem or ("empty answer" if response.is_empty else None)
-            return ended("accept", "last stage" + (f" ({said})" if said else ""), response)
+            return ended("accept", "last stage" + (f" ({problem})" if problem else ""), response)
         if problem is not None:
             return ended("escalate", problem, response.replace(problem=problem))
-        if response.is_empty and response.finish_reason != "aborted":
-            return ended("escalate", "empty answer", response)
         evidence = Evidence(request, prefilled, response.tokens, response)
         yield from _score(judges, stage, evidence, scores)
-        if response.finish_reason == "aborted":
+        if aborted:
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
             return ended("escalate", _explain(scores) + early_end, response)
@@ -333,12 +340,17 @@ class _Bill:
 
 
 class _Watch(Watch):
-    """Ends an attempt as soon as a signal can no longer pass, releases it as soon as none can fail."""
+    """Ends an attempt as soon as a signal can no longer pass, releases it as soon as none can fail.
+
+    Attributes:
+        released: Whether it has released it. What is found out later, such as that it was cut off, changes nothing.
+    """
 
     def __init__(self, signals: Sequence[Signal], stage: Stage, evidence: Evidence) -> None:
         self._signals = signals
         self._thresholds = stage.thresholds
         self._evidence = evidence
+        self.released = False
 
     def __call__(self, tokens: Sequence[Token]) -> Verdict:
         evidence = Evidence(self._evidence.request, self._evidence.prefilled, tuple(tokens))
@@ -348,6 +360,7 @@ class _Watch(Watch):
             if not passes(high, self._thresholds[signal.name]):
                 return "abort"
             released = released and passes(low, self._thresholds[signal.name])
+        self.released = released and bool(tokens)
         return "release" if released else "hold"
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from confcascade.answers import parted
 from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
@@ -298,7 +299,7 @@ def check_model(model: LanguageModel, request: Request) -> None:
         assert (continued.text, continued.usage) == (whole.text, whole.usage), "generation from a prefill differs"
         prefilled.close()
         prefilled.close()  # closing twice is harmless
-    if whole.tokens:  # a watch reads tokens
+    if parted(request, whole).tokens:  # a watch reads those of the answer
         (*_, aborted) = model.stream(Generate(model, request, watch=lambda _: "abort"))
         assert isinstance(aborted, Response), f"the last item of an aborted stream must be the Response, is {aborted!r}"
         assert aborted.finish_reason == "aborted", "a watch that aborts must end the answer"

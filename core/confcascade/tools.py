@@ -1,4 +1,4 @@
-"""Whether an answer can be used: its tool calls, or its structured output, as the request wants them.
+"""Tool calls and structured output: what a request wants, and whether JSON fits a schema.
 
 The reasons name tools, keys and rules, but no values: records must not repeat what a model said.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from confcascade.types import OutputSchema, Request, Response
+from confcascade.types import OutputSchema, Request
 
-__all__ = ["CUT", "forced_call", "in_words", "json_problem", "misfit", "parse_problem", "problem_of"]
+__all__ = ["CUT", "forced_call", "in_words", "json_problem", "misfit", "parse_problem"]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "object": (Mapping,),
@@ -27,26 +27,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 # what providers say of an answer that reached its most tokens
 CUT = ("length", "max_tokens", "MAX_TOKENS")
-
-
-def problem_of(request: Request, response: Response) -> str | None:
-    """Why `response` cannot be used as an answer to `request`, in one line; None if it can."""
-    if response.finish_reason in CUT and (request.output is not None or response.tool_calls):
-        return "it was cut off at its most tokens"  # some readers complete what is missing, others only see it missing
-    if response.problem is not None:
-        return response.problem
-    if not request.tools:
-        return None
-    tools = {tool.name: tool for tool in request.tools}
-    for call in response.tool_calls:
-        if call.name not in tools:
-            return f"unknown tool {_short(call.name)}"
-        if (parameters := tools[call.name].parameters) is not None and (why := misfit(call.arguments, parameters)):
-            return f"the arguments of its call to {_short(call.name)} do not fit: {why}"
-    forced = forced_call(request)
-    if forced is None or any(forced in ("", call.name) for call in response.tool_calls):
-        return None
-    return f"no call to {_short(forced)}, which was wanted" if forced else "no tool call, where one was wanted"
 
 
 def forced_call(request: Request) -> str | None:
@@ -199,7 +179,3 @@ def _resolved(reference: Any, root: Any) -> Any:
 
 def _place(at: str) -> str:
     return f"'{at.removeprefix('.')}'" if at else "the whole"
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 64 else name[:61] + "...")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confcascade.errors import ConfigurationError
+from confcascade.thoughts import part
 
 __all__ = ["Message", "OutputSchema", "Prefilled", "Request", "Response", "Token", "Tool", "ToolCall", "Usage"]
 
@@ -175,7 +176,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token of the visible answer (end-of-text tokens are left out).
+    """A generated token (end-of-text tokens are left out).
 
     Attributes:
         text: What it adds to the answer; empty while a character is incomplete.
@@ -240,14 +241,18 @@ class Response:
     """A model's answer.
 
     Attributes:
-        text: The answer as the user sees it.
-        tokens: Its tokens with log-probabilities, or None where the model tells none.
+        text: What the user sees.
+        tokens: The answer's tokens with log-probabilities, or None where the model tells none. As a model gives a
+            response, all tokens that it tells, in their order: `confcascade.answers.parted` takes the others out.
         usage: Tokens paid for, those of the prompt included.
         finish_reason: "stop", "length", "tool_calls", "aborted" or a provider's own word.
         tool_calls: The calls in it that could be read.
         problem: Why it cannot be used, in one line without its content, as far as the model's adapter can tell (a call
             that could not be read, output that does not validate); None if it can.
         native: The framework's own response object, carried through untouched.
+        thoughts: What the model thought before it answered, as far as it is told, apart from the text or in it.
+        thought_tokens: The tokens before those of the answer: of the thoughts, of their marks, blanks.
+        unscored: Why there are no `tokens`, where the model told some.
     """
 
     text: str
@@ -257,11 +262,19 @@ class Response:
     tool_calls: tuple[ToolCall, ...] = ()
     problem: str | None = None
     native: Any = None
+    thoughts: str = ""
+    thought_tokens: tuple[Token, ...] | None = None
+    unscored: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """The text without thoughts in it: what is scored and graded."""
+        return part(self.text).answer
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show: no text and no tool call."""
-        return not self.text.strip() and not self.calls_tools
+        """Whether there is no answer: no text behind the thoughts and no tool call."""
+        return not self.answer.strip() and not self.calls_tools
 
     @property
     def calls_tools(self) -> bool:

@@ -29,6 +29,7 @@ from confcascade import (
     ToolCall,
     Usage,
 )
+from confcascade.answers import parted
 from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
 from confcascade.extending import Evidence, Measurement, Prefilled, Response, Signal, Token
@@ -727,7 +728,7 @@ def test_a_usable_call_is_scored_and_kept():
     step(flow)
     outcome = step(flow, ANSWER)
 
-    assert outcome.response is ANSWER
+    assert outcome.response == parted(WITH_TOOLS, ANSWER)
     assert outcome.record.attempts[0].reason == "p_t 0.99 >= 0.9"
 
 
@@ -761,7 +762,7 @@ def test_the_last_stage_answers_whatever_can_be_said_of_it():
     step(flow)
     outcome = step(flow, unusable)
 
-    assert outcome.response is unusable
+    assert outcome.response == parted(WITH_TOOLS, unusable)
     assert outcome.record.attempts[0].reason == "last stage (unknown tool 'draw')"
 
 
@@ -832,7 +833,7 @@ def test_a_skipped_last_stage_leaves_the_earlier_answer():
     step(flow)
     outcome = step(flow, WORDS)
 
-    assert (outcome.response, outcome.record.degraded) == (WORDS, True)
+    assert (outcome.response, outcome.record.degraded) == (parted(WITH_TOOLS, WORDS), True)
     assert [attempt.reason for attempt in outcome.record.attempts] == [
         "p_t 0.99 (never)",
         "the model cannot call tools",

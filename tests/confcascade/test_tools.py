@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from confcascade import Message, OutputSchema, Request, Tool, ToolCall
 from confcascade.extending import Response
-from confcascade.tools import forced_call, in_words, json_problem, misfit, parse_problem, problem_of
+from confcascade.tools import forced_call, in_words, json_problem, misfit, parse_problem
+from confcascade.unusable import problem_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError

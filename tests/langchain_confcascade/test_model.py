@@ -22,6 +22,7 @@ from confcascade import (
     ToolCall,
     Usage,
 )
+from confcascade.answers import parted
 from confcascade.asks import Generate, Prefill
 from confcascade.extending import Response
 from confcascade.testing import check_model, same_record
@@ -564,15 +565,15 @@ def test_log_probabilities_are_read_where_each_integration_puts_them(name):
     """Whole and streamed alike; the tokens' texts add up to the answer."""
     text, logprobs, expected = RECORDED[name]
     message = AIMessage(text, response_metadata={"logprobs": logprobs})
-    whole = response_from(message, ASK)
+    whole = parted(ASK.request, response_from(message, ASK))
 
     assert [(token.text, token.logprob) for token in whole.tokens or ()] == expected
     if isinstance(logprobs, dict) and "content" in logprobs:
         reading = Reading(ASK)
         pieces = [expected[i][0] if i < len(expected) else "" for i in range(len(logprobs["content"]))]
         for piece, each in zip(pieces, logprobs["content"], strict=True):
-            list(reading.add(AIMessageChunk(piece, response_metadata={"logprobs": {"content": [each]}})))
-        assert reading.response().tokens == whole.tokens
+            list(reading.take(AIMessageChunk(piece, response_metadata={"logprobs": {"content": [each]}})))
+        assert parted(ASK.request, reading.response()).tokens == whole.tokens
 
 
 def test_tokens_of_a_call_without_text_are_kept():

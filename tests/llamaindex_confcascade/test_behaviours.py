@@ -283,12 +283,14 @@ async def test_a_timeout_of_the_models_own_client_escalates(httpserver):
         assert record(answer)["attempts"][0]["error"] == "APITimeoutError: Request timed out."
 
 
-@pytest.mark.parametrize(("p", "by"), [(0.95, "small"), (0.1, "large")])
-async def test_a_text_that_was_cut_off_is_judged_as_it_stands(p, by):
+@pytest.mark.parametrize(
+    ("on_cut", "p", "by"), [("escalate", 0.95, "large"), ("keep", 0.95, "small"), ("keep", 0.1, "large")]
+)
+async def test_a_text_that_was_cut_off_escalates_or_is_judged_as_it_stands(on_cut, p, by):
     """The limit is the caller's and holds for every stage."""
     models = [ScriptedModel(name, {"q": (f"{name} says much", p)}) for name in ("small", "large")]
 
-    for answer in await eight_ways(cascade(*models), "q", max_tokens=2):
+    for answer in await eight_ways(cascade(*models, on_cut=on_cut), "q", max_tokens=2):
         assert (text_of(answer), record(answer)["answered_by"]) == (f"{by} says", by)
 
 

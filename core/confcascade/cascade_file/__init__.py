@@ -31,6 +31,7 @@ from confcascade.policy import Policy
 from confcascade.schema import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
+from confcascade.unusable import OnCut
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
 
@@ -83,6 +84,7 @@ class CascadeFile(Entry):
         policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
+        on_cut: As of `Cascade`.
         prompt: Name of a prompt, or templates ``{system, user}``, as written; see
             `confcascade.bench.questions.prompts`.
     """
@@ -104,6 +106,7 @@ class CascadeFile(Entry):
     )
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
+    on_cut: OnCut = Field("escalate", description="What follows if a draft was cut off at its most tokens.")
     prompt: PromptValue | None = Field(
         None, description="How questions are put: the name of a prompt, or templates {system, user}."
     )
@@ -176,7 +179,7 @@ class CascadeFile(Entry):
         if policy is not None or self.policy is not None:
             stages = self._fitted(policy, prompt_version)
             with self._source.at():
-                return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
+                return Cascade(stages, **self._options, audit=audit)
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
             if missing:
@@ -189,7 +192,11 @@ class CascadeFile(Entry):
                 )
         stages = self.make_stages()
         with self._source.at():
-            return Cascade(stages, on_error=self.on_error, on_exhausted=self.on_exhausted, audit=audit)
+            return Cascade(stages, **self._options, audit=audit)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"on_error": self.on_error, "on_exhausted": self.on_exhausted, "on_cut": self.on_cut}
 
     def at(self, *keys: str | int) -> AbstractContextManager[None]:
         """A `ConfigurationError` of the block is told with the file, the line and the key that it is about."""
@@ -251,7 +258,7 @@ class CascadeFile(Entry):
         """
         said = {
             "stages": [entry.model_dump(mode="json") for entry in self._entries],
-            **self.model_dump(mode="json", include={"on_error", "on_exhausted", "prompt"}),
+            **self.model_dump(mode="json", include={"on_error", "on_exhausted", "on_cut", "prompt"}),
             **({} if self.policy is None else {"policy": self.policy}),
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -227,7 +227,8 @@ class _Draft:
 
     def rest(self, outcome: Outcome) -> list[Chunk]:
         """What is left to show once the flow has decided."""
-        if self._response is outcome.response:
+        latest = next((response for response in reversed(outcome.responses) if response is not None), None)
+        if self._response is not None and outcome.response is latest:  # this one's, its tokens parted
             return self._release()
         response = outcome.response  # an earlier attempt's: its own framework object keeps tool calls and the like
         return [Chunk(response.text, response.tokens or (), released=True, native=response.native)]

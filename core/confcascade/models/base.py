@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+from confcascade.answers import AnswerTokens
 from confcascade.asks import Chunk, Generate, Prefill, Verdict, Watch
 from confcascade.types import Prefilled, Response, Token
 
@@ -12,10 +13,11 @@ __all__ = ["InThreads", "Watcher"]
 
 
 class Watcher:
-    """Asks a `Watch` after every token and remembers a final verdict."""
+    """Asks a `Watch` after every token of the answer and remembers a final verdict."""
 
     def __init__(self, ask: Generate) -> None:
         self._watch: Watch | None = ask.watch
+        self._answer = AnswerTokens()
         self.verdict: Verdict = "release" if ask.live else "hold"
 
     @property
@@ -23,10 +25,17 @@ class Watcher:
         """Whether `see` can still change anything; once it cannot, nothing need be prepared for it."""
         return self._watch is not None and self.verdict == "hold"
 
-    def see(self, tokens: Sequence[Token]) -> Verdict:
-        """The verdict on an answer that begins with `tokens`."""
+    def see(self, tokens: Sequence[Token], text: str | None = None) -> Verdict:
+        """The verdict on what came so far; nothing is decided before the answer itself has begun.
+
+        Args:
+            tokens: All of them.
+            text: All of it, without thoughts that are told apart; by default what the tokens spell.
+        """
         if self.verdict == "hold" and self._watch is not None:
-            self.verdict = self._watch(tokens)
+            text = "".join(token.text for token in tokens) if text is None else text
+            if answer := self._answer.seen(tokens, text):
+                self.verdict = self._watch(answer)
         return self.verdict
 
 

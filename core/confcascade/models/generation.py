@@ -139,7 +139,8 @@ class Decoding:
         # a watch speaks of answers that go on; a finished one is judged by its scores
         if self.finish_reason is not None or not self._settled or not self.ask.logprobs:
             return
-        if self._watcher.see(self._tokens[: self._settled]) == "abort":
+        text = self._text if self._settled == len(self._tokens) else None
+        if self._watcher.see(self._tokens[: self._settled], text) == "abort":
             self.finish_reason = "aborted"
             self._tokens = self._tokens[: self._settled]
             self._text = "".join(each.text for each in self._tokens)

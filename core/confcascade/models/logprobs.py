@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import codecs
-import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 from confcascade.types import Token
 
-__all__ = ["TokenReader", "visible"]
+__all__ = ["TokenReader", "whole_tokens"]
 
 _LEAST = -9999.0  # nats
+_NONE = -9998.0  # nats: at most so much is told of an alternative that has no log-probability
+_ROUNDING = 0.01  # nats by which a log-probability may exceed 0
 
 
 class TokenReader:
@@ -25,12 +26,13 @@ class TokenReader:
         top_logprobs: How many alternatives at each position are wanted, too.
 
     Attributes:
-        sound: Whether none so far was NaN or infinite (minus infinity is a probability of 0). An answer with one that
-            was has no tokens to judge.
+        problem: Why what was told so far is no log-probability; None if it is one. An answer with a problem has no
+            tokens to judge.
     """
 
     def __init__(self, top_logprobs: int = 20) -> None:
-        self.sound = True
+        self._no_number = False
+        self._certain: bool | None = None  # whether all were exactly 0, beside no alternative that has a probability
         self._top_logprobs = top_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -39,38 +41,49 @@ class TokenReader:
 
         Args:
             logprobs: Mappings or objects, ``{"content": [{token, logprob, bytes, top_logprobs}]}`` (OpenAI, vLLM,
-                SGLang, llama.cpp's server, Fireworks, TGI), that list alone (Ollama), or ``{"tokens": [...],
-                "token_logprobs": [...], "top_logprobs": [{}]}`` (legacy completions: Together, llama-cpp-python).
+                SGLang, llama.cpp's server, Fireworks, TGI), with those of the thoughts in a list of their own,
+                ``reasoning_content`` (DeepSeek), only the list (Ollama), or ``{"tokens": [...], "token_logprobs":
+                [...], "top_logprobs": [{}]}`` (legacy completions: Together, llama-cpp-python).
         """
         entries = logprobs
         if not isinstance(logprobs, list):
             legacy = _get(logprobs, "token_logprobs")
-            entries = _get(logprobs, "content") if legacy is None else _legacy_entries(logprobs, legacy)
+            entries = _entries(logprobs) if legacy is None else _legacy_entries(logprobs, legacy)
         if not isinstance(entries, list):
             return None
         tokens = []
         for entry in map(_fields, entries):
             text: Any = entry.get("token")
             logprob: Any = entry.get("logprob")
-            if not (_is_told(text, logprob) and self._is_sound(logprob)):
+            if not (_is_told(text, logprob) and self._is_one(logprob)):
                 return None
+            self._certain = self._certain is not False and logprob == 0 and _stands_alone(text, entry)
             spelling = entry.get("bytes")
             if text != "" and spelling != []:
                 text = text if spelling is None else self._spelled(text, spelling)
                 top = self._alternatives(entry.get("top_logprobs")) if self._top_logprobs else ()
                 tokens.append(Token(text, _clamped(logprob), top))
-        return tuple(tokens) if self.sound else None
+        return None if self._no_number else tuple(tokens)
 
-    def _is_sound(self, logprob: float) -> bool:
-        self.sound = self.sound and logprob < math.inf  # of NaN no comparison is true
-        return self.sound
+    @property
+    def problem(self) -> str | None:
+        if self._no_number:
+            return "a log-probability that the server tells is none (not a number, infinite, or above 0)"
+        # as DeepSeek V3.2 does; gpt-4o-mini tells exactly 0, too, where it is sure, but beside real alternatives
+        if self._certain:
+            return "every log-probability that the server tells is exactly 0, with no real alternative: it tells none"
+        return None
+
+    def _is_one(self, logprob: float) -> bool:
+        self._no_number = self._no_number or not logprob <= _ROUNDING  # of NaN no comparison is true
+        return not self._no_number
 
     def _alternatives(self, told: Any) -> tuple[tuple[str, float], ...]:
         others: list[tuple[str, float]] = []
         for other in map(_fields, told[: self._top_logprobs] if isinstance(told, list) else ()):
             text: Any = other.get("token")
             logprob: Any = other.get("logprob")
-            if _is_told(text, logprob) and self._is_sound(logprob):
+            if _is_told(text, logprob) and self._is_one(logprob):
                 others.append((text, _clamped(logprob)))
         return tuple(others)
 
@@ -82,20 +95,29 @@ class TokenReader:
             return text
 
 
-def visible(tokens: Sequence[Token] | None, text: str) -> tuple[Token, ...] | None:
-    """Without the tokens that follow the text: some servers list the stop string, too."""
-    if tokens is None:
-        return None
-    spelled = "".join([token.text for token in tokens])
-    if spelled == text or not spelled.startswith(text):
-        return tuple(tokens)
-    seen, length = [], 0
-    for token in tokens:
-        if length >= len(text):
-            break
-        seen.append(token)
-        length += len(token.text)
-    return tuple(seen)
+def whole_tokens(logprobs: Any, top_logprobs: int) -> tuple[tuple[Token, ...] | None, str | None]:
+    """The tokens of a whole answer, and why there are none, if what is told is no log-probability."""
+    reader = TokenReader(top_logprobs)
+    tokens = reader.read(logprobs)
+    return (None, reader.problem) if reader.problem else (tokens, None)
+
+
+def _entries(logprobs: Any) -> Any:
+    """Those of the thoughts, where they are told apart, and those of the answer."""
+    thoughts, answer = _get(logprobs, "reasoning_content"), _get(logprobs, "content")
+    if not isinstance(thoughts, list):
+        return answer
+    return [*thoughts, *answer] if isinstance(answer, list) else thoughts
+
+
+def _stands_alone(text: str, entry: Mapping[str, Any]) -> bool:
+    """Whether no alternative of an entry has a probability; of one that lists only itself, that is not known."""
+    told = entry.get("top_logprobs")
+    others = list(map(_fields, told if isinstance(told, list) else ()))
+    if not others:
+        return True
+    apart = [other.get("logprob") for other in others if other.get("token") != text]
+    return bool(apart) and all(isinstance(each, float | int) and each <= _NONE for each in apart)
 
 
 def _legacy_entries(logprobs: Any, values: Sequence[Any]) -> list[dict[str, Any]]:

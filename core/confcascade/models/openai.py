@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
-from confcascade.models.base import Watcher
-from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import Remote, estimated_usage
+from confcascade.models.stream import Piece, StreamReader
 from confcascade.tools import forced_call, json_problem
 from confcascade.types import Message, Request, Response, Token, ToolCall, Usage
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAICompatibleModel"]
 
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields that hold them
 _LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "none" or "EMPTY" do
 
 
@@ -116,8 +117,8 @@ class OpenAICompatibleModel(Remote):
         reading = _Reading(ask)
         with self._unsaid(), self._create(ask, stream=True, stream_options={"include_usage": True}) as events:
             for event in events:
-                yield from reading.add(event)
-                if reading.watcher.verdict == "abort":
+                yield from reading.take(event)
+                if reading.aborted:
                     break
         yield reading.response()
 
@@ -126,9 +127,9 @@ class OpenAICompatibleModel(Remote):
         with self._unsaid():
             async with await self._acreate(ask, stream=True, stream_options={"include_usage": True}) as events:
                 async for event in events:
-                    for chunk in reading.add(event):
+                    for chunk in reading.take(event):
                         yield chunk
-                    if reading.watcher.verdict == "abort":
+                    if reading.aborted:
                         break
         yield reading.response()
 
@@ -320,10 +321,6 @@ class _Calls:
                 call["name"] += piece.function.name or ""
                 call["arguments"] += piece.function.arguments or ""
 
-    @property
-    def told(self) -> bool:
-        return bool(self._pieces)
-
     def read(self) -> tuple[ToolCall, ...]:
         calls = []
         for piece in self._pieces.values():
@@ -344,6 +341,27 @@ def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None)
     return Usage(usage.prompt_tokens, usage.completion_tokens)
 
 
+def _content(told: Any) -> tuple[str, str]:
+    """The text and the thoughts of a message, or of what a piece of a stream adds to one.
+
+    Thoughts are told apart as ``reasoning_content`` (SGLang, llama.cpp, DeepSeek), ``reasoning`` (vLLM, Ollama,
+    OpenRouter) or in blocks (Mistral).
+    """
+    content = told.content or ""
+    apart = next((each for key in _THOUGHTS if isinstance(each := getattr(told, key, None), str) and each), "")
+    if isinstance(content, str):
+        return content, apart
+    texts, thoughts = [], [apart]
+    for block in content:
+        block = block if isinstance(block, dict) else vars(block)
+        if block.get("type") == "thinking":
+            thought = block.get("thinking") or ""
+            thoughts += [thought] if isinstance(thought, str) else [each.get("text", "") for each in thought]
+        else:
+            texts.append(block.get("text") or "")
+    return "".join(texts), "".join(thoughts)
+
+
 def _response(completion: Any, ask: Generate, masked: Callable[[str], str]) -> Response:
     if not hasattr(completion, "choices"):
         raise ModelError(  # masked before it is cut: no piece of a key shall be left
@@ -355,63 +373,43 @@ def _response(completion: Any, ask: Generate, masked: Callable[[str], str]) -> R
     choice = completion.choices[0]
     calls = _Calls()
     calls.add(choice.message.tool_calls)
-    response = _judged(choice.message.content or "", TokenReader(ask.top_logprobs).read(choice.logprobs), calls, ask)
-    return response.replace(
-        usage=_usage(completion.usage, ask, response.text, response.tokens),
-        finish_reason=choice.finish_reason,
-        native=completion,
+    text, thoughts = _content(choice.message)
+    tokens, unscored = whole_tokens(choice.logprobs, ask.top_logprobs)
+    usage = _usage(completion.usage, ask, thoughts + text, tokens)
+    response = _checked(
+        Response(text, tokens, usage, choice.finish_reason, thoughts=thoughts, unscored=unscored), calls, ask
     )
+    return response.replace(native=completion)
 
 
-def _judged(text: str, tokens: Sequence[Token] | None, calls: _Calls, ask: Generate) -> Response:
-    if not calls.told:
-        tokens = visible(tokens, text)
+def _checked(response: Response, calls: _Calls, ask: Generate) -> Response:
+    """With its tool calls, and what is wrong with them or with its object."""
     read, problem = calls.read(), calls.problem
     if ask.request.output is not None:
-        problem = json_problem(text, ask.request.output)
-    return Response(text, None if tokens is None else tuple(tokens), tool_calls=read, problem=problem)
+        problem = json_problem(response.answer, ask.request.output)
+    return response.replace(tool_calls=read, problem=problem)
 
 
-class _Reading:
+class _Reading(StreamReader):
     """A streamed answer as it comes in."""
 
     def __init__(self, ask: Generate) -> None:
-        self.watcher = Watcher(ask)
-        self._ask = ask
-        self._reader = TokenReader(ask.top_logprobs)
-        self._text = ""
-        self._tokens: list[Token] | None = None
+        super().__init__(ask)
         self._usage: Any = None
-        self._finish_reason: str | None = None
         self._calls = _Calls()
 
-    def add(self, event: Any) -> Iterator[Chunk]:
+    def take(self, event: Any) -> Iterator[Chunk]:
+        """The next event."""
         self._usage = event.usage or self._usage
         if not event.choices:
             return
         choice = event.choices[0]
-        self._finish_reason = choice.finish_reason or self._finish_reason
-        text = choice.delta.content or ""
+        text, thoughts = _content(choice.delta)
         self._calls.add(choice.delta.tool_calls)
-        tokens = self._reader.read(choice.logprobs)
-        if tokens and not text and choice.finish_reason is not None and not choice.delta.tool_calls:
-            tokens = ()  # what ended the answer, and is no part of it
-        self._text += text
-        if tokens is not None:
-            self._tokens = self._tokens or []
-            self._tokens += tokens
-            if tokens and self.watcher.undecided and (seen := visible(self._tokens, self._text)):
-                self.watcher.see(seen)
-        if text or tokens:
-            yield Chunk(text, tokens or (), released=self.watcher.verdict == "release", native=event)
+        calls = bool(choice.delta.tool_calls)
+        yield from self.add(Piece(text, thoughts, choice.logprobs, calls, choice.finish_reason, event))
 
     def response(self) -> Response:
-        aborted = self.watcher.verdict == "abort"
-        if not aborted and self._finish_reason is None:
-            raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
-        tokens = self._tokens if self._reader.sound else None
-        response = _judged(self._text, tokens, self._calls, self._ask)
-        return response.replace(
-            usage=_usage(self._usage, self._ask, self._text, response.tokens),
-            finish_reason="aborted" if aborted else self._finish_reason,
-        )
+        usage = _usage(self._usage, self._ask, self.thoughts + self.text, self.tokens)
+        response = self.finished(Response(self.text, None, usage, self.finish_reason), must_finish=True)
+        return _checked(response, self._calls, self._ask)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Measurement, Signal
-from confcascade.types import Response, Token, ToolCall
+from confcascade.signals.spans import call_tokens, thought_tokens, value_tokens, wants_object
+from confcascade.types import Token
 
 __all__ = ["TokenProbability", "label_logprobs"]
 
 Aggregate = Literal["mean", "min", "product", "first"]
+
+_TOKENS = 2  # by which rule tokens count: scores of another one are others, and so are thresholds fitted on them
 
 
 class TokenProbability(Signal):
@@ -23,7 +24,8 @@ class TokenProbability(Signal):
 
     Not a probability of being right: only calibration makes that.
 
-    Of free text, it is an aggregate over the visible tokens (end-of-text tokens left out):
+    Of free text, it is an aggregate over the tokens of the answer: no thoughts, marks, stop strings, and no blanks around
+    it (`confcascade.answers`). Tokens that do not spell the answer give no score.
 
     - "mean" (default): exp of the mean log-probability, the reciprocal of the perplexity;
     - "min": the least probable token;
@@ -34,14 +36,16 @@ class TokenProbability(Signal):
     P(T) = max_c p(c | x), where " A" and "A" are pooled; the sum over all labels is the detail ``label_mass``.
     Needs no generation: a label that is not likely enough escalates from the prompt alone.
 
-    Of tool calls, it is the same aggregate over the tokens that overlap the calls' names and argument values: braces,
-    quotes and keys follow from the tool's schema, and would make any call look sure.  Needs a model that lists the
-    calls' own tokens among its log-probabilities (llama.cpp and vLLM do, OpenAI does not) in JSON. With tools in the
+    Of tool calls and structured output, it is the same aggregate over the tokens of the values, and of a call's name where
+    the request left the choice: braces, quotes and keys follow from the schema. Needs a model that lists the calls' own
+    tokens among its log-probabilities (llama.cpp and vLLM do, OpenAI does not) in JSON. With tools or a schema in the
     request, nothing is decided before the answer is whole.
 
     Args:
         labels: The answer labels, such as "ABCD"; empty means free text. Labels are never guessed from a prompt.
         aggregate: How the tokens of free text become one number.
+        part: "answer", or "thoughts": the same aggregate over what the model thought before it, which needs a model that
+            tells the log-probabilities of its thoughts. An answer without thoughts has no such score.
         after: Score only what follows the last occurrence of this text ("Answer:" of a worked solution).
         name: Key of thresholds and records.
 
@@ -60,21 +64,25 @@ class TokenProbability(Signal):
         labels: Iterable[str] = (),
         *,
         aggregate: Aggregate = "mean",
+        part: Literal["answer", "thoughts"] = "answer",
         after: str | None = None,
         name: str = "p_t",
     ) -> None:
         self.labels = tuple(labels)
         self.aggregate = aggregate
+        self.part = part
         self.after = after
         self.name = name
+        if part not in ("answer", "thoughts"):
+            raise ConfigurationError(f'`part` of TokenProbability must be "answer" or "thoughts". Got {part!r}.')
         if aggregate not in ("mean", "min", "product", "first"):
             raise ConfigurationError(
                 f'`aggregate` of TokenProbability must be "mean", "min", "product" or "first". Got {aggregate!r}.'
             )
-        if self.labels and (after is not None or aggregate != "mean"):
+        if self.labels and (after is not None or aggregate != "mean" or part != "answer"):
             raise ConfigurationError(
-                "TokenProbability judges either `labels` or free text (`aggregate`, `after`), not both. "
-                f"Got labels={self.labels}, aggregate={aggregate!r}, after={after!r}."
+                "TokenProbability judges either `labels` or free text (`aggregate`, `part`, `after`), not both. "
+                f"Got labels={self.labels}, aggregate={aggregate!r}, part={part!r}, after={after!r}."
             )
         proper = all(isinstance(label, str) and label and label == label.strip() for label in self.labels)
         if self.labels and (not proper or len(set(self.labels)) < max(2, len(self.labels))):
@@ -86,17 +94,21 @@ class TokenProbability(Signal):
             raise ConfigurationError('`after` must be a text such as "Answer:", or None for the whole answer. Got "".')
         self.top_logprobs = 20 if self.labels else 0
         # a mean can still rise and fall, and so can the place of the last marker
-        self.early = bool(self.labels) or (after is None and aggregate != "mean")
+        self.early = bool(self.labels) or (after is None and aggregate != "mean" and part == "answer")
 
     def __repr__(self) -> str:
-        what = f"labels={self.labels}" if self.labels else f"aggregate={self.aggregate!r}, after={self.after!r}"
+        thoughts = ", part='thoughts'" if self.part == "thoughts" else ""
+        what = f"aggregate={self.aggregate!r}{thoughts}, after={self.after!r}"
+        what = f"labels={self.labels}" if self.labels else what
         return f"TokenProbability({what})"
 
     def identity(self) -> Mapping[str, Any]:
         return {
             "signal": "TokenProbability",
+            "tokens": _TOKENS,
             "labels": list(self.labels),
             "aggregate": self.aggregate,
+            "part": self.part,
             "after": self.after,
         }
 
@@ -108,11 +120,15 @@ class TokenProbability(Signal):
             )
 
     def score(self, evidence: Evidence) -> Measurement:
-        if evidence.response is not None and evidence.response.tool_calls:
-            return self._aggregated(_call_tokens(evidence.tokens, evidence.response))
+        response = evidence.response
+        if self.part == "thoughts" and response is not None:
+            return self._aggregated(self._span(thought_tokens(response)))
+        if response is not None and response.tool_calls:
+            return self._aggregated(call_tokens(evidence.request, response))
         if self.labels:
             return self._score_labels(evidence)
-        return self._aggregated(self._answer_span(evidence.tokens))
+        tokens = self._span(answer_tokens(evidence))
+        return self._aggregated(value_tokens(tokens) if wants_object(evidence.request) else tokens)
 
     def _aggregated(self, tokens: Sequence[Token]) -> Measurement:
         logprobs = _known(token.logprob for token in tokens)
@@ -124,15 +140,15 @@ class TokenProbability(Signal):
         return Measurement(math.exp(total if self.aggregate == "product" else total / len(logprobs)))
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:
-        if evidence.request.judged_whole:
-            return self.space  # these may be the tokens of a tool call, most of which do not count
+        if evidence.request.judged_whole or wants_object(evidence.request):
+            return self.space  # most tokens of a tool call or an object do not count
         if self.labels:
             if (evidence.prefilled and evidence.prefilled.label_logprobs) or evidence.tokens:
                 try:
                     value = self._score_labels(evidence).value
                 except SignalUnavailableError:
                     return self.space  # the finished answer will say why
-                return value, value
+                return self.space[0], value  # of another label that it may turn out to answer with, less
             return self.space
         if not self.early or not evidence.tokens:
             return self.space
@@ -146,16 +162,18 @@ class TokenProbability(Signal):
         found = label_logprobs(evidence, self.labels)
         truncated = len(found) < len(self.labels)
         label = max(found, key=lambda candidate: found[candidate])
+        if evidence.response is not None:
+            label = label_of(evidence.response.answer, self.labels)
+            if label not in found:
+                raise SignalUnavailableError(f"the label of the answer, {label!r}, is not among the alternatives")
         mass = math.fsum(math.exp(logprob) for logprob in found.values())
         details = {"label": label, "label_mass": min(1.0, mass)}
         if truncated:
             details["label_mass_is_lower_bound"] = True
         return Measurement(min(1.0, math.exp(found[label])), details)
 
-    def _answer_span(self, tokens: Sequence[Token] | None) -> Sequence[Token]:
+    def _span(self, tokens: Sequence[Token]) -> Sequence[Token]:
         """The tokens that are judged; never empty."""
-        if tokens is None:
-            raise SignalUnavailableError("the model returned no log-probabilities")
         if self.after is not None:
             text = "".join(token.text for token in tokens)
             start = text.rfind(self.after)
@@ -174,6 +192,35 @@ class TokenProbability(Signal):
         return tokens
 
 
+def answer_tokens(evidence: Evidence) -> Sequence[Token]:
+    """The answer's tokens, as far as they are known.
+
+    Raises:
+        SignalUnavailableError: If the model tells none, or they are not those of the answer.
+    """
+    if evidence.tokens is None:
+        told = None if evidence.response is None else evidence.response.unscored
+        raise SignalUnavailableError(told or "the model returned no log-probabilities")
+    return evidence.tokens
+
+
+def label_of(answer: str, labels: Sequence[str]) -> str:
+    """The label that an answer consists of or begins with: "B", "(B)", "B. Lyon", but not "A good question".
+
+    Raises:
+        SignalUnavailableError: If it is none.
+    """
+    begun = answer.strip().lstrip("\"'([{*` ")
+    for label in sorted(labels, key=len, reverse=True):
+        rest = begun[len(label) :]
+        if not begun.startswith(label) or rest[:1].isalnum():
+            continue
+        # after a single letter, a word would make another word of it
+        if len(label) > 1 or not rest.strip() or rest[0] == "\n" or not rest.lstrip(" ")[0].isalnum():
+            return label
+    raise SignalUnavailableError("the answer does not begin with one of the labels")
+
+
 def label_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float]:
     """Log-probability that the answer begins with each of `labels`, " A" and "A" pooled.
 
@@ -183,12 +230,14 @@ def label_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float
     Raises:
         SignalUnavailableError: If none is known, or one is not a number.
     """
-    told = evidence.prefilled.label_logprobs if evidence.prefilled else {}
+    thought = evidence.response is not None and evidence.response.thoughts  # then the prompt's next token was no answer
+    told = evidence.prefilled.label_logprobs if evidence.prefilled and not thought else {}
     if found := {label: told[label] for label in labels if label in told}:  # others are another signal's
         _known(found.values())
         return found
-    if not evidence.tokens:
+    if not answer_tokens(evidence):
         raise SignalUnavailableError("the model returned no log-probabilities")
+    assert evidence.tokens
     pooled: dict[str, float] = {}
     _known(logprob for _, logprob in evidence.tokens[0].top)
     for text, logprob in evidence.tokens[0].top:
@@ -212,56 +261,3 @@ def _known(logprobs: Iterable[float]) -> list[float]:
     if not all(logprob < math.inf for logprob in listed):
         raise SignalUnavailableError("a log-probability of the answer is not finite")
     return listed
-
-
-# ---------------------------------------------------------------------- tool calls
-
-# a scalar value: a string that is no key, without its quotes, a number or a literal
-_JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?|(?P<other>-?\d[\d.eE+-]*|true|false|null)')
-
-
-def _call_tokens(tokens: Sequence[Token] | None, response: Response) -> Sequence[Token]:
-    """The tokens of the names and argument values of an answer's tool calls; never empty.
-
-    Raises:
-        SignalUnavailableError: If the model tells none, or writes its calls otherwise than in JSON.
-    """
-    text = "".join(token.text for token in tokens or ())
-    visible = response.text if text.startswith(response.text) else ""
-    if not text[len(visible) :].strip():
-        raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")
-    spans, position = [], len(visible)
-    for call in response.tool_calls:
-        found, position = _call_spans(text, call, position)
-        spans += found
-    judged, end = [], 0
-    for token in tokens or ():
-        begin, end = end, end + len(token.text)
-        if any(begin < last and first < end for first, last in spans):
-            judged.append(token)
-    return judged
-
-
-def _call_spans(text: str, call: ToolCall, start: int) -> tuple[list[tuple[int, int]], int]:
-    """Where in `text`, from `start` on, the name and the argument values of a call are, and where it ends."""
-    name = re.compile(rf"(?<!\w){re.escape(call.name)}(?!\w)")
-    for first, last in _objects(text, call.arguments, start):
-        # the nearest before its arguments, for reasoning may mention a tool; some write the name after them
-        names = list(name.finditer(text, start, first)) or list(name.finditer(text, last))[:1]
-        if names:
-            scalars = [match for match in _JSON_SCALAR.finditer(text, first, last) if match["key"] is None]
-            values = [match.span("text" if match["other"] is None else "other") for match in scalars]
-            return [names[-1].span(), *values], max(last, names[-1].end())
-    raise SignalUnavailableError("the tool calls cannot be found among the tokens of the answer")
-
-
-def _objects(text: str, wanted: Mapping[str, Any], start: int) -> Iterator[tuple[int, int]]:
-    """Where in `text`, from `start` on, a JSON object equal to `wanted` is."""
-    decoder = json.JSONDecoder(strict=False)
-    for brace in re.compile(r"\{").finditer(text, start):
-        try:
-            value, end = decoder.raw_decode(text, brace.start())
-        except ValueError:
-            continue
-        if value == wanted:
-            yield brace.start(), end

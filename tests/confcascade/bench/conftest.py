@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from confcascade import Architecture, Message, Prices, Request, TokenProbability, Usage
+from confcascade.answers import parted
 from confcascade.bench.recording import RecordedScore, Row, score_of
+from confcascade.bench.recording.row import NOT_KEPT
 from confcascade.bench.replay import PolicyStage
 from confcascade.extending import Evidence, Prefilled, Response
 from confcascade.types import Token
@@ -27,6 +29,7 @@ SCORES = st.none() | PROBABILITIES
 THRESHOLDS = st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0, "always", "never"])
 SIZES = [Architecture(10, 2, 3), Architecture(100, 3, 5), Architecture(1000, 4, 7)]
 PRICES = [Prices(1, 2), Prices(10, 30), Prices(100, 500)]
+THINKING = ["<think>", "hm", "</think>", "\n", "A", ", b"]
 NAMES = ["small", "medium", "large"]
 
 
@@ -60,10 +63,11 @@ def made_row(
         uncounted: Tokens that are paid for and not visible (the end of a text), or the reverse.
     """
     told = None if probabilities is None else tuple(map(Token, words, map(math.log, probabilities)))
-    text, usage = "".join(words), Usage(3 + len(model), max(0, len(words) + uncounted))
+    usage = Usage(3 + len(model), max(0, len(words) + uncounted))
     request = Request((Message("user", question),))
     labels = {"A": math.log(letter), "B": math.log(1.001 - letter)} if local else {}
-    response = Response(text, told, usage)
+    response = parted(request, Response("".join(words), told, usage))
+    told = response.tokens
     for name, signal in LIVE.items():
         if name != "letter":
             scores[name] = score_of(signal, Evidence(request, None, told, response))
@@ -73,8 +77,10 @@ def made_row(
     return Row(
         question=question,
         model=model,
-        answer="" if error else text,
+        answer="" if error else response.answer,
         error=error,
+        before_answer=len(response.thought_tokens or ()),
+        thoughts=NOT_KEPT if response.thoughts else "",
         tokens=told,
         labels=labels,
         grade=float(graded),
@@ -105,7 +111,7 @@ def cases(draw: Any) -> Case:
     for model in names:
         local = draw(st.booleans())
         for question in questions:
-            words = draw(st.sampled_from([[], [" "], ["yes"], ["a", " b"], ["a", " b", " c", " d"]]))
+            words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["a", " b"], ["A", ", b", " c", " d"], THINKING]))
             told = draw(st.lists(PROBABILITIES, min_size=len(words), max_size=len(words)))
             scores = {
                 "router": RecordedScore(value=draw(SCORES), phase="pre"),

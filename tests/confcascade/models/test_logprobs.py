@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from confcascade.extending import Token
-from confcascade.models.logprobs import TokenReader, visible
+from confcascade.models.logprobs import TokenReader, whole_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,8 +29,8 @@ def as_objects(told):
         (None, None),
         ({"content": None, "refusal": None}, None),
         ({"content": []}, ()),
-        ({"content": [entry("a", 0.5), entry("<end>", 0.5, bytes=[]), entry("", 0.5)]}, ("a",)),
-        ([entry("a", 0.5, bytes=None), entry(" b", -1.0, bytes="no bytes")], ("a", " b")),  # Ollama
+        ({"content": [entry("a", -0.5), entry("<end>", -0.5, bytes=[]), entry("", -0.5)]}, ("a",)),
+        ([entry("a", -0.5, bytes=None), entry(" b", -1.0, bytes="no bytes")], ("a", " b")),  # Ollama
         ({"tokens": ["a", " b"], "token_logprobs": [-0.1, -0.2]}, ("a", " b")),  # Together
         ({"tokens": ["a", " b"], "token_logprobs": [None, -0.2]}, None),
         ({"tokens": ["a", " b"], "token_logprobs": [-0.1]}, None),
@@ -63,10 +63,10 @@ def test_one_number_that_is_not_finite_spoils_the_answer(number):
     reader = TokenReader()
 
     assert reader.read([entry("a", -0.1)]) == (Token("a", -0.1),)
-    assert reader.sound
+    assert reader.problem is None
     assert reader.read([entry("b", number)]) is None
     assert reader.read([entry("c", -0.1)]) is None
-    assert not reader.sound
+    assert reader.problem
     assert TokenReader().read([entry("a", -0.1, top_logprobs=[entry("b", number)])]) is None
 
 
@@ -88,11 +88,41 @@ def test_characters_cut_into_tokens_come_together_again(text, cuts, pieces):
     assert len(tokens) == len(told)
 
 
-def test_what_follows_the_text_is_not_visible():
-    tokens = (Token("It", -0.1), Token(" is", -0.2), Token("<end>", -0.3))
+def zero(token, *others):
+    return entry(token, 0.0, top_logprobs=[entry(text, value) for text, value in others])
 
-    assert visible(tokens, "It is") == tokens[:2]
-    assert visible(tokens, "It i") == tokens[:2]
-    assert visible(tokens, "It is<end>") == tokens
-    assert visible(tokens, "other") == tokens
-    assert visible(None, "It is") is None
+
+@pytest.mark.parametrize(
+    ("told", "is_one"),
+    [
+        ([entry("Ly", 0.0, top_logprobs=[]), entry("on", 0.0, top_logprobs=[])], False),  # DeepSeek V3.2
+        ([entry("Ly", 0.0), entry("on", 0.0)], False),
+        ([zero("Ly", ("other", -9999.0)), zero("on", ("other", -9999.0))], False),  # a proxy of it
+        ([zero("Ly", ("Ly", 0.0), ("other", -9999.0))], False),  # DeepSeek V4 that does not think
+        ([zero("B", ("B", 0.0))], True),  # gpt-4o-mini, asked for one alternative
+        ([zero("B", ("B", 0.0), ("A", -16.75))], True),
+        ([zero("B", ("B", 0.0), ("A", -9999.0)), entry("!", -0.2, top_logprobs=[])], True),  # vLLM under a grammar
+    ],
+)
+def test_certainty_without_alternatives_is_no_log_probability(told, is_one):
+    """Decided from the answer itself, whole or in pieces."""
+    tokens, problem = whole_tokens({"content": told}, 1)
+    reader = TokenReader(1)
+    for each in told:
+        reader.read([each])
+
+    assert (tokens is not None) == (problem is None) == (reader.problem is None) == is_one
+    assert is_one or "exactly 0" in problem
+
+
+def test_a_probability_is_no_log_probability():
+    """Some servers send 0.97 where -0.03 belongs; clamped, it would look certain."""
+    assert whole_tokens([entry("a", 0.97)], 1)[0] is None
+
+
+def test_thoughts_in_a_list_of_their_own_come_before_the_answer():
+    """As DeepSeek tells them, whole, and in a stream in turns."""
+    thought, answer = entry("hm", -0.5), entry("4", -0.1)
+
+    assert [t.text for t in whole_tokens({"content": [answer], "reasoning_content": [thought]}, 1)[0]] == ["hm", "4"]
+    assert [t.text for t in whole_tokens({"content": None, "reasoning_content": [thought]}, 1)[0]] == ["hm"]

@@ -31,8 +31,10 @@ from confcascade import (
     ToolCall,
     Usage,
 )
+from confcascade.answers import parted
 from confcascade.asks import Generate, Prefill
-from confcascade.extending import Chunk, Response, Token
+from confcascade.errors import SignalUnavailableError
+from confcascade.extending import Chunk, Evidence, Response, Token
 from confcascade.testing import ScriptedModel, check_model, same_record
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as Received
@@ -271,7 +273,7 @@ def test_a_listed_stop_string_is_no_part_of_the_answer(model: OpenAICompatibleMo
     server.entries = [entry("4")]
     server.text = "4"
     server.eos = [entry("\n", 0.01), EOS]
-    response = ASKS[way](model, Generate(model, REQUEST))
+    response = parted(REQUEST, ASKS[way](model, Generate(model, REQUEST)))
 
     assert [token.text for token in response.tokens or ()] == ["4"]
 
@@ -315,10 +317,10 @@ def test_the_end_of_a_stream_is_no_part_of_the_answer(model: OpenAICompatibleMod
         seen.append(len(tokens))
         return "hold"
 
-    response = ASKS["stream"](model, Generate(model, REQUEST, watch=watch))
+    response = parted(REQUEST, ASKS["stream"](model, Generate(model, REQUEST, watch=watch)))
 
     assert [token.text for token in response.tokens or ()] == ["4", " of", " course"]
-    assert seen == [1, 2, 3]
+    assert set(seen) == {1, 2, 3}
 
 
 # ---------------------------------------------------------------------- without log-probabilities
@@ -534,12 +536,15 @@ def test_an_answer_without_a_choice_is_an_error(model: OpenAICompatibleModel, se
 
 @every_way
 def test_a_tool_call_without_text_is_an_answer(model: OpenAICompatibleModel, server: Server, way: str):
-    """No text and the reason "tool_calls": not empty, and without tokens that could be taken for text."""
+    """No text and the reason "tool_calls": not empty, and its tokens are those of no text."""
     server.entries, server.text, server.finish, server.eos = [], "", "tool_calls", [entry("{", 0.2)]
     response = ASKS[way](model, Generate(model, REQUEST))
 
     assert (response.text, response.finish_reason, response.is_empty) == ("", "tool_calls", False)
-    assert not response.tokens
+    with pytest.raises(SignalUnavailableError, match="tool calls"):
+        TokenProbability().score(
+            Evidence(REQUEST, None, response.tokens, response.replace(tool_calls=(ToolCall("f", {}),)))
+        )
 
 
 # ---------------------------------------------------------------------- in a cascade

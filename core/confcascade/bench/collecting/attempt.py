@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from confcascade.answers import parted
 from confcascade.asks import Flow, Generate, LanguageModel, ask
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.errors import ConfigurationError
@@ -14,6 +15,7 @@ from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
 from confcascade.signals import Evidence, Signal
 from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
+from confcascade.unusable import why_unusable
 
 if TYPE_CHECKING:
     from confcascade.bench.questions.prompts import Prompt
@@ -34,6 +36,7 @@ class CollectOptions:
             `Row.predicted` only the letter of a choice remains.
         keep_tokens: Whether the answer's tokens are kept with their log-probabilities (they spell the answer, so only
             with `keep_text`). Their alternatives are kept only of the first token, where answer labels are judged.
+        keep_thoughts: Whether what the model thought before it answered is kept (only with `keep_text`).
     """
 
     prompt: Prompt
@@ -41,6 +44,7 @@ class CollectOptions:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     keep_text: bool = True
     keep_tokens: bool = True
+    keep_thoughts: bool = False
 
     def request(self, example: Example) -> Request:
         """What is asked about an example."""
@@ -60,6 +64,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
     prefilled: Prefilled | None = None
     response: Response | None = None
     error: str | None = None
+    problem: str | None = None
     usage, prefill_s, seconds = Usage(), None, 0.0
     grade = Grade(None)
     try:
@@ -78,14 +83,16 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
             )
         )
         seconds += answer.busy_s
-        response = answer.unwrap()
+        response = parted(request, answer.unwrap())
         usage = response.usage
+        labels = {label for signal in signals for label in signal.labels}
+        problem = why_unusable(request, response, labels=labels)
     except Exception as failure:  # the model's
         error = f"{type(failure).__name__}: {failure}"
     scores = yield from _scores(signals, model, request, prefilled, response)
     if response is not None:
-        grade = yield from asking.grader.judge(example, response.text)
-    text = "" if response is None else response.text
+        grade = yield from asking.grader.judge(example, response.answer)
+    text = "" if response is None else response.answer
     kept = asking.keep_text
     return Row(
         question=example.id,
@@ -98,8 +105,11 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         refused=grade.refused,
         predicted=grade.predicted if kept or example.choices else None,
         error=error,
+        problem=problem,
         finish_reason=None if response is None else response.finish_reason,
         tokens=_first_alternatives(response.tokens) if response and kept and asking.keep_tokens else None,
+        before_answer=0 if response is None else len(response.thought_tokens or ()),
+        thoughts=_thoughts(response, keep=kept and asking.keep_thoughts),
         labels={} if prefilled is None else prefilled.label_logprobs,
         scores=scores,
         usage=usage,
@@ -136,6 +146,12 @@ def _scores(
             unavailable = {"unavailable": f"{type(failure).__name__}: {failure}"}
             scores[signal.name] = RecordedScore(value=None, phase=signal.phase, prefill=prefill, details=unavailable)
     return scores
+
+
+def _thoughts(response: Response | None, *, keep: bool) -> str:
+    if response is None or not response.thoughts:
+        return ""
+    return response.thoughts if keep else NOT_KEPT
 
 
 def _shown(messages: Sequence[Message]) -> str:

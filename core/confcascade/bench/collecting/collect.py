@@ -210,6 +210,7 @@ def collect(
     give_up_after: int = 20,
     keep_text: bool = True,
     keep_tokens: bool = True,
+    keep_thoughts: bool = False,
     stop: threading.Event | None = None,
     progress: Callable[[Collected, Row | None], None] | None = None,
     ask_all: AskAll = collect_rows,
@@ -231,6 +232,7 @@ def collect(
         give_up_after: Errors of one model in a row after which nothing new is begun: its key or its server is at fault.
         keep_text: See `CollectOptions`.
         keep_tokens: See `CollectOptions`.
+        keep_thoughts: See `CollectOptions`.
         stop: Once set, what is under way is finished and recorded, and nothing new is begun.
         progress: Called once at the beginning, without a row, and after each row.
         ask_all: Who asks: this process, or `collecting.ray.on_ray` a cluster.
@@ -241,7 +243,7 @@ def collect(
     """
     prompt = prompt_from(prompt) if isinstance(prompt, str) else prompt
     grader = grader_from_string(grader) if isinstance(grader, str) else grader
-    asking = CollectOptions(prompt, grader, parameters, keep_text, keep_tokens)
+    asking = CollectOptions(prompt, grader, parameters, keep_text, keep_tokens, keep_thoughts)
     chosen, drawn = _distinct(examples, asking)
     stages = with_default_signals(stages)
     _check(stages, max_usd)

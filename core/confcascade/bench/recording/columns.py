@@ -79,7 +79,8 @@ class Columns:
         refused: The answer says that it does not know.
         input_tokens: Paid for.
         output_tokens: Paid for.
-        told_tokens: Tokens whose log-probabilities are known; -1 where none were told.
+        told_tokens: How many the answer was known to have come to, thoughts included; -1 where none were told.
+        before_answer: How many of them came before the answer itself.
         latency_s: Whole attempts; NaN where unknown.
         prefill_s: Of reading the prompt; NaN where unknown.
         signals: By model and name.
@@ -96,6 +97,7 @@ class Columns:
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     told_tokens: NDArray[np.int64]
+    before_answer: NDArray[np.int64]
     latency_s: NDArray[np.float64]
     prefill_s: NDArray[np.float64]
     signals: Mapping[tuple[str, str], Column]
@@ -238,7 +240,7 @@ class Gathering:
         self.drawn: dict[int, int] = {}  # of the questions that were drawn more than once
         self.at: array[int] = array("q")  # question and model of each row
         self.by: array[int] = array("q")
-        self.numbers: array[float] = array("d")  # nine of each row
+        self.numbers: array[float] = array("d")  # ten of each row
         self.signals: dict[tuple[str, str], _Signal] = {}
 
     def add(self, row: Row) -> None:
@@ -259,7 +261,8 @@ class Gathering:
                 row.refused,
                 usage.input_tokens,
                 usage.output_tokens,
-                -1 if row.tokens is None else len(row.tokens),
+                -1 if row.tokens is None else row.before_answer + len(row.tokens),
+                row.before_answer,
                 np.nan if row.latency_s is None else row.latency_s,
                 np.nan if row.prefill_s is None else row.prefill_s,
             )
@@ -275,7 +278,7 @@ class Gathering:
         drawn: Sequence[int],
         numbers: NDArray[np.float64],
     ) -> int:
-        """Many rows without their scores; `numbers` has the shape (rows, nine). Returns the number of the first row."""
+        """Many rows without their scores; `numbers` has the shape (rows, ten). Returns the number of the first row."""
         first = len(self.at)
         self.at.extend(self.questions.setdefault(question, len(self.questions)) for question in questions)
         self.by.extend(self.models.setdefault(model, len(self.models)) for model in models)
@@ -311,9 +314,9 @@ class Gathering:
         at, by = np.array(self.at, dtype=np.intp), np.array(self.by, dtype=np.intp)
         last = np.full(shape, -1)
         last[at, by] = np.arange(len(at))
-        numbers = np.array(self.numbers).reshape(-1, 9)
-        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, np.nan, np.nan]])
-        grade, usable, failed, refused, read, written, told, latency, prefill = np.moveaxis(
+        numbers = np.array(self.numbers).reshape(-1, 10)
+        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, 0, np.nan, np.nan]])
+        grade, usable, failed, refused, read, written, told, before, latency, prefill = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )
         columns = Columns(
@@ -328,6 +331,7 @@ class Gathering:
             input_tokens=read.astype(np.int64),
             output_tokens=written.astype(np.int64),
             told_tokens=told.astype(np.int64),
+            before_answer=before.astype(np.int64),
             latency_s=latency.copy(),
             prefill_s=prefill.copy(),
             signals={

@@ -29,10 +29,11 @@ _FORMAT = {b"confcascade": b"recording 1"}
 _ROWS = 8_192  # at a time: a row group
 _SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # what `str.strip` takes away; none lies beyond
 _PLAIN = tuple(
-    "question model group prompt reference answer grade refused predicted error finish_reason latency_s prefill_s "
-    "build prompt_version drawn".split()
+    "question model group prompt reference answer grade refused predicted error problem finish_reason latency_s "
+    "prefill_s build prompt_version drawn before_answer thoughts".split()
 )
 _USAGE = ("input_tokens", "output_tokens", "estimated")
+_LATER = {"drawn": 1, "before_answer": 0, "thoughts": ""}  # of files that were written before there were such columns
 _NUMBERS = (
     "question",
     "model",
@@ -41,6 +42,8 @@ _NUMBERS = (
     "grade",
     "refused",
     "error",
+    "problem",
+    "before_answer",
     *_USAGE[:2],
     "latency_s",
     "prefill_s",
@@ -64,12 +67,12 @@ def _schema() -> Any:
         pa.field("details", text, nullable=False),
     ]
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
-    kinds |= {"latency_s": number, "prefill_s": number, "drawn": pa.int64()}
+    kinds |= {"latency_s": number, "prefill_s": number, "drawn": pa.int64(), "before_answer": pa.int64()}
     kinds |= {"input_tokens": pa.int64(), "output_tokens": pa.int64(), "estimated": pa.bool_()}
     kinds["labels"] = rows_of(label=text, logprob=number)
     kinds["scores"] = pa.list_(pa.struct(score))
     kinds["tokens"] = rows_of(text=text, logprob=number, top=rows_of(text=text, logprob=number))
-    always = {"question", "model", "answer", "refused", "drawn", *_USAGE, "labels", "scores"}
+    always = {"question", "model", "answer", "refused", *_LATER, *_USAGE, "labels", "scores"}
     fields = [pa.field(name, kind, nullable=name not in always) for name, kind in kinds.items()]
     return pa.schema(fields, metadata=_FORMAT)
 
@@ -208,8 +211,10 @@ def _batches(path: str | Path, columns: list[str], size: int, opened: BinaryIO |
         if not (file.schema_arrow.metadata or {}).items() >= _FORMAT.items():
             raise ConfigurationError(f"'{path}' is no recording, which `confcascade convert` and `write_parquet` make.")
         for batch in file.iter_batches(size, columns=columns):
-            if "drawn" in columns and "drawn" not in batch.schema.names:  # written before repeats were counted
-                batch = batch.append_column("drawn", pa.array(np.ones(len(batch), np.int64)))
+            for name in columns:
+                if name in (*_LATER, "problem") and name not in batch.schema.names:
+                    kind = _schema().field(name).type
+                    batch = batch.append_column(name, pa.array([_LATER.get(name)] * len(batch), kind))
             yield batch
 
 
@@ -238,10 +243,11 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     numbers = np.column_stack(
         [
             _numbers(known["grade"]),
-            said * (1 - failed),
+            said * (1 - failed) * _numbers(pc.is_null(known["problem"])),
             failed,
             *(_numbers(known[name]) for name in ("refused", "input_tokens", "output_tokens")),
-            told,
+            np.where(told < 0, told, told + _numbers(known["before_answer"])),
+            _numbers(known["before_answer"]),
             _numbers(known["latency_s"]),
             _numbers(known["prefill_s"]),
         ]

@@ -141,7 +141,7 @@ class PlaybackModel(InThreads):
             raise ModelError(row.error)
         if row.tokens is None or not ask.logprobs:
             yield Chunk(row.answer, released=watcher.verdict == "release")
-            yield Response(row.answer, None, row.usage, row.finish_reason)
+            yield Response(row.answer, None, row.usage, row.finish_reason, thoughts=row.thoughts)
             return
         tokens = tuple(replace(token, top=token.top[: ask.top_logprobs]) for token in row.tokens)
         shown = ""
@@ -150,10 +150,12 @@ class PlaybackModel(InThreads):
             shown += token.text
             yield Chunk(token.text, (token,), released=verdict == "release")
             if verdict == "abort":
-                usage = Usage(row.usage.input_tokens, min(count, row.usage.output_tokens), row.usage.estimated)
-                yield Response(shown, tokens[:count], usage, "aborted")
+                usage = Usage(
+                    row.usage.input_tokens, min(row.before_answer + count, row.usage.output_tokens), row.usage.estimated
+                )
+                yield Response(shown, tokens[:count], usage, "aborted", thoughts=row.thoughts)
                 return
-        yield Response(row.answer, tokens, row.usage, row.finish_reason)
+        yield Response(row.answer, tokens, row.usage, row.finish_reason, thoughts=row.thoughts)
 
     def _prefill(self, ask: Prefill) -> Prefilled:
         row = self.row(ask.request)
@@ -219,10 +221,12 @@ class PlaybackSignal(Signal):
         return Measurement(recorded.value, recorded.details)
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:
-        recorded = self._model.row(evidence.request).scores.get(self.name)
+        row = self._model.row(evidence.request)
+        recorded = row.scores.get(self.name)
         low, high = self.space
         if recorded is not None:
+            come = row.before_answer + len(evidence.tokens) if evidence.tokens else 0
             for tokens, bound in recorded.upper:
-                if tokens <= len(evidence.tokens or ()):
+                if tokens <= come:
                     high = bound
         return low, high

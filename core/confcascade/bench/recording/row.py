@@ -64,14 +64,17 @@ class Row(BaseModel):
         group: What the figures are also told by (a subject, say).
         prompt: What was asked, if it is to be kept.
         reference: The right answer, if it is to be kept.
-        answer: The text; empty if there was none.
+        answer: The text, without thoughts; empty if there was none.
         grade: How right it is, from 0 to 1; None if nobody graded it.
         refused: It says that it does not know; counted apart from a wrong answer.
         predicted: The answer as its grader read it (a letter, a number), if it did.
         error: Why the model failed, if it did. There is no answer then.
+        problem: Why a cascade cannot keep the answer (cut off, filtered ...), as `confcascade.unusable` says.
         finish_reason: As in `Response`.
-        tokens: Of the answer, which their texts add up to, with log-probabilities; None where the model tells none, or
-            they were not kept.
+        tokens: Of the answer, which their texts spell, with log-probabilities; None where the model tells none, or they
+            were not kept.
+        before_answer: How many tokens came before them: thoughts, their marks, blanks.
+        thoughts: What the model thought before it answered, or "(not kept)"; "" if it did not.
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
@@ -96,8 +99,11 @@ class Row(BaseModel):
     refused: bool = False
     predicted: str | None = None
     error: str | None = None
+    problem: str | None = None
     finish_reason: str | None = "stop"
     tokens: tuple[Token, ...] | None = None
+    before_answer: int = Field(default=0, ge=0)
+    thoughts: str = ""
     labels: Mapping[str, float] = Field(default_factory=dict)
     scores: Mapping[str, RecordedScore] = Field(default_factory=dict)
     usage: Usage = Usage()
@@ -115,7 +121,7 @@ class Row(BaseModel):
     @property
     def usable(self) -> bool:
         """Whether there is an answer that a cascade could keep."""
-        return self.error is None and bool(self.answer.strip())
+        return self.error is None and self.problem is None and bool(self.answer.strip())
 
     def line(self) -> bytes:
         """As it stands in a file: UTF-8 JSON, values that are the default's left out, and a newline.
@@ -156,6 +162,7 @@ def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Re
 def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Flow[RecordedScore]:
     """`score_of` as a flow, which asks for the further calls that a signal may need."""
     upper: list[tuple[int, float]] = []
+    before = len(evidence.response.thought_tokens or ()) if evidence.response is not None else 0
     if not prefill:  # another signal's pass is not its own
         evidence = replace(evidence, prefilled=None)
     if signal.phase == "post" and signal.early:
@@ -163,7 +170,7 @@ def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -
         for count in range(0 if prefill else 1, len(tokens) + 1):
             _, high = signal.bounds(Evidence(evidence.request, evidence.prefilled, tuple(tokens[:count])))
             if high < least or (count, high) == (0, least):
-                upper.append((count, high))
+                upper.append((before + count if count else 0, high))
                 least = high
     value: float | None = None
     details: Mapping[str, Any] = {}

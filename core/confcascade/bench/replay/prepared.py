@@ -223,7 +223,7 @@ def prepare(
     steps: list[Step] = []
     if any(column.upper is not None for _, column in judges):
         most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
-        at, tokens, bounds = _falling(judges, rows, most, 0 if prefilled else 1)
+        at, tokens, bounds = _falling(judges, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
         paid = np.minimum(tokens, written[at])
         share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
         cut_cost = cost(read[at], paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share)
@@ -315,11 +315,11 @@ def _known(column: Column, rows: slice) -> Figures:
 
 
 def _falling(
-    judges: Sequence[tuple[int, Column]], rows: slice, most: NDArray[np.int64], first: int
+    judges: Sequence[tuple[int, Column]], rows: slice, most: NDArray[np.int64], first: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.int64], list[tuple[int, Figures]]]:
     """Where any signal's bound falls: questions (ascending), tokens (ascending within one), bounds of all signals.
 
-    Drafts are first looked at with `first` tokens, and last with `most`.
+    Drafts are first looked at with `first` tokens, those of their answer begun,, and last with `most`.
     """
     width = np.int64(int(most.max(initial=0)) + 1)
 
@@ -327,7 +327,7 @@ def _falling(
         return question * width + tokens
 
     begun = np.flatnonzero(most >= first)
-    found, own = [keys(begun, np.full(len(begun), first))], []
+    found, own = [keys(begun, first[begun])], []
     for s, column in judges:
         if column.upper is None:
             continue
@@ -335,7 +335,7 @@ def _falling(
         question = np.repeat(np.arange(len(most)), np.diff(upper.starts))
         seen = upper.tokens <= most[question]
         own.append((s, keys(question[seen], upper.tokens[seen]), upper.bounds[seen]))
-        found.append(own[-1][1][upper.tokens[seen] >= first])
+        found.append(own[-1][1][upper.tokens[seen] >= first[question[seen]]])
     every = np.unique(np.concatenate(found))
     at, tokens = every // width, every % width
     bounds = {s: np.full(len(every), _UNDECIDED) for s, _ in judges}

@@ -26,7 +26,7 @@ def rows(local: bool) -> list[Row]:
                 made_row(
                     f"q{i}",
                     model,
-                    words=[model, " says", f" {i}"],
+                    words=["A", f", {model} says", f" {i}"],
                     probabilities=[0.95, sure, 0.9],
                     local=local,
                     letter=sure,
@@ -49,7 +49,7 @@ def test_it_says_what_was_said():
     model = PlaybackModel("small", rows(local=True))
     asks = [Generate(model, Request((Message("user", q),))) for q in ("q3", "q7", "unknown")]
     said, failed, unknown = model.generate(asks)
-    assert (said.text, said.usage) == ("small says 3", Usage(8, 3))
+    assert (said.text, said.usage) == ("A, small says 3", Usage(8, 3))
     assert [token.logprob for token in said.tokens] == [math.log(p) for p in (0.95, 0.3, 0.9)]
     assert isinstance(failed, ModelError)
     assert "down" in str(failed)
@@ -61,7 +61,7 @@ def test_another_key_finds_the_question():
     """A prompt's text need not be the question's id."""
     model = PlaybackModel("small", rows(local=False), key=lambda request: request.messages[0].content.split()[-1])
     (answer,) = model.generate([Generate(model, Request((Message("system", "Answer q4"), Message("user", "?"))))])
-    assert answer.text == "small says 4"
+    assert answer.text == "A, small says 4"
 
 
 def test_what_is_not_recorded_is_said_when_it_is_built():

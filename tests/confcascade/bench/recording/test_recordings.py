@@ -184,8 +184,9 @@ def test_scores_that_contradict_themselves_are_refused(score: dict[str, object],
 
 def test_a_signals_bounds_are_recorded():
     """`upper` says after how many tokens the greatest value that was still possible fell, and to what."""
-    tokens = tuple(Token(" w", math.log(p)) for p in (0.9, 0.95, 0.5, 0.6))
-    request, response = Request((Message("user", "q"),)), Response(" w w w w", tokens, Usage(1, 4))
+    words = ["A", ",", " w", " w"]
+    tokens = tuple(Token(word, math.log(p)) for word, p in zip(words, (0.9, 0.95, 0.5, 0.6), strict=True))
+    request, response = Request((Message("user", "q"),)), Response("A, w w", tokens, Usage(1, 4))
     least = score_of(TokenProbability(aggregate="min"), Evidence(request, None, tokens, response))
     assert least.value == pytest.approx(0.5)
     assert [count for count, _ in least.upper] == [1, 3]

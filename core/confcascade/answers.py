@@ -1,0 +1,165 @@
+"""Which of the tokens that a model tells are those of the answer, for every client, whole or as they come.
+
+Servers list more than the answer: thoughts, marks, stop strings, the end of the text. Others list less. The answer is
+found among them from the right, by all characters that are not blank; what cannot be found is not scored.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from confcascade.thoughts import CLOSERS, may_open, part
+from confcascade.types import Request, Response, Token
+
+__all__ = ["AnswerTokens", "parted", "solid"]
+
+# what may stand behind an answer and is no part of it: <|im_end|>, </s>, [/INST], <end_of_turn>, </response>
+_ENDS = re.compile(r"(?:<[^<>]*>|\[/?[A-Z_]+\])*")
+_LONGEST_MARK = 40  # characters
+_UNCOVERED = "the log-probabilities are not those of the answer's text"
+
+
+def parted(request: Request, response: Response) -> Response:
+    """A model's response with its tokens in two: those of the answer, and those that came before it.
+
+    Args:
+        request: What was asked.
+        response: As the model gave it, `Response.tokens` being all that it told, in their order.
+
+    Returns:
+        `tokens` of the answer alone, without blanks around it; of an answer that calls tools, all that follow the
+        thoughts. None, and `unscored` says why, where they do not spell the answer.
+    """
+    if response.tokens is None:
+        return response
+    text = part(response.text)
+    thoughts = response.thoughts or text.thoughts
+    tokens = response.tokens
+    if response.thought_tokens is not None:  # parted already
+        return response
+    if response.calls_tools:
+        start = _after_thoughts(tokens, thoughts)
+        return response.replace(thoughts=thoughts, tokens=tokens[start:], thought_tokens=tokens[:start])
+    found = _place(tokens, text.answer, request.stop, told_apart=bool(thoughts))
+    if found is None and response.finish_reason == "aborted":  # where it ended, the text may lag behind
+        found = _place(tokens, part("".join(token.text for token in tokens)).answer, (), told_apart=False)
+    if found is None:
+        unscored = _UNCOVERED if text.answer.strip() else None
+        before = tokens if unscored is None else None
+        return response.replace(thoughts=thoughts, tokens=None, thought_tokens=before, unscored=unscored)
+    start, end = found
+    return response.replace(thoughts=thoughts, tokens=tokens[start:end], thought_tokens=tokens[:start])
+
+
+def solid(text: str) -> str:
+    """Without blanks, which servers strip and tokenizers tidy up."""
+    return "".join(text.split())
+
+
+def _place(
+    tokens: Sequence[Token], answer: str, stop: Sequence[str], *, told_apart: bool, whole: bool = True
+) -> tuple[int, int] | None:
+    """Between which tokens the answer stands; None if nowhere.
+
+    Args:
+        tokens: All that were told.
+        answer: Its text.
+        stop: The request's.
+        told_apart: Whether there are thoughts.
+        whole: Whether it has come to its end.
+    """
+    wanted = solid(answer)
+    if not wanted:
+        return None
+    pieces = [solid(token.text) for token in tokens]
+    spelled = "".join(pieces)
+    at = spelled.rfind(wanted)
+    stops = tuple(filter(None, map(solid, stop)))
+    while at >= 0:
+        rest = spelled[at + len(wanted) :]
+        # where nothing came before it, whatever follows is what ended it
+        if not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not told_apart):
+            ends = list(accumulate(map(len, pieces)))
+            # a blank token ends where the one before it does: neither the first nor the last is one
+            start = bisect_right(ends, at)
+            lead = "".join(token.text for token in tokens[:start])
+            if at == 0 and not told_apart and answer.startswith(lead):  # the text has these blanks, too
+                start = 0
+            while start and tokens[start - 1].text == "":  # the first bytes of a character
+                start -= 1
+            return start, _first_reaching(ends, at + len(wanted)) + 1
+        at = spelled.rfind(wanted, 0, at + len(wanted) - 1)
+    return None
+
+
+def _first_reaching(ends: Sequence[int], length: int) -> int:
+    return next(i for i, end in enumerate(ends) if end >= length)
+
+
+def _after_thoughts(tokens: Sequence[Token], thoughts: str) -> int:
+    """The first token behind the thoughts; 0 where there are none, or where they are not among the tokens."""
+    if not thoughts:
+        text = part("".join(token.text for token in tokens))
+        thoughts = text.thoughts
+        if not thoughts:
+            return 0
+    pieces = [solid(token.text) for token in tokens]
+    wanted = solid(thoughts)
+    at = "".join(pieces).find(wanted)
+    if at < 0:
+        return 0
+    return _first_reaching(list(accumulate(map(len, pieces))), at + len(wanted)) + 1
+
+
+class AnswerTokens:
+    """Follows an answer as it comes: which of the tokens so far are its own.
+
+    None are as long as the model thinks, or may be about to. Blanks at the end are held back until more follows, and
+    so are tokens that the text has not come to: a stop string may be among them.
+    """
+
+    def __init__(self) -> None:
+        self._read = 0  # characters of the text
+        self._solid = 0  # of them not blank
+        self._start: int | None = None  # the answer's first token
+        self._before = 0  # characters that are not blank, of the text before the answer
+        self._end = 0  # the first token that the text has not come to
+        self._spelled = 0  # characters that are not blank, of the tokens between the two
+
+    def seen(self, tokens: Sequence[Token], text: str) -> Sequence[Token]:
+        """Those of the answer.
+
+        Args:
+            tokens: All so far.
+            text: All so far, without thoughts that are told apart.
+        """
+        overlap = text[max(0, self._read - _LONGEST_MARK) :]
+        self._solid += len(solid(text[self._read :]))
+        self._read = len(text)
+        if self._start is None or any(mark in overlap for mark in CLOSERS):
+            self._begin(tokens, text)
+        if self._start is None:
+            return ()
+        while self._end < len(tokens):
+            length = len(solid(tokens[self._end].text))
+            if self._before + self._spelled + length > self._solid:
+                break
+            self._spelled += length
+            self._end += 1
+        end = self._end
+        while end > self._start and not tokens[end - 1].text.strip():
+            end -= 1
+        return tokens[self._start : end]
+
+    def _begin(self, tokens: Sequence[Token], text: str) -> None:
+        self._start = None
+        found = part(text)
+        if found.thinking or not found.answer.strip() or may_open(text):
+            return
+        place = _place(tokens, found.answer, (), told_apart=bool(found.thoughts), whole=False)
+        if place is not None:
+            self._start = self._end = place[0]
+            self._before, self._spelled = self._solid - len(solid(found.answer)), 0

@@ -1,0 +1,123 @@
+"""Which part of a text is the answer, and which are the thoughts before it, by the marks of the models that think.
+
+Servers with a reasoning parser tell the two apart. Without one, and from models in this process, both come as one text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["CLOSERS", "MARK", "Parted", "may_open", "part"]
+
+# By family, what opens thoughts at the beginning of a text, and what closes them. The tags: Qwen3, QwQ, DeepSeek,
+# SmolLM3, GLM, Kimi K2, MiniMax, Nemotron, Phi-4, OLMo 3, Granite 3.3 and 4; <seed:think>: Seed; <mm:think>: MiniMax M3;
+# <thought>: EXAONE Deep.
+_TAG = r"(?:\w+[:|])?(?:think|thinking|thought)(?::\w+)?>"
+_FAMILIES = (
+    (rf"<{_TAG}", rf"</{_TAG}"),
+    (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Cohere
+    (r"<\|open\|>think<\|sep\|>", r"<\|close\|>think<\|sep\|>"),  # Kimi K3
+    (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    # gpt-oss, and where its special tokens are left out of the text
+    (r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>", r"<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>"),
+    (r"(?:assistant)?analysis(?=[A-Z]|.*assistantfinal)", r"assistantfinal"),
+    # Granite 3; others say so, too, and mean no mark by it
+    (r"Here(?: is|'s) my thought process:(?=.*Here(?: is|'s) my response:)", r"Here(?: is|'s) my response:"),
+)  # fmt: skip
+_PAIRS = tuple((re.compile(rf"\s*{opening}", re.DOTALL), re.compile(closing)) for opening, closing in _FAMILIES)
+_WORD = 4  # letters of the shortest first word of a mark
+_FIRST = frozenset("<[◁aH")  # what any opening begins with
+_OPENINGS = (
+    "<think>", "<thinking>", "<thought>", "<seed:think>", "<mm:think>", "[THINK]", "◁think▷", "<|START_THINKING|>",
+    "<|open|>think<|sep|>", "<|channel>thought", "<|inner_prefix|>", "<|channel|>analysis<|message|>",
+    "<|start|>assistant<|channel|>analysis<|message|>", "analysis", "assistantanalysis",
+    "Here is my thought process:", "Here's my thought process:",
+)  # fmt: skip
+# A mark that closes what the prompt has opened. In quotes or backticks somebody speaks of it.
+_ALONE = re.compile(rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _FAMILIES[:5])})(?![`'"])""")
+CLOSERS = ("</", "[/", "◁/", "|>")
+# what some models write around the answer that follows
+_WRAPPERS = (
+    (r"<response>", r"</response>"),  # Granite 3.3, Ernie
+    (r"<answer>", r"</answer>"),  # Hunyuan
+    (r"<\|START_RESPONSE\|>", r"<\|END_RESPONSE\|>"),
+    (r"<\|START_TEXT\|>", r"<\|END_TEXT\|>"),
+    (r"<\|open\|>response<\|sep\|>", r"<\|close\|>response<\|sep\|>"),
+)
+_WRAPPED = tuple(re.compile(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL) for opening, closing in _WRAPPERS)
+_END = re.compile(r"(?:\s*<\|[a-z_]+\|>)+\s*$")  # <|return|> and the like, where special tokens are in the text
+
+# a token that is nothing but a mark
+MARK = re.compile(
+    "|".join(each for family in _FAMILIES[:8] for each in family) + "|" + "|".join(each for pair in _WRAPPERS for each in pair)
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parted:
+    """A text in two parts.
+
+    Attributes:
+        thoughts: What stands before the answer, without marks; "" where the model did not think aloud.
+        answer: The rest; "" if the thoughts go on to the end.
+        thinking: Whether the thoughts go on to the end, without the mark that closes them.
+    """
+
+    thoughts: str
+    answer: str
+    thinking: bool = False
+
+
+def part(text: str) -> Parted:
+    """The thoughts and the answer of a text, whole or as far as it has come.
+
+    Thoughts begin the text with a family's mark, or end with it where the prompt has opened them.
+
+    >>> part("<think>4, or 5?</think>\\n\\n4")
+    Parted(thoughts='4, or 5?', answer='4', thinking=False)
+    >>> part("4, or 5?</think>4").answer
+    '4'
+    """
+    begun = text.lstrip()
+    thoughts: list[str] = []
+    if begun[:1] in _FIRST:
+        rest: str | None = text
+        while rest is not None and (found := _opened(rest)) is not None:
+            start, closing = found
+            end = closing.search(rest, start)
+            thoughts.append(rest[start : end.start() if end else len(rest)].strip())
+            rest = rest[end.end() :] if end else None
+        if rest is None:
+            return Parted("\n".join(thoughts), "", thinking=True)
+        if thoughts:
+            return Parted("\n".join(thoughts), _unwrapped(rest))
+    if any(mark in text for mark in CLOSERS) and (end := _ALONE.search(text)) is not None:
+        return Parted(text[: end.start()].strip(), _unwrapped(text[end.end() :]))
+    return Parted("", text)
+
+
+def may_open(text: str) -> bool:
+    """Whether a text that has just begun may still turn out to begin with a mark: "<th", say, or a whole first word."""
+    begun = text.lstrip()
+    if begun[:1] not in _FIRST or (begun.isalpha() and len(begun) < _WORD):
+        return False
+    return any(opening.startswith(begun) for opening in _OPENINGS)
+
+
+def _opened(text: str) -> tuple[int, re.Pattern[str]] | None:
+    """Where thoughts begin behind the mark that opens `text`, and what closes them."""
+    for opening, closing in _PAIRS:
+        if (begun := opening.match(text)) is not None:
+            return begun.end(), closing
+    return None
+
+
+def _unwrapped(answer: str) -> str:
+    for wrapped in _WRAPPED:
+        if (found := wrapped.fullmatch(answer)) is not None:
+            return found[1].strip()
+    return _END.sub("", answer).strip()

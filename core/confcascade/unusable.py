@@ -1,0 +1,120 @@
+"""Why an answer cannot be kept, decided from its structure and never from its words.
+
+The reasons name tools, keys and rules, but no values: records must not repeat what a model said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any, Literal
+
+from confcascade.tools import CUT, forced_call, misfit
+from confcascade.types import Request, Response
+
+__all__ = ["FILTERED", "OnCut", "problem_of", "why_unusable"]
+
+OnCut = Literal["escalate", "keep"]
+
+# what providers say of an answer that they, and not the model, ended: OpenAI, Azure, Gemini, Bedrock, Anthropic
+FILTERED = frozenset(
+    "content_filter content_filtered guardrail_intervened refusal safety recitation blocklist prohibited_content spii "
+    "image_safety".split()
+)
+# what begins a tool call that a server has left in the text
+_CALL = re.compile(
+    r"""<tool_call>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|<\|python_(?:tag|start)\|>|<\|tool_calls?\|>
+    |functools\[|<\|tool_calls?(?:_section)?_(?:begin|start)\|>|<\|open\|>tools<\|sep\|>|<minimax:tool_call>|<｜DSML｜
+    |<｜tool[▁_]calls[▁_]begin｜>|<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<seed:tool_call>|<\|START_ACTION\|>
+    |<\|tool_call>call:|<start_function_call>|<tool_calls>|<longcat_tool_call>|<dots_function_call>|<\|action_start\|>""",
+    re.VERBOSE,
+)
+_FENCED = re.compile(r"\s*```(?:json|tool_call|tool_code)?\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
+_PERIODS = 4  # repeats at the end of a cut-off answer by which it is known to go round in circles
+_LONGEST = 400  # characters of what is repeated
+
+
+def why_unusable(
+    request: Request, response: Response, on_cut: OnCut = "escalate", *, labels: Collection[str] = ()
+) -> str | None:
+    """Why a draft cannot be kept as an answer to `request`, in one line; None if it can.
+
+    Args:
+        request: What was asked.
+        response: The whole draft, its tokens parted (`confcascade.answers.parted`).
+        on_cut: Whether a text that was cut off at its most tokens is kept: a larger model may come to an end.
+        labels: Answers that are whole, wherever they end: those of a multiple choice that are asked for by one token.
+    """
+    if (problem := problem_of(request, response)) is not None:
+        return problem
+    reason = (response.finish_reason or "").lower()
+    if reason in FILTERED:
+        return "the provider filtered it"
+    if response.calls_tools:
+        return None
+    cut = response.finish_reason in CUT
+    if not response.answer.strip():
+        if not response.thoughts:
+            return "empty answer"
+        return "it was cut off in its thoughts" if cut else "it has thoughts, and no answer"
+    if request.tools and _calls_in_words(response.answer, {tool.name for tool in request.tools}):
+        return "a tool call was left in its text"
+    if cut and on_cut == "escalate" and response.answer.strip() not in labels:
+        return "it was cut off at its most tokens"
+    if cut and _is_periodic(response.answer):
+        return "it goes round in circles"
+    return None
+
+
+def problem_of(request: Request, response: Response) -> str | None:
+    """Why a tool call or structured output cannot be used as `request` wants it, in one line; None if it can."""
+    if response.finish_reason in CUT and (request.output is not None or response.tool_calls):
+        return "it was cut off at its most tokens"  # some readers complete what is missing, others only see it missing
+    if response.problem is not None:
+        return response.problem
+    if not request.tools:
+        return None
+    tools = {tool.name: tool for tool in request.tools}
+    for call in response.tool_calls:
+        if call.name not in tools:
+            return f"unknown tool {_short(call.name)}"
+        if (parameters := tools[call.name].parameters) is not None and (why := misfit(call.arguments, parameters)):
+            return f"the arguments of its call to {_short(call.name)} do not fit: {why}"
+    forced = forced_call(request)
+    if forced is None or any(forced in ("", call.name) for call in response.tool_calls):
+        return None
+    return f"no call to {_short(forced)}, which was wanted" if forced else "no tool call, where one was wanted"
+
+
+def _calls_in_words(answer: str, tools: set[str]) -> bool:
+    """Whether a text is, or ends with, a tool call in some family's form, or the JSON of one."""
+    if _CALL.search(answer):
+        return True
+    fenced = _FENCED.fullmatch(answer)
+    try:
+        told: Any = json.loads(fenced[1] if fenced else answer)
+    except ValueError:
+        return False
+    calls = told if isinstance(told, list) else [told]
+    return bool(calls) and all(
+        isinstance(call, dict)
+        and (call.get("name") or call.get("tool") or call.get("function")) in tools
+        and bool({"arguments", "parameters", "args", "input"} & set(call))
+        for call in calls
+    )
+
+
+def _is_periodic(text: str) -> bool:
+    """Whether the end of a text repeats itself at least `_PERIODS` times, and covers more than a few characters."""
+    tail = text.rstrip()[-_LONGEST * _PERIODS :]
+    for period in range(1, len(tail) // _PERIODS + 1):
+        unit = tail[-period:]
+        least = max(_PERIODS, -(-16 // period))  # "..." or "1000" is no circle
+        if tail.endswith(unit * least):
+            return True
+    return False
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 64 else name[:61] + "...")
