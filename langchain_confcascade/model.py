@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import operator
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from confcascade import Architecture, ConfigurationError, ModelError, Request
-from confcascade.extending import Capability, Chunk, Generate, Remote, Response, in_threads
+from confcascade.extending import (
+    CallParameters,
+    Capability,
+    Chunk,
+    Generate,
+    Refusals,
+    Remote,
+    Response,
+    as_stream,
+    in_threads,
+)
 from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.messages import BaseMessage
@@ -42,7 +52,7 @@ _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGo
 _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 # classes whose providers say why an answer ended: without a reason, it was cut off
 _MUST_FINISH = {"BaseChatOpenAI"}
-# what a refusal of a parameter that we add is recognised by
+# what a refusal of a parameter that is added to calls is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
 
@@ -50,8 +60,8 @@ class LangChainModel(Remote):
     """A LangChain chat model, or one with parameters bound to it, as a `LanguageModel` of the core.
 
     The model is never changed: what a signal needs (log-probabilities) goes along with each call, and a server that
-    refuses it is asked again without.  Its calls stay out of the caller's callbacks, tracers and streams, which see
-    the cascade as one call.
+    refuses it is asked again without (`Refusals`).  Its calls stay out of the caller's callbacks, tracers and streams,
+    which see the cascade as one call.
 
     Args:
         native: A `BaseChatModel`, or what its `bind` or `with_retry` returns.
@@ -91,6 +101,8 @@ class LangChainModel(Remote):
         )
         if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False:
             self._takes.add("stream_usage")
+
+        self._refusals = Refusals(self._name, _REFUSALS)
 
     def __repr__(self) -> str:
         return f"LangChainModel({type(self._chat).__name__}, name={self._name!r})"
@@ -163,61 +175,80 @@ class LangChainModel(Remote):
 
     def answer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, apart = _Call(self._takes, ask, streamed=self._streams, taken=way.options), _Apart()
+        call, messages, apart = self._call(ask, way), _messages(ask.request), _Apart()
         while True:
             try:
                 with apart:
-                    message = self._invoke(way, call)
+                    message = self._invoke(way, messages, call.parameters)
             except Exception as error:
                 if (unread := way.unread(error, ask)) is not None:
                     return unread
                 call.retry_without(error)
             else:
                 call.answered()
-                return self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+                response = self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+                return call.explained(response)
 
     async def aanswer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, apart = _Call(self._takes, ask, streamed=self._streams, taken=way.options), _Apart()
+        call, messages, apart = self._call(ask, way), _messages(ask.request), _Apart()
         while True:
             try:
                 with apart:
-                    message = await self._ainvoke(way, call)
+                    message = await self._ainvoke(way, messages, call.parameters)
             except Exception as error:
                 if (unread := way.unread(error, ask)) is not None:
                     return unread
                 call.retry_without(error)
             else:
                 call.answered()
-                return self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+                response = self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+                return call.explained(response)
 
     def _judged(self, way: _Way, response: Response, ask: Generate, *, streamed: bool) -> Response:
         if streamed and self._must_finish and response.finish_reason is None:
             raise ModelError(f"The stream of model '{self._name}' ended before the answer did.")
         return way.judged(response, ask.request)
 
-    def _invoke(self, way: _Way, call: _Call) -> Any:
-        parameters = call.parameters
-        if self._is_watched(way, call.messages, parameters):
-            return way.runnable.invoke(call.messages, _config(), **parameters)
-        return self._chat._generate_with_cache(list(call.messages), **parameters).generations[0].message
+    def _call(self, ask: Generate, way: _Way, *, streamed: bool | None = None) -> CallParameters:
+        """The parameters of a call; `streamed` is whether the model is told to stream."""
+        request, added = ask.request, dict[str, dict[str, Any]]()
+        given = {key: value for key, value in request.options.items() if key not in way.options}
+        if request.stop:
+            given["stop"] = list(request.stop)
+        if request.max_tokens is not None:
+            given["max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            given["temperature"] = request.temperature
+        if ask.logprobs and "logprobs" in self._takes:
+            # some servers answer top_logprobs=0 with no log-probabilities at all
+            top = max(1, ask.top_logprobs, given.get("top_logprobs") or 0)
+            added["logprobs"] = {"logprobs": True, "top_logprobs": top}
+        if (self._streams if streamed is None else streamed) and "stream_usage" in self._takes:
+            added["stream_usage"] = {"stream_usage": True}
+        return CallParameters(ask, given, added, self._refusals, streamed=bool(streamed))
 
-    async def _ainvoke(self, way: _Way, call: _Call) -> Any:
+    def _invoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
+        if self._is_watched(way, messages, parameters):
+            # LangChain's `invoke` makes a list of its own of the messages
+            return way.runnable.invoke(messages, _config(), **parameters)
+        return self._chat._generate_with_cache(list(messages), **parameters).generations[0].message
+
+    async def _ainvoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if not self._blocks:
             try:
-                return await self._awaited(way, call)
+                return await self._awaited(way, messages, parameters)
             except Exception as error:
                 if not _says_no_async(error):
                     raise
-        message = await asyncio.to_thread(self._invoke, way, call)
+        message = await asyncio.to_thread(self._invoke, way, messages, parameters)
         self._blocks = True  # after an answer: what fails either way has not shown that it has no async
         return message
 
-    async def _awaited(self, way: _Way, call: _Call) -> Any:
-        parameters = call.parameters
-        if self._is_watched(way, call.messages, parameters):
-            return await way.runnable.ainvoke(call.messages, _config(), **parameters)
-        return (await self._chat._agenerate_with_cache(list(call.messages), **parameters)).generations[0].message
+    async def _awaited(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
+        if self._is_watched(way, messages, parameters):
+            return await way.runnable.ainvoke(messages, _config(), **parameters)
+        return (await self._chat._agenerate_with_cache(list(messages), **parameters)).generations[0].message
 
     def _is_watched(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> bool:
         """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
@@ -236,9 +267,9 @@ class LangChainModel(Remote):
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
-        call, apart = _Call(self._takes, ask, streamed=True, taken=way.options), _Apart()
-        while not reading.ended:
-            with closing(way.runnable.stream(call.messages, _config(), **call.parameters)) as chunks:
+        call, messages, apart = self._call(ask, way, streamed=True), _messages(ask.request), _Apart()
+        while not (reading.ended or call.whole):
+            with closing(way.runnable.stream(messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -253,7 +284,10 @@ class LangChainModel(Remote):
                         break
                     call.answered()
                     yield from reading.take(chunk)
-        yield self._judged(way, reading.response(), ask, streamed=True)
+        if call.whole:
+            yield from as_stream(self.answer(ask), live=ask.live)
+            return
+        yield call.explained(self._judged(way, reading.response(), ask, streamed=True))
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         """Piece by piece; in threads where the model has no async of its own."""
@@ -272,9 +306,9 @@ class LangChainModel(Remote):
 
     async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask)
-        call, apart = _Call(self._takes, ask, streamed=True, taken=way.options), _Apart()
-        while not reading.ended:
-            async with aclosing(way.runnable.astream(call.messages, _config(), **call.parameters)) as chunks:
+        call, messages, apart = self._call(ask, way, streamed=True), _messages(ask.request), _Apart()
+        while not (reading.ended or call.whole):
+            async with aclosing(way.runnable.astream(messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -292,7 +326,11 @@ class LangChainModel(Remote):
                     call.answered()
                     for piece in reading.take(chunk):
                         yield piece
-        yield self._judged(way, reading.response(), ask, streamed=True)
+        if call.whole:
+            for item in as_stream(await self.aanswer(ask), live=ask.live):
+                yield item
+            return
+        yield call.explained(self._judged(way, reading.response(), ask, streamed=True))
 
 
 def _says_no_async(error: Exception) -> bool:
@@ -345,51 +383,8 @@ class _Way:
         return None if structured is None else unread_output(error, structured, ask)
 
 
-class _Call:
-    """The messages and parameters of a call, and what of them a server may refuse.
-
-    Args:
-        takes: What may be added for this model; a refusal that was followed by an answer is taken out.
-        taken: Options of the request that are bound already.
-    """
-
-    def __init__(self, takes: set[str], ask: Generate, streamed: bool, taken: Collection[str] = ()) -> None:
-        request = ask.request
-        self._takes = takes
-        self._refused: set[str] = set()
-        self._added: dict[str, dict[str, Any]] = {}
-        self._options = {key: value for key, value in request.options.items() if key not in taken}
-        if request.stop:
-            self._options["stop"] = list(request.stop)
-        if request.max_tokens is not None:
-            self._options["max_tokens"] = request.max_tokens
-        if request.temperature is not None:
-            self._options["temperature"] = request.temperature
-        if ask.logprobs and "logprobs" in takes:
-            # some servers answer top_logprobs=0 with no log-probabilities at all
-            top = max(1, ask.top_logprobs, self._options.get("top_logprobs") or 0)
-            self._added["logprobs"] = {"logprobs": True, "top_logprobs": top}
-        if streamed and "stream_usage" in takes:
-            self._added["stream_usage"] = {"stream_usage": True}
-        # LangChain's `invoke` makes a list of its own of it
-        self.messages = messages_from(request.messages) if request.native is None else request.native
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self._options | {key: value for added in self._added.values() for key, value in added.items()}
-
-    def retry_without(self, error: Exception) -> None:
-        """Drop what `error` refuses; raise it if that is nothing of ours."""
-        refused = {name for name in self._added if any(word in str(error) for word in _REFUSALS[name])}
-        if not refused or getattr(error, "status_code", None) not in (None, 400, 403, 422):
-            raise error
-        for name in refused:
-            del self._added[name]
-        self._refused |= refused
-
-    def answered(self) -> None:
-        """Remember what was refused: without it, there is an answer."""
-        self._takes -= self._refused
+def _messages(request: Request) -> Sequence[BaseMessage]:
+    return messages_from(request.messages) if request.native is None else request.native
 
 
 def _config() -> RunnableConfig:

@@ -12,7 +12,17 @@ from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
 from confcascade import Architecture, ConfigurationError, Request
-from confcascade.extending import Capability, Chunk, Generate, Remote, Response, in_threads
+from confcascade.extending import (
+    CallParameters,
+    Capability,
+    Chunk,
+    Generate,
+    Refusals,
+    Remote,
+    Response,
+    as_stream,
+    in_threads,
+)
 from llama_index.core.base.llms.generic_utils import completion_response_to_chat_response
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -46,7 +56,7 @@ class LlamaIndexModel(Remote):
     """A LlamaIndex LLM as a `LanguageModel` of the core.
 
     The LLM is never changed: log-probabilities are asked for per call, where a signal needs them and the LLM has a
-    parameter `logprobs`. One that refuses them is asked again without, and from then on without.
+    parameter `logprobs`. One that refuses them is asked again without (`confcascade.models.calls`).
 
     Args:
         native: The LLM. It is asked without its own callbacks, events and spans: see `quiet`.
@@ -64,8 +74,8 @@ class LlamaIndexModel(Remote):
         self._calls_tools: bool | None = None
         self._is_responses = "OpenAIResponses" in ancestors
         asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
-        self._takes = {"logprobs"} if asks and not self._silent else set()
-        self._takes |= {"stream_options"} if self._is_openai else set()
+        self._asks = asks and not self._silent
+        self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
         self._lacks: set[str] = set()  # methods that it turned out not to have
 
     def __repr__(self) -> str:
@@ -119,13 +129,12 @@ class LlamaIndexModel(Remote):
                 return
         answer = self.answer(ask)
         self._lacks.add("stream_chat")  # after an answer: what fails either way has not shown what it lacks
-        calls = bool(answer.tool_calls)
-        yield Chunk(answer.text, answer.tokens or (), released=ask.live, calls_tool=calls, native=answer.native)
-        yield answer
+        yield from as_stream(answer, live=ask.live)
 
     def _stream(self, ask: Generate) -> Generator[Chunk | Response, None, None]:
         reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
-        responses, whole = self._responses(self._call(ask, stream=True)), False
+        messages, call = self._call(ask, stream=True)
+        responses, whole = self._responses(messages, call), False
         try:
             for response in responses:
                 yield from reading.take(response)
@@ -140,7 +149,10 @@ class LlamaIndexModel(Remote):
                     # openai's abandoned stream is a cycle that LlamaIndex never closes; were it collected later, inside
                     # the connection pool's lock, closing it would wait for that lock for ever
                     gc.collect()
-        yield reading.response()
+        if call.whole:
+            yield from as_stream(self.answer(ask), live=ask.live)
+        else:
+            yield call.explained(reading.response())
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         if ask.request.output is not None:
@@ -164,7 +176,8 @@ class LlamaIndexModel(Remote):
 
     async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
         reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
-        responses = self._aresponses(self._call(ask, stream=True))
+        messages, call = self._call(ask, stream=True)
+        responses = self._aresponses(messages, call)
         try:
             async for response in responses:
                 for chunk in reading.take(response):
@@ -173,15 +186,19 @@ class LlamaIndexModel(Remote):
                     break
         finally:
             await _aclose(responses)
-        yield reading.response()
+        if call.whole:
+            for item in as_stream(await self.aanswer(ask), live=ask.live):
+                yield item
+        else:
+            yield call.explained(reading.response())
 
     # ------------------------------------------------------------------ calls
 
     def answer(self, ask: Generate) -> Response:
         if ask.request.output is not None:
             return self._object(ask)
-        call, native = self._call(ask), quiet(self.native)
-        return response_from(_answered(call, native.chat), ask, native)
+        (messages, call), native = self._call(ask), quiet(self.native)
+        return call.explained(response_from(_answered(messages, call, native.chat), ask, native))
 
     async def aanswer(self, ask: Generate) -> Response:
         if not self._blocks("achat"):
@@ -196,21 +213,21 @@ class LlamaIndexModel(Remote):
     async def _aanswer(self, ask: Generate) -> Response:
         if ask.request.output is not None:
             return await self._aobject(ask)
-        call, native = self._call(ask), quiet(self.native)
-        return response_from(await _aanswered(call, native.achat), ask, native)
+        (messages, call), native = self._call(ask), quiet(self.native)
+        return call.explained(response_from(await _aanswered(messages, call, native.achat), ask, native))
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
         asking, native = _Asking(ask, self), quiet(self.native)
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(_answered(asking.call(messages, options), native.chat))
+            return asking.keep(_answered(messages, asking.call(options), native.chat))
 
         def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
             def completed(_: Any, **parameters: Any) -> ChatResponse:
                 return asking.keep_completion(native.complete(prompt, formatted=formatted, **parameters))
 
-            _answered(asking.call([], options), completed)
+            _answered([], asking.call(options), completed)
             return asking.completion
 
         seen = seen_from(native, {"chat": chat, "complete": complete})
@@ -224,14 +241,14 @@ class LlamaIndexModel(Remote):
         asking, native = _Asking(ask, self), quiet(self.native)
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(await _aanswered(asking.call(messages, options), native.achat))
+            return asking.keep(await _aanswered(messages, asking.call(options), native.achat))
 
         async def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
             async def completed(_: Any, **parameters: Any) -> ChatResponse:
                 completion = await native.acomplete(prompt, formatted=formatted, **parameters)
                 return asking.keep_completion(completion)
 
-            await _aanswered(asking.call([], options), completed)
+            await _aanswered([], asking.call(options), completed)
             return asking.completion
 
         seen = seen_from(native, {"achat": chat, "acomplete": complete})
@@ -241,57 +258,56 @@ class LlamaIndexModel(Remote):
             return asking.response(None, error)
         return asking.response(value, None)
 
-    def _responses(self, call: _Call) -> Generator[ChatResponse, None, None]:
-        while not call.done:
+    def _responses(self, messages: Sequence[ChatMessage], call: CallParameters) -> Generator[ChatResponse, None, None]:
+        while not (call.is_answered or call.whole):
             try:
-                for response in quiet(self.native).stream_chat(call.messages, **call.parameters):
-                    call.succeeded()
+                for response in quiet(self.native).stream_chat(list(messages), **call.parameters):
+                    call.answered()
                     yield response
             except Exception as error:
                 call.retry_without(error)
             else:
-                call.succeeded()
+                call.answered()
 
-    async def _aresponses(self, call: _Call) -> AsyncIterator[ChatResponse]:
-        while not call.done:
+    async def _aresponses(self, messages: Sequence[ChatMessage], call: CallParameters) -> AsyncIterator[ChatResponse]:
+        while not (call.is_answered or call.whole):
             responses: Any = None
             try:
-                opened: Any = quiet(self.native).astream_chat(call.messages, **call.parameters)
+                opened: Any = quiet(self.native).astream_chat(list(messages), **call.parameters)
                 responses = await opened if inspect.isawaitable(opened) else opened
                 async for response in responses:
-                    call.succeeded()
+                    call.answered()
                     yield response
             except Exception as error:
                 call.retry_without(error)
             else:
-                call.succeeded()
+                call.answered()
             finally:
                 await _aclose(responses)
 
-    def _call(self, ask: Generate, stream: bool = False) -> _Call:
+    def _call(self, ask: Generate, stream: bool = False) -> tuple[Sequence[ChatMessage], CallParameters]:
         messages, options = _messages(ask.request), dict(ask.request.options)
         if ask.request.tools:
             messages, options = prepared(quiet(self.native), ask.request, messages)
-        return self.call(ask, messages, options, stream=stream)
+        return messages, self.call(ask, options, stream=stream)
 
-    def call(
-        self, ask: Generate, messages: Sequence[ChatMessage], options: dict[str, Any], *, stream: bool = False
-    ) -> _Call:
-        """A call of the LLM with what `ask` adds to it."""
-        request, given, added = ask.request, dict(options), {}
+    def call(self, ask: Generate, options: dict[str, Any], *, stream: bool = False) -> CallParameters:
+        """The parameters of a call of the LLM, with what `ask` adds to them."""
+        request, given = ask.request, dict(options)
+        added: dict[str, dict[str, Any]] = {}
         if request.max_tokens is not None:
             given["max_tokens"] = request.max_tokens
         if request.temperature is not None:
             given["temperature"] = request.temperature
         if request.stop:
             given["stop"] = list(request.stop)
-        if ask.logprobs and "logprobs" in self._takes:
+        if ask.logprobs and self._asks:
             # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
             added["logprobs"] = self._asking_for(max(1, ask.top_logprobs, given.get("top_logprobs") or 0), given)
-        if stream and "stream_options" in self._takes:
+        if stream and self._is_openai:
             told = given.get("stream_options") or {}
             added["stream_options"] = {"stream_options": {"include_usage": True, **told}}
-        return _Call(self._takes, messages, given, added)
+        return CallParameters(ask, given, added, self._refusals, streamed=stream)
 
     def _asking_for(self, top: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that ask for log-probabilities, with `top` alternatives."""
@@ -310,73 +326,27 @@ class LlamaIndexModel(Remote):
         return owner.__name__ in _BLOCKING
 
 
-class _Call:
-    """The messages and parameters of a call, and what of them the LLM may refuse.
-
-    Args:
-        takes: What may be added for this LLM; what it refuses before it answers is taken out.
-        messages: Those of the call.
-        given: Its parameters.
-        added: Those that were added, by what they are for.
-    """
-
-    def __init__(
-        self,
-        takes: set[str],
-        messages: Sequence[ChatMessage],
-        given: dict[str, Any],
-        added: dict[str, dict[str, Any]],
-    ) -> None:
-        self.done = False
-        self._takes = takes
-        self._refused: set[str] = set()
-        self._messages = messages
-        self._given = given
-        self._added = added
-
-    @property
-    def messages(self) -> list[ChatMessage]:
-        """A list of its own for every call: some LLMs append to theirs."""
-        return list(self._messages)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self._given | {key: value for added in self._added.values() for key, value in added.items()}
-
-    def retry_without(self, error: Exception) -> None:
-        """Drop what `error` refuses; raise it if that is nothing of ours, or part of an answer came already."""
-        refused = {name for name in self._added if name in str(error)}
-        if self.done or not refused or getattr(error, "status_code", None) not in (None, 400, 403, 422):
-            raise error
-        for name in refused:
-            del self._added[name]
-        self._refused |= refused
-
-    def succeeded(self) -> None:
-        """Remember what was refused: without it, there is an answer."""
-        self.done = True
-        self._takes -= self._refused
-
-
-def _answered(call: _Call, chat: Callable[..., ChatResponse]) -> ChatResponse:
+def _answered(messages: Sequence[ChatMessage], call: CallParameters, chat: Callable[..., ChatResponse]) -> ChatResponse:
     while True:
         try:
-            response = chat(call.messages, **call.parameters)
+            response = chat(list(messages), **call.parameters)  # some LLMs append to theirs
         except Exception as error:
             call.retry_without(error)
         else:
-            call.succeeded()
+            call.answered()
             return response
 
 
-async def _aanswered(call: _Call, chat: Callable[..., Awaitable[ChatResponse]]) -> ChatResponse:
+async def _aanswered(
+    messages: Sequence[ChatMessage], call: CallParameters, chat: Callable[..., Awaitable[ChatResponse]]
+) -> ChatResponse:
     while True:
         try:
-            response = await chat(call.messages, **call.parameters)
+            response = await chat(list(messages), **call.parameters)
         except Exception as error:
             call.retry_without(error)
         else:
-            call.succeeded()
+            call.answered()
             return response
 
 
@@ -400,8 +370,8 @@ class _Asking:
         assert output is not None
         return output.native.asked_of(llm, _messages(request), dict(request.options))  # type: ignore[no-any-return]
 
-    def call(self, messages: Sequence[ChatMessage], options: dict[str, Any]) -> _Call:
-        return self._model.call(self._ask, messages, options)
+    def call(self, options: dict[str, Any]) -> CallParameters:
+        return self._model.call(self._ask, options)
 
     def keep(self, response: ChatResponse) -> ChatResponse:
         self._seen = response

@@ -7,8 +7,9 @@ from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cascade import build_stages
 from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
+from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, estimated_usage, in_threads, settings_digest
+from confcascade.models.remote import Remote, as_stream, estimated_usage, in_threads, settings_digest
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.tools import CUT, forced_call, misfit, parse_problem
@@ -17,6 +18,7 @@ from confcascade.unusable import OnCut
 
 __all__ = [
     "CUT",
+    "CallParameters",
     "Capability",
     "Chunk",
     "Evidence",
@@ -29,6 +31,7 @@ __all__ = [
     "Piece",
     "Prefill",
     "Prefilled",
+    "Refusals",
     "Remote",
     "Response",
     "Signal",
@@ -36,6 +39,7 @@ __all__ = [
     "Threshold",
     "Token",
     "Watcher",
+    "as_stream",
     "build_stages",
     "estimated_usage",
     "forced_call",

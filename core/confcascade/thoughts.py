@@ -11,8 +11,8 @@ from dataclasses import dataclass
 __all__ = ["CLOSERS", "MARK", "Parted", "may_open", "part"]
 
 # By family, what opens thoughts at the beginning of a text, and what closes them. The tags: Qwen3, QwQ, DeepSeek,
-# SmolLM3, GLM, Kimi K2, MiniMax, Nemotron, Phi-4, OLMo 3, Granite 3.3 and 4; <seed:think>: Seed; <mm:think>: MiniMax M3;
-# <thought>: EXAONE Deep.
+# SmolLM3, GLM, Kimi K2, MiniMax, Nemotron, Phi-4, OLMo 3, Granite 3.3 and 4; <seed:think>: Seed; <mm:think>: MiniMax
+# M3; <thought>: EXAONE Deep.
 _TAG = r"(?:\w+[:|])?(?:think|thinking|thought)(?::\w+)?>"
 _FAMILIES = (
     (rf"<{_TAG}", rf"</{_TAG}"),
@@ -23,7 +23,10 @@ _FAMILIES = (
     (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     # gpt-oss, and where its special tokens are left out of the text
-    (r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>", r"<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>"),
+    (
+        r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
+        r"<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>",
+    ),
     (r"(?:assistant)?analysis(?=[A-Z]|.*assistantfinal)", r"assistantfinal"),
     # Granite 3; others say so, too, and mean no mark by it
     (r"Here(?: is|'s) my thought process:(?=.*Here(?: is|'s) my response:)", r"Here(?: is|'s) my response:"),
@@ -52,9 +55,7 @@ _WRAPPED = tuple(re.compile(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL) fo
 _END = re.compile(r"(?:\s*<\|[a-z_]+\|>)+\s*$")  # <|return|> and the like, where special tokens are in the text
 
 # a token that is nothing but a mark
-MARK = re.compile(
-    "|".join(each for family in _FAMILIES[:8] for each in family) + "|" + "|".join(each for pair in _WRAPPERS for each in pair)
-)  # fmt: skip
+MARK = re.compile("|".join(each for pair in (*_FAMILIES[:8], *_WRAPPERS) for each in pair))
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ FILTERED = frozenset(
 )
 # what begins a tool call that a server has left in the text
 _CALL = re.compile(
-    r"""<tool_call>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|<\|python_(?:tag|start)\|>|<\|tool_calls?\|>
-    |functools\[|<\|tool_calls?(?:_section)?_(?:begin|start)\|>|<\|open\|>tools<\|sep\|>|<minimax:tool_call>|<｜DSML｜
-    |<｜tool[▁_]calls[▁_]begin｜>|<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<seed:tool_call>|<\|START_ACTION\|>
-    |<\|tool_call>call:|<start_function_call>|<tool_calls>|<longcat_tool_call>|<dots_function_call>|<\|action_start\|>""",
+    r"""<tool_calls?>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|functools\[
+    |<\|python_(?:tag|start)\|>|<\|tool_calls?\|>|<\|tool_calls?(?:_section)?_(?:begin|start)\|>|<\|tool_call>call:
+    |<\|open\|>tools<\|sep\|>|<minimax:tool_call>|<｜DSML｜|<｜tool[▁_]calls[▁_]begin｜>|<seed:tool_call>
+    |<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<\|START_ACTION\|>|<\|action_start\|>
+    |<start_function_call>|<longcat_tool_call>|<dots_function_call>""",
     re.VERBOSE,
 )
 _FENCED = re.compile(r"\s*```(?:json|tool_call|tool_code)?\s*(.*?)\s*(?:```\s*)?", re.DOTALL)

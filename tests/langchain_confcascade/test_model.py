@@ -293,16 +293,16 @@ def test_bound_parameters_are_kept_and_stop_sequences_added(server):
     assert server.asked[0]["seed"] == 7
 
 
-@pytest.mark.parametrize("watch", [None, lambda _: "hold"])
-def test_a_server_that_refuses_log_probabilities_is_asked_again_without(server, watch):
-    """And only once: every further call leaves them out."""
+@pytest.mark.parametrize(("watch", "tries"), [(None, "TFF"), (lambda _: "hold", "TTFF")])
+def test_a_server_that_refuses_log_probabilities_is_asked_again_without(server, watch, tries):
+    """And only once: every further call leaves them out. A draft whose stream is refused them comes whole."""
     server.refuses = ("logprobs",)
     model = LangChainModel(server.model())
 
     answers = [generate(model, watch=watch) for _ in range(2)]
 
     assert [(answer.text, answer.tokens) for answer in answers] == [("It is Paris", None)] * 2
-    assert ["logprobs" in asked for asked in server.asked] == [True, False, False]
+    assert ["logprobs" in asked for asked in server.asked] == [each == "T" for each in tries]
 
 
 async def test_refusals_of_concurrent_calls_are_all_survived(server):

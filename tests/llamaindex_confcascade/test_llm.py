@@ -476,6 +476,7 @@ def test_nothing_that_is_serialized_or_shown_holds_a_key() -> None:
         "policy_id": llm._cascade.policy_id,
         "on_error": "escalate",
         "on_exhausted": "best",
+        "on_cut": "escalate",
     }
     assert repr(llm).startswith("ConfidenceCascadeLLM(stages=['gpt-4o-mini', 'b'], policy_id='")
 

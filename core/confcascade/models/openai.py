@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
+from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, estimated_usage
+from confcascade.models.remote import Remote, as_stream, estimated_usage
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.tools import forced_call, json_problem
 from confcascade.types import Message, Request, Response, Token, ToolCall, Usage
@@ -31,9 +32,11 @@ _LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "
 class OpenAICompatibleModel(Remote):
     """A chat model behind ``/v1/chat/completions``.
 
-    Log-probabilities are asked for with every call that a signal needs them in; a server that refuses them is asked
-    again without, and the answer then has none (the attempt escalates with that reason). Where the server does not tell
-    the usage (of an answer that was ended early, say), it is estimated at four characters to a token, and marked.
+    Log-probabilities are asked for with every call that a signal needs them in. A server that refuses them is asked
+    again without, and the answer then has none (the attempt escalates with that reason). That is remembered for that
+    kind of call (streamed, with tools, an object, its options), and a draft whose stream is refused them comes whole.
+    Where the server does not tell the usage (of an answer that was ended early, say), it is estimated at four
+    characters to a token, and marked.
 
     Args:
         model: Name of the model, as the server knows it.
@@ -87,7 +90,7 @@ class OpenAICompatibleModel(Remote):
         self._max_retries = max_retries
         self._name = name or model
         self._architecture = architecture
-        self._refuses_logprobs = False
+        self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
         self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
     def __repr__(self) -> str:
@@ -103,9 +106,7 @@ class OpenAICompatibleModel(Remote):
 
     @property
     def capability(self) -> Capability:
-        return Capability(
-            logprobs=False if self._refuses_logprobs else None, top_logprobs=20, tools=True, structured=True
-        )
+        return Capability(logprobs=None, top_logprobs=20, tools=True, structured=True)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -114,66 +115,69 @@ class OpenAICompatibleModel(Remote):
     # ------------------------------------------------------------------ LanguageModel
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        reading = _Reading(ask)
-        with self._unsaid(), self._create(ask, stream=True, stream_options={"include_usage": True}) as events:
-            for event in events:
-                yield from reading.take(event)
-                if reading.aborted:
-                    break
-        yield reading.response()
+        reading, call = _Reading(ask), self._call(ask, streamed=True)
+        with self._unsaid():
+            if (opened := self._create(call)) is None:
+                yield from as_stream(self.answer(ask), live=ask.live)
+                return
+            with opened as events:
+                for event in events:
+                    yield from reading.take(event)
+                    if reading.aborted:
+                        break
+        yield call.explained(reading.response())
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
-        reading = _Reading(ask)
+        reading, call = _Reading(ask), self._call(ask, streamed=True)
         with self._unsaid():
-            async with await self._acreate(ask, stream=True, stream_options={"include_usage": True}) as events:
+            if (opened := await self._acreate(call)) is None:
+                for item in as_stream(await self.aanswer(ask), live=ask.live):
+                    yield item
+                return
+            async with opened as events:
                 async for event in events:
                     for chunk in reading.take(event):
                         yield chunk
                     if reading.aborted:
                         break
-        yield reading.response()
+        yield call.explained(reading.response())
 
     # ------------------------------------------------------------------ calls
 
     def answer(self, ask: Generate) -> Response:
         """One answer, in one piece."""
+        call = self._call(ask)
         with self._unsaid():
-            return _response(self._create(ask), ask, self._masked)
+            return call.explained(_response(self._create(call), ask, self._masked))
 
     async def aanswer(self, ask: Generate) -> Response:
         """`answer`, without blocking the event loop."""
+        call = self._call(ask)
         with self._unsaid():
-            return _response(await self._acreate(ask), ask, self._masked)
+            return call.explained(_response(await self._acreate(call), ask, self._masked))
 
-    def _create(self, ask: Generate, **more: Any) -> Any:
-        import openai
+    def _create(self, call: CallParameters) -> Any:
+        """What the server answers; None if it should be asked for a whole answer instead."""
+        while not call.whole:
+            try:
+                created = self._client.chat.completions.create(**call.parameters)
+            except Exception as error:
+                call.retry_without(error)
+            else:
+                call.answered()
+                return created
+        return None
 
-        payload = self._payload(ask)
-        try:
-            return self._client.chat.completions.create(**payload, **more)
-        except openai.APIStatusError as error:
-            self._note_refusal(payload, error)
-            return self._client.chat.completions.create(**self._payload(ask), **more)
-
-    async def _acreate(self, ask: Generate, **more: Any) -> Any:
-        import openai
-
-        payload = self._payload(ask)
-        try:
-            return await self._aclient.chat.completions.create(**payload, **more)
-        except openai.APIStatusError as error:
-            self._note_refusal(payload, error)
-            return await self._aclient.chat.completions.create(**self._payload(ask), **more)
-
-    def _note_refusal(self, payload: dict[str, Any], error: Any) -> None:
-        """Remember a server that refuses log-probabilities; raise any other error.
-
-        It is the refused payload that counts: of calls that went out together, each is refused.
-        """
-        refused = error.status_code in (400, 403, 422) and "logprobs" in str(error)
-        if not refused or "logprobs" not in payload:
-            raise error
-        self._refuses_logprobs = True
+    async def _acreate(self, call: CallParameters) -> Any:
+        while not call.whole:
+            try:
+                created = await self._aclient.chat.completions.create(**call.parameters)
+            except Exception as error:
+                call.retry_without(error)
+            else:
+                call.answered()
+                return created
+        return None
 
     @contextmanager
     def _unsaid(self) -> Iterator[None]:
@@ -204,24 +208,28 @@ class OpenAICompatibleModel(Remote):
             self._masked(told.__cause__ or told.__context__)
         return told
 
-    def _payload(self, ask: Generate) -> dict[str, Any]:
+    def _call(self, ask: Generate, *, streamed: bool = False) -> CallParameters:
         request = ask.request
-        payload: dict[str, Any] = {
+        given: dict[str, Any] = {
             "model": self._model,
             "messages": [_message(message) for message in request.messages],
             **request.options,
             **_constraints(request),
         }
         if request.max_tokens is not None:
-            payload["max_tokens"] = request.max_tokens
+            given["max_tokens"] = request.max_tokens
         if request.temperature is not None:
-            payload["temperature"] = request.temperature
+            given["temperature"] = request.temperature
         if request.stop:
-            payload["stop"] = list(request.stop)
-        if ask.logprobs and not self._refuses_logprobs:
+            given["stop"] = list(request.stop)
+        added: dict[str, dict[str, Any]] = {}
+        if ask.logprobs:
             # some servers answer top_logprobs=0 with no log-probabilities at all
-            payload |= {"logprobs": True, "top_logprobs": max(1, ask.top_logprobs)}
-        return payload
+            added["logprobs"] = {"logprobs": True, "top_logprobs": max(1, ask.top_logprobs)}
+        if streamed:
+            given["stream"] = True
+            added["stream_options"] = {"stream_options": {"include_usage": True}}
+        return CallParameters(ask, given, added, self._refusals, streamed=streamed)
 
     def _options(self) -> dict[str, Any]:
         key = None if self._api_key is None else self._api_key.get_secret_value()

@@ -14,7 +14,7 @@ from confcascade.asks import Chunk, Generate, LanguageModel, Prefill
 from confcascade.errors import ModelError
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "estimated_usage", "in_threads", "settings_digest"]
+__all__ = ["Remote", "as_stream", "estimated_usage", "in_threads", "settings_digest"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,13 @@ class Remote:
         if len(asks) == 1:  # as ever, but for batches of one's own making: no task is needed
             return [await one(asks[0])]
         return await asyncio.gather(*map(one, asks))
+
+
+def as_stream(response: Response, *, live: bool) -> Iterator[Chunk | Response]:
+    """A whole answer as the one piece of a stream."""
+    calls = bool(response.tool_calls)
+    yield Chunk(response.text, response.tokens or (), released=live, calls_tool=calls, native=response.native)
+    yield response
 
 
 def _last(items: list[Chunk | Response]) -> Response:

@@ -24,8 +24,8 @@ class TokenProbability(Signal):
 
     Not a probability of being right: only calibration makes that.
 
-    Of free text, it is an aggregate over the tokens of the answer: no thoughts, marks, stop strings, and no blanks around
-    it (`confcascade.answers`). Tokens that do not spell the answer give no score.
+    Of free text, it is an aggregate over the tokens of the answer: thoughts, marks, stop strings and blanks that were
+    stripped do not count (`confcascade.answers`). Tokens that do not spell the answer give no score.
 
     - "mean" (default): exp of the mean log-probability, the reciprocal of the perplexity;
     - "min": the least probable token;
@@ -36,16 +36,16 @@ class TokenProbability(Signal):
     P(T) = max_c p(c | x), where " A" and "A" are pooled; the sum over all labels is the detail ``label_mass``.
     Needs no generation: a label that is not likely enough escalates from the prompt alone.
 
-    Of tool calls and structured output, it is the same aggregate over the tokens of the values, and of a call's name where
-    the request left the choice: braces, quotes and keys follow from the schema. Needs a model that lists the calls' own
-    tokens among its log-probabilities (llama.cpp and vLLM do, OpenAI does not) in JSON. With tools or a schema in the
-    request, nothing is decided before the answer is whole.
+    Of tool calls and structured output, it is the same aggregate over the tokens of the values, and of a call's name
+    where the request left the choice: braces, quotes and keys follow from the schema. Needs a model that lists the
+    calls' own tokens among its log-probabilities (llama.cpp and vLLM do, OpenAI does not) in JSON. With tools or a
+    schema in the request, nothing is decided before the answer is whole.
 
     Args:
         labels: The answer labels, such as "ABCD"; empty means free text. Labels are never guessed from a prompt.
         aggregate: How the tokens of free text become one number.
-        part: "answer", or "thoughts": the same aggregate over what the model thought before it, which needs a model that
-            tells the log-probabilities of its thoughts. An answer without thoughts has no such score.
+        part: "answer", or "thoughts": the same aggregate over what the model thought before it, which needs a model
+            that tells the log-probabilities of its thoughts. An answer without thoughts has no such score.
         after: Score only what follows the last occurrence of this text ("Answer:" of a worked solution).
         name: Key of thresholds and records.
 

@@ -1,0 +1,169 @@
+"""The parameters of one call to an API, and what of them its server may refuse."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confcascade.asks import Generate
+from confcascade.types import Response
+
+__all__ = ["CallParameters", "Refusals"]
+
+_log = logging.getLogger("confcascade")
+
+_SURE = 2  # refusals of a kind of call after which it is not asked for again; one that names it counts for two
+_FORGOTTEN_S = 600.0  # until it is: a server may be started anew
+# what gateways and servers answer to a parameter that they do not take; 501: not implemented, 502: by a proxy
+_STATUSES = (400, 403, 404, 422, 500, 501, 502)
+_UNNAMED = (400, 422, 501)  # those of them that mean a parameter where the text names none
+
+
+@dataclass
+class _Refused:
+    times: int = 0
+    at: float = 0.0
+    why: str = ""
+
+
+class Refusals:
+    """What a server has refused, by the kind of call: of a streamed one with tools nothing follows for others.
+
+    Args:
+        model: Name of the model, for the log.
+        words: By what is added to calls, the words by which an error refuses it.
+    """
+
+    def __init__(self, model: str, words: Mapping[str, tuple[str, ...]]) -> None:
+        self._model = model
+        self._words = words
+        self._known: dict[tuple[str, Hashable], _Refused] = {}
+
+    def why(self, what: str, kind: Hashable) -> str | None:
+        """Why `what` is not to be asked for in calls of this kind; None if it may be."""
+        known = self._known.get((what, kind))
+        if known is None or known.times < _SURE or time.monotonic() - known.at > _FORGOTTEN_S:
+            return None
+        return known.why
+
+    def named(self, error: Exception) -> set[str]:
+        """What an error refuses by its words."""
+        told = f"{error} {getattr(error, 'param', None)}"
+        return {name for name, words in self._words.items() if any(word in told for word in words)}
+
+    def refused(self, error: Exception, added: Mapping[str, Any]) -> set[str]:
+        """What of `added` an error refuses: what it names, or log-probabilities, where it names nothing at all."""
+        status, named = getattr(error, "status_code", None), self.named(error)
+        if named or status not in _UNNAMED:
+            return named & added.keys() if status is None or status in _STATUSES else set()
+        # another parameter, or the length of the prompt, is at fault
+        code, param = getattr(error, "code", None), getattr(error, "param", None)
+        elsewhere = param or code not in (None, "", status, str(status)) or "context" in str(error).lower()
+        return set() if elsewhere else {"logprobs"} & added.keys()
+
+    def note(self, what: str, kind: Hashable, error: Exception) -> None:
+        """It was refused in a call of this kind, which was answered without it."""
+        known = self._known.setdefault((what, kind), _Refused())
+        known.why = _reason(error)
+        if not known.times:
+            told = "Model '%s' refuses %s in one kind of call (%s). Said once for each kind."
+            _log.warning(told, self._model, what, known.why)
+        known.times += _SURE if what in self.named(error) else 1
+        known.at = time.monotonic()
+
+    def taken(self, what: str, kind: Hashable) -> None:
+        """It was taken in such a call."""
+        self._known.pop((what, kind), None)
+
+
+class CallParameters:
+    """The parameters of a call: those that the caller gives, and those that are added until a server refuses them.
+
+    Attributes:
+        is_answered: Whether an answer has begun to come.
+
+    Args:
+        ask: What is asked.
+        given: What the caller wants.
+        added: What is added, by what it is for ("logprobs", say).
+        refusals: Of the model.
+        streamed: Whether the answer comes in pieces.
+    """
+
+    def __init__(
+        self,
+        ask: Generate,
+        given: Mapping[str, Any],
+        added: Mapping[str, Mapping[str, Any]],
+        refusals: Refusals,
+        *,
+        streamed: bool,
+    ) -> None:
+        request = ask.request
+        options = frozenset((key, _shown(value)) for key, value in request.options.items())
+        tools = frozenset(tool.parameters is None for tool in request.tools)  # a provider's own are another endpoint's
+        self._kind = streamed, tools, request.output is not None, options
+        self._given = dict(given)
+        self._refusals = refusals
+        self._held = streamed and not ask.live
+        self.is_answered = False
+        self._refused: dict[str, Exception] = {}
+        self._known = {name: why for name in added if (why := refusals.why(name, self._kind)) is not None}
+        self._added = {name: dict(value) for name, value in added.items() if name not in self._known}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Of the next try."""
+        return self._given | {key: value for added in self._added.values() for key, value in added.items()}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer should rather come whole: a draft that is held back need not be streamed, and it may be
+        only streamed calls that are refused."""
+        return self._held and ("logprobs" in self._refused or "logprobs" in self._known)
+
+    def explained(self, response: Response) -> Response:
+        """An answer that has no log-probabilities because they were refused says so."""
+        why = self._known.get("logprobs")
+        if (error := self._refused.get("logprobs")) is not None:
+            why = _reason(error)
+        if response.tokens is not None or response.unscored is not None or why is None:
+            return response
+        return response.replace(unscored=f"the server refuses log-probabilities in this kind of call ({why})")
+
+    def retry_without(self, error: Exception) -> None:
+        """Drop what `error` refuses; raise it if that is nothing of ours, or part of an answer has come."""
+        refused = set() if self.is_answered else self._refusals.refused(error, self._added)
+        if not refused:
+            raise error
+        for name in refused:
+            del self._added[name]
+            self._refused[name] = error
+        if self.whole:
+            self._note()
+
+    def answered(self) -> None:
+        """Remember what was refused, for without it there is an answer, and what was taken."""
+        if not self.is_answered:
+            self.is_answered = True
+            self._note()
+            for name in self._added:
+                self._refusals.taken(name, self._kind)
+
+    def _note(self) -> None:
+        for name, error in self._refused.items():
+            self._refusals.note(name, self._kind, error)
+
+
+def _reason(error: Exception) -> str:
+    """Status, code and parameter, and none of the text, which may quote a prompt."""
+    told = [f"{key} {value}" for key in ("code", "param") if (value := getattr(error, key, None))]
+    status = getattr(error, "status_code", None)
+    return ", ".join([f"status {status}" if status else type(error).__name__, *map(str, told)])
+
+
+def _shown(value: Any) -> Hashable:
+    return value if isinstance(value, str | int | float | bool | None) else type(value).__name__
