@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from contextvars import copy_context
 from typing import Any, Literal, Self, TypeVar
 
-from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage
+from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage, checking
 from confcascade.extending import Chunk, LanguageModel, Signal, Threshold, settings_digest
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -291,6 +291,16 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     # ------------------------------------------------------------------ structured output
 
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """As any LLM's; what the prompt's own parser cannot read goes to the next stage."""
+        with _parsed_by(prompt):
+            return super().predict(prompt, **prompt_args)
+
+    async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """`predict`, without blocking the event loop."""
+        with _parsed_by(prompt):
+            return await super().apredict(prompt, **prompt_args)
+
     def structured_predict(
         self,
         output_cls: type[Object],
@@ -446,3 +456,16 @@ def _ain_this_context(items: AsyncIterator[T]) -> AsyncIterator[T]:
                 yield item
 
     return run()
+
+
+def _parsed_by(prompt: BasePromptTemplate) -> AbstractContextManager[None]:
+    """While it is open, cascades keep only what the prompt's output parser can read, and finds something in."""
+    parser = prompt.output_parser
+    if parser is None:
+        return nullcontext()
+
+    def check(text: str) -> bool:
+        parsed = parser.parse(text)
+        return getattr(parsed, "parsed_output", parsed) not in (None, [])
+
+    return checking(check)

@@ -11,6 +11,7 @@ from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile
 from confcascade.audit.state import AuditState
 from confcascade.cascade import Batching, Cascade
+from confcascade.checks import checking
 from confcascade.cost import Architecture, Cost, Prices
 from confcascade.errors import (
     CascadeExhaustedError,
@@ -31,6 +32,7 @@ from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
+from confcascade.signals.wording import Wording
 from confcascade.trace import Attempt, Record, Score, Trace, trace
 from confcascade.types import Message, OutputSchema, Request, Tool, ToolCall, Usage
 
@@ -88,7 +90,9 @@ __all__ = [
     "Trace",
     "TransformersModel",
     "Usage",
+    "Wording",
     "__version__",
+    "checking",
     "collect",
     "evaluate",
     "fit",

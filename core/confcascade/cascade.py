@@ -12,6 +12,7 @@ from confcascade import drivers
 from confcascade.asks import Chunk, Flow
 from confcascade.audit import Audit
 from confcascade.audit.auditor import Auditor
+from confcascade.checks import active_checks
 from confcascade.errors import ConfigurationError
 from confcascade.flow import FittedStages, OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
 from confcascade.models import from_string
@@ -254,6 +255,7 @@ class Cascade:
             on_error=self.on_error,
             on_exhausted=self.on_exhausted,
             on_cut=self.on_cut,
+            checks=active_checks(),
             policy_id=self.policy_id,
         )
 

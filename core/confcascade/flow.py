@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from confcascade.answers import parted
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Prefill, Verdict, Watch, ask
+from confcascade.checks import Check, failed_check
 from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.signals import Evidence, Signal, Threshold, passes
@@ -45,6 +46,7 @@ class Stage:
         skip: By the name of a signal of the phase "pre": below this score, at most its threshold, a query goes straight
             to the last stage. A score that is missing skips nothing.
         prices: US dollars per million tokens, for the costs in the record.
+        check: What a text must pass to be kept, if somebody parses it afterwards: see `confcascade.checking`.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Stage:
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     prices: Prices | None = None
     skip: Mapping[str, float] = field(default_factory=dict)
+    check: Check | None = None
 
     def validate(self) -> None:
         """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""
@@ -80,6 +83,11 @@ class Stage:
         for signal in self.signals:
             signal.validate(self.thresholds[signal.name])
             signal.check(self.model)
+        if self.check is not None and not callable(self.check):
+            raise ConfigurationError(
+                f"`check` of stage '{self.model.name}' must be a function of the text, such as a parser's `parse`. "
+                f"Got {type(self.check).__name__}."
+            )
         self.validate_skip()
 
     def validate_skip(self) -> None:
@@ -165,6 +173,7 @@ def cascade_flow(
     on_error: OnError = "escalate",
     on_exhausted: OnExhausted = "best",
     on_cut: OnCut = "escalate",
+    checks: Sequence[Check] = (),
     policy_id: str = "",
 ) -> Flow[Outcome]:
     """Answer `request` with the first stage whose attempt passes.
@@ -177,6 +186,7 @@ def cascade_flow(
             in words, flagged as degraded, "raise" raises.
         on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
             end; "keep" judges it as it stands.
+        checks: What every draft must pass, beside its stage's own (`confcascade.checking`).
         policy_id: The cascade's.
 
     Raises:
@@ -190,7 +200,9 @@ def cascade_flow(
     for index, stage in enumerate(stages):
         if straight and index < last:
             continue
-        attempt, response, error = yield from _attempt(stage, index, request, stages[last], index == last, on_cut)
+        attempt, response, error = yield from _attempt(
+            stage, index, request, stages[last], index == last, on_cut, checks
+        )
         straight = bool(_hopeless(stage, attempt.scores))
         attempts.append(attempt)
         responses.append(response)
@@ -216,7 +228,7 @@ def cascade_flow(
 
 
 def _attempt(
-    stage: Stage, index: int, request: Request, largest: Stage, last: bool, on_cut: OnCut
+    stage: Stage, index: int, request: Request, largest: Stage, last: bool, on_cut: OnCut, checks: Sequence[Check]
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = _Bill()
@@ -265,7 +277,9 @@ def _attempt(
 
         # generation, ended early where the rest cannot change the decision
         judges = tuple(signal for signal in signals if signal.phase == "post")
-        early = not request.judged_whole and any(signal.early for signal in judges)
+        checks = () if last else (*checks, *([stage.check] if stage.check is not None else []))
+        whole = request.judged_whole or bool(checks)
+        early = not whole and any(signal.early for signal in judges)
         watch = _Watch(judges, stage, evidence) if early else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
             yield from _score(judges, stage, evidence, scores)
@@ -278,7 +292,7 @@ def _attempt(
                 logprobs=any(signal.logprobs for signal in signals),
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
                 watch=watch,
-                live=last or not (judges or request.judged_whole),
+                live=last or not (judges or whole),
             )
         )
         response = parted(asked, bill.add(answer))
@@ -288,6 +302,8 @@ def _attempt(
         labels = {label for signal in judges for label in signal.labels}
         aborted = response.finish_reason == "aborted"
         problem = None if aborted else why_unusable(request, response, "keep" if last else on_cut, labels=labels)
+        if problem is None and not (aborted or response.calls_tools):
+            problem = failed_check(checks, response.text)
         if watch is not None and watch.released:  # shown already, and nothing withdraws it
             problem = None
         if problem is None and asked is not request and request.output is not None and request.output.check is not None:

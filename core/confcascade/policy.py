@@ -184,7 +184,7 @@ class Policy(Entry):
     """A fitted policy; `load` reads it.
 
     Attributes:
-        version: Of the format.
+        version: Of the format, and of what scores are made of: 2 since thoughts do not count.
         models: All that were compared, smallest first; the last is the one that the promise is held against.
         stages: Smallest first. Only one means "use this model".
         certificates: What is promised; one, or one for each group.
@@ -192,7 +192,7 @@ class Policy(Entry):
         made_from: What it was fitted on.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     models: list[str] = Field(min_length=1)
     stages: list[FittedStage] = Field(min_length=1)
     certificates: list[Certificate] = Field(min_length=1)
@@ -226,6 +226,11 @@ class Policy(Entry):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "it"
+            if first["loc"] == ("version",):
+                raise ConfigurationError(
+                    f"The policy '{path}' was fitted by another version of confcascade, whose scores were of other "
+                    "tokens (of thoughts, too, say). Collect and fit again."
+                ) from error
             raise ConfigurationError(
                 f"'{path}' is no policy of this version of confcascade: {where}: {first['msg']}."
             ) from error

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from confcascade.tools import CUT, forced_call, misfit
-from confcascade.types import Request, Response
+from confcascade.tools import CUT, forced_call, json_problem, misfit
+from confcascade.types import OutputSchema, Request, Response
 
 __all__ = ["FILTERED", "OnCut", "problem_of", "why_unusable"]
 
@@ -74,6 +74,8 @@ def problem_of(request: Request, response: Response) -> str | None:
         return "it was cut off at its most tokens"  # some readers complete what is missing, others only see it missing
     if response.problem is not None:
         return response.problem
+    if (why := _format_problem(request, response)) is not None:
+        return why
     if not request.tools:
         return None
     tools = {tool.name: tool for tool in request.tools}
@@ -86,6 +88,17 @@ def problem_of(request: Request, response: Response) -> str | None:
     if forced is None or any(forced in ("", call.name) for call in response.tool_calls):
         return None
     return f"no call to {_short(forced)}, which was wanted" if forced else "no tool call, where one was wanted"
+
+
+def _format_problem(request: Request, response: Response) -> str | None:
+    """What is wrong with an answer that was asked for in a ``response_format`` of OpenAI's, which clients pass on."""
+    wanted = request.options.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if kind not in ("json_schema", "json_object") or response.calls_tools or not response.answer.strip():
+        return None
+    told = wanted.get("json_schema") if isinstance(wanted, Mapping) else None
+    schema = told.get("schema") if isinstance(told, Mapping) else None
+    return json_problem(response.answer, OutputSchema("", schema if isinstance(schema, Mapping) else {}))
 
 
 def _calls_in_words(answer: str, tools: set[str]) -> bool:

@@ -131,7 +131,7 @@ def test_what_nothing_is_promised_of_is_refused(case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version"),
+        ({"version": 1}, "scores were of other tokens"),
         ({"stages": []}, "stages"),
         ({"models": ["large"]}, "must be different ones of its models"),
         ({"surprise": 1}, "unknown key"),
@@ -140,7 +140,7 @@ def test_what_nothing_is_promised_of_is_refused(case):
 def test_a_file_that_is_no_policy(tmp_path, change, message):
     path = tmp_path / "policy.json"
     path.write_text(json.dumps({**json.loads(made().model_dump_json(by_alias=True)), **change}))
-    with pytest.raises(ConfigurationError, match=f"is no policy of this version of confcascade: .*{message}"):
+    with pytest.raises(ConfigurationError, match=f"{message}"):
         Policy.load(path)
 
 

@@ -21,6 +21,7 @@ from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
+from confcascade.signals.wording import REFUSALS, Wording
 
 __all__ = [
     "SIGNAL_TYPES",
@@ -32,6 +33,7 @@ __all__ = [
     "SignalType",
     "TextRouterEntry",
     "TokenProbabilityEntry",
+    "WordingEntry",
 ]
 
 
@@ -72,13 +74,27 @@ class TokenProbabilityEntry(SignalType):
         [], description='The answer labels of multiple choice, such as "ABCD"; by default free text.'
     )
     aggregate: Literal["mean", "min", "product", "first"] = Field("mean", description="Over the tokens of free text.")
+    part: Literal["answer", "thoughts"] = Field("answer", description="Of what: of the answer, or of the thoughts.")
     after: str | None = Field(None, description='Score only what follows this text, such as "Answer:".')
     name: str = Field("p_t", min_length=1, description="Key of thresholds and records.")
 
     def load(self, folder: Path) -> Signal:
         """The signal."""
         del folder
-        return TokenProbability(self.labels, aggregate=self.aggregate, after=self.after, name=self.name)
+        return TokenProbability(self.labels, aggregate=self.aggregate, part=self.part, after=self.after, name=self.name)
+
+
+class WordingEntry(SignalType):
+    """Whether an answer is free of some wordings, such as refusals (`Wording`)."""
+
+    type: Literal["wording"]
+    patterns: list[str] = Field(list(REFUSALS), min_length=1, description="Regular expressions; by default refusals.")
+    name: str = Field("wording", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        return Wording(self.patterns, name=self.name)
 
 
 class KnowledgeProbeEntry(SignalType):
@@ -163,6 +179,7 @@ SIGNAL_TYPES: tuple[type[SignalType], ...] = (
     FormatProbabilityEntry,
     TextRouterEntry,
     LearnedScorerEntry,
+    WordingEntry,
 )
 
 

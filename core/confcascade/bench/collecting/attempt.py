@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from confcascade.answers import parted
 from confcascade.asks import Flow, Generate, LanguageModel, ask
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
+from confcascade.checks import failed_check
 from confcascade.errors import ConfigurationError
 from confcascade.flow import Stage, prefill_for
 from confcascade.graders.example import Example
@@ -87,6 +88,8 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         usage = response.usage
         labels = {label for signal in signals for label in signal.labels}
         problem = why_unusable(request, response, labels=labels)
+        if problem is None and stage.check is not None:
+            problem = failed_check([stage.check], response.text)
     except Exception as failure:  # the model's
         error = f"{type(failure).__name__}: {failure}"
     scores = yield from _scores(signals, model, request, prefilled, response)
