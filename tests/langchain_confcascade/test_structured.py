@@ -10,12 +10,14 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from confcascade import ConfigurationError, OpenAICompatibleModel, trace
 from confcascade.testing import ScriptedModel
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.caches import BaseCache, InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumps, loads
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.utils.function_calling import convert_to_json_schema
@@ -519,3 +521,42 @@ def test_caches_tell_models_of_one_name_apart():
     assert len({first, key("http://two/v1"), key("http://one/v1", inner=0.6)}) == 3
     assert "SECRETKEY" not in first
     assert "http" not in first
+
+
+# ---------------------------------------------------------------------- asked for by a response format
+
+
+BOUND = {"type": "json_schema", "json_schema": {"name": "Joke", "schema": Joke.model_json_schema()}}
+
+
+@pytest.mark.parametrize(
+    ("bound", "draft", "answered_by"),
+    [
+        (BOUND, '{"setup": "Why?", "stars": "many"}', "large"),
+        (BOUND, "A joke", "large"),
+        (BOUND, '{"setup": "Why?"}', "small"),
+        ({"type": "json_object"}, "A joke", "large"),
+        ({"type": "json_object"}, '{"any": 1}', "small"),
+        ({"type": "text"}, "A joke", "small"),
+    ],
+)
+async def test_what_does_not_fit_a_bound_response_format_escalates(bound, draft, answered_by):
+    """As agents with `ProviderStrategy` bind it: nobody but the cascade looks before it is parsed."""
+    small, large = ScriptedModel("small", lambda _: (draft, 0.99)), ScriptedModel("large", lambda _: '{"setup": "So."}')
+    llm = ConfidenceCascadeLLM(models=[small, large], threshold=0.9).bind(response_format=bound)
+    chunks = list(llm.stream("q"))
+    answers = [llm.invoke("q"), await llm.ainvoke("q"), chunks[0] + chunks[1:]]
+
+    assert {answer.response_metadata["confcascade"]["answered_by"] for answer in answers} == {answered_by}
+
+
+def test_an_agent_whose_provider_structures_its_answer_gets_one():
+    """`create_agent(response_format=ProviderStrategy(...))` raises where a kept answer does not fit."""
+    small = ScriptedModel("small", lambda _: ('{"setup": "Why?", "stars": "many"}', 0.99), tools=True)
+    large = ScriptedModel("large", lambda _: '{"setup": "So.", "stars": 5}', tools=True)
+    llm = ConfidenceCascadeLLM(models=[small, large], threshold=0.9)
+    agent = create_agent(llm, response_format=ProviderStrategy(Joke))
+
+    state = agent.invoke({"messages": [HumanMessage("A joke?")]})
+
+    assert state["structured_response"] == Joke(setup="So.", stars=5)
