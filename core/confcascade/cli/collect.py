@@ -67,6 +67,9 @@ def collect(
     ] = None,
     retry_errors: Annotated[bool, typer.Option(help="Ask again where the recording has an error.")] = False,
     text: Annotated[bool, typer.Option(help="Keep prompts, references, answers and their tokens.")] = True,
+    keep_thoughts: Annotated[
+        bool, typer.Option("--keep-thoughts", help="Keep what models thought before they answered, too.")
+    ] = False,
     engine: Annotated[
         Literal["here", "ray"],
         typer.Option(help="Who asks: this process, or the workers of the Ray cluster that RAY_ADDRESS names."),
@@ -125,6 +128,7 @@ def collect(
                 rate_limits=file.rate_limits,
                 retry_errors=retry_errors,
                 keep_text=text,
+                keep_thoughts=keep_thoughts,
                 stop=stop,
                 progress=shown,
                 ask_all=_engine(engine, file, grader),
