@@ -199,7 +199,8 @@ def response_from(message: BaseMessage, ask: Generate) -> Response:
 
 
 def _logprobs(message: BaseMessage) -> Any:
-    return message.response_metadata.get("logprobs")
+    metadata = message.response_metadata
+    return metadata.get("logprobs") or metadata.get("logprobs_result")  # of Vertex
 
 
 def _thoughts(message: BaseMessage) -> str:

@@ -32,6 +32,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
 )
+from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import LLM
 
 from llamaindex_confcascade.instrumentation import quiet
@@ -198,7 +199,7 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:
             return self._object(ask)
         (messages, call), native = self._call(ask), quiet(self.native)
-        return call.explained(response_from(_answered(messages, call, native.chat), ask, native))
+        return call.explained(response_from(_answered(messages, call, _chat_of(native)), ask, native))
 
     async def aanswer(self, ask: Generate) -> Response:
         if not self._blocks("achat"):
@@ -261,7 +262,7 @@ class LlamaIndexModel(Remote):
     def _responses(self, messages: Sequence[ChatMessage], call: CallParameters) -> Generator[ChatResponse, None, None]:
         while not (call.is_answered or call.whole):
             try:
-                for response in quiet(self.native).stream_chat(list(messages), **call.parameters):
+                for response in _stream_chat_of(quiet(self.native))(list(messages), **call.parameters):
                     call.answered()
                     yield response
             except Exception as error:
@@ -350,6 +351,50 @@ async def _aanswered(
             return response
 
 
+def _completes(native: LLM, method: str) -> bool:
+    """Whether it is of a user's own class that completes prompts, and leaves this method of chats to LlamaIndex."""
+    return next(cls for cls in type(native).__mro__ if method in vars(cls) and not _is_view(cls)) is CustomLLM
+
+
+def _is_view(cls: type) -> bool:
+    return cls.__mro__[1].__qualname__ == cls.__qualname__ and cls.__mro__[1].__module__ == cls.__module__
+
+
+def _as_chat(completion: CompletionResponse) -> ChatResponse:
+    """As LlamaIndex converts it, but with the log-probabilities, which it drops."""
+    response = completion_response_to_chat_response(completion)
+    response.logprobs, response.delta = completion.logprobs, completion.delta
+    return response
+
+
+def _chat_of(native: LLM) -> Callable[..., ChatResponse]:
+    """Its `chat`; of one that completes prompts, what its `chat` does, log-probabilities kept."""
+    if not _completes(native, "chat"):
+        return native.chat
+
+    def chat(messages: Sequence[ChatMessage], **parameters: Any) -> ChatResponse:
+        assert native.messages_to_prompt is not None
+        return _as_chat(native.complete(native.messages_to_prompt(messages), formatted=True, **parameters))
+
+    return chat
+
+
+def _stream_chat_of(native: LLM) -> Callable[..., Iterator[ChatResponse]]:
+    if not _completes(native, "stream_chat"):
+        return native.stream_chat
+
+    def stream_chat(messages: Sequence[ChatMessage], **parameters: Any) -> Iterator[ChatResponse]:
+        assert native.messages_to_prompt is not None
+        pieces = native.stream_complete(native.messages_to_prompt(messages), formatted=True, **parameters)
+        try:
+            for piece in pieces:
+                yield _as_chat(piece)
+        finally:
+            pieces.close()
+
+    return stream_chat
+
+
 class _Asking:
     """One request for structured output, while the LLM's own `structured_predict` runs.
 
@@ -379,7 +424,7 @@ class _Asking:
 
     def keep_completion(self, completion: CompletionResponse) -> ChatResponse:
         self.completion = completion
-        return self.keep(completion_response_to_chat_response(completion))
+        return self.keep(_as_chat(completion))
 
     def response(self, value: Any, error: Exception | None) -> Response:
         """The answer, with the object or the error that came of it."""

@@ -405,6 +405,12 @@ def _hopeless(stage: Stage, scores: Mapping[str, Score]) -> str:
     return ", ".join(f"{name} {value:.3g} < {least:g}" for name, value, least in low)
 
 
+def _shown(value: float, threshold: float) -> str:
+    """With three digits, or as many as show that it is not the threshold."""
+    digits = next((n for n in range(3, 17) if value == threshold or f"{value:.{n}g}" != f"{threshold:.{n}g}"), 17)
+    return f"{value:.{digits}g}"
+
+
 def _failures(scores: Mapping[str, Score]) -> bool:
     return not all(score.passed for score in scores.values())
 
@@ -418,7 +424,9 @@ def _explain(scores: Mapping[str, Score]) -> str:
         elif isinstance(score.threshold, str):
             parts.append(f"{name} {score.value:.3g} ({score.threshold})")
         else:
-            parts.append(f"{name} {score.value:.3g} {'>=' if score.passed else '<'} {score.threshold:g}")
+            parts.append(
+                f"{name} {_shown(score.value, score.threshold)} {'>=' if score.passed else '<'} {score.threshold:g}"
+            )
         if raw := score.details.get("scores"):  # of a signal made of others
             parts[-1] += f" (of {', '.join(f'{k} missing' if v is None else f'{k} {v:.3g}' for k, v in raw.items())})"
     return ", ".join(parts) or "no signal"

@@ -632,3 +632,28 @@ async def test_raw_completions_are_read_whole_and_streamed() -> None:
 
     for response in await asked_in_every_way(model, Generate(model, request())):
         assert [(token.text, token.logprob) for token in response.tokens or ()] == [("Par", -0.5), ("is", -0.5)]
+
+
+class Completing(CustomLLM):
+    """As LlamaIndex's documentation tells users to write one: it completes prompts, and tells log-probabilities."""
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name="mine")
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text="yes", logprobs=[[LogProb(token="yes", logprob=-0.1)]])
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        def pieces() -> CompletionResponseGen:
+            yield CompletionResponse(text="yes", delta="yes", logprobs=[[LogProb(token="yes", logprob=-0.1)]])
+
+        return pieces()
+
+
+async def test_an_llm_of_ones_own_that_completes_prompts_is_judged() -> None:
+    """`CustomLLM.chat` drops the log-probabilities of its own completion."""
+    model = LlamaIndexModel(Completing())
+
+    for response in await asked_in_every_way(model, Generate(model, request())):
+        assert [(token.text, token.logprob) for token in response.tokens or ()] == [("yes", -0.1)]

@@ -194,6 +194,18 @@ class CascadeFile(Entry):
         with self._source.at():
             return Cascade(stages, **self._options, audit=audit)
 
+    def only_whole(self, who: str) -> None:
+        """Raise `ConfigurationError` if the file keeps drafts that were cut off: recordings count them as not usable.
+
+        Args:
+            who: Counts so, too.
+        """
+        if self.on_cut == "keep":
+            with self.at("on_cut"):
+                raise ConfigurationError(
+                    f"{who} counts drafts that were cut off as not usable: leave out `on_cut: keep`."
+                )
+
     @property
     def _options(self) -> dict[str, Any]:
         return {"on_error": self.on_error, "on_exhausted": self.on_exhausted, "on_cut": self.on_cut}

@@ -89,6 +89,8 @@ def evaluate(
     if unit is not None and unit not in UNITS:
         raise ConfigurationError(f"--unit must be one of {', '.join(UNITS)}. Got '{unit}'.")
     file = None if cascade is None else CascadeFile.load(cascade)
+    if file is not None:
+        file.only_whole("A report")
     if file is not None and policy is None:
         policy = file.policy_path
     if bool(threshold) + bool(file is not None and file.policy is None) + bool(policy) != 1:

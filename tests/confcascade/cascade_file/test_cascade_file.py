@@ -697,3 +697,12 @@ def test_a_policy_that_is_not_there_is_named_with_its_line(tmp_path):
     assert file.policy_path == tmp_path / "policy.json"
     with pytest.raises(ConfigurationError, match=r"line 2, `policy`: The policy '.*policy.json' cannot be read"):
         file.cascade()
+
+
+def test_only_whole_drafts_are_fitted_and_evaluated(write):
+    """Recordings count a draft that was cut off as not usable, so neither promise nor report is about such a file."""
+    file = CascadeFile.load(write("models: [bundled:small, bundled:large]\nthreshold: 0.9\non_cut: keep\n"))
+
+    assert file.on_cut == "keep"
+    with pytest.raises(ConfigurationError, match=r"on_cut.*A report counts drafts that were cut off as not usable"):
+        file.only_whole("A report")

@@ -76,6 +76,7 @@ def fit(
     """
     models_of = None
     if isinstance(described, CascadeFile):
+        described.only_whole("A fitted policy")
         models_of = tuple(described.thresholds)
         described = {name: Described(each, described.folder) for name, each in described.signal_entries.items()}
     if not isinstance(material, FitData):
