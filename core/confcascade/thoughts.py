@@ -60,7 +60,7 @@ _WRAPPERS = (
 _WRAPPED = tuple(re.compile(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL) for opening, closing in _WRAPPERS)
 _END = re.compile(r"(?:\s*<\|[a-z_]+\|>)+\s*$")  # <|return|> and the like, where special tokens are in the text
 
-# a token that is nothing but a mark
+# any mark, but those that are words
 MARK = re.compile("|".join(each for pair in (*_FAMILIES[:8], *_WRAPPERS) for each in pair))
 
 
