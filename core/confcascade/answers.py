@@ -43,9 +43,10 @@ def parted(request: Request, response: Response) -> Response:
     if response.calls_tools:
         start = _after_thoughts(tokens, thoughts)
         return response.replace(thoughts=thoughts, tokens=tokens[start:], thought_tokens=tokens[:start])
-    found = _place(tokens, text.answer, request.stop, told_apart=bool(thoughts))
+    found = _place(tokens, text.answer, request.stop, thoughts)
     if found is None and response.finish_reason == "aborted":  # where it ended, the text may lag behind
-        found = _place(tokens, part("".join(token.text for token in tokens)).answer, (), told_apart=False)
+        spelled = part("".join(token.text for token in tokens))
+        found = _place(tokens, spelled.answer, (), spelled.thoughts)
     if found is None:
         unscored = _UNCOVERED if text.answer.strip() else None
         before = tokens if unscored is None else None
@@ -60,7 +61,7 @@ def solid(text: str) -> str:
 
 
 def _place(
-    tokens: Sequence[Token], answer: str, stop: Sequence[str], *, told_apart: bool, whole: bool = True
+    tokens: Sequence[Token], answer: str, stop: Sequence[str], thoughts: str, *, whole: bool = True
 ) -> tuple[int, int] | None:
     """Between which tokens the answer stands; None if nowhere.
 
@@ -68,7 +69,7 @@ def _place(
         tokens: All that were told.
         answer: Its text.
         stop: The request's.
-        told_apart: Whether there are thoughts.
+        thoughts: Those before it.
         whole: Whether it has come to its end.
     """
     wanted = solid(answer)
@@ -78,13 +79,19 @@ def _place(
     spelled = "".join(pieces)
     ends = list(accumulate(map(len, pieces)))
     stops = tuple(filter(None, map(solid, stop)))
+    thought = solid(thoughts)
+    if thought not in spelled and not whole:  # they are still to come
+        return None
+    told = thought in spelled and len(thought) >= len(wanted)
+    thought_end = spelled.find(thought) + len(thought) if told else 0
     found, at = -1, spelled.rfind(wanted)
     while at >= 0:
         rest = spelled[at + len(wanted) :]
         if found >= 0 and len(rest) > _LONGEST_MARK:
             break
         # where nothing came before it, whatever follows is what ended it
-        if not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not told_apart):
+        ended = not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not thoughts)
+        if ended and at + len(wanted) != thought_end:  # the last of the thoughts is not the answer
             found = at if found < 0 or _begins(ends, at) else found
             if _begins(ends, at):  # in the midst of a token it may be the ">" of what ended it
                 break
@@ -94,7 +101,7 @@ def _place(
     # a blank token ends where the one before it does: neither the first nor the last is one
     start = bisect_right(ends, found)
     lead = "".join(token.text for token in tokens[:start])
-    if found == 0 and not told_apart and answer.startswith(lead):  # the text has these blanks, too
+    if found == 0 and not thoughts and answer.startswith(lead):  # the text has these blanks, too
         start = 0
     while start and tokens[start - 1].text == "":  # the first bytes of a character
         start -= 1
@@ -174,7 +181,7 @@ class AnswerTokens:
         self._start, self._begun = None, begun
         if found.thinking or not found.answer.strip() or may_open(found.answer):
             return
-        place = _place(tokens, found.answer, (), told_apart=bool(found.thoughts), whole=False)
+        place = _place(tokens, found.answer, (), found.thoughts, whole=False)
         if place is not None:
             self._start, self._end = place
             self._spelled = len(solid(found.answer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def request(**parameters: Any) -> Request:
 def tokens_of(text: str, cuts: list[int]) -> tuple[Token, ...]:
     """A text cut into tokens; each has a log-probability of its own."""
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    return tuple(Token(text[a:b], -0.01 * (a + 1)) for a, b in zip(places, places[1:], strict=False))
+    return tuple(Token(text[a:b], -0.01 * (a + 1)) for a, b in pairwise(places))
 
 
 def spelling(text: str, tokens: tuple[Token, ...], start: int, end: int) -> tuple[Token, ...]:
@@ -64,7 +65,14 @@ def told(*pieces: str) -> tuple[Token, ...]:
 
 @settings(deadline=None)
 @given(
-    marks=MARKS, thoughts=WORDS, answer=WORDS, blanks=BLANKS, end=ENDS, cuts=CUTS, apart=st.booleans(), opened=st.booleans()
+    marks=MARKS,
+    thoughts=WORDS,
+    answer=WORDS,
+    blanks=BLANKS,
+    end=ENDS,
+    cuts=CUTS,
+    apart=st.booleans(),
+    opened=st.booleans(),
 )
 def test_thoughts_marks_blanks_and_ends_do_not_count(marks, thoughts, answer, blanks, end, cuts, apart, opened):
     """Exactly the answer's tokens are found: thoughts in the text or told apart, the opening mark there or not."""
@@ -107,6 +115,7 @@ def test_a_listed_stop_string_does_not_count(answer, cuts, stop, more, strip):
         (told("Ly", "on", "<|im_end|>"), Response("Lyon", thoughts="Is it Lyon?"), ["Ly", "on"]),  # thoughts not listed
         (told("Is it", " Lyon", "?", "</think>", "Ly", "on"), Response("Lyon", thoughts="Is it Lyon?"), ["Ly", "on"]),
         (told("Ly", "on", ", or", "</think>", "Ly", "on"), Response("Lyon"), ["Ly", "on"]),  # its thoughts not told
+        (told("14", "</s>"), Response("14", thoughts="4"), ["14"]),
         # a character of several tokens comes with the last of them
         (told("<think>", "hm", "</think>", "", "", "漢", "", "字"), Response("<think>hm</think>漢字"), 5 * [""]),
         (told("", "漢"), Response("漢"), ["", "漢"]),
@@ -134,6 +143,8 @@ def test_the_last_that_spells_the_answer_counts(tokens, response, found):
         (told("Ly"), Response("Lyon")),
         (told("<think>", "Lyon", ", or not"), Response("Lyon", thoughts="Lyon, or not")),  # of the thoughts alone
         (told("Is it", " Lyon", "?"), Response("Lyon", thoughts="Is it Lyon?")),
+        (told("It is", " Lyon"), Response("Lyon", thoughts="It is Lyon")),
+        (told("<think>", "Lyon"), Response("<think>Lyon</think>Lyon")),
         ((), Response("Lyon")),
     ],
 )
@@ -242,6 +253,22 @@ def test_tokens_wait_for_a_text_that_lags_behind(answer, cuts, lag, stop):
         assert shown == whole[: len(shown)]
     crossed = whole[-1].text.endswith("#")  # a token across the end is held back
     assert crossed or not shown or follower.seen(tokens, answer) == without_blanks_behind(whole)
+
+
+@settings(deadline=None)
+@given(thoughts=WORDS, answer=WORDS, cuts=CUTS, ahead=st.integers(1, 30))
+def test_a_text_that_is_ahead_waits_for_its_tokens(thoughts, answer, cuts, ahead):
+    """The answer is not looked for in the thoughts meanwhile."""
+    text = f"<think>{thoughts}</think>{answer}"
+    tokens = tokens_of(text, cuts)
+    whole = parted(request(), Response(text, tokens)).tokens
+    follower = AnswerTokens()
+
+    for n in range(1, len(tokens) + 1):
+        come = len("".join(token.text for token in tokens[:n]))
+        shown = follower.seen(tokens[:n], text[: come + ahead])
+        assert shown == whole[: len(shown)]
+    assert shown == without_blanks_behind(whole)
 
 
 def test_tokens_of_thoughts_that_are_told_apart_are_not_shown():
