@@ -33,19 +33,20 @@ def parted(request: Request, response: Response) -> Response:
         `tokens` of the answer alone, without blanks around it; of an answer that calls tools, all that follow the
         thoughts. None, and `unscored` says why, where they do not spell the answer.
     """
-    if response.tokens is None:
-        return response
-    text = part(response.text)
-    thoughts = response.thoughts or text.thoughts
     tokens = response.tokens
     if response.thought_tokens is not None:  # parted already
         return response
+    text = part(response.text)
+    thoughts = response.thoughts or text.thoughts
+    if tokens is None:
+        return response.replace(thoughts=thoughts)
     if response.calls_tools:
         start = _after_thoughts(tokens, thoughts)
         return response.replace(thoughts=thoughts, tokens=tokens[start:], thought_tokens=tokens[:start])
-    found = _place(tokens, text.answer, request.stop, told_apart=bool(thoughts))
+    found = _place(tokens, text.answer, request.stop, thoughts)
     if found is None and response.finish_reason == "aborted":  # where it ended, the text may lag behind
-        found = _place(tokens, part("".join(token.text for token in tokens)).answer, (), told_apart=False)
+        spelled = part("".join(token.text for token in tokens))
+        found = _place(tokens, spelled.answer, (), spelled.thoughts)
     if found is None:
         unscored = _UNCOVERED if text.answer.strip() else None
         before = tokens if unscored is None else None
@@ -60,7 +61,7 @@ def solid(text: str) -> str:
 
 
 def _place(
-    tokens: Sequence[Token], answer: str, stop: Sequence[str], *, told_apart: bool, whole: bool = True
+    tokens: Sequence[Token], answer: str, stop: Sequence[str], thoughts: str, *, whole: bool = True
 ) -> tuple[int, int] | None:
     """Between which tokens the answer stands; None if nowhere.
 
@@ -68,7 +69,7 @@ def _place(
         tokens: All that were told.
         answer: Its text.
         stop: The request's.
-        told_apart: Whether there are thoughts.
+        thoughts: Those before it.
         whole: Whether it has come to its end.
     """
     wanted = solid(answer)
@@ -76,23 +77,40 @@ def _place(
         return None
     pieces = [solid(token.text) for token in tokens]
     spelled = "".join(pieces)
-    at = spelled.rfind(wanted)
+    ends = list(accumulate(map(len, pieces)))
     stops = tuple(filter(None, map(solid, stop)))
+    thought = solid(thoughts)
+    if thought not in spelled and not whole:  # they are still to come
+        return None
+    told = thought in spelled and len(thought) >= len(wanted)
+    thought_end = spelled.find(thought) + len(thought) if told else 0
+    found, at = -1, spelled.rfind(wanted)
     while at >= 0:
         rest = spelled[at + len(wanted) :]
+        if found >= 0 and len(rest) > _LONGEST_MARK:
+            break
         # where nothing came before it, whatever follows is what ended it
-        if not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not told_apart):
-            ends = list(accumulate(map(len, pieces)))
-            # a blank token ends where the one before it does: neither the first nor the last is one
-            start = bisect_right(ends, at)
-            lead = "".join(token.text for token in tokens[:start])
-            if at == 0 and not told_apart and answer.startswith(lead):  # the text has these blanks, too
-                start = 0
-            while start and tokens[start - 1].text == "":  # the first bytes of a character
-                start -= 1
-            return start, _first_reaching(ends, at + len(wanted)) + 1
+        ended = not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not thoughts)
+        if ended and at + len(wanted) != thought_end:  # the last of the thoughts is not the answer
+            found = at if found < 0 or _begins(ends, at) else found
+            if _begins(ends, at):  # in the midst of a token it may be the ">" of what ended it
+                break
         at = spelled.rfind(wanted, 0, at + len(wanted) - 1)
-    return None
+    if found < 0:
+        return None
+    # a blank token ends where the one before it does: neither the first nor the last is one
+    start = bisect_right(ends, found)
+    lead = "".join(token.text for token in tokens[:start])
+    if found == 0 and not thoughts and answer.startswith(lead):  # the text has these blanks, too
+        start = 0
+    while start and tokens[start - 1].text == "":  # the first bytes of a character
+        start -= 1
+    return start, _first_reaching(ends, found + len(wanted)) + 1
+
+
+def _begins(ends: Sequence[int], at: int) -> bool:
+    """Whether a token begins with the character `at`."""
+    return at == 0 or ends[bisect_right(ends, at) - 1] == at
 
 
 def _first_reaching(ends: Sequence[int], length: int) -> int:
@@ -125,9 +143,10 @@ class AnswerTokens:
         self._read = 0  # characters of the text
         self._solid = 0  # of them not blank
         self._start: int | None = None  # the answer's first token
-        self._before = 0  # characters that are not blank, of the text before the answer
+        self._begun = 0  # the answer's first character
+        self._before = 0  # characters that are not blank, of the text around the answer
         self._end = 0  # the first token that the text has not come to
-        self._spelled = 0  # characters that are not blank, of the tokens between the two
+        self._spelled = 0  # characters that are not blank, of the answer's tokens up to there
 
     def seen(self, tokens: Sequence[Token], text: str) -> Sequence[Token]:
         """Those of the answer.
@@ -155,11 +174,15 @@ class AnswerTokens:
         return tokens[self._start : end]
 
     def _begin(self, tokens: Sequence[Token], text: str) -> None:
-        self._start = None
         found = part(text)
-        if found.thinking or not found.answer.strip() or may_open(text):
+        begun = len(text.rstrip()) - len(found.answer.rstrip())
+        if self._start is not None and begun == self._begun:
             return
-        place = _place(tokens, found.answer, (), told_apart=bool(found.thoughts), whole=False)
+        self._start, self._begun = None, begun
+        if found.thinking or not found.answer.strip() or may_open(found.answer):
+            return
+        place = _place(tokens, found.answer, (), found.thoughts, whole=False)
         if place is not None:
-            self._start = self._end = place[0]
-            self._before, self._spelled = self._solid - len(solid(found.answer)), 0
+            self._start, self._end = place
+            self._spelled = len(solid(found.answer))
+            self._before = self._solid - self._spelled

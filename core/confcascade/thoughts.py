@@ -25,7 +25,7 @@ _FAMILIES = (
     # gpt-oss, and where its special tokens are left out of the text
     (
         r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
-        r"<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>",
+        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>",
     ),
     (r"(?:assistant)?analysis(?=[A-Z]|.*assistantfinal)", r"assistantfinal"),
     # Granite 3; others say so, too, and mean no mark by it
@@ -39,9 +39,15 @@ _OPENINGS = (
     "<|open|>think<|sep|>", "<|channel>thought", "<|inner_prefix|>", "<|channel|>analysis<|message|>",
     "<|start|>assistant<|channel|>analysis<|message|>", "analysis", "assistantanalysis",
     "Here is my thought process:", "Here's my thought process:",
+    "<response>", "<answer>", "<|START_RESPONSE|>", "<|START_TEXT|>", "<|open|>response<|sep|>",  # around the answer
 )  # fmt: skip
+# what begins so are thoughts once that which closes them has come
+_UNDECIDED = re.compile(r"(?:assistant)?analysis\S|Here(?: is|'s) my thought process:")
 # A mark that closes what the prompt has opened. In quotes or backticks somebody speaks of it.
-_ALONE = re.compile(rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _FAMILIES[:5])})(?![`'"])""")
+_SINGLE = (*_FAMILIES[:5], _FAMILIES[7])
+_ALONE = re.compile(rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _SINGLE)})(?![`'"])""")
+_OPENED = re.compile("|".join(opening for opening, _ in _SINGLE))
+_FENCE = "```"
 CLOSERS = ("</", "[/", "◁/", "|>")
 # what some models write around the answer that follows
 _WRAPPERS = (
@@ -54,7 +60,7 @@ _WRAPPERS = (
 _WRAPPED = tuple(re.compile(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL) for opening, closing in _WRAPPERS)
 _END = re.compile(r"(?:\s*<\|[a-z_]+\|>)+\s*$")  # <|return|> and the like, where special tokens are in the text
 
-# a token that is nothing but a mark
+# any mark, but those that are words
 MARK = re.compile("|".join(each for pair in (*_FAMILIES[:8], *_WRAPPERS) for each in pair))
 
 
@@ -96,17 +102,20 @@ def part(text: str) -> Parted:
             return Parted("\n".join(thoughts), "", thinking=True)
         if thoughts:
             return Parted("\n".join(thoughts), _unwrapped(rest))
-    if any(mark in text for mark in CLOSERS) and (end := _ALONE.search(text)) is not None:
+    if any(mark in text for mark in CLOSERS) and (end := _closed(text)) is not None:
         return Parted(text[: end.start()].strip(), _unwrapped(text[end.end() :]))
     return Parted("", text)
 
 
 def may_open(text: str) -> bool:
-    """Whether a text that has just begun may still turn out to begin with a mark: "<th", say, or a whole first word."""
+    """Whether a text that has just begun may still turn out to begin with a mark: "<th", say, or a whole first word.
+
+    Of an answer behind thoughts, also with one that some models write around it.
+    """
     begun = text.lstrip()
     if begun[:1] not in _FIRST or (begun.isalpha() and len(begun) < _WORD):
         return False
-    return any(opening.startswith(begun) for opening in _OPENINGS)
+    return any(opening.startswith(begun) for opening in _OPENINGS) or _UNDECIDED.match(begun) is not None
 
 
 def _opened(text: str) -> tuple[int, re.Pattern[str]] | None:
@@ -114,6 +123,15 @@ def _opened(text: str) -> tuple[int, re.Pattern[str]] | None:
     for opening, closing in _PAIRS:
         if (begun := opening.match(text)) is not None:
             return begun.end(), closing
+    return None
+
+
+def _closed(text: str) -> re.Match[str] | None:
+    """The mark that closes what the prompt has opened; none where both stand in a fence, for there it is an example."""
+    for found in _ALONE.finditer(text):
+        fences = text.count(_FENCE, 0, found.start())
+        if fences % 2 == 0 or not _OPENED.search(text, text.rfind(_FENCE, 0, found.start()), found.start()):
+            return found
     return None
 
 

@@ -108,15 +108,20 @@ def _calls_in_words(answer: str, tools: set[str]) -> bool:
     fenced = _FENCED.fullmatch(answer)
     try:
         told: Any = json.loads(fenced[1] if fenced else answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    calls = told if isinstance(told, list) else [told]
-    return bool(calls) and all(
-        isinstance(call, dict)
-        and (call.get("name") or call.get("tool") or call.get("function")) in tools
-        and bool({"arguments", "parameters", "args", "input"} & set(call))
-        for call in calls
-    )
+    calls = told.get("tool_calls", told) if isinstance(told, dict) else told
+    calls = calls if isinstance(calls, list) else [calls]
+    return bool(calls) and all(_is_call(call, tools) for call in calls)
+
+
+def _is_call(told: Any, tools: set[str]) -> bool:
+    if isinstance(told, dict) and isinstance(told.get("function"), dict):  # OpenAI's form
+        told = told["function"]
+    if not isinstance(told, dict) or not {"arguments", "parameters", "args", "input"} & set(told):
+        return False
+    name = told.get("name") or told.get("tool") or told.get("function")
+    return isinstance(name, str) and name in tools
 
 
 def _is_periodic(text: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from confcascade.answers import solid
@@ -21,6 +22,7 @@ _SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?|(?P<other>-?\d[
 # what may stand behind the last call: what closes it, marks, the end of the text
 _CLOSED = re.compile(r"""(?:[\]\[{}()<>;,."'`|]|<[^<>]*>|\[/?[A-Z_]+\])*""")
 _DECODER = json.JSONDecoder(strict=False)
+_NEXT_KEY = re.compile(r'\s*,\s*"\w+"\s*:\s*"')
 
 Span = tuple[int, int]
 
@@ -31,7 +33,10 @@ def thought_tokens(response: Response) -> Sequence[Token]:
     Raises:
         SignalUnavailableError: If there are none, or the model tells no log-probabilities of them.
     """
-    tokens = [t for t in response.thought_tokens or () if t.text.strip() and not MARK.fullmatch(t.text.strip())]
+    before = response.thought_tokens or ()
+    text = MARK.sub(lambda mark: " " * len(mark[0]), "".join(token.text for token in before))
+    ends = accumulate(len(token.text) for token in before)
+    tokens = [token for token, end in zip(before, ends, strict=True) if text[end - len(token.text) : end].strip()]
     if not tokens or not response.thoughts:
         raise SignalUnavailableError(
             "the model tells no log-probabilities of its thoughts" if response.thoughts else "there are no thoughts"
@@ -58,6 +63,8 @@ def value_tokens(tokens: Sequence[Token]) -> Sequence[Token]:
             _, end = _DECODER.raw_decode(text, brace.start())
         except ValueError:
             continue
+        except RecursionError:  # it is not closed
+            break
         whole = brace.start(), end
         return _overlapping(tokens, _values(text, whole) or [whole])
     raise SignalUnavailableError("the structured output cannot be found among the tokens of the answer")
@@ -95,7 +102,13 @@ def _call(text: str, call: ToolCall, limit: int, given: bool) -> tuple[list[Span
     name = re.compile(rf"(?<!\w){re.escape(call.name)}(?!\w)")
     for first, last in _objects(text, call.arguments, limit):
         # the nearest before its arguments; some write the name after them
-        names = list(name.finditer(text, 0, first)) or list(name.finditer(text, last, limit))[:1]
+        names = list(name.finditer(text, 0, first))
+        key = _NEXT_KEY.match(text, last, limit)
+        behind = name.match(text, key.end(), limit) if key else None
+        if behind is None and not names:
+            behind = name.search(text, last, limit)
+        if behind is not None:
+            names = [behind]
         if not names and not given:
             continue
         values = _values(text, (first, last))
@@ -112,7 +125,7 @@ def _objects(text: str, wanted: Any, limit: int) -> Iterator[Span]:
     while at >= 0:
         try:
             value, end = _DECODER.raw_decode(text, at)
-        except ValueError:
+        except (ValueError, RecursionError):
             value, end = None, limit + 1
         if end <= limit and value == wanted:
             yield at, end
@@ -121,7 +134,8 @@ def _objects(text: str, wanted: Any, limit: int) -> Iterator[Span]:
 
 def _values(text: str, within: Span) -> list[Span]:
     scalars = [match for match in _SCALAR.finditer(text, *within) if match["key"] is None]
-    return [match.span("text" if match["other"] is None else "other") for match in scalars]
+    spans = (match.span("text" if match["other"] is None else "other") for match in scalars)
+    return [(start, max(end, start + 1)) for start, end in spans]  # of an empty text, the quote that closes it
 
 
 def _overlapping(tokens: Sequence[Token], spans: Sequence[Span]) -> Sequence[Token]:
