@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from confcascade.thoughts import CLOSERS, may_open, part
-from confcascade.types import Request, Response, Token
+from confcascade.types import Request, Response, ThoughtToken, Token
 
 __all__ = ["AnswerTokens", "parted", "solid"]
 
@@ -40,10 +40,10 @@ def parted(request: Request, response: Response) -> Response:
     tokens = response.tokens
     if response.thought_tokens is not None:  # parted already
         return response
+    start = _after_thoughts(tokens, thoughts)
     if response.calls_tools:
-        start = _after_thoughts(tokens, thoughts)
         return response.replace(thoughts=thoughts, tokens=tokens[start:], thought_tokens=tokens[:start])
-    found = _place(tokens, text.answer, request.stop, told_apart=bool(thoughts))
+    found = _place(tokens, text.answer, request.stop, told_apart=bool(thoughts), first=start)
     if found is None and response.finish_reason == "aborted":  # where it ended, the text may lag behind
         found = _place(tokens, part("".join(token.text for token in tokens)).answer, (), told_apart=False)
     if found is None:
@@ -60,7 +60,13 @@ def solid(text: str) -> str:
 
 
 def _place(
-    tokens: Sequence[Token], answer: str, stop: Sequence[str], *, told_apart: bool, whole: bool = True
+    tokens: Sequence[Token],
+    answer: str,
+    stop: Sequence[str],
+    *,
+    told_apart: bool,
+    first: int = 0,
+    whole: bool = True,
 ) -> tuple[int, int] | None:
     """Between which tokens the answer stands; None if nowhere.
 
@@ -69,6 +75,7 @@ def _place(
         answer: Its text.
         stop: The request's.
         told_apart: Whether there are thoughts.
+        first: The first token behind them: what they say before may be said in the same words.
         whole: Whether it has come to its end.
     """
     wanted = solid(answer)
@@ -76,9 +83,13 @@ def _place(
         return None
     pieces = [solid(token.text) for token in tokens]
     spelled = "".join(pieces)
+    least = sum(map(len, pieces[:first]))
     at = spelled.rfind(wanted)
     stops = tuple(filter(None, map(solid, stop)))
     while at >= 0:
+        # all of the tokens may be the answer, although thoughts were found in them; those of another list are not
+        if at < least and (at > 0 or isinstance(tokens[0], ThoughtToken)):
+            return None
         rest = spelled[at + len(wanted) :]
         # where nothing came before it, whatever follows is what ended it
         if not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not told_apart):
@@ -101,6 +112,8 @@ def _first_reaching(ends: Sequence[int], length: int) -> int:
 
 def _after_thoughts(tokens: Sequence[Token], thoughts: str) -> int:
     """The first token behind the thoughts; 0 where there are none, or where they are not among the tokens."""
+    if listed := sum(isinstance(token, ThoughtToken) for token in tokens):
+        return listed
     if not thoughts:
         text = part("".join(token.text for token in tokens))
         thoughts = text.thoughts
@@ -159,7 +172,8 @@ class AnswerTokens:
         found = part(text)
         if found.thinking or not found.answer.strip() or may_open(text):
             return
-        place = _place(tokens, found.answer, (), told_apart=bool(found.thoughts), whole=False)
+        listed = sum(isinstance(token, ThoughtToken) for token in tokens)
+        place = _place(tokens, found.answer, (), told_apart=bool(found.thoughts), first=listed, whole=False)
         if place is not None:
             self._start = self._end = place[0]
             self._before, self._spelled = self._solid - len(solid(found.answer)), 0
