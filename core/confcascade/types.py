@@ -10,7 +10,18 @@ from typing import Any
 from confcascade.errors import ConfigurationError
 from confcascade.thoughts import part
 
-__all__ = ["Message", "OutputSchema", "Prefilled", "Request", "Response", "ThoughtToken", "Token", "Tool", "ToolCall", "Usage"]
+__all__ = [
+    "Message",
+    "OutputSchema",
+    "Prefilled",
+    "Request",
+    "Response",
+    "ThoughtToken",
+    "Token",
+    "Tool",
+    "ToolCall",
+    "Usage",
+]
 
 
 @dataclass(frozen=True)

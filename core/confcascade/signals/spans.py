@@ -77,10 +77,12 @@ def call_tokens(request: Request, response: Response) -> Sequence[Token]:
     if not text.strip() or (response.answer.strip() and solid(text) == solid(response.answer)):
         raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")
     forced = forced_call(request)
+    if forced == "" and len(request.tools) == 1:
+        forced = request.tools[0].name
     spans: list[Span] = []
     limit = len(text)
     for call in reversed(response.tool_calls):
-        given = request.output is not None or (forced is not None and forced == call.name)
+        given = request.output is not None or forced == call.name
         found, start, end = _call(text, call, limit, given)
         between = solid(text[end:limit])
         if limit == len(text) and not (_CLOSED.fullmatch(between) or between == solid(response.answer)):
