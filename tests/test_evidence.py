@@ -37,6 +37,7 @@ from confcascade.extending import Signal
 from confcascade.graders import NormalizedMatch
 from confcascade.graders.example import Example
 from confcascade.models import calls
+from confcascade.models.bundled import WEIGHTS
 from langchain_openai import ChatOpenAI
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
@@ -262,6 +263,8 @@ class Core(Client):
 
     async def ask(self, way: str) -> Any:
         parameters: dict[str, Any] = dict(self.setting.options)
+        if "extra_body" in parameters:
+            parameters["options"] = {"extra_body": parameters.pop("extra_body")}
         if self.setting.tools:
             parameters["tools"] = (Tool("weather", SCHEMA),)
             parameters["tool_choice"] = "weather" if self.setting.forced else None
@@ -832,3 +835,48 @@ async def test_a_draft_that_was_cut_off_goes_on(
                 check(record, 0.99, where=way)
             else:
                 check(record, reason, where=way)
+
+
+# ---------------------------------------------------------------------- llama.cpp's own server
+
+# the bundled models' template with thoughts in it, by which the server knows that the model may think
+THINKING = (
+    (WEIGHTS / "small" / "chat_template.jinja")
+    .read_text()
+    .replace(
+        "{{ ' ' + m.content | default('', true) | trim }}",
+        "{% set said = m.content | default('', true) %}"
+        "{% if '</think>' in said %}{% set said = said.split('</think>')[-1] %}{% endif %}"
+        "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+        "{{ ' ' + said | trim }}",
+    )
+)
+GRAMMAR = 'root ::= "<think>" [a-z ]{20,60} "</think>" " " [A-Z] [a-z]{2,8}'
+
+
+@every_client
+async def test_thoughts_on_a_real_server(served: Callable[..., str], client: type[Client]) -> None:
+    """It lists them with the answer, in a stream fewer of them; the score is the answer's alone."""
+    import openai
+
+    url = served("small", THINKING)
+    options = {"temperature": 0, "max_tokens": 80, "extra_body": {"grammar": GRAMMAR}}
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    direct: Any = openai.OpenAI(base_url=url, api_key="none")
+    given: Any = options | {"logprobs": True, "top_logprobs": 1}
+    (choice,) = direct.chat.completions.create(model=SMALL, messages=messages, **given).choices
+    assert choice.message.reasoning_content
+    answer: list[float] = []
+    spelled = ""
+    for token in reversed(choice.logprobs.content):
+        if spelled.strip() == choice.message.content.strip():
+            break
+        spelled = token.token + spelled
+        answer += [token.logprob] if token.bytes else []
+    assert spelled.strip() == choice.message.content.strip()
+    expected = math.exp(math.fsum(answer) / len(answer))
+
+    asking = client(url, Setting(options=options))
+    for way in client.ways:
+        small = (await asking.record(way)).attempts[0]
+        assert small.scores["p_t"].value == pytest.approx(expected, rel=0.01), f"{way}: {small.reason}"
