@@ -18,7 +18,9 @@ __all__ = ["AnswerTokens", "parted", "solid"]
 
 # what may stand behind an answer and is no part of it: <|im_end|>, </s>, [/INST], <end_of_turn>, </response>
 _ENDS = re.compile(r"(?:<[^<>]*>|\[/?[A-Z_]+\])*")
+_RUN = re.compile("\ufffd+")
 _LONGEST_MARK = 40  # characters
+_LOST = "\ufffd"  # what SGLang and older vLLM tell of each token of a character that takes several
 _UNCOVERED = "the log-probabilities are not those of the answer's text"
 
 
@@ -82,6 +84,8 @@ def _place(
     if not wanted:
         return None
     pieces = [solid(token.text) for token in tokens]
+    if any(_LOST in piece for piece in pieces):
+        wanted, pieces = _without_lost(wanted, pieces)
     spelled = "".join(pieces)
     least = sum(map(len, pieces[:first]))
     at = spelled.rfind(wanted)
@@ -101,9 +105,24 @@ def _place(
                 start = 0
             while start and tokens[start - 1].text == "":  # the first bytes of a character
                 start -= 1
-            return start, _first_reaching(ends, at + len(wanted)) + 1
+            end = _first_reaching(ends, at + len(wanted)) + 1
+            while end < len(tokens) and not pieces[end] and _LOST in tokens[end].text:
+                end += 1
+            return start, end
         at = spelled.rfind(wanted, 0, at + len(wanted) - 1)
     return None
+
+
+def _without_lost(wanted: str, pieces: Sequence[str]) -> tuple[str, list[str]]:
+    """An answer and tokens with one mark in the place of each run of characters that no token spells."""
+    known = set("".join(pieces))
+    told, lost = [], False
+    for piece in pieces:
+        marked = _RUN.sub(_LOST, piece)
+        told.append(marked.removeprefix(_LOST) if lost else marked)
+        lost = piece.endswith(_LOST) if piece else lost
+    shown = "".join(each if each.isascii() or each in known else _LOST for each in wanted)
+    return _RUN.sub(_LOST, shown), told
 
 
 def _first_reaching(ends: Sequence[int], length: int) -> int:

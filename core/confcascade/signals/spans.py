@@ -16,8 +16,11 @@ from confcascade.types import Request, Response, Token, ToolCall
 
 __all__ = ["call_tokens", "thought_tokens", "value_tokens", "wants_object"]
 
-# a scalar value: a string that is no key, without its quotes, a number or a literal
-_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?|(?P<other>-?\d[\d.eE+-]*|true|false|null)')
+# a value: a string that is no key, without its quotes, a number, a literal, or what is empty
+_VALUE = re.compile(
+    r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?'
+    r"|(?P<other>-?\d[\d.eE+-]*|true|false|null|\[\s*\]|\{\s*\})"
+)
 # what may stand behind the last call: what closes it, marks, the end of the text
 _CLOSED = re.compile(r"""(?:[\]\[{}()<>;,."'`|]|<[^<>]*>|\[/?[A-Z_]+\])*""")
 _DECODER = json.JSONDecoder(strict=False)
@@ -122,8 +125,9 @@ def _objects(text: str, wanted: Any, limit: int) -> Iterator[Span]:
 
 
 def _values(text: str, within: Span) -> list[Span]:
-    scalars = [match for match in _SCALAR.finditer(text, *within) if match["key"] is None]
-    return [match.span("text" if match["other"] is None else "other") for match in scalars]
+    first, last = within
+    values = [match for match in _VALUE.finditer(text, first + 1, last) if match["key"] is None]
+    return [match.span("text") if match["text"] else match.span() for match in values]
 
 
 def _overlapping(tokens: Sequence[Token], spans: Sequence[Span]) -> Sequence[Token]:
