@@ -25,6 +25,7 @@ from confcascade import (
     OpenAICompatibleModel,
     OutputSchema,
     Record,
+    RetrievalScore,
     Stage,
     TokenProbability,
     Tool,
@@ -34,7 +35,7 @@ from confcascade.bench.collecting import CollectOptions, collect_rows
 from confcascade.bench.questions.prompts import PROMPTS
 from confcascade.bench.recording import Columns, PlaybackModel
 from confcascade.bench.replay import PolicyStage, replay
-from confcascade.extending import Signal
+from confcascade.extending import Evidence, Measurement, Signal
 from confcascade.graders import NormalizedMatch
 from confcascade.graders.example import Example
 from confcascade.models import calls
@@ -895,6 +896,37 @@ async def test_a_draft_that_was_cut_off_goes_on(
                 check(record, 0.99, where=way)
             else:
                 check(record, reason, where=way)
+
+
+@every_client
+@pytest.mark.parametrize("finish", ["stop", "length", "content_filter"])
+async def test_what_was_shown_is_not_withdrawn(server: Server, client: type[Client], finish: str) -> None:
+    """A stage that is judged before it answers streams at once; no other model's answer follows, however it ends."""
+    server.says[SMALL] = Says(words("Lyon lies on the", 0.99), finish=finish)
+    asking = client(server.url, Setting([Sure()], threshold=0.5))
+    for way in client.ways:
+        assert shown(await asking.ask(way)) == "Lyon lies on the", way
+    server.says[SMALL] = Says([], finish=finish)
+    for way in client.ways:
+        assert shown(await asking.ask(way)) == "the large one", way
+
+
+class Sure(RetrievalScore):
+    """Judges before the answer, and is sure."""
+
+    def score(self, evidence: Evidence) -> Measurement:
+        return Measurement(1.0)
+
+
+def shown(answered: Any) -> str:
+    """What the user has seen, of a stream all of it."""
+    if not isinstance(answered, list):
+        return str(getattr(answered, "text", None) or getattr(getattr(answered, "message", None), "content", ""))
+    if hasattr(answered[-1], "delta"):
+        return "".join(each.delta or "" for each in answered)
+    if hasattr(answered[-1], "record"):
+        answered = answered[:-1]
+    return "".join(each.text for each in answered)
 
 
 # ---------------------------------------------------------------------- llama.cpp's own server
