@@ -546,7 +546,26 @@ CALLS: dict[str, tuple[Says, float | str]] = {
         Says([*words("I will look it up.", 0.2), *call(0.95, 0.9)], [PARIS], "tool_calls"),
         mean(0.95, 0.9),
     ),
+    "said after it calls": (Says([*call(0.95, 0.9), *words("I look it up.", 0.2)], [PARIS]), mean(0.95, 0.9)),
     "none are listed": (Says([], [PARIS], "tool_calls"), "no log-prob"),
+    "two alike": (Says([*call(0.9, 0.3), *call(0.9, 0.8)], [PARIS, PARIS], "tool_calls"), mean(0.9, 0.3, 0.9, 0.8)),
+    "as DeepSeek writes it": (
+        Says(
+            [
+                *rehearsed(0.99),
+                Piece("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", 0.999, "nowhere"),
+                Piece("weather", 0.2, "nowhere"),
+                Piece("<｜tool▁sep｜>", 0.999, "nowhere"),
+                Piece('{"city": "', 0.999, "nowhere"),
+                Piece("Paris", 0.3, "nowhere"),
+                Piece('"}', 0.999, "nowhere"),
+                Piece("<｜tool▁call▁end｜><｜tool▁calls▁end｜>", 0.999, "nowhere"),
+            ],
+            [PARIS],
+            "tool_calls",
+        ),
+        mean(0.2, 0.3),
+    ),
     "only the text before it is listed": (Says(words("I will look.", 0.99), [PARIS], "tool_calls"), "no log-prob"),
 }
 UNTOLD = {"only the rehearsal is listed, at its end"}  # by ChatOpenAI, which does not show that there are thoughts

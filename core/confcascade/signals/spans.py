@@ -87,8 +87,8 @@ def call_tokens(request: Request, response: Response) -> Sequence[Token]:
     for call in reversed(response.tool_calls):
         given = request.output is not None or forced == call.name
         found, start, end = _call(text, call, limit, given)
-        between = solid(text[end:limit])
-        if limit == len(text) and not (_CLOSED.fullmatch(between) or between == solid(response.answer)):
+        between = solid(text[end:limit]).removesuffix(solid(response.answer))  # some say something after their calls
+        if limit == len(text) and not _CLOSED.fullmatch(between):
             raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")  # but a rehearsal's
         spans += found
         limit = start
