@@ -15,11 +15,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """Serves bundled models as others serve theirs: llama.cpp's own server, here in this process.
 
     ``served("small")`` is the ``base_url`` for OpenAI clients. A model is converted and started when first asked for,
     in a tenth of a second, and stays. Keys and model names are not checked, and the default temperature is not 0.
+    ``served("small", template)`` serves it with another chat template.
     """
     xllamacpp = pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
@@ -29,8 +30,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     folder = tmp_path_factory.mktemp("gguf")
     servers: dict[str, Any] = {}
 
-    def serve(size: str) -> str:
-        if size not in servers:
+    def serve(size: str, template: str = "") -> str:
+        key = size + template
+        if key not in servers:
             path = folder / f"{size}.gguf"
             write_gguf(WEIGHTS / size, path)
             parameters = xllamacpp.CommonParams()
@@ -49,8 +51,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
             parameters.use_jinja = parameters.offline = True
             parameters.warmup = parameters.fit_params = False
             parameters.verbosity = -1
-            servers[size] = xllamacpp.Server(parameters)
-        return f"{servers[size].listening_address}/v1"
+            if template:
+                parameters.chat_template = template
+            servers[key] = xllamacpp.Server(parameters)
+        return f"{servers[key].listening_address}/v1"
 
     yield serve
     servers.clear()  # a server stops when nobody holds it

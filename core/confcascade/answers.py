@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from confcascade.thoughts import CLOSERS, may_open, part
-from confcascade.types import Request, Response, Token
+from confcascade.types import Request, Response, ThoughtToken, Token
 
 __all__ = ["AnswerTokens", "parted", "solid"]
 
 # what may stand behind an answer and is no part of it: <|im_end|>, </s>, [/INST], <end_of_turn>, </response>
 _ENDS = re.compile(r"(?:<[^<>]*>|\[/?[A-Z_]+\])*")
 _LONGEST_MARK = 40  # characters
+_LOST = "\ufffd"  # what SGLang and older vLLM tell of each token of a character that takes several
+_RUN = re.compile("\ufffd+")
 _UNCOVERED = "the log-probabilities are not those of the answer's text"
 
 
@@ -76,22 +78,29 @@ def _place(
     if not wanted:
         return None
     pieces = [solid(token.text) for token in tokens]
+    if any(_LOST in piece for piece in pieces):
+        wanted, pieces = _without_lost(wanted, pieces)
     spelled = "".join(pieces)
     ends = list(accumulate(map(len, pieces)))
     stops = tuple(filter(None, map(solid, stop)))
     thought = solid(thoughts)
-    if thought not in spelled and not whole:  # they are still to come
+    listed = _listed(tokens)
+    if thought not in spelled and not whole and not listed:  # they are still to come
         return None
-    told = thought in spelled and len(thought) >= len(wanted)
-    thought_end = spelled.find(thought) + len(thought) if told else 0
+    # all of the tokens may be the answer, although thoughts are found in it; those of another list are not
+    told = bool(thought) and thought in spelled and not listed
+    thought_end = ends[listed - 1] if listed else spelled.find(thought) + len(thought) if told else 0
     found, at = -1, spelled.rfind(wanted)
-    while at >= 0:
+    while at >= (thought_end if listed else 0):
+        if told and 0 < at < thought_end:
+            break
         rest = spelled[at + len(wanted) :]
         if found >= 0 and len(rest) > _LONGEST_MARK:
             break
         # where nothing came before it, whatever follows is what ended it
         ended = not rest or rest.startswith(stops) or _ENDS.fullmatch(rest) or (whole and at == 0 and not thoughts)
-        if ended and at + len(wanted) != thought_end:  # the last of the thoughts is not the answer
+        # the last of the thoughts is not the answer
+        if ended and not (told and len(thought) >= len(wanted) and at + len(wanted) == thought_end):
             found = at if found < 0 or _begins(ends, at) else found
             if _begins(ends, at):  # in the midst of a token it may be the ">" of what ended it
                 break
@@ -105,12 +114,32 @@ def _place(
         start = 0
     while start and tokens[start - 1].text == "":  # the first bytes of a character
         start -= 1
-    return start, _first_reaching(ends, found + len(wanted)) + 1
+    end = _first_reaching(ends, found + len(wanted)) + 1
+    while end < len(tokens) and not pieces[end] and _LOST in tokens[end].text:
+        end += 1
+    return start, end
+
+
+def _listed(tokens: Sequence[Token]) -> int:
+    """How many tokens were told in a list of thoughts."""
+    return sum(isinstance(token, ThoughtToken) for token in tokens)
 
 
 def _begins(ends: Sequence[int], at: int) -> bool:
     """Whether a token begins with the character `at`."""
     return at == 0 or ends[bisect_right(ends, at) - 1] == at
+
+
+def _without_lost(wanted: str, pieces: Sequence[str]) -> tuple[str, list[str]]:
+    """An answer and tokens with one mark in the place of each run of characters that no token spells."""
+    known = set("".join(pieces))
+    told, lost = [], False
+    for piece in pieces:
+        marked = _RUN.sub(_LOST, piece)
+        told.append(marked.removeprefix(_LOST) if lost else marked)
+        lost = piece.endswith(_LOST) if piece else lost
+    shown = "".join(each if each.isascii() or each in known else _LOST for each in wanted)
+    return _RUN.sub(_LOST, shown), told
 
 
 def _first_reaching(ends: Sequence[int], length: int) -> int:
@@ -119,6 +148,8 @@ def _first_reaching(ends: Sequence[int], length: int) -> int:
 
 def _after_thoughts(tokens: Sequence[Token], thoughts: str) -> int:
     """The first token behind the thoughts; 0 where there are none, or where they are not among the tokens."""
+    if listed := _listed(tokens):
+        return listed
     if not thoughts:
         text = part("".join(token.text for token in tokens))
         thoughts = text.thoughts

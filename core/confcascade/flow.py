@@ -284,6 +284,7 @@ def _attempt(
         if watch is not None and prefilled is not None and watch(()) == "abort":
             yield from _score(judges, stage, evidence, scores)
             return ended("escalate", _explain(scores) + " (before generating)")
+        live = last or not (judges or whole)
         answer: Answer[Response] = yield from ask(
             Generate(
                 stage.model,
@@ -292,7 +293,7 @@ def _attempt(
                 logprobs=any(signal.logprobs for signal in signals),
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
                 watch=watch,
-                live=last or not (judges or whole),
+                live=live,
             )
         )
         response = parted(asked, bill.add(answer))
@@ -304,8 +305,8 @@ def _attempt(
         problem = None if aborted else why_unusable(request, response, "keep" if last else on_cut, labels=labels)
         if problem is None and not (aborted or response.calls_tools):
             problem = failed_check(checks, response.text)
-        if watch is not None and watch.released:  # shown already, and nothing withdraws it
-            problem = None
+        if not last and (live or (watch is not None and watch.released)) and response.text.strip():
+            problem = None  # shown already, and nothing withdraws it
         if problem is None and asked is not request and request.output is not None and request.output.check is not None:
             problem = request.output.check(response.answer)
         if last:  # answers as it would alone

@@ -10,7 +10,18 @@ from typing import Any
 from confcascade.errors import ConfigurationError
 from confcascade.thoughts import part
 
-__all__ = ["Message", "OutputSchema", "Prefilled", "Request", "Response", "Token", "Tool", "ToolCall", "Usage"]
+__all__ = [
+    "Message",
+    "OutputSchema",
+    "Prefilled",
+    "Request",
+    "Response",
+    "ThoughtToken",
+    "Token",
+    "Tool",
+    "ToolCall",
+    "Usage",
+]
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,11 @@ class Token:
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class ThoughtToken(Token):
+    """One that the server lists with the thoughts, apart from those of the answer."""
 
 
 @dataclass(frozen=True)

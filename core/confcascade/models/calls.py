@@ -17,6 +17,9 @@ _log = logging.getLogger("confcascade")
 
 _SURE = 2  # refusals of a kind of call after which it is not asked for again; one that names it counts for two
 _FORGOTTEN_S = 600.0  # until it is: a server may be started anew
+_MOST = 256  # kinds of calls that are remembered
+# options that say who asks, or which draw is wanted: of another value in each call, and of no kind
+_OF_ONE_CALL = {"user", "seed", "safety_identifier", "prompt_cache_key", "metadata"}
 # what gateways and servers answer to a parameter that they do not take; 501: not implemented, 502: by a proxy
 _STATUSES = (400, 403, 404, 422, 500, 501, 502)
 _UNNAMED = (400, 422, 501)  # those of them that mean a parameter where the text names none
@@ -67,6 +70,8 @@ class Refusals:
     def note(self, what: str, kind: Hashable, error: Exception) -> None:
         """It was refused in a call of this kind, which was answered without it."""
         known = self._known.setdefault((what, kind), _Refused())
+        if len(self._known) > _MOST:
+            self._known.pop(next(iter(self._known)), None)
         known.why = _reason(error)
         if not known.times:
             told = "Model '%s' refuses %s in one kind of call (%s). Said once for each kind."
@@ -103,7 +108,7 @@ class CallParameters:
         streamed: bool,
     ) -> None:
         request = ask.request
-        options = frozenset((key, _shown(value)) for key, value in request.options.items())
+        options = frozenset((key, _shown(value)) for key, value in request.options.items() if key not in _OF_ONE_CALL)
         tools = frozenset(tool.parameters is None for tool in request.tools)  # a provider's own are another endpoint's
         self._kind = streamed, tools, request.output is not None, options
         self._given = dict(given)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from confcascade.types import Token
+from confcascade.types import ThoughtToken, Token
 
 __all__ = ["TokenReader", "whole_tokens"]
 
@@ -45,10 +45,14 @@ class TokenReader:
                 ``reasoning_content`` (DeepSeek), only the list (Ollama), or ``{"tokens": [...], "token_logprobs":
                 [...], "top_logprobs": [{}]}`` (legacy completions: Together, llama-cpp-python).
         """
-        entries = logprobs
-        if not isinstance(logprobs, list):
-            legacy = _get(logprobs, "token_logprobs")
-            entries = _entries(logprobs) if legacy is None else _legacy_entries(logprobs, legacy)
+        apart = None if isinstance(logprobs, list) else _get(logprobs, "reasoning_content")
+        thoughts = self._read(apart, ThoughtToken) if isinstance(apart, list) else None
+        answer = self._read(_answer_entries(logprobs), Token)
+        if self._no_number or (thoughts is None and answer is None):
+            return None
+        return (*(thoughts or ()), *(answer or ()))
+
+    def _read(self, entries: Any, kind: type[Token]) -> tuple[Token, ...] | None:
         if not isinstance(entries, list):
             return None
         tokens = []
@@ -62,8 +66,8 @@ class TokenReader:
             if text != "" and spelling != []:
                 text = text if spelling is None else self._spelled(text, spelling)
                 top = self._alternatives(entry.get("top_logprobs")) if self._top_logprobs else ()
-                tokens.append(Token(text, _clamped(logprob), top))
-        return None if self._no_number else tuple(tokens)
+                tokens.append(kind(text, _clamped(logprob), top))
+        return tuple(tokens)
 
     @property
     def problem(self) -> str | None:
@@ -102,12 +106,11 @@ def whole_tokens(logprobs: Any, top_logprobs: int) -> tuple[tuple[Token, ...] | 
     return (None, reader.problem) if reader.problem else (tokens, None)
 
 
-def _entries(logprobs: Any) -> Any:
-    """Those of the thoughts, where they are told apart, and those of the answer."""
-    thoughts, answer = _get(logprobs, "reasoning_content"), _get(logprobs, "content")
-    if not isinstance(thoughts, list):
-        return answer
-    return [*thoughts, *answer] if isinstance(answer, list) else thoughts
+def _answer_entries(logprobs: Any) -> Any:
+    if isinstance(logprobs, list):
+        return logprobs
+    legacy = _get(logprobs, "token_logprobs")
+    return _get(logprobs, "content") if legacy is None else _legacy_entries(logprobs, legacy)
 
 
 def _stands_alone(text: str, entry: Mapping[str, Any]) -> bool:

@@ -117,30 +117,40 @@ class OpenAICompatibleModel(Remote):
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reading, call = _Reading(ask), self._call(ask, streamed=True)
         with self._unsaid():
-            if (opened := self._create(call)) is None:
-                yield from as_stream(self.answer(ask), live=ask.live)
-                return
-            with opened as events:
-                for event in events:
-                    yield from reading.take(event)
-                    if reading.aborted:
-                        break
-        yield call.explained(reading.response())
+            while (opened := self._create(call)) is not None:
+                try:
+                    with opened as events:
+                        for event in events:
+                            call.answered()
+                            yield from reading.take(event)
+                            if reading.aborted:
+                                break
+                except Exception as error:  # some servers refuse in the stream itself
+                    call.retry_without(error)
+                else:
+                    yield call.explained(reading.response())
+                    return
+            yield from as_stream(self.answer(ask), live=ask.live)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         reading, call = _Reading(ask), self._call(ask, streamed=True)
         with self._unsaid():
-            if (opened := await self._acreate(call)) is None:
-                for item in as_stream(await self.aanswer(ask), live=ask.live):
-                    yield item
-                return
-            async with opened as events:
-                async for event in events:
-                    for chunk in reading.take(event):
-                        yield chunk
-                    if reading.aborted:
-                        break
-        yield call.explained(reading.response())
+            while (opened := await self._acreate(call)) is not None:
+                try:
+                    async with opened as events:
+                        async for event in events:
+                            call.answered()
+                            for chunk in reading.take(event):
+                                yield chunk
+                            if reading.aborted:
+                                break
+                except Exception as error:
+                    call.retry_without(error)
+                else:
+                    yield call.explained(reading.response())
+                    return
+            for item in as_stream(await self.aanswer(ask), live=ask.live):
+                yield item
 
     # ------------------------------------------------------------------ calls
 
@@ -148,35 +158,33 @@ class OpenAICompatibleModel(Remote):
         """One answer, in one piece."""
         call = self._call(ask)
         with self._unsaid():
-            return call.explained(_response(self._create(call), ask, self._masked))
+            completion = self._create(call)
+            call.answered()
+            return call.explained(_response(completion, ask, self._masked))
 
     async def aanswer(self, ask: Generate) -> Response:
         """`answer`, without blocking the event loop."""
         call = self._call(ask)
         with self._unsaid():
-            return call.explained(_response(await self._acreate(call), ask, self._masked))
+            completion = await self._acreate(call)
+            call.answered()
+            return call.explained(_response(completion, ask, self._masked))
 
     def _create(self, call: CallParameters) -> Any:
         """What the server answers; None if it should be asked for a whole answer instead."""
         while not call.whole:
             try:
-                created = self._client.chat.completions.create(**call.parameters)
+                return self._client.chat.completions.create(**call.parameters)
             except Exception as error:
                 call.retry_without(error)
-            else:
-                call.answered()
-                return created
         return None
 
     async def _acreate(self, call: CallParameters) -> Any:
         while not call.whole:
             try:
-                created = await self._aclient.chat.completions.create(**call.parameters)
+                return await self._aclient.chat.completions.create(**call.parameters)
             except Exception as error:
                 call.retry_without(error)
-            else:
-                call.answered()
-                return created
         return None
 
     @contextmanager

@@ -17,8 +17,11 @@ from confcascade.types import Request, Response, Token, ToolCall
 
 __all__ = ["call_tokens", "thought_tokens", "value_tokens", "wants_object"]
 
-# a scalar value: a string that is no key, without its quotes, a number or a literal
-_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?|(?P<other>-?\d[\d.eE+-]*|true|false|null)')
+# a value: a string that is no key, without its quotes, a number, a literal, or what is empty
+_VALUE = re.compile(
+    r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<key>\s*:)?'
+    r"|(?P<other>-?\d[\d.eE+-]*|true|false|null|\[\s*\]|\{\s*\})"
+)
 # what may stand behind the last call: what closes it, marks, the end of the text
 _CLOSED = re.compile(r"""(?:[\]\[{}()<>;,."'`|]|<[^<>]*>|\[/?[A-Z_]+\])*""")
 _DECODER = json.JSONDecoder(strict=False)
@@ -84,13 +87,15 @@ def call_tokens(request: Request, response: Response) -> Sequence[Token]:
     if not text.strip() or (response.answer.strip() and solid(text) == solid(response.answer)):
         raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")
     forced = forced_call(request)
+    if forced == "" and len(request.tools) == 1:
+        forced = request.tools[0].name
     spans: list[Span] = []
     limit = len(text)
     for call in reversed(response.tool_calls):
-        given = request.output is not None or (forced is not None and forced == call.name)
+        given = request.output is not None or forced == call.name
         found, start, end = _call(text, call, limit, given)
-        between = solid(text[end:limit])
-        if limit == len(text) and not (_CLOSED.fullmatch(between) or between == solid(response.answer)):
+        between = solid(text[end:limit]).removesuffix(solid(response.answer))  # some say something after their calls
+        if limit == len(text) and not _CLOSED.fullmatch(between):
             raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")  # but a rehearsal's
         spans += found
         limit = start
@@ -133,9 +138,13 @@ def _objects(text: str, wanted: Any, limit: int) -> Iterator[Span]:
 
 
 def _values(text: str, within: Span) -> list[Span]:
-    scalars = [match for match in _SCALAR.finditer(text, *within) if match["key"] is None]
-    spans = (match.span("text" if match["other"] is None else "other") for match in scalars)
-    return [(start, max(end, start + 1)) for start, end in spans]  # of an empty text, the quote that closes it
+    first, last = within
+    found = []
+    for match in _VALUE.finditer(text, first + 1, last):
+        if match["key"] is None:
+            start, end = match.span() if match["text"] is None else match.span("text")
+            found.append((start, max(end, start + 1)))  # of an empty text, the quote that closes it
+    return found
 
 
 def _overlapping(tokens: Sequence[Token], spans: Sequence[Span]) -> Sequence[Token]:
