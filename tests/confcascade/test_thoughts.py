@@ -92,6 +92,7 @@ def test_turns_that_a_text_may_take(text, thoughts, answer):
         "42<|im_end|>",
         "`<think>` opens thoughts and `</think>` closes them.",
         "Split at \"</think>\", or at '[/THINK]'.",
+        'Write "hm</think>" yourself.',
         "In the text:\n```xml\n<think>\nhm\n</think>\n```\nThat is all.",
         "<p>Hi <b>you</b></p>",
         "<html><head></head></html>",
