@@ -41,7 +41,9 @@ def parted(request: Request, response: Response) -> Response:
     text = part(response.text)
     thoughts = response.thoughts or text.thoughts
     if tokens is None:
-        return response.replace(thoughts=thoughts)
+        return response.replace(thoughts=thoughts) if thoughts else response
+    if not thoughts and tokens and tokens[-1].text.strip() and _spells(tokens, response.text):
+        return response  # a plain answer, and nothing but it
     if response.calls_tools:
         start = _after_thoughts(tokens, thoughts)
         return response.replace(thoughts=thoughts, tokens=tokens[start:], thought_tokens=tokens[:start])
@@ -55,6 +57,10 @@ def parted(request: Request, response: Response) -> Response:
         return response.replace(thoughts=thoughts, tokens=None, thought_tokens=before, unscored=unscored)
     start, end = found
     return response.replace(thoughts=thoughts, tokens=tokens[start:end], thought_tokens=tokens[:start])
+
+
+def _spells(tokens: Sequence[Token], text: str) -> bool:
+    return "".join([token.text for token in tokens]) == text
 
 
 def solid(text: str) -> str:
@@ -173,6 +179,7 @@ class AnswerTokens:
     def __init__(self) -> None:
         self._read = 0  # characters of the text
         self._solid = 0  # of them not blank
+        self._thinking = False  # and only a mark can end it
         self._start: int | None = None  # the answer's first token
         self._begun = 0  # the answer's first character
         self._before = 0  # characters that are not blank, of the text around the answer
@@ -189,7 +196,7 @@ class AnswerTokens:
         overlap = text[max(0, self._read - _LONGEST_MARK) :]
         self._solid += len(solid(text[self._read :]))
         self._read = len(text)
-        if self._start is None or any(mark in overlap for mark in CLOSERS):
+        if (self._start is None and not self._thinking) or any(mark in overlap for mark in CLOSERS):
             self._begin(tokens, text)
         if self._start is None:
             return ()
@@ -209,7 +216,7 @@ class AnswerTokens:
         begun = len(text.rstrip()) - len(found.answer.rstrip())
         if self._start is not None and begun == self._begun:
             return
-        self._start, self._begun = None, begun
+        self._start, self._begun, self._thinking = None, begun, found.thinking
         if found.thinking or not found.answer.strip() or may_open(found.answer):
             return
         place = _place(tokens, found.answer, (), found.thoughts, whole=False)

@@ -48,7 +48,7 @@ _SINGLE = (*_FAMILIES[:5], _FAMILIES[7])
 _ALONE = re.compile(rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _SINGLE)})(?![`'"])""")
 _OPENED = re.compile("|".join(opening for opening, _ in _SINGLE))
 _FENCE = "```"
-CLOSERS = ("</", "[/", "◁/", "|>")
+CLOSERS = ("</", "[/", "◁/", "|>", "assistantfinal", "my response:")
 # what some models write around the answer that follows
 _WRAPPERS = (
     (r"<response>", r"</response>"),  # Granite 3.3, Ernie
