@@ -440,6 +440,19 @@ SPELLINGS: dict[str, tuple[Says, float | str]] = {
 }
 
 
+STREAMED = [
+    "reasoning_content, unsure",
+    "reasoning_content, marks lost",
+    "reasoning, sure",
+    "in the text, sure",
+    "in the text, in batches",
+    "a list of their own, sure",
+    "only the thoughts listed, apart",
+    "the end alone is listed",
+    "listed before the text",
+]
+
+
 @every_client
 @pytest.mark.parametrize("name", ANSWERS | SPELLINGS)
 async def test_the_score_is_that_of_the_answer(server: Server, client: type[Client], name: str) -> None:
@@ -451,8 +464,8 @@ async def test_the_score_is_that_of_the_answer(server: Server, client: type[Clie
 
 
 @every_client
-@pytest.mark.parametrize("aggregate", ["first", "min", "product"])
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("aggregate", ["first", "min"])
+@pytest.mark.parametrize("name", STREAMED)
 async def test_drafts_that_are_ended_early_decide_alike(
     server: Server, client: type[Client], name: str, aggregate: Any
 ) -> None:
@@ -634,7 +647,7 @@ async def test_a_refused_agent_turn_changes_no_later_question(
 
 
 @every_client
-@pytest.mark.parametrize("status", [400, 403, 404, 422, 500, 501, 502])
+@pytest.mark.parametrize("status", [400, 403, 422, 500, 501])
 @pytest.mark.parametrize("message", ["logprobs are not supported", "Extra inputs are not permitted"])
 @pytest.mark.parametrize("times", [1, 1000])
 async def test_a_refusal_of_log_probabilities_is_an_answer_without(

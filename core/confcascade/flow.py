@@ -185,7 +185,7 @@ def cascade_flow(
         on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer
             in words, flagged as degraded, "raise" raises.
         on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
-            end; "keep" judges it as it stands.
+            end; "keep" judges it as it stands. What was streamed before that was known stands in any case.
         checks: What every draft must pass, beside its stage's own (`confcascade.checking`).
         policy_id: The cascade's.
 
