@@ -256,6 +256,8 @@ class Cascade:
             on_exhausted=self.on_exhausted,
             on_cut=self.on_cut,
             checks=active_checks(),
+            # recordings count drafts that were cut off as not usable, and so does what is promised
+            shows_early=not isinstance(self.stages, FittedStages),
             policy_id=self.policy_id,
         )
 

@@ -174,6 +174,7 @@ def cascade_flow(
     on_exhausted: OnExhausted = "best",
     on_cut: OnCut = "escalate",
     checks: Sequence[Check] = (),
+    shows_early: bool = True,
     policy_id: str = "",
 ) -> Flow[Outcome]:
     """Answer `request` with the first stage whose attempt passes.
@@ -187,6 +188,8 @@ def cascade_flow(
         on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
             end; "keep" judges it as it stands. What was streamed before that was known stands in any case.
         checks: What every draft must pass, beside its stage's own (`confcascade.checking`).
+        shows_early: Whether a draft that no score can withdraw any more is streamed at once. It then stands, even if it
+            is cut off or filtered later.
         policy_id: The cascade's.
 
     Raises:
@@ -197,12 +200,11 @@ def cascade_flow(
     responses: list[Response | None] = []
     kept: tuple[int, Response] | None = None
     last, straight = len(stages) - 1, False
+    rules = _Rules(on_cut, checks, shows_early)
     for index, stage in enumerate(stages):
         if straight and index < last:
             continue
-        attempt, response, error = yield from _attempt(
-            stage, index, request, stages[last], index == last, on_cut, checks
-        )
+        attempt, response, error = yield from _attempt(stage, index, request, stages[last], index == last, rules)
         straight = bool(_hopeless(stage, attempt.scores))
         attempts.append(attempt)
         responses.append(response)
@@ -227,8 +229,17 @@ def cascade_flow(
     return Outcome(response, record, tuple(responses))
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for every attempt: as of `cascade_flow`."""
+
+    on_cut: OnCut
+    checks: Sequence[Check]
+    shows_early: bool
+
+
 def _attempt(
-    stage: Stage, index: int, request: Request, largest: Stage, last: bool, on_cut: OnCut, checks: Sequence[Check]
+    stage: Stage, index: int, request: Request, largest: Stage, last: bool, rules: _Rules
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = _Bill()
@@ -277,14 +288,14 @@ def _attempt(
 
         # generation, ended early where the rest cannot change the decision
         judges = tuple(signal for signal in signals if signal.phase == "post")
-        checks = () if last else (*checks, *([stage.check] if stage.check is not None else []))
+        checks = () if last else (*rules.checks, *([stage.check] if stage.check is not None else []))
         whole = request.judged_whole or bool(checks)
         early = not whole and any(signal.early for signal in judges)
-        watch = _Watch(judges, stage, evidence) if early else None
+        watch = _Watch(judges, stage, evidence, rules.shows_early) if early else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
             yield from _score(judges, stage, evidence, scores)
             return ended("escalate", _explain(scores) + " (before generating)")
-        live = last or not (judges or whole)
+        live = last or (rules.shows_early and not (judges or whole))
         answer: Answer[Response] = yield from ask(
             Generate(
                 stage.model,
@@ -302,7 +313,7 @@ def _attempt(
         # after it
         labels = {label for signal in judges for label in signal.labels}
         aborted = response.finish_reason == "aborted"
-        problem = None if aborted else why_unusable(request, response, "keep" if last else on_cut, labels=labels)
+        problem = None if aborted else why_unusable(request, response, "keep" if last else rules.on_cut, labels=labels)
         if problem is None and not (aborted or response.calls_tools):
             problem = failed_check(checks, response.text)
         if not last and (live or (watch is not None and watch.released)) and response.text.strip():
@@ -363,15 +374,16 @@ class _Watch(Watch):
         released: Whether it has released it. What is found out later, such as that it was cut off, changes nothing.
     """
 
-    def __init__(self, signals: Sequence[Signal], stage: Stage, evidence: Evidence) -> None:
+    def __init__(self, signals: Sequence[Signal], stage: Stage, evidence: Evidence, shows_early: bool) -> None:
         self._signals = signals
         self._thresholds = stage.thresholds
         self._evidence = evidence
+        self._shows_early = shows_early
         self.released = False
 
     def __call__(self, tokens: Sequence[Token]) -> Verdict:
         evidence = Evidence(self._evidence.request, self._evidence.prefilled, tuple(tokens))
-        released = True
+        released = self._shows_early
         for signal in self._signals:
             low, high = signal.bounds(evidence)
             if not passes(high, self._thresholds[signal.name]):

@@ -19,7 +19,8 @@ from confcascade import (
     Stage,
     TokenProbability,
 )
-from confcascade.extending import Signal, build_stages
+from confcascade.extending import Chunk, Signal, build_stages
+from confcascade.flow import FittedStages
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel
 
@@ -284,3 +285,16 @@ def test_an_outcome_is_its_text():
 
     assert isinstance(outcome, Outcome)
     assert outcome.text == outcome.response.text == "4"
+
+
+def test_a_fitted_policy_shows_no_draft_before_its_end():
+    """What is promised counts a draft that was cut off as not kept; thresholds of one's own show it at once."""
+    small, large = ScriptedModel("small", {"q": ("one two three", 0.99)}), ScriptedModel("large", {"q": "large says"})
+    stages = [Stage(small, [TokenProbability(aggregate="first")], {"p_t": 0.9}), Stage(large)]
+    fitted = FittedStages.of(object(), stages)
+
+    def shown(cascade):
+        return "".join(item.text for item in cascade.stream("q", max_tokens=2) if isinstance(item, Chunk))
+
+    assert shown(Cascade(stages)) == Cascade(stages).run("q", max_tokens=2).text == "one two"
+    assert shown(Cascade(fitted)) == Cascade(fitted).run("q", max_tokens=2).text == "large says"
