@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ _OF_ONE_CALL = {"user", "seed", "safety_identifier", "prompt_cache_key", "metada
 # what gateways and servers answer to a parameter that they do not take; 501: not implemented, 502: by a proxy
 _STATUSES = (400, 403, 404, 422, 500, 501, 502)
 _UNNAMED = (400, 422, 501)  # those of them that mean a parameter where the text names none
+# how servers say that they list fewer alternatives than were asked for
+_LIMIT = re.compile(
+    r"logprobs.*?(?:max(?:imum)?\b|at most|between|must be|less than|no more than|<=|≤)[^\d]*(\d+)(?:\D{1,8}(\d+))?"
+)
 
 
 @dataclass
@@ -38,12 +43,16 @@ class Refusals:
     Args:
         model: Name of the model, for the log.
         words: By what is added to calls, the words by which an error refuses it.
+
+    Attributes:
+        most_alternatives: How many log-probabilities of alternatives the server lists at most; None if it has not said.
     """
 
     def __init__(self, model: str, words: Mapping[str, tuple[str, ...]]) -> None:
         self._model = model
         self._words = words
         self._known: dict[tuple[str, Hashable], _Refused] = {}
+        self.most_alternatives: int | None = None
 
     def why(self, what: str, kind: Hashable) -> str | None:
         """Why `what` is not to be asked for in calls of this kind; None if it may be."""
@@ -118,6 +127,15 @@ class CallParameters:
         self._refused: dict[str, Exception] = {}
         self._known = {name: why for name in added if (why := refusals.why(name, self._kind)) is not None}
         self._added = {name: dict(value) for name, value in added.items() if name not in self._known}
+        self._limit()
+
+    def _limit(self) -> bool:
+        """Ask for no more alternatives than the server lists; whether that changes anything."""
+        most, asked = self._refusals.most_alternatives, self._added.get("logprobs", {})
+        fewer = most is not None and most < asked.get("top_logprobs", 0)
+        if fewer:
+            asked["top_logprobs"] = most
+        return fewer
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -140,7 +158,17 @@ class CallParameters:
         return response.replace(unscored=f"the server refuses log-probabilities in this kind of call ({why})")
 
     def retry_without(self, error: Exception) -> None:
-        """Drop what `error` refuses; raise it if that is nothing of ours, or part of an answer has come."""
+        """Drop what `error` refuses, or ask for fewer alternatives, if it is their number.
+
+        Raises:
+            Exception: It, if that is nothing of ours, or part of an answer has come.
+        """
+        if not self.is_answered and (told := _LIMIT.search(str(error))) is not None:
+            most = int(told[2] or told[1])
+            if most >= 1:
+                self._refusals.most_alternatives = most
+                if self._limit():
+                    return
         refused = set() if self.is_answered else self._refusals.refused(error, self._added)
         if not refused:
             raise error

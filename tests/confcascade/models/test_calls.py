@@ -232,3 +232,25 @@ def test_what_the_caller_gives_is_never_changed(refusals):
 
     assert made.parameters == given | ADDED["stream_options"]
     assert given == {"model": "small", "logprobs": False}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "top_logprobs must be <= 5",
+        "top_logprobs must be between 0 and 5",
+        "Requested sample logprobs of 20, which is greater than max allowed: 5",
+        "Invalid value for 'top_logprobs': must be less than or equal to 5.",
+    ],
+)
+def test_a_server_that_lists_fewer_alternatives_is_asked_for_fewer(refusals: Refusals, told: str) -> None:
+    """That is no refusal of log-probabilities; the number holds for every kind of call from then on."""
+    ask = Generate(ScriptedModel("small"), Request((Message("user", "q"),)))
+    added = {"logprobs": {"logprobs": True, "top_logprobs": 20}}
+    first = CallParameters(ask, {}, added, refusals, streamed=False)
+    first.retry_without(RefusalError(told))
+    first.answered()
+    again = CallParameters(ask, {}, added, refusals, streamed=True)
+
+    assert first.parameters == again.parameters == {"logprobs": True, "top_logprobs": 5}
+    assert not again.whole
