@@ -20,7 +20,7 @@ __all__ = ["AnswerTokens", "parted", "solid"]
 _ENDS = re.compile(r"(?:<[^<>]*>|\[/?[A-Z_]+\])*")
 _LONGEST_MARK = 40  # characters
 _LOST = "\ufffd"  # what SGLang and older vLLM tell of each token of a character that takes several
-_RUN = re.compile("\ufffd+")
+_RUN = "\ufffd+"
 _UNCOVERED = "the log-probabilities are not those of the answer's text"
 
 
@@ -141,11 +141,11 @@ def _without_lost(wanted: str, pieces: Sequence[str]) -> tuple[str, list[str]]:
     known = set("".join(pieces))
     told, lost = [], False
     for piece in pieces:
-        marked = _RUN.sub(_LOST, piece)
+        marked = re.sub(_RUN, _LOST, piece)
         told.append(marked.removeprefix(_LOST) if lost else marked)
         lost = piece.endswith(_LOST) if piece else lost
     shown = "".join(each if each.isascii() or each in known else _LOST for each in wanted)
-    return _RUN.sub(_LOST, shown), told
+    return re.sub(_RUN, _LOST, shown), told
 
 
 def _first_reaching(ends: Sequence[int], length: int) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
-__all__ = ["CLOSERS", "MARK", "Parted", "may_open", "part"]
+__all__ = ["CLOSERS", "Parted", "blanked", "may_open", "part"]
 
 # By family, what opens thoughts at the beginning of a text, and what closes them. The tags: Qwen3, QwQ, DeepSeek,
 # SmolLM3, GLM, Kimi K2, MiniMax, Nemotron, Phi-4, OLMo 3, Granite 3.3 and 4; <seed:think>: Seed; <mm:think>: MiniMax
@@ -31,7 +32,6 @@ _FAMILIES = (
     # Granite 3; others say so, too, and mean no mark by it
     (r"Here(?: is|'s) my thought process:(?=.*Here(?: is|'s) my response:)", r"Here(?: is|'s) my response:"),
 )  # fmt: skip
-_PAIRS = tuple((re.compile(rf"\s*{opening}", re.DOTALL), re.compile(closing)) for opening, closing in _FAMILIES)
 _WORD = 4  # letters of the shortest first word of a mark
 _FIRST = frozenset("<[◁aH")  # what any opening begins with
 _OPENINGS = (
@@ -42,11 +42,11 @@ _OPENINGS = (
     "<response>", "<answer>", "<|START_RESPONSE|>", "<|START_TEXT|>", "<|open|>response<|sep|>",  # around the answer
 )  # fmt: skip
 # what begins so are thoughts once that which closes them has come
-_UNDECIDED = re.compile(r"(?:assistant)?analysis\S|Here(?: is|'s) my thought process:")
+_UNDECIDED = r"(?:assistant)?analysis\S|Here(?: is|'s) my thought process:"
 # A mark that closes what the prompt has opened. In quotes or backticks somebody speaks of it.
 _SINGLE = (*_FAMILIES[:5], _FAMILIES[7])
-_ALONE = re.compile(rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _SINGLE)})(?![`'"])""")
-_OPENED = re.compile("|".join(opening for opening, _ in _SINGLE))
+_ALONE = rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _SINGLE)})(?![`'"])"""
+_OPENED = "|".join(opening for opening, _ in _SINGLE)
 _FENCE = "```"
 CLOSERS = ("</", "[/", "◁/", "|>", "assistantfinal", "my response:")
 # what some models write around the answer that follows
@@ -57,11 +57,11 @@ _WRAPPERS = (
     (r"<\|START_TEXT\|>", r"<\|END_TEXT\|>"),
     (r"<\|open\|>response<\|sep\|>", r"<\|close\|>response<\|sep\|>"),
 )
-_WRAPPED = tuple(re.compile(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL) for opening, closing in _WRAPPERS)
-_END = re.compile(r"(?:\s*<\|[a-z_]+\|>)+\s*$")  # <|return|> and the like, where special tokens are in the text
+_END = r"(?:\s*<\|[a-z_]+\|>)+\s*$"  # <|return|> and the like, where special tokens are in the text
 
-# any mark, but those that are words
-MARK = re.compile("|".join(each for pair in (*_FAMILIES[:8], *_WRAPPERS) for each in pair))
+_MARK = "|".join(each for pair in (*_FAMILIES[:8], *_WRAPPERS) for each in pair)  # any, but those that are words
+
+_compiled = cache(re.compile)  # where it is needed, and not whenever confcascade is imported
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ def part(text: str) -> Parted:
     return Parted("", text)
 
 
+def blanked(text: str) -> str:
+    """The same, with blanks in the place of marks."""
+    shown: str = _compiled(_MARK).sub(lambda mark: " " * len(mark[0]), text)
+    return shown
+
+
 def may_open(text: str) -> bool:
     """Whether a text that has just begun may still turn out to begin with a mark: "<th", say, or a whole first word.
 
@@ -115,28 +121,29 @@ def may_open(text: str) -> bool:
     begun = text.lstrip()
     if begun[:1] not in _FIRST or (begun.isalpha() and len(begun) < _WORD):
         return False
-    return any(opening.startswith(begun) for opening in _OPENINGS) or _UNDECIDED.match(begun) is not None
+    return any(opening.startswith(begun) for opening in _OPENINGS) or _compiled(_UNDECIDED).match(begun) is not None
 
 
 def _opened(text: str) -> tuple[int, re.Pattern[str]] | None:
     """Where thoughts begin behind the mark that opens `text`, and what closes them."""
-    for opening, closing in _PAIRS:
-        if (begun := opening.match(text)) is not None:
-            return begun.end(), closing
+    for opening, closing in _FAMILIES:
+        if (begun := _compiled(rf"\s*{opening}", re.DOTALL).match(text)) is not None:
+            return begun.end(), _compiled(closing)
     return None
 
 
 def _closed(text: str) -> re.Match[str] | None:
     """The mark that closes what the prompt has opened; none where both stand in a fence, for there it is an example."""
-    for found in _ALONE.finditer(text):
+    for found in _compiled(_ALONE).finditer(text):
         fences = text.count(_FENCE, 0, found.start())
-        if fences % 2 == 0 or not _OPENED.search(text, text.rfind(_FENCE, 0, found.start()), found.start()):
+        if fences % 2 == 0 or not _compiled(_OPENED).search(text, text.rfind(_FENCE, 0, found.start()), found.start()):
             return found
     return None
 
 
 def _unwrapped(answer: str) -> str:
-    for wrapped in _WRAPPED:
+    for opening, closing in _WRAPPERS:
+        wrapped = _compiled(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL)
         if (found := wrapped.fullmatch(answer)) is not None:
             return found[1].strip()
-    return _END.sub("", answer).strip()
+    return _compiled(_END).sub("", answer).strip()

@@ -23,14 +23,11 @@ FILTERED = frozenset(
     "image_safety".split()
 )
 # what begins a tool call that a server has left in the text
-_CALL = re.compile(
-    r"""<tool_calls?>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|functools\[
+_CALL = r"""(?x)<tool_calls?>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|functools\[
     |<\|python_(?:tag|start)\|>|<\|tool_calls?\|>|<\|tool_calls?(?:_section)?_(?:begin|start)\|>|<\|tool_call>call:
     |<\|open\|>tools<\|sep\|>|<minimax:tool_call>|<｜DSML｜|<｜tool[▁_]calls[▁_]begin｜>|<seed:tool_call>
     |<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<\|START_ACTION\|>|<\|action_start\|>
-    |<start_function_call>|<longcat_tool_call>|<dots_function_call>""",
-    re.VERBOSE,
-)
+    |<start_function_call>|<longcat_tool_call>|<dots_function_call>"""
 _FENCED = re.compile(r"\s*```(?:json|tool_call|tool_code)?\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
 _PERIODS = 4  # repeats at the end of a cut-off answer by which it is known to go round in circles
 _LONGEST = 400  # characters of what is repeated
@@ -103,7 +100,7 @@ def _format_problem(request: Request, response: Response) -> str | None:
 
 def _calls_in_words(answer: str, tools: set[str]) -> bool:
     """Whether a text is, or ends with, a tool call in some family's form, or the JSON of one."""
-    if _CALL.search(answer):
+    if re.search(_CALL, answer):
         return True
     fenced = _FENCED.fullmatch(answer)
     try:

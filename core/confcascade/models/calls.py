@@ -25,7 +25,7 @@ _OF_ONE_CALL = {"user", "seed", "safety_identifier", "prompt_cache_key", "metada
 _STATUSES = (400, 403, 404, 422, 500, 501, 502)
 _UNNAMED = (400, 422, 501)  # those of them that mean a parameter where the text names none
 # how servers say that they list fewer alternatives than were asked for
-_LIMIT = re.compile(
+_LIMIT = (
     r"logprobs.*?(?:max(?:imum)?\b|at most|between|must be|less than|no more than|<=|≤)[^\d]*(\d+)(?:\D{1,8}(\d+))?"
 )
 
@@ -163,7 +163,7 @@ class CallParameters:
         Raises:
             Exception: It, if that is nothing of ours, or part of an answer has come.
         """
-        if not self.is_answered and (told := _LIMIT.search(str(error))) is not None:
+        if not self.is_answered and (told := re.search(_LIMIT, str(error))) is not None:
             most = int(told[2] or told[1])
             if most >= 1:
                 self._refusals.most_alternatives = most

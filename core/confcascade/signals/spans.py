@@ -11,7 +11,7 @@ from typing import Any
 
 from confcascade.answers import solid
 from confcascade.errors import SignalUnavailableError
-from confcascade.thoughts import MARK
+from confcascade.thoughts import blanked
 from confcascade.tools import forced_call
 from confcascade.types import Request, Response, Token, ToolCall
 
@@ -37,7 +37,7 @@ def thought_tokens(response: Response) -> Sequence[Token]:
         SignalUnavailableError: If there are none, or the model tells no log-probabilities of them.
     """
     before = response.thought_tokens or ()
-    text = MARK.sub(lambda mark: " " * len(mark[0]), "".join(token.text for token in before))
+    text = blanked("".join(token.text for token in before))
     ends = accumulate(len(token.text) for token in before)
     tokens = [token for token, end in zip(before, ends, strict=True) if text[end - len(token.text) : end].strip()]
     if not tokens or not response.thoughts:
