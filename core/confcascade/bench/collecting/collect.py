@@ -248,7 +248,7 @@ def collect(
     stages = with_default_signals(stages)
     _check(stages, max_usd)
     with nullcontext(writer) if isinstance(writer, RecordingWriter) else RecordingWriter(writer) as opened:
-        done = _Desk(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
+        done = _Budget(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
         for row in _drawn_more(opened, drawn):
             opened.append(row)
         failed = done.read(opened, len(chosen))
@@ -319,7 +319,7 @@ def _check(stages: Sequence[Stage], max_usd: float | None) -> None:
             )
 
 
-class _Desk:
+class _Budget:
     """Decides whether the next question may be asked, and keeps the tally."""
 
     def __init__(

@@ -21,7 +21,7 @@ from confcascade.signals import Threshold
 
 __all__ = [
     "Masks",
-    "Prepared",
+    "PreparedStage",
     "StageColumns",
     "Step",
     "all_pass",
@@ -166,7 +166,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStage:
     """A stage on a slice of the questions; costs of shape (questions, units).
 
     Attributes:
@@ -197,7 +197,7 @@ def prepare(
     judged: StageColumns,
     architectures: Mapping[str, Architecture],
     prices: Mapping[str, Prices],
-) -> Prepared:
+) -> PreparedStage:
     """A stage on the questions `rows`."""
     j = judged.model
     architecture, price = architectures.get(judged.name), prices.get(judged.name)
@@ -230,7 +230,7 @@ def prepare(
         first_cost, steps = _steps(at, tokens, bounds, cut_cost, whole_cost)
     # the last stage, which has no signals, answers whatever it says
     usable = columns.usable[rows, j] if judged.signals else ~failed
-    return Prepared(
+    return PreparedStage(
         pre=[(s, _known(column, rows)) for s, (_, column) in enumerate(judged.signals) if column.phase == "pre"],
         post=[(s, _known(column, rows)) for s, column in judges],
         usable=usable,
@@ -246,7 +246,7 @@ def prepare(
     )
 
 
-def summable(stage: Prepared) -> Prepared:
+def summable(stage: PreparedStage) -> PreparedStage:
     """The same, its costs and grades rounded to about twelve digits of the largest of them.
 
     Sums of up to 2^14 questions are then exact: the same to the last digit in whatever order they are added, by one

@@ -24,7 +24,7 @@ from confcascade.bench.replay.costs import UNITS, Costs, Figures
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.prepared import (
     Masks,
-    Prepared,
+    PreparedStage,
     StageColumns,
     all_pass,
     any_below,
@@ -289,8 +289,8 @@ def _limits(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stage
 
 
 def _ascend(
-    stages: Sequence[Prepared], limits: StageThresholds
-) -> Iterator[tuple[Prepared, Masks, Masks, list[Masks], Masks]]:
+    stages: Sequence[PreparedStage], limits: StageThresholds
+) -> Iterator[tuple[PreparedStage, Masks, Masks, list[Masks], Masks]]:
     """Each stage with who reaches it, who is let generate, whose draft passes each step, and who is kept."""
     reach = np.ones((len(limits[0][0]), len(stages[0].usable)), dtype=bool)
     straight = np.zeros_like(reach)  # to the last stage
@@ -306,7 +306,7 @@ def _ascend(
             straight, reach = straight | leaving, reach & ~leaving
 
 
-def _finished(stage: Prepared, go: Masks, passed: Sequence[Masks], rows: NDArray[np.intp]) -> Masks:
+def _finished(stage: PreparedStage, go: Masks, passed: Sequence[Masks], rows: NDArray[np.intp]) -> Masks:
     """Whether there is a complete answer, kept or not, to some questions."""
     done: Masks = go[:, rows] & stage.usable[rows]
     for step, passes in zip(stage.steps, passed, strict=True):
@@ -318,7 +318,7 @@ def _finished(stage: Prepared, go: Masks, passed: Sequence[Masks], rows: NDArray
 _WIDTH = 3 + 2 * len(UNITS)  # accuracy, degraded, unanswered, and both costs
 
 
-def _sums(stages: Sequence[Prepared], limits: StageThresholds) -> tuple[Figures, Figures]:
+def _sums(stages: Sequence[PreparedStage], limits: StageThresholds) -> tuple[Figures, Figures]:
     """Sums over the questions: those of a `Sweep`, shape (policies, _WIDTH), and answers by stage."""
     sums = np.zeros((len(limits[0][0]), _WIDTH))
     accuracy, degraded, unanswered, cost, answering = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:7], sums[:, 7:]
@@ -351,7 +351,7 @@ def _sums(stages: Sequence[Prepared], limits: StageThresholds) -> tuple[Figures,
     return sums, answered
 
 
-def _answers(stages: Sequence[Prepared], limits: StageThresholds) -> tuple[NDArray[np.int8], Figures]:
+def _answers(stages: Sequence[PreparedStage], limits: StageThresholds) -> tuple[NDArray[np.int8], Figures]:
     """Which stage answers each question, and the grade, shape (policies, questions)."""
     shape = len(limits[0][0]), len(stages[0].usable)
     stage_of, grade = np.full(shape, -1, dtype=np.int8), np.zeros(shape)
@@ -375,7 +375,7 @@ def _total(mask: Masks, values: Figures) -> Figures:
     return mask.astype(np.float64) @ values
 
 
-def _details(stages: Sequence[Prepared], limits: StageThresholds) -> dict[str, NDArray[np.generic]]:
+def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[str, NDArray[np.generic]]:
     """What a `Replay` is made of, for the single policy of `limits`."""
     n, k = len(stages[0].usable), len(stages)
     stage_of, degraded, grade = np.full(n, -1), np.zeros(n, dtype=bool), np.zeros(n)
