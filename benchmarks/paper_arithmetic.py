@@ -177,7 +177,7 @@ def main() -> None:
         )
     console.print(table)
     console.print(
-        "Table 13 charges the answering stage alone, by tokens: the questions that are passed on are longer, so the "
+        "Table 13 charges the answering stage alone, by tokens: the questions that escalate are longer, so the "
         "last stage\nhas a larger share of the tokens than of the questions. Its sums are rounded to a tenth of a cent."
     )
 

@@ -62,11 +62,11 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
-        on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
+        on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
-        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next model, which may come to an
-            end; "keep" judges it as it stands.
+        on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next model,
+            which may finish; with "keep" it is judged as it stands.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A
             share with a `policy` guards that policy's promise.
         **parameters: Those of every LangChain chat model, such as ``callbacks``, ``tags`` or ``cache``.
@@ -246,7 +246,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """Answer in the form of a schema, each model asked for it in its own way.
 
-        Output that does not validate passes the query on; the last stage fails as it would alone.  A stream gives one
+        Output that does not validate escalates; the last stage fails as it would alone.  A stream gives one
         object, at its end.
 
         Args:

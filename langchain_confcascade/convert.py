@@ -253,7 +253,7 @@ def _unread_call(message: BaseMessage) -> str | None:
         readable = all(_is_object(chunk["args"] or "{}") for chunk in message.tool_call_chunks)
     else:
         readable = not (isinstance(message, AIMessage) and message.invalid_tool_calls)
-    return None if readable else "the arguments of a tool call are no JSON object"
+    return None if readable else "the arguments of a tool call are not a JSON object"
 
 
 def _is_object(text: str) -> bool:

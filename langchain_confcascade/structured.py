@@ -136,7 +136,7 @@ def taken_apart(chat: BaseChatModel, structured: Structured) -> tuple[Runnable[A
         if isinstance(first, RunnableParallel) and set(first.steps__) == {"raw"} and rest:
             return first.steps__["raw"], RunnableSequence(*rest) if len(rest) > 1 else rest[0]
     raise ConfigurationError(
-        f"The structured output of {type(chat).__name__} is no model followed by a parser, so no call can be made "
+        f"The structured output of {type(chat).__name__} is not a model followed by a parser, so no call can be made "
         "with parameters of its own. Put this model last in a chain of its own."
     )
 

@@ -74,11 +74,11 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: With `models`: what an answer's score must reach to be kept; one number, or numbers by signal.
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
-        on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
+        on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
             degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
-        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next model, which may come to an
-            end; "keep" judges it as it stands.
+        on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next model,
+            which may finish; with "keep" it is judged as it stands.
         audit: The share of kept answers that the largest model is asked about in the background, or a
             `confcascade.Audit`. A share with a `policy` guards that policy's promise.
         **fields: Those of every LlamaIndex LLM, such as ``system_prompt`` or ``callback_manager``.

@@ -104,7 +104,7 @@ def read_calls(message: ChatMessage) -> tuple[tuple[ToolCall, ...], str | None]:
         if isinstance(arguments, Mapping):
             calls.append(ToolCall(name, arguments, key))
         else:
-            problem = "the arguments of a tool call are no JSON object"
+            problem = "the arguments of a tool call are not a JSON object"
     return tuple(calls), problem
 
 

@@ -98,7 +98,7 @@ def build_stages(
     for stage in resolved[:-1]:
         if not stage.signals:
             raise ConfigurationError(
-                f"Stage '{stage.model.name}' has no signal, so it could never pass a query on. "
+                f"Stage '{stage.model.name}' has no signal, so it could never escalate a query. "
                 "Every stage but the last needs one, such as TokenProbability()."
             )
     return tuple(resolved) if fitted is None else FittedStages.of(fitted, resolved)
@@ -144,7 +144,7 @@ def _thresholds(
 ) -> dict[str, Threshold]:
     if not signals:
         raise ConfigurationError(
-            "`signals` is empty, so no stage could ever pass a query on. Leave it out for TokenProbability()."
+            "`signals` is empty, so no stage could ever escalate a query. Leave it out for TokenProbability()."
         )
     names = [signal.name if isinstance(signal, Signal) else type(signal).__name__ for signal in signals]
     if threshold is None:
@@ -167,11 +167,11 @@ class Cascade:
 
     Args:
         stages: Smallest first; the last always answers and needs no signal.
-        on_error: "escalate" passes a query whose model failed on to the next stage; "raise" raises its error.
+        on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
             ``degraded``; "raise" raises `CascadeExhaustedError`.
-        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
-            end; "keep" judges it as it stands. Cut-off objects and tool calls always escalate.
+        on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next stage,
+            which may finish; with "keep" it is judged as it stands. Cut-off objects and tool calls always escalate.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A share
             guards the promise of a fitted policy, if that is where the stages come from (`Policy.make_stages`).
 

@@ -1,7 +1,7 @@
 """The cascade, written once: a generator that asks and is answered.
 
 Ascending the stages, each is first judged before it generates (P(IK)), then by what it generated (P(T)); a stage
-whose scores all reach their thresholds answers, any other passes the query on, to the next stage, or straight to the
+whose scores all reach their thresholds answers; any other escalates the query, to the next stage, or straight to the
 last where it is plain before generating that those between would not do either; the last stage always answers.
 A draft that cannot be kept (cut off, say, or a call of an unknown tool) escalates before it is scored.
 
@@ -100,15 +100,15 @@ class Stage:
         for name, score in self.skip.items():
             if name not in gates:
                 raise ConfigurationError(
-                    f"`skip` of stage '{self.model.name}' names '{name}', which is no signal of it that judges before "
-                    f"the answer. Those are {sorted(gates)}."
+                    f"`skip` of stage '{self.model.name}' names '{name}', which is not one of its signals that judge "
+                    f"before the answer. Those are {sorted(gates)}."
                 )
             gates[name].validate(score)
             threshold = self.thresholds[name]
             if isinstance(score, str) or threshold == "always" or (threshold != "never" and score > float(threshold)):
                 raise ConfigurationError(
                     f"`skip` of stage '{self.model.name}' must be a number that is at most the threshold of '{name}', "
-                    f"{threshold!r}: what passes cannot be passed on. Got {score!r}."
+                    f"{threshold!r}: what passes cannot escalate. Got {score!r}."
                 )
 
 
@@ -182,11 +182,11 @@ def cascade_flow(
     Args:
         stages: Smallest first; the last always answers.
         request: The question.
-        on_error: "escalate" passes a query whose model failed on to the next stage, "raise" raises.
+        on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises.
         on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer
             in words, flagged as degraded, "raise" raises.
-        on_cut: "escalate" passes a text that was cut off at its most tokens on to the next stage, which may come to an
-            end; "keep" judges it as it stands. What was streamed before that was known stands in any case.
+        on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next stage,
+            which may finish; with "keep" it is judged as it stands.
         checks: What every draft must pass, beside its stage's own (`confcascade.checking`).
         shows_early: Whether a draft that no score can withdraw any more is streamed at once. It then stands, even if it
             is cut off or filtered later.
@@ -345,7 +345,7 @@ def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Reques
 def _inability(model: LanguageModel, request: Request) -> str | None:
     """Why `model` is not even asked: what it would answer instead is no answer."""
     if request.media and not model.capability.media:
-        return "the model takes text alone"
+        return "the model takes only text"
     if request.tools and not model.capability.tools:
         return "the model cannot call tools"
     if request.output is not None and request.output.instructions is None and not model.capability.structured:

@@ -208,7 +208,7 @@ class Policy(Entry):
             raise ValueError(f"its stages {names} must be different ones of its models {self.models}")
         for stage in self.stages[:-1]:
             if not stage.thresholds:
-                raise ValueError(f"stage '{stage.model}' has no threshold, so it could never pass a query on")
+                raise ValueError(f"stage '{stage.model}' has no threshold, so it could never escalate a query")
         return self
 
     @classmethod
@@ -232,7 +232,7 @@ class Policy(Entry):
                     "tokens (of thoughts, too, say). Collect and fit again."
                 ) from error
             raise ConfigurationError(
-                f"'{path}' is no policy of this version of confcascade: {where}: {first['msg']}."
+                f"'{path}' is not a policy of this version of confcascade: {where}: {first['msg']}."
             ) from error
         policy._folder = place.parent
         return policy

@@ -45,7 +45,7 @@ def json_problem(text: str, output: OutputSchema) -> str | None:
     try:
         value = json.loads(text)
     except ValueError:
-        return "the structured output is no JSON"
+        return "the structured output is not JSON"
     if why := misfit(value, output.schema):
         return f"the structured output does not fit: {why}"
     return None if output.check is None else output.check(text)

@@ -60,7 +60,7 @@ class OutputSchema:
         check: Rules that a JSON Schema cannot say (validators of a pydantic class): given a text that fits the schema,
             why it cannot be used, in one line without its content, or None.
         instructions: What asks for it in words, where a model can be asked in no other way: added to the last message,
-            and `check` alone judges the answer. Without, such a model passes the request on.
+            and `check` alone judges the answer. Without, such a model escalates the request.
         native: The framework's own way to ask for it, carried through untouched.
     """
 
@@ -147,13 +147,13 @@ class Request:
         stop: Strings that end the answer and are not part of it.
         temperature: 0 or None means greedy for models of our own; None leaves an API model's default.
         options: Further per-call parameters, handed to the model as they are.
-        tools: Those that may be called; a stage whose model cannot call tools passes such a request on.
+        tools: Those that may be called; a stage whose model cannot call tools escalates such a request.
         tool_choice: "auto" (or None), "none", "any" (or "required"), the name of a tool, or a provider's own form.
         output: What the answer must fit, if it is to be structured output.
         retrieved: Scores of the passages that were retrieved for this query (None for a passage without one), higher =
             more relevant; None if nothing was retrieved. What `RetrievalScore` reads; models do not.
-        media: Whether the framework's own messages hold more than text, such as images; a stage whose model takes text
-            alone passes such a request on.
+        media: Whether the framework's own messages hold more than text, such as images; a stage whose model takes only
+            text escalates such a request.
         native: The framework's own messages, carried through untouched for the framework's own models.
     """
 

@@ -61,7 +61,7 @@ def why_unusable(
     if cut and on_cut == "escalate" and response.answer.strip() not in labels:
         return "it was cut off at its most tokens"
     if cut and _is_periodic(response.answer):
-        return "it goes round in circles"
+        return "it repeats itself"
     return None
 
 

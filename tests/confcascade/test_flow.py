@@ -912,7 +912,7 @@ def test_what_skips_is_part_of_the_policys_identity():
 @pytest.mark.parametrize(
     ("skip", "threshold", "message"),
     [
-        ({"p_t": 0.1}, 0.5, "'p_t', which is no signal of it that judges before"),
+        ({"p_t": 0.1}, 0.5, "'p_t', which is not one of its signals that judge before"),
         ({"p_q": 0.1}, 0.5, r"Those are \['p_ik'\]"),
         ({"p_ik": 0.6}, 0.5, "at most the threshold of 'p_ik', 0.5"),
         ({"p_ik": 0.6}, "always", "at most the threshold"),

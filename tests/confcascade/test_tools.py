@@ -151,7 +151,7 @@ def test_without_tools_only_the_adapters_word_counts():
     assert problem_of(request(), Response("", tool_calls=(ToolCall("draw", {}),))) is None
     wanted = request(output=OutputSchema("Point", POINT))
     assert problem_of(wanted, Response("{}", problem="no")) == "no"
-    for reader in (None, "the structured output is no JSON"):
+    for reader in (None, "the structured output is not JSON"):
         cut = Response("{", finish_reason="max_tokens", problem=reader)
         assert problem_of(wanted, cut) == "it was cut off at its most tokens"
 
@@ -161,8 +161,8 @@ def test_without_tools_only_the_adapters_word_counts():
     [
         ('{"x": 1}', None),
         ('{"x": "one"}', "the structured output does not fit: 'x' must be of type integer"),
-        ("{", "the structured output is no JSON"),
-        ("", "the structured output is no JSON"),
+        ("{", "the structured output is not JSON"),
+        ("", "the structured output is not JSON"),
     ],
 )
 def test_text_is_checked_as_structured_output(text, problem):

@@ -161,7 +161,7 @@ def test_an_answer_that_only_speaks_of_tools_is_kept(text):
 )
 def test_what_goes_round_in_circles_is_not_kept_when_cut_off(text, circles):
     """Even where cut off texts are kept; of one that came to its end, it is a refrain."""
-    assert why(text, "length", "keep") == ("it goes round in circles" if circles else None)
+    assert why(text, "length", "keep") == ("it repeats itself" if circles else None)
     assert why(text, "length") == CUT_OFF
     assert why(text) is None
 
@@ -169,7 +169,7 @@ def test_what_goes_round_in_circles_is_not_kept_when_cut_off(text, circles):
 @given(st.text(min_size=3, max_size=30).filter(lambda text: text.strip()), st.integers(16, 40), st.text(max_size=50))
 def test_any_circle_is_found(unit, times, before):
     """Whatever is repeated, and whatever comes before it."""
-    assert why(before + times * unit, "length", "keep", tools=()) == "it goes round in circles"
+    assert why(before + times * unit, "length", "keep", tools=()) == "it repeats itself"
 
 
 @pytest.mark.parametrize("text", LEFT_CALLS)

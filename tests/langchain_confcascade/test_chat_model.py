@@ -420,7 +420,7 @@ def test_a_model_that_takes_text_alone_is_not_asked_about_more(kind):
 
     answer = ConfidenceCascadeLLM(models=[blind, seeing], threshold=0.5).invoke([message])
 
-    assert (answer.content, record(answer)["attempts"][0]["reason"]) == ("a dog", "the model takes text alone")
+    assert (answer.content, record(answer)["attempts"][0]["reason"]) == ("a dog", "the model takes only text")
     assert not blind.calls
 
 

@@ -94,7 +94,7 @@ async def four_ways(llm: Runnable[Any, AIMessage], query: str) -> list[AIMessage
             "large",
             "the arguments of its call to 'add' do not fit: 'b' is missing",
         ),
-        ({"calls": [("add", '{"a": 2, "b"')]}, "large", "the arguments of a tool call are no JSON object"),
+        ({"calls": [("add", '{"a": 2, "b"')]}, "large", "the arguments of a tool call are not a JSON object"),
         ({"calls": [("add", ADD), ("divide", ADD)]}, "large", "unknown tool 'divide'"),
         ({"error": ConnectionError("no route")}, "large", "ConnectionError: no route"),
         ({"text": ""}, "large", "empty answer"),

@@ -92,7 +92,7 @@ SUM = [("add", {"a": 2, "b": 3})]
             "the arguments of its call to 'add' do not fit: 'b' must be of type integer",
         ),
         ({"calls": [("add", '{"a": 2}')]}, "gpt-4o", "the arguments of its call to 'add' do not fit: 'b' is missing"),
-        ({"calls": [("add", '{"a": 2, "b"')]}, "gpt-4o", "the arguments of a tool call are no JSON object"),
+        ({"calls": [("add", '{"a": 2, "b"')]}, "gpt-4o", "the arguments of a tool call are not a JSON object"),
         ({"calls": [("add", ADD)], "cut": True}, "gpt-4o", "it was cut off at its most tokens"),
         ({"calls": [("add", ADD), ("divide", ADD)]}, "gpt-4o", "unknown tool 'divide'"),
         ({"text": "Five."}, "gpt-4o-mini", "p_t 0.99 >= 0.9"),

@@ -99,7 +99,7 @@ class AuditFile:
             found = db.execute("SELECT name FROM sqlite_master WHERE name = 'guarded'").fetchone()
             row = db.execute("SELECT format, since, told FROM guarded").fetchone() if found else None
         if row is None or row[0] != FORMAT:
-            raise ConfigurationError(f"'{path}' is no audit state, or of another version of confcascade.")
+            raise ConfigurationError(f"'{path}' is not an audit state, or is of another version of confcascade.")
         told = json.loads(row[2])
         self.since: float = row[1]
         self.guarded = Guarded(**{**told, "models": tuple(told["models"])})

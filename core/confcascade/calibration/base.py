@@ -152,7 +152,7 @@ def as_space(space: Sequence[float]) -> Space:
 def finite(value: Any) -> float:
     """A number that was read from JSON; `ValueError` if it is none, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no finite number")
+        raise ValueError(f"{value!r} is not a finite number")
     return float(value)
 
 

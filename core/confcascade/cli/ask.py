@@ -139,7 +139,7 @@ def _explain(console: Console, record: Record, stages: int) -> None:
     of = f"[bold]{escape(record.answered_by)}[/], model {record.stage + 1} of {stages}"
     console.print(
         f"Answered by {of}"
-        + (", an answer that had been passed on: every later model failed" if record.degraded else "")
+        + (", an answer that had been rejected: every later model failed" if record.degraded else "")
     )
     console.print(f"Cost, every model that ran: {_cost(record.cost)}")
     console.print(f"      answering stage only: {_cost(record.cost_answering_stage)}")

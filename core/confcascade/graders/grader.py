@@ -56,7 +56,7 @@ class Grader(ABC):
             white space, whatever the case: if it is found, the answer says that it does not know.
 
     Raises:
-        ConfigurationError: If it is no regular expression.
+        ConfigurationError: If it is not a regular expression.
     """
 
     name: ClassVar[str]
@@ -65,9 +65,7 @@ class Grader(ABC):
         try:
             self._refusal = re.compile(refusal, re.IGNORECASE | re.DOTALL)
         except re.error as error:
-            raise ConfigurationError(
-                f"`refusal` must be a regular expression; {refusal!r} is none: {error}."
-            ) from error
+            raise ConfigurationError(f"`refusal` must be a regular expression; {refusal!r} is not: {error}.") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -72,10 +72,10 @@ class TokenReader:
     @property
     def problem(self) -> str | None:
         if self._no_number:
-            return "a log-probability that the server tells is none (not a number, infinite, or above 0)"
+            return "a log-probability from the server is invalid (not a number, infinite, or above 0)"
         # as DeepSeek V3.2 does; gpt-4o-mini tells exactly 0, too, where it is sure, but beside real alternatives
         if self._certain:
-            return "every log-probability that the server tells is exactly 0, with no real alternative: it tells none"
+            return "every log-probability from the server is exactly 0, with no real alternative, so they mean nothing"
         return None
 
     def _is_one(self, logprob: float) -> bool:

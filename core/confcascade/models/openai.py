@@ -347,7 +347,7 @@ class _Calls:
             if isinstance(arguments, dict):
                 calls.append(ToolCall(piece["name"], arguments, piece["id"] or None))
             else:
-                self.problem = "the arguments of a tool call are no JSON object"
+                self.problem = "the arguments of a tool call are not a JSON object"
         return tuple(calls)
 
 

@@ -42,7 +42,7 @@ def thought_tokens(response: Response) -> Sequence[Token]:
     tokens = [token for token, end in zip(before, ends, strict=True) if text[end - len(token.text) : end].strip()]
     if not tokens or not response.thoughts:
         raise SignalUnavailableError(
-            "the model tells no log-probabilities of its thoughts" if response.thoughts else "there are no thoughts"
+            "the model returned no log-probabilities of its thoughts" if response.thoughts else "there are no thoughts"
         )
     return tokens
 
@@ -85,7 +85,7 @@ def call_tokens(request: Request, response: Response) -> Sequence[Token]:
     tokens = response.tokens or ()
     text = "".join(token.text for token in tokens)
     if not text.strip() or (response.answer.strip() and solid(text) == solid(response.answer)):
-        raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")
+        raise SignalUnavailableError("the model returned no log-probabilities of its tool calls")
     forced = forced_call(request)
     if forced == "" and len(request.tools) == 1:
         forced = request.tools[0].name
@@ -96,7 +96,9 @@ def call_tokens(request: Request, response: Response) -> Sequence[Token]:
         found, start, end = _call(text, call, limit, given)
         between = solid(text[end:limit]).removesuffix(solid(response.answer))  # some say something after their calls
         if limit == len(text) and not _CLOSED.fullmatch(between):
-            raise SignalUnavailableError("the model tells no log-probabilities of its tool calls")  # but a rehearsal's
+            raise SignalUnavailableError(
+                "the model returned no log-probabilities of its tool calls"
+            )  # but a rehearsal's
         spans += found
         limit = start
     return _overlapping(tokens, spans)

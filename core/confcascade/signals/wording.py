@@ -45,7 +45,7 @@ class Wording(Signal):
         try:
             self._found = re.compile("|".join(f"(?:{pattern})" for pattern in self.patterns), re.IGNORECASE)
         except re.error as error:
-            raise ConfigurationError(f"A pattern of Wording is no regular expression: {error}.") from error
+            raise ConfigurationError(f"A pattern of Wording is not a regular expression: {error}.") from error
 
     def __repr__(self) -> str:
         return f"Wording({len(self.patterns)} patterns)"

@@ -173,7 +173,7 @@ def test_no_answer_is_the_code_1(confcascade, cascade, on_error):
 
 
 def test_an_earlier_answer_is_told_as_such(confcascade, cascade, questions):
-    """Where the last model fails, the answer that was passed on is given, and named so."""
+    """Where the last model fails, the rejected answer is given, and named so."""
     pytest.importorskip("openai")
     question, outcome = questions[0]
     done = confcascade(
@@ -182,7 +182,7 @@ def test_an_earlier_answer_is_told_as_such(confcascade, cascade, questions):
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{outcome.text}\n")
-    assert "model 1 of 2, an answer that had been passed on" in flat(done.stdout)
+    assert "model 1 of 2, an answer that had been rejected" in flat(done.stdout)
     assert "every model that ran: " in done.stdout
 
 

@@ -731,7 +731,7 @@ def test_a_call_that_cannot_be_read_is_a_problem(
 
     answer = ASKS[way](model, Generate(model, dataclasses.replace(REQUEST, tools=(ADD,))))
 
-    assert (answer.tool_calls, answer.problem) == ((), "the arguments of a tool call are no JSON object")
+    assert (answer.tool_calls, answer.problem) == ((), "the arguments of a tool call are not a JSON object")
     assert not answer.is_empty
 
 
@@ -785,7 +785,7 @@ def test_tools_are_sent_in_openais_form(server: Server, model: OpenAICompatibleM
     [
         ('{"a": 1}', None),
         ('{"a": "x"}', "the structured output does not fit: 'a' must be of type integer"),
-        ("no", "the structured output is no JSON"),
+        ("no", "the structured output is not JSON"),
     ],
 )
 def test_structured_output_is_asked_for_and_judged(

@@ -103,14 +103,14 @@ def _pieces(prompt: str, template: str) -> Iterator[tuple[str, str | None]]:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
         raise ConfigurationError(
-            f"Prompt '{prompt}' cannot be read: {error}. A brace that is no field is written twice: {{{{ or }}}}."
+            f"Prompt '{prompt}' cannot be read: {error}. Write a brace that is not a field twice: {{{{ or }}}}."
         ) from error
     for text, name, form, conversion in pieces:
         if name is not None and (name not in FIELDS or form or conversion):
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
             raise ConfigurationError(
                 f"Prompt '{prompt}' has the field {{{name}}}{' with a format' if name in FIELDS else ''}; its fields "
-                f"can be {known}, as they stand. A brace that is no field is written twice."
+                f"can be {known}, as they stand. Write a brace that is not a field twice."
             )
         yield text, name
 

@@ -125,7 +125,7 @@ def read_parquet(path: str | Path, opened: BinaryIO | None = None) -> Iterator[R
                 first = error.errors()[0]
                 where = "".join(f"{part}: " for part in first["loc"])
                 raise ConfigurationError(
-                    f"Row {number} of '{path}' is no row of a recording: {where}{first['msg']}."
+                    f"Row {number} of '{path}' is not a row of a recording: {where}{first['msg']}."
                 ) from error
 
 
@@ -209,7 +209,9 @@ def _batches(path: str | Path, columns: list[str], size: int, opened: BinaryIO |
         raise ConfigurationError(f"'{path}' cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     with file:
         if not (file.schema_arrow.metadata or {}).items() >= _FORMAT.items():
-            raise ConfigurationError(f"'{path}' is no recording, which `confcascade convert` and `write_parquet` make.")
+            raise ConfigurationError(
+                f"'{path}' is not a recording, which `confcascade convert` and `write_parquet` make."
+            )
         for batch in file.iter_batches(size, columns=columns):
             for name in columns:
                 if name in (*_LATER, "problem") and name not in batch.schema.names:
@@ -225,7 +227,7 @@ def gather_parquet(path: str | Path, gathering: Gathering) -> None:
     """Gather the columns of a file, those of `read_parquet` without making its rows.
 
     Raises:
-        ConfigurationError: If the file is no recording, or a signal is now of one kind, now of another.
+        ConfigurationError: If the file is not a recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
     leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper")]  # no details

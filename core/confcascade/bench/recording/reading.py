@@ -29,7 +29,9 @@ def part_paths(path: str | Path) -> list[Path]:
         sorted(each for each in path.iterdir() if each.suffix in (".parquet", ".jsonl")) if path.is_dir() else [path]
     )
     if not found or not path.exists():
-        raise ConfigurationError(f"'{path}' is no recording: neither a file nor a folder of .parquet or .jsonl files.")
+        raise ConfigurationError(
+            f"'{path}' is not a recording: neither a file nor a folder of .parquet or .jsonl files."
+        )
     return found
 
 
@@ -99,7 +101,7 @@ def _read_lines(path: Path, file: BinaryIO, found: hashlib._Hash) -> Iterator[Ro
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
             raise ConfigurationError(
-                f"Line {number} of '{path}' is no row of a recording: {where}{first['msg']}."
+                f"Line {number} of '{path}' is not a row of a recording: {where}{first['msg']}."
             ) from error
 
 

@@ -34,7 +34,7 @@ class RecordingWriter:
         keys: (question, model) of every row in the file, so that a collect that was killed goes on where it was.
 
     Raises:
-        ConfigurationError: If the file is no recording or a Parquet file, or another writer has it open.
+        ConfigurationError: If the file is not a recording or a Parquet file, or another writer has it open.
     """
 
     def __init__(self, path: str | Path, *, sync_every_s: float = 1.0) -> None:
@@ -48,7 +48,7 @@ class RecordingWriter:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _lock(self._fd, self.path)
-            self.keys = {row.key for row in read_rows(self.path)}  # first: what is no recording is left as it is
+            self.keys = {row.key for row in read_rows(self.path)}  # first: what is not a recording is left as it is
             _cut_unfinished_line(self._fd, self.path)
         except BaseException:
             os.close(self._fd)
@@ -117,7 +117,7 @@ def _cut_unfinished_line(fd: int, path: Path) -> None:
     if end < size:
         os.lseek(fd, end, os.SEEK_SET)
         if not _begins_a_row(os.read(fd, size - end)):
-            raise ConfigurationError(f"'{path}' is no recording, and is left as it is. Record to another file.")
+            raise ConfigurationError(f"'{path}' is not a recording, and is left as it is. Record to another file.")
         os.ftruncate(fd, end)
 
 

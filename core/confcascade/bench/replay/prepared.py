@@ -68,7 +68,7 @@ def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageC
             )
         if not last and not stage.thresholds:
             raise ConfigurationError(
-                f"Stage '{stage.model}' of the policy has no threshold, so it could never pass a query on."
+                f"Stage '{stage.model}' of the policy has no threshold, so it could never escalate a query."
             )
         names = () if last else tuple(stage.thresholds)
         structure.append(
@@ -101,7 +101,7 @@ def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stag
             gates = [name for name, column in judged.signals if column.phase == "pre"]
             if unknown := [name for name in stage.skip if judged.signals and name not in gates]:
                 raise ConfigurationError(
-                    f"`skip` of stage '{stage.model}' names '{unknown[0]}', which is no signal of it that judges "
+                    f"`skip` of stage '{stage.model}' names '{unknown[0]}', which is not one of its signals that judge "
                     f"before the answer. Those are {gates}."
                 )
     return [

@@ -1,8 +1,8 @@
 """Any cascade policy over a recording, as array arithmetic: the decisions of the live cascade, and what they cost.
 
 The rules are those of `flow`: signals of the phase "pre" first, and where one fails only the prompt is paid for, if it
-was read; a score that is missing passes "always" alone; an empty draft or an error passes the query on; a draft ends
-with the token at which a signal can no longer pass; a score below its `skip` passes the query on to the last stage; if
+was read; a score that is missing passes "always" alone; an empty draft or an error escalates; a draft ends
+with the token at which a signal can no longer pass; a score below its `skip` sends the query to the last stage; if
 the last stage fails, the last complete earlier answer stands.
 Answers are texts: requests with tools or structured output are not replayed. ``on_error`` and ``on_exhausted`` are
 the defaults, "escalate" and "best".

@@ -486,7 +486,7 @@ def test_a_score_that_is_no_number_is_no_row(tmp_path, rows):
 
     path = tmp_path / "rec.jsonl"
     path.write_bytes(rows[0].line() + rows[1].line().replace(b'"p_t":{"value":0', b'"p_t":{"value":NaN,"x":0'))
-    with pytest.raises(ConfigurationError, match=r"Line 2 of .* is no row of a recording: scores: p_t: value"):
+    with pytest.raises(ConfigurationError, match=r"Line 2 of .* is not a row of a recording: scores: p_t: value"):
         read_material(path)
 
 

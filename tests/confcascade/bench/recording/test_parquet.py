@@ -137,7 +137,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path):
     """Another Parquet file, another file, and a row that another tool has spoilt: each is said in one sentence."""
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"question": ["q"]}), path)
-    with pytest.raises(ConfigurationError, match="is no recording"):
+    with pytest.raises(ConfigurationError, match="is not a recording"):
         list(read_rows(path))
     path.write_bytes(b'{"question": "q"}\n')
     with pytest.raises(ConfigurationError, match="cannot be read as Parquet"):
@@ -146,7 +146,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path):
     table = pq.read_table(path)
     spoilt = table.set_column(table.schema.get_field_index("grade"), "grade", [[0.5, 7.0]])
     pq.write_table(spoilt, path)
-    with pytest.raises(ConfigurationError, match=r"Row 2 of '.*' is no row of a recording: grade"):
+    with pytest.raises(ConfigurationError, match=r"Row 2 of '.*' is not a row of a recording: grade"):
         list(read_rows(path))
     with pytest.raises(ConfigurationError, match=r"Record to a \.jsonl file"):
         RecordingWriter(path)

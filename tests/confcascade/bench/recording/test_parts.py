@@ -63,7 +63,7 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="there already"):
         write_parts([], tmp_path, 2)
     for path in (tmp_path, tmp_path / "absent.jsonl"):
-        with pytest.raises(ConfigurationError, match="is no recording"):
+        with pytest.raises(ConfigurationError, match="is not a recording"):
             list(read_rows(path))
     with pytest.raises(ConfigurationError, match="at least one part"):
         sweep([], [])

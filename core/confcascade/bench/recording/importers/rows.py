@@ -114,7 +114,7 @@ def count(value: str | int) -> int:
     """
     number = int(value)
     if number < 0:
-        raise ValueError(f"{value!r} is no number of tokens")
+        raise ValueError(f"{value!r} is not a number of tokens")
     return number
 
 

@@ -67,7 +67,7 @@ def test_replay_charges_tokens_and_time(tmp_path: Path):
         ({"logprob": None}, "Line 1"),
         ({"answer": None}, "answer: "),
         ({"tokens_in": "many"}, "Line 1 .* 'many'"),
-        ({"tokens_out": -1}, "-1 is no number of tokens"),
+        ({"tokens_out": -1}, "-1 is not a number of tokens"),
         ({"latency_ms": -1}, "latency_s: "),
     ],
 )
