@@ -84,8 +84,9 @@ def probe_figures(name: str, right: NDArray[np.bool_], p_ik: NDArray[np.float64]
 
 def normalised_figures(rows: Sequence[Row]) -> dict[str, Any]:
     """How P(T) over the whole vocabulary differs from P(T) over the labels alone, of the models that are gated."""
-    raw, mass = np.array(
-        [(row.scores["p_t"].value, row.scores["p_t"].details["label_mass"]) for row in rows if "p_t" in row.scores]
+    scores = [row.scores["p_t"] for row in rows if "p_t" in row.scores]
+    raw, mass = np.array(  # an answer that is no label has no score
+        [(score.value, score.details["label_mass"]) for score in scores if score.value is not None]
     ).T
     return {
         "answers": len(raw),

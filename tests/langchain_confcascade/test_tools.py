@@ -183,7 +183,7 @@ def test_providers_that_do_not_tell_the_tokens_of_calls_escalate(calling, said):
     answer = cascade(small, calling("large", "Five.")).bind_tools([add]).invoke("2 + 3?")
 
     assert attempts(answer)[0]["scores"]["p_t"]["value"] is None
-    assert "tells no log-probabilities of its tool calls" in attempts(answer)[0]["reason"]
+    assert "returned no log-probabilities of its tool calls" in attempts(answer)[0]["reason"]
 
 
 def test_only_the_name_and_the_values_of_a_call_are_scored(calling, said):

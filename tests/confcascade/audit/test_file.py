@@ -132,7 +132,7 @@ def test_what_is_no_state(tmp_path):
         AuditFile(tmp_path / "missing")
     with pytest.raises(ConfigurationError, match="cannot be read or written"):
         AuditFile(tmp_path / "text")
-    with pytest.raises(ConfigurationError, match="is no audit state"):
+    with pytest.raises(ConfigurationError, match="is not an audit state"):
         AuditFile(tmp_path / "empty")
     with pytest.raises(ConfigurationError, match="database of something else"):
         AuditFile.begin(tmp_path / "empty", GUARDED)

@@ -587,7 +587,7 @@ def test_a_file_says_what_skips(write: Write):
 
 @pytest.mark.parametrize(
     ("skip", "message"),
-    [("{p_q: 0.2}", "did you mean"), ("{p_ik: 0.6}", "at most the threshold"), ("{p_t: 0.2}", "judges before")],
+    [("{p_q: 0.2}", "did you mean"), ("{p_ik: 0.6}", "at most the threshold"), ("{p_t: 0.2}", "judge before")],
 )
 def test_a_skip_that_cannot_be_is_refused_with_its_line(write: Write, skip: str, message: str):
     """At the latest when the stages are made, and before a question is asked."""

@@ -248,7 +248,7 @@ def test_of_thoughts_neither_marks_nor_blanks_count(pieces, counted):
 
 def test_thoughts_without_tokens_have_no_score():
     """Nor are there any where a model does not think."""
-    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its thoughts"):
+    with pytest.raises(SignalUnavailableError, match="returned no log-probabilities of its thoughts"):
         thought_tokens(parted(request(), Response("4", (Token("4", -0.1),), thoughts="hm")))
     with pytest.raises(SignalUnavailableError, match="there are no thoughts"):
         thought_tokens(parted(request(), Response("4", (Token("4", -0.1),))))

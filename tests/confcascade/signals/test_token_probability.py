@@ -490,16 +490,16 @@ def test_every_json_call_is_found_however_it_is_cut_into_tokens(arguments, ascii
 @pytest.mark.parametrize("tokens", [None, (), written(" ")])
 def test_a_call_without_tokens_is_not_scored(tokens):
     """OpenAI lists none."""
-    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its tool calls"):
+    with pytest.raises(SignalUnavailableError, match="returned no log-probabilities of its tool calls"):
         TokenProbability().score(called(tokens, ADD))
-    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its tool calls"):
+    with pytest.raises(SignalUnavailableError, match="returned no log-probabilities of its tool calls"):
         TokenProbability(labels="AB").score(called(tokens, ADD))
 
 
 def test_tokens_of_the_text_do_not_stand_for_a_call():
     tokens = written("I", " add")
 
-    with pytest.raises(SignalUnavailableError, match="tells no log-probabilities of its tool calls"):
+    with pytest.raises(SignalUnavailableError, match="returned no log-probabilities of its tool calls"):
         TokenProbability().score(called(tokens, ADD, text="I add"))
 
 

@@ -40,7 +40,7 @@ def test_another_answer_scores_1(text):
 
 def test_patterns_of_ones_own():
     assert (score("N/A", [r"^N/A$"]), score("I don't know", [r"^N/A$"]), score("n/a", r"^N/A$")) == (0, 1, 0)
-    with pytest.raises(ConfigurationError, match="no regular expression"):
+    with pytest.raises(ConfigurationError, match="not a regular expression"):
         Wording(["("])
     with pytest.raises(ConfigurationError, match="empty"):
         Wording([])

@@ -96,7 +96,7 @@ def test_a_file_that_is_no_recording_is_left_as_it_is(tmp_path: Path, content: b
     """Whoever names the wrong file keeps it whole: only what a kill can have left of a row is cut off."""
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="no r"):
+    with pytest.raises(ConfigurationError, match="not a r"):
         RecordingWriter(path)
     assert path.read_bytes() == content
 
