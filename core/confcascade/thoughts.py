@@ -26,7 +26,8 @@ _FAMILIES = (
     # gpt-oss, and where its special tokens are left out of the text
     (
         r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
-        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>",
+        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>"
+        r"(?:final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>|(?=commentary to=))",  # or a tool call begins
     ),
     (r"(?:assistant)?analysis(?=[A-Z]|.*assistantfinal)", r"assistantfinal"),
     # Granite 3; others say so, too, and mean no mark by it

@@ -44,7 +44,7 @@ def json_problem(text: str, output: OutputSchema) -> str | None:
     """Why `text` is not the structured output that is wanted, in one line; None if it is."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # thousands of brackets
         return "the structured output is not JSON"
     if why := misfit(value, output.schema):
         return f"the structured output does not fit: {why}"

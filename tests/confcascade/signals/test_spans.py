@@ -254,3 +254,14 @@ def test_thoughts_without_tokens_have_no_score():
         thought_tokens(parted(request(), Response("4", (Token("4", -0.1),))))
     with pytest.raises(SignalUnavailableError, match="there are no thoughts"):
         thought_tokens(parted(request(), Response("<think></think>4", (Token("<think></think>", 0), Token("4", -0.1)))))
+
+
+def test_a_call_behind_gpt_oss_thoughts_is_found():
+    """Its analysis ends where the channel of calls begins, and rehearses the call."""
+    request = Request((Message("user", "q"),), tools=(Tool("weather"),))
+    thoughts = ["<|channel|>analysis<|message|>", 'Need {"city": "Paris"} of weather', "<|end|><|start|>assistant"]
+    call = ["<|channel|>", "commentary to=functions.", "weather", '<|message|>{"city": "', "Paris", '"}', "<|call|>"]
+    tokens = tuple(Token(word, -0.1) for word in [*thoughts, *call])
+    told = Response("", tokens, tool_calls=(ToolCall("weather", {"city": "Paris"}),), finish_reason="tool_calls")
+
+    assert [token.text for token in call_tokens(request, parted(request, told))] == ["weather", "Paris"]
