@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confcascade import ConfigurationError, Message, ModelError, Outcome, Request, ToolCall, Usage
-from confcascade.extending import CUT, Chunk, Generate, Piece, Response, StreamReader, whole_tokens
+from confcascade.extending import CUT, Chunk, Generate, Piece, Response, StreamReader, thoughts_apart, whole_tokens
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -204,18 +204,7 @@ def _logprobs(message: BaseMessage) -> Any:
 
 
 def _thoughts(message: BaseMessage) -> str:
-    """Those that are told apart from the text: under a key of the provider's (DeepSeek, Ollama), or in blocks."""
-    beside = message.additional_kwargs
-    apart = next((each for key in ("reasoning_content", "reasoning") if isinstance(each := beside.get(key), str)), "")
-    if apart or not isinstance(message.content, list):
-        return apart
-    found = []
-    for block in message.content:
-        if isinstance(block, dict) and block.get("type") in ("thinking", "reasoning"):
-            told = block.get("thinking") or block.get("reasoning") or block.get("text") or ""
-            parts = told if isinstance(told, list) else [told]
-            found += [str(each.get("text", "")) if isinstance(each, dict) else str(each) for each in parts]
-    return "".join(found)
+    return thoughts_apart(message.additional_kwargs, message.content)
 
 
 def _response(message: BaseMessage) -> Response:

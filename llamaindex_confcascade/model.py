@@ -28,6 +28,7 @@ from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     CompletionResponse,
+    CompletionResponseGen,
     LLMMetadata,
     MessageRole,
     TextBlock,
@@ -199,7 +200,7 @@ class LlamaIndexModel(Remote):
         if ask.request.output is not None:
             return self._object(ask)
         (messages, call), native = self._call(ask), quiet(self.native)
-        return call.explained(response_from(_answered(messages, call, _chat_of(native)), ask, native))
+        return call.explained(response_from(_answered(messages, call, self._chat), ask, native))
 
     async def aanswer(self, ask: Generate) -> Response:
         if not self._blocks("achat"):
@@ -262,7 +263,7 @@ class LlamaIndexModel(Remote):
     def _responses(self, messages: Sequence[ChatMessage], call: CallParameters) -> Generator[ChatResponse, None, None]:
         while not (call.is_answered or call.whole):
             try:
-                for response in _stream_chat_of(quiet(self.native))(list(messages), **call.parameters):
+                for response in self._stream_chat(list(messages), **call.parameters):
                     call.answered()
                     yield response
             except Exception as error:
@@ -320,11 +321,27 @@ class LlamaIndexModel(Remote):
         return {"logprobs": True, "top_logprobs": top}
 
     def _blocks(self, method: str) -> bool:
-        if method in self._lacks:
-            return True
-        # spans wrap methods, so functions cannot be compared: what counts is the class that defines it
-        owner = next(cls for cls in type(self.native).__mro__ if method in vars(cls))
-        return owner.__name__ in _BLOCKING
+        return method in self._lacks or self._owner(method).__name__ in _BLOCKING
+
+    def _owner(self, method: str) -> type:
+        """The class that defines a method. Spans wrap methods, so functions cannot be compared."""
+        return next(cls for cls in type(self.native).__mro__ if method in vars(cls))
+
+    def _chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> ChatResponse:
+        """The LLM's `chat`; of a class that completes prompts, what `CustomLLM.chat` does, log-probabilities kept."""
+        native = quiet(self.native)
+        if self._owner("chat") is not CustomLLM:
+            return native.chat(messages, **parameters)
+        assert native.messages_to_prompt is not None
+        return _as_chat(native.complete(native.messages_to_prompt(messages), formatted=True, **parameters))
+
+    def _stream_chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> Iterator[ChatResponse]:
+        """`_chat`, streamed."""
+        native = quiet(self.native)
+        if self._owner("stream_chat") is not CustomLLM:
+            return native.stream_chat(messages, **parameters)
+        assert native.messages_to_prompt is not None
+        return _as_chats(native.stream_complete(native.messages_to_prompt(messages), formatted=True, **parameters))
 
 
 def _answered(messages: Sequence[ChatMessage], call: CallParameters, chat: Callable[..., ChatResponse]) -> ChatResponse:
@@ -351,15 +368,6 @@ async def _aanswered(
             return response
 
 
-def _completes(native: LLM, method: str) -> bool:
-    """Whether it is of a user's own class that completes prompts, and leaves this method of chats to LlamaIndex."""
-    return next(cls for cls in type(native).__mro__ if method in vars(cls) and not _is_view(cls)) is CustomLLM
-
-
-def _is_view(cls: type) -> bool:
-    return cls.__mro__[1].__qualname__ == cls.__qualname__ and cls.__mro__[1].__module__ == cls.__module__
-
-
 def _as_chat(completion: CompletionResponse) -> ChatResponse:
     """As LlamaIndex converts it, but with the log-probabilities, which it drops."""
     response = completion_response_to_chat_response(completion)
@@ -367,32 +375,11 @@ def _as_chat(completion: CompletionResponse) -> ChatResponse:
     return response
 
 
-def _chat_of(native: LLM) -> Callable[..., ChatResponse]:
-    """Its `chat`; of one that completes prompts, what its `chat` does, log-probabilities kept."""
-    if not _completes(native, "chat"):
-        return native.chat
-
-    def chat(messages: Sequence[ChatMessage], **parameters: Any) -> ChatResponse:
-        assert native.messages_to_prompt is not None
-        return _as_chat(native.complete(native.messages_to_prompt(messages), formatted=True, **parameters))
-
-    return chat
-
-
-def _stream_chat_of(native: LLM) -> Callable[..., Iterator[ChatResponse]]:
-    if not _completes(native, "stream_chat"):
-        return native.stream_chat
-
-    def stream_chat(messages: Sequence[ChatMessage], **parameters: Any) -> Iterator[ChatResponse]:
-        assert native.messages_to_prompt is not None
-        pieces = native.stream_complete(native.messages_to_prompt(messages), formatted=True, **parameters)
-        try:
-            for piece in pieces:
-                yield _as_chat(piece)
-        finally:
-            pieces.close()
-
-    return stream_chat
+def _as_chats(pieces: CompletionResponseGen) -> Iterator[ChatResponse]:
+    try:
+        yield from map(_as_chat, pieces)
+    finally:
+        pieces.close()
 
 
 class _Asking:

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confcascade import ToolCall, Usage
-from confcascade.extending import CUT, Chunk, Generate, Piece, Response, StreamReader, estimated_usage, whole_tokens
+from confcascade.extending import (
+    CUT,
+    Chunk,
+    Generate,
+    Piece,
+    Response,
+    StreamReader,
+    estimated_usage,
+    thoughts_apart,
+    whole_tokens,
+)
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ThinkingBlock, ToolCallBlock
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
@@ -83,12 +93,7 @@ def _finish_reason(response: ChatResponse) -> str | None:
 def _thoughts(response: ChatResponse) -> str:
     """Of a whole answer, those that are told apart: in blocks, or as the raw answer has them."""
     blocks = [block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock)]
-    return "".join(blocks) or _told_apart(_get(_choice(response), "message"))
-
-
-def _told_apart(message: Any) -> str:
-    found = (_get(message, key) for key in ("reasoning_content", "reasoning", "thinking"))
-    return next((each for each in found if isinstance(each, str)), "")
+    return "".join(blocks) or thoughts_apart(_get(_choice(response), "message"))
 
 
 def _read(response: ChatResponse, native: LLM, *, text: str, finish_reason: str | None) -> Response:
@@ -137,7 +142,7 @@ class Reading(StreamReader):
         self._usage = _usage(response) or self._usage
         whole = response.message.content or ""
         text = whole[len(self.text) :] if response.delta is None else response.delta
-        thoughts = response.additional_kwargs.get("thinking_delta") or _told_apart(_get(_choice(response), "delta"))
+        thoughts = response.additional_kwargs.get("thinking_delta") or thoughts_apart(_get(_choice(response), "delta"))
         yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
 
     def response(self) -> Response:

@@ -32,8 +32,8 @@ def parted(request: Request, response: Response) -> Response:
         response: As the model gave it, `Response.tokens` being all that it told, in their order.
 
     Returns:
-        `tokens` of the answer alone, without blanks around it; of an answer that calls tools, all that follow the
-        thoughts. None, and `unscored` says why, where they do not spell the answer.
+        `tokens` of only the answer, without blanks that were stripped; of an answer that calls tools, all that follow
+        the thoughts. None, and `unscored` says why, where they do not spell the answer.
     """
     tokens = response.tokens
     if response.thought_tokens is not None:  # parted already

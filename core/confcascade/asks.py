@@ -36,7 +36,7 @@ Verdict = Literal["hold", "release", "abort"]
 
 
 class Watch(Protocol):
-    """Decides from the tokens so far whether an answer can still be withdrawn.
+    """Decides from the answer's tokens so far, without thoughts, whether it can still be withdrawn.
 
     A verdict other than "hold" is final: "abort" means that the finished answer would be rejected, "release" that it
     would be accepted, whatever tokens follow.

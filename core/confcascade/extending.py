@@ -9,7 +9,7 @@ from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, as_stream, estimated_usage, in_threads, settings_digest
+from confcascade.models.remote import Remote, as_stream, estimated_usage, in_threads, settings_digest, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.tools import CUT, forced_call, misfit, parse_problem
@@ -47,5 +47,6 @@ __all__ = [
     "misfit",
     "parse_problem",
     "settings_digest",
+    "thoughts_apart",
     "whole_tokens",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from confcascade.types import OutputSchema, Request
 
-__all__ = ["CUT", "forced_call", "in_words", "json_problem", "misfit", "parse_problem"]
+__all__ = ["CUT", "forced_call", "in_words", "json_problem", "misfit", "parse_problem", "response_schema"]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "object": (Mapping,),
@@ -49,6 +49,22 @@ def json_problem(text: str, output: OutputSchema) -> str | None:
     if why := misfit(value, output.schema):
         return f"the structured output does not fit: {why}"
     return None if output.check is None else output.check(text)
+
+
+def response_schema(request: Request) -> Mapping[str, Any] | None:
+    """The JSON Schema of what ``response_format`` asks for, a parameter of OpenAI's that clients hand on.
+
+    Empty where any JSON will do; None where no JSON is asked for.
+    """
+    wanted = request.options.get("response_format")
+    if not isinstance(wanted, Mapping):
+        made = getattr(wanted, "model_json_schema", None)  # of a pydantic class
+        return made() if made is not None else None
+    if wanted.get("type") not in ("json_schema", "json_object"):
+        return None
+    told = wanted.get("json_schema")
+    schema = told.get("schema") if isinstance(told, Mapping) else None
+    return schema if isinstance(schema, Mapping) else {}
 
 
 def in_words(request: Request) -> Request:

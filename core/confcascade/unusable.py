@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Literal
 
-from confcascade.tools import CUT, forced_call, json_problem, misfit
+from confcascade.tools import CUT, forced_call, json_problem, misfit, response_schema
 from confcascade.types import OutputSchema, Request, Response
 
 __all__ = ["FILTERED", "OnCut", "problem_of", "why_unusable"]
@@ -88,14 +88,11 @@ def problem_of(request: Request, response: Response) -> str | None:
 
 
 def _format_problem(request: Request, response: Response) -> str | None:
-    """What is wrong with an answer that was asked for in a ``response_format`` of OpenAI's, which clients pass on."""
-    wanted = request.options.get("response_format")
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    if kind not in ("json_schema", "json_object") or response.calls_tools or not response.answer.strip():
+    """What is wrong with an answer that was asked for in a ``response_format``."""
+    schema = response_schema(request)
+    if schema is None or response.calls_tools or not response.answer.strip():
         return None
-    told = wanted.get("json_schema") if isinstance(wanted, Mapping) else None
-    schema = told.get("schema") if isinstance(told, Mapping) else None
-    return json_problem(response.answer, OutputSchema("", schema if isinstance(schema, Mapping) else {}))
+    return json_problem(response.answer, OutputSchema("", schema))
 
 
 def _calls_in_words(answer: str, tools: set[str]) -> bool:

@@ -76,6 +76,15 @@ class Refusals:
         elsewhere = param or code not in (None, "", status, str(status)) or "context" in str(error).lower()
         return set() if elsewhere else {"logprobs"} & added.keys()
 
+    def lists_fewer(self, error: Exception, asked: Mapping[str, Any]) -> bool:
+        """Whether an error says that fewer alternatives are listed than were asked for; it is remembered how many."""
+        told = re.search(_LIMIT, str(error)) if getattr(error, "status_code", None) in _STATUSES else None
+        most = 0 if told is None else int(told[2] or told[1])
+        fewer: bool = 1 <= most < asked.get("top_logprobs", 0)
+        if fewer:
+            self.most_alternatives = most
+        return fewer
+
     def note(self, what: str, kind: Hashable, error: Exception) -> None:
         """It was refused in a call of this kind, which was answered without it."""
         known = self._known.setdefault((what, kind), _Refused())
@@ -129,13 +138,11 @@ class CallParameters:
         self._added = {name: dict(value) for name, value in added.items() if name not in self._known}
         self._limit()
 
-    def _limit(self) -> bool:
-        """Ask for no more alternatives than the server lists; whether that changes anything."""
+    def _limit(self) -> None:
+        """Ask for no more alternatives than the server lists."""
         most, asked = self._refusals.most_alternatives, self._added.get("logprobs", {})
-        fewer = most is not None and most < asked.get("top_logprobs", 0)
-        if fewer:
+        if most is not None and most < asked.get("top_logprobs", 0):
             asked["top_logprobs"] = most
-        return fewer
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -163,12 +170,9 @@ class CallParameters:
         Raises:
             Exception: It, if that is nothing of ours, or part of an answer has come.
         """
-        if not self.is_answered and (told := re.search(_LIMIT, str(error))) is not None:
-            most = int(told[2] or told[1])
-            if most >= 1:
-                self._refusals.most_alternatives = most
-                if self._limit():
-                    return
+        if not self.is_answered and self._refusals.lists_fewer(error, self._added.get("logprobs", {})):
+            self._limit()
+            return
         refused = set() if self.is_answered else self._refusals.refused(error, self._added)
         if not refused:
             raise error

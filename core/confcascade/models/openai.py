@@ -15,7 +15,7 @@ from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, as_stream, estimated_usage
+from confcascade.models.remote import Remote, as_stream, estimated_usage, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.tools import forced_call, json_problem
 from confcascade.types import Message, Request, Response, Token, ToolCall, Usage
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAICompatibleModel"]
 
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields that hold them
 _LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "none" or "EMPTY" do
 
 
@@ -358,24 +357,13 @@ def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None)
 
 
 def _content(told: Any) -> tuple[str, str]:
-    """The text and the thoughts of a message, or of what a piece of a stream adds to one.
-
-    Thoughts are told apart as ``reasoning_content`` (SGLang, llama.cpp, DeepSeek), ``reasoning`` (vLLM, Ollama,
-    OpenRouter) or in blocks (Mistral).
-    """
+    """The text and the thoughts of a message, or of what a piece of a stream adds to one."""
     content = told.content or ""
-    apart = next((each for key in _THOUGHTS if isinstance(each := getattr(told, key, None), str) and each), "")
+    thoughts = thoughts_apart(told, content)
     if isinstance(content, str):
-        return content, apart
-    texts, thoughts = [], [apart]
-    for block in content:
-        block = block if isinstance(block, dict) else vars(block)
-        if block.get("type") == "thinking":
-            thought = block.get("thinking") or ""
-            thoughts += [thought] if isinstance(thought, str) else [each.get("text", "") for each in thought]
-        else:
-            texts.append(block.get("text") or "")
-    return "".join(texts), "".join(thoughts)
+        return content, thoughts
+    blocks = [block if isinstance(block, dict) else vars(block) for block in content]
+    return "".join(block.get("text") or "" for block in blocks if block.get("type") == "text"), thoughts
 
 
 def _response(completion: Any, ask: Generate, masked: Callable[[str], str]) -> Response:

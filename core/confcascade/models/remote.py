@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ from confcascade.asks import Chunk, Generate, LanguageModel, Prefill
 from confcascade.errors import ModelError
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "as_stream", "estimated_usage", "in_threads", "settings_digest"]
+__all__ = ["Remote", "as_stream", "estimated_usage", "in_threads", "settings_digest", "thoughts_apart"]
 
 T = TypeVar("T")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Remote:
@@ -67,6 +68,28 @@ def _last(items: list[Chunk | Response]) -> Response:
     response = items[-1]
     assert isinstance(response, Response)
     return response
+
+
+def thoughts_apart(fields: Any, content: Any = None) -> str:
+    """Thoughts that a server tells apart from the text: of a message, or of what a piece of a stream adds to one.
+
+    Args:
+        fields: A mapping or an object with ``reasoning_content`` (SGLang, llama.cpp, DeepSeek), ``reasoning`` (vLLM,
+            Ollama's OpenAI door, OpenRouter) or ``thinking`` (Ollama).
+        content: The message's; blocks of the types "thinking" and "reasoning" are thoughts (Mistral, Anthropic).
+    """
+    found = (fields.get(key) if isinstance(fields, Mapping) else getattr(fields, key, None) for key in _THOUGHTS)
+    apart = next((each for each in found if isinstance(each, str) and each), "")
+    return apart or "".join(map(_thought, content if isinstance(content, list) else ()))
+
+
+def _thought(block: Any) -> str:
+    block = block if isinstance(block, Mapping) else getattr(block, "__dict__", {})
+    if block.get("type") not in ("thinking", "reasoning"):
+        return ""
+    told = block.get("thinking") or block.get("reasoning") or block.get("text") or ""
+    parts = told if isinstance(told, list) else [told]
+    return "".join(str(each.get("text", "")) if isinstance(each, Mapping) else str(each) for each in parts)
 
 
 def settings_digest(model: LanguageModel, settings: str = "") -> str:

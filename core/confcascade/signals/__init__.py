@@ -25,7 +25,7 @@ class Evidence:
     Attributes:
         request: The question.
         prefilled: From the pass over the prompt, where a signal of the stage wanted it.
-        tokens: Those generated so far, or None where the model tells no log-probabilities.
+        tokens: Those of the answer so far, without thoughts, or None where the model tells no log-probabilities.
         response: The finished answer, once there is one.
     """
 

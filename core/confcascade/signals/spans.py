@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 from confcascade.answers import solid
 from confcascade.errors import SignalUnavailableError
 from confcascade.thoughts import blanked
-from confcascade.tools import forced_call
+from confcascade.tools import forced_call, response_schema
 from confcascade.types import Request, Response, Token, ToolCall
 
 __all__ = ["call_tokens", "thought_tokens", "value_tokens", "wants_object"]
@@ -49,9 +49,7 @@ def thought_tokens(response: Response) -> Sequence[Token]:
 
 def wants_object(request: Request) -> bool:
     """Whether the request asks for structured output, whatever the way."""
-    wanted = request.options.get("response_format")
-    is_text = isinstance(wanted, Mapping) and wanted.get("type") == "text"
-    return request.output is not None or not (wanted is None or is_text)
+    return request.output is not None or response_schema(request) is not None
 
 
 def value_tokens(tokens: Sequence[Token]) -> Sequence[Token]:

@@ -254,3 +254,18 @@ def test_a_server_that_lists_fewer_alternatives_is_asked_for_fewer(refusals: Ref
 
     assert first.parameters == again.parameters == {"logprobs": True, "top_logprobs": 5}
     assert not again.whole
+
+
+def test_a_number_in_another_error_limits_nothing(refusals: Refusals) -> None:
+    """A wrong key is the caller's, whatever its text holds."""
+    made = CallParameters(
+        Generate(ScriptedModel("small"), Request((Message("user", "q"),))),
+        {},
+        {"logprobs": {"logprobs": True, "top_logprobs": 20}},
+        refusals,
+        streamed=False,
+    )
+    with pytest.raises(RefusalError):
+        made.retry_without(RefusalError("of logprobs there must be 5", 401))
+
+    assert refusals.most_alternatives is None

@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from confcascade.asks import Generate, Prefill, Verdict
 from confcascade.extending import Capability, Chunk, LanguageModel, Prefilled, Response, Token
 from confcascade.models import from_string
 from confcascade.models.base import InThreads, Watcher
+from confcascade.models.remote import thoughts_apart
 from confcascade.testing import Reply, ScriptedModel, check_model
 
 REQUEST = Request((Message("user", "q"),))
@@ -211,3 +213,21 @@ def test_a_missing_package_is_named(monkeypatch, model: str, module: str):
 
     with pytest.raises(MissingExtraError, match="pip install"):
         from_string(model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "content", "thoughts"),
+    [
+        ({"reasoning_content": "hm"}, "4", "hm"),  # SGLang, llama.cpp, DeepSeek
+        (SimpleNamespace(reasoning="hm", content="4"), "4", "hm"),  # vLLM, OpenRouter
+        ({"thinking": "hm"}, "4", "hm"),  # Ollama
+        ({}, [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "4"}], "hm"),
+        ({}, [SimpleNamespace(type="thinking", thinking="hm")], "hm"),
+        ({}, [{"type": "reasoning", "reasoning": "hm"}], "hm"),
+        ({"reasoning": {"effort": "low"}, "reasoning_content": ""}, "4", ""),
+        (None, None, ""),
+    ],
+)
+def test_thoughts_are_read_where_each_server_puts_them(fields, content, thoughts):
+    """By every client alike; what is no text is none."""
+    assert thoughts_apart(fields, content) == thoughts
