@@ -23,7 +23,7 @@ from confcascade.cost import Prices, attempt_cost
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
 from confcascade.signals import Evidence, Signal, Threshold, passes
 from confcascade.signals.calibrated import Calibrated
-from confcascade.tools import in_words
+from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
@@ -289,7 +289,7 @@ def _attempt(
         # generation, ended early where the rest cannot change the decision
         judges = tuple(signal for signal in signals if signal.phase == "post")
         checks = () if last else (*rules.checks, *([stage.check] if stage.check is not None else []))
-        whole = request.judged_whole or bool(checks)
+        whole = request.judged_whole or bool(checks) or response_schema(request) is not None
         early = not whole and any(signal.early for signal in judges)
         watch = _Watch(judges, stage, evidence, rules.shows_early) if early else None
         if watch is not None and prefilled is not None and watch(()) == "abort":

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from confcascade import Cascade, ConfigurationError, Stage, TokenProbability, checking
+from confcascade import Cascade, ConfigurationError, Stage, TextRouter, TokenProbability, checking
 from confcascade.testing import ScriptedModel
 
 SURE = ("not an object", 0.99)
@@ -60,3 +60,16 @@ def test_what_a_check_says_of_the_text_stays_out_of_records():
         raise ValueError(f"cannot read {text}")
 
     assert "not an object" not in str(cascade(check).run("q").record.as_dict())
+
+
+async def test_a_stage_that_judges_only_the_question_shows_nothing_that_may_not_fit():
+    """With a response format or a check, its draft is not streamed before it is whole."""
+    small, large = ScriptedModel("small", {"q": "no object"}), ScriptedModel("large", {"q": "{}"})
+    router = TextRouter.fit(["easy q", "hard r"] * 20, [True, False] * 20, model="small")
+    cascade = Cascade([Stage(small, [router], {"router": 0.0}), Stage(large)])
+    options = {"response_format": {"type": "json_object"}}
+    *chunks, outcome = cascade.stream("q", options=options)
+
+    assert outcome.text == cascade.run("q", options=options).text == "{}"
+    assert "".join(chunk.text for chunk in chunks) == "{}"
+    assert cascade.run("q").text == "no object"

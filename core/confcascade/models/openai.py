@@ -363,7 +363,8 @@ def _content(told: Any) -> tuple[str, str]:
     if isinstance(content, str):
         return content, thoughts
     blocks = [block if isinstance(block, dict) else vars(block) for block in content]
-    return "".join(block.get("text") or "" for block in blocks if block.get("type") == "text"), thoughts
+    spoken = (block for block in blocks if block.get("type") not in ("thinking", "reasoning"))
+    return "".join(block.get("text") or "" for block in spoken), thoughts
 
 
 def _response(completion: Any, ask: Generate, masked: Callable[[str], str]) -> Response:

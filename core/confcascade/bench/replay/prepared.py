@@ -319,7 +319,7 @@ def _falling(
 ) -> tuple[NDArray[np.intp], NDArray[np.int64], list[tuple[int, Figures]]]:
     """Where any signal's bound falls: questions (ascending), tokens (ascending within one), bounds of all signals.
 
-    Drafts are first looked at with `first` tokens, those of their answer begun,, and last with `most`.
+    Drafts are first looked at with `first` tokens, the first of their answer among them, and last with `most`.
     """
     width = np.int64(int(most.max(initial=0)) + 1)
 
