@@ -379,7 +379,8 @@ def _as_chats(pieces: CompletionResponseGen) -> Iterator[ChatResponse]:
     try:
         yield from map(_as_chat, pieces)
     finally:
-        pieces.close()
+        if close := getattr(pieces, "close", None):  # of a user's own it may be any iterator
+            close()
 
 
 class _Asking:
