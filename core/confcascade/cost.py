@@ -44,17 +44,34 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars per million tokens, as providers state them."""
+    """US dollars per million tokens, as providers state them.
+
+    Attributes:
+        input_usd: Of the prompt.
+        output_usd: Of the answer and its thoughts.
+        cached_input_usd: Of the part of the prompt that the provider read from its cache; None: as the rest.
+    """
 
     input_usd: float
     output_usd: float
+    cached_input_usd: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            if name == "cached_input_usd" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigurationError(
                     f"`{name}` must be a price in dollars per million tokens, at least 0. Got {value!r}."
                 )
+
+    def of(self, usage: Usage) -> float:
+        """What `usage` costs, in US dollars."""
+        usd = usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd
+        if self.cached_input_usd is not None:
+            cached = min(usage.input_details.get("cache_read", 0), usage.input_tokens)
+            usd += cached * (self.cached_input_usd - self.input_usd)
+        return usd / 1e6
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | No
     usd = None
     unknown = usage.estimated and not usage.total_tokens  # the model told none
     if prices is not None and not unknown:
-        usd = (usage.input_tokens * prices.input_usd + usage.output_tokens * prices.output_usd) / 1e6
+        usd = prices.of(usage)
     return Cost(
         flops=None if architecture is None or unknown else forward_flops(architecture, usage),
         tokens=usage.total_tokens,

@@ -12,6 +12,7 @@ ConfcascadeError
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,10 @@ __all__ = [
     "SignalUnavailableError",
     "StreamBrokenError",
 ]
+
+# what providers put into the fields of their errors; anything longer or freer may be a text, or a key
+_CODE = re.compile(r"[A-Za-z][A-Za-z_.]{0,47}|\d{1,6}")
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z_.\[\]\d]{0,63}")
 
 
 class ConfcascadeError(Exception):
@@ -66,6 +71,47 @@ class CascadeExhaustedError(ConfcascadeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.args, self.attempts, self.responses)
+
+
+def kept_of(error: BaseException) -> str:
+    """What records, logs and errors of ours keep of an error: its type, status, code and parameter, never its text.
+
+    A text may quote the prompt, the answer or a key. Those of confcascade's own errors do not, and are kept whole.
+    To see the others, set the logger ``confcascade.texts`` to DEBUG.
+
+    >>> error = ConnectionError("Invalid key sk-123")
+    >>> error.status_code, error.code = 401, "invalid_api_key"
+    >>> kept_of(error)
+    'ConnectionError (401, invalid_api_key)'
+    """
+    name = type(error).__name__
+    if isinstance(error, ConfcascadeError):
+        return f"{name}: {error}"
+    status = _first(error, "status_code", "status", "http_status") or _first(
+        getattr(error, "response", None), "status_code", "status"
+    )
+    facts = [str(status)] if isinstance(status, int) else []
+    code = _first(error, "code", "errno")
+    if isinstance(code, str | int) and str(code) not in facts and _CODE.fullmatch(str(code)):
+        facts.append(str(code))
+    parameter = _first(error, "param")
+    if isinstance(parameter, str) and _PARAMETER.fullmatch(parameter):
+        facts.append(f"parameter {parameter}")
+    if not facts and error.__cause__ is not None:
+        facts.append(f"from {type(error.__cause__).__name__}")
+    return f"{name} ({', '.join(facts)})" if facts else name
+
+
+def _first(source: Any, *names: str) -> Any:
+    """The first of these attributes that is set; some errors compute theirs, and fail at it."""
+    for name in names:
+        try:
+            value = getattr(source, name, None)
+        except Exception:
+            continue
+        if value is not None and not callable(value):
+            return value
+    return None
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -5,6 +5,7 @@ Whoever only uses a cascade needs none of it. `confcascade.testing` checks what 
 
 from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cascade import build_stages
+from confcascade.errors import kept_of
 from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
 from confcascade.models.calls import CallParameters, Refusals
@@ -44,6 +45,7 @@ __all__ = [
     "estimated_usage",
     "forced_call",
     "in_threads",
+    "kept_of",
     "misfit",
     "parse_problem",
     "settings_digest",

@@ -207,11 +207,22 @@ class ThoughtToken(Token):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens paid for. ``estimated`` says that the provider did not tell (an aborted stream, say)."""
+    """Tokens paid for.
+
+    Attributes:
+        input_tokens: Of the prompt, those from a cache included.
+        output_tokens: Of the answer, thoughts included.
+        estimated: Whether the provider did not report them (an aborted stream, say).
+        input_details: What of the input tokens is counted apart, under LangChain's names: "cache_read",
+            "cache_creation", "audio". Empty where the provider reports nothing of it.
+        output_details: The same of the output tokens: "reasoning", "audio".
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     estimated: bool = False
+    input_details: Mapping[str, int] = field(default_factory=dict)
+    output_details: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total_tokens(self) -> int:
@@ -223,11 +234,28 @@ class Usage:
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.estimated or other.estimated,
+            _sum(self.input_details, other.input_details),
+            _sum(self.output_details, other.output_details),
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return dict(vars(self))
+        """JSON-ready; details only where there are any."""
+        told: dict[str, Any] = {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "estimated": self.estimated,
+        }
+        if self.input_details:
+            told["input_details"] = dict(self.input_details)
+        if self.output_details:
+            told["output_details"] = dict(self.output_details)
+        return told
+
+
+def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
+    if not (a and b):
+        return a or b
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
 
 
 @dataclass(frozen=True)

@@ -100,3 +100,21 @@ def test_break_even_is_where_two_stages_cost_as_much_as_one():
     assert chain_cost([r, 1 - r], [3, 8])[0] == pytest.approx(8)
     with pytest.raises(ValueError, match="`large` above 0"):
         break_even_retention(3, 0)
+
+
+def test_what_came_from_a_cache_has_its_own_price():
+    """Of 1,000 input tokens 900 were cached: billed at a tenth where that price is known, else in full."""
+    usage = Usage(1_000, 0, input_details={"cache_read": 900})
+
+    assert Prices(1.0, 2.0).of(usage) == pytest.approx(1_000 / 1e6)
+    assert Prices(1.0, 2.0, 0.1).of(usage) == pytest.approx((100 + 90) / 1e6)
+    assert Prices(1.0, 2.0, 0.1).of(Usage(1_000, 0)) == Prices(1.0, 2.0).of(Usage(1_000, 0))
+
+
+def test_details_of_usage_add_up():
+    total = Usage(5, 5, input_details={"cache_read": 2}) + Usage(
+        1, 1, input_details={"cache_read": 1, "audio": 1}, output_details={"reasoning": 1}
+    )
+
+    assert total == Usage(6, 6, input_details={"cache_read": 3, "audio": 1}, output_details={"reasoning": 1})
+    assert "output_details" not in Usage(1, 1).as_dict()

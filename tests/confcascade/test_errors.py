@@ -5,7 +5,7 @@ import sys
 import confcascade
 import pytest
 from confcascade import errors
-from confcascade.errors import MissingExtraError, require
+from confcascade.errors import MissingExtraError, kept_of, require
 
 
 def test_the_tree_is_as_drawn():
@@ -52,3 +52,36 @@ def test_require_names_the_command(monkeypatch):
     assert 'pip install "confcascade[local]"' in str(raised.value)
     assert "`torch`" in str(raised.value)
     assert isinstance(raised.value.__cause__, ImportError)
+
+
+class _ApiError(Exception):
+    def __init__(self, **fields):
+        super().__init__("the key sk-secret, the prompt and the answer")
+        vars(self).update(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"status_code": 429, "code": "rate_limit_exceeded"}, "_ApiError (429, rate_limit_exceeded)"),
+        ({"status_code": 400, "param": "messages[0].content"}, "_ApiError (400, parameter messages[0].content)"),
+        ({"status_code": 400, "code": 400}, "_ApiError (400)"),
+        ({"errno": 111}, "_ApiError (111)"),
+        ({"code": "sk-secret-123456789", "param": "the prompt of mine"}, "_ApiError"),
+        ({"status": "sk-secret", "response": None}, "_ApiError"),
+        ({"code": lambda: "callable, as grpc has it"}, "_ApiError"),
+    ],
+)
+def test_of_an_error_its_kind_is_kept_and_never_its_text(fields, kept):
+    assert kept_of(_ApiError(**fields)) == kept
+
+
+def test_what_an_error_without_a_status_comes_from_is_kept():
+    error = ConnectionError("https://user:password@host")
+    error.__cause__ = TimeoutError("sk-secret")
+
+    assert kept_of(error) == "ConnectionError (from TimeoutError)"
+
+
+def test_our_own_texts_are_kept():
+    assert kept_of(confcascade.ModelError("No choice.")) == "ModelError: No choice."

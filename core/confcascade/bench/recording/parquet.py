@@ -32,8 +32,10 @@ _PLAIN = tuple(
     "question model group prompt reference answer grade refused predicted error problem finish_reason latency_s "
     "prefill_s build prompt_version drawn before_answer thoughts".split()
 )
-_USAGE = ("input_tokens", "output_tokens", "estimated")
-_LATER = {"drawn": 1, "before_answer": 0, "thoughts": ""}  # of files that were written before there were such columns
+_USAGE = ("input_tokens", "output_tokens", "estimated", "usage_details")
+# of files that were written before there were such columns
+_LATER = {"drawn": 1, "before_answer": 0, "thoughts": "", "usage_details": "{}"}
+_DETAILS = ("input_details", "output_details")
 _NUMBERS = (
     "question",
     "model",
@@ -69,6 +71,7 @@ def _schema() -> Any:
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
     kinds |= {"latency_s": number, "prefill_s": number, "drawn": pa.int64(), "before_answer": pa.int64()}
     kinds |= {"input_tokens": pa.int64(), "output_tokens": pa.int64(), "estimated": pa.bool_()}
+    kinds["usage_details"] = text
     kinds["labels"] = rows_of(label=text, logprob=number)
     kinds["scores"] = pa.list_(pa.struct(score))
     kinds["tokens"] = rows_of(text=text, logprob=number, top=rows_of(text=text, logprob=number))
@@ -143,17 +146,19 @@ def _values(row: Row) -> tuple[Any, ...]:
         for name, s in row.scores.items()
     ]
     tokens = None if row.tokens is None else [(token.text, token.logprob, token.top) for token in row.tokens]
-    usage = row.usage.input_tokens, row.usage.output_tokens, row.usage.estimated
+    told = row.usage.as_dict()
+    details = {name: told[name] for name in _DETAILS if name in told}
+    usage = *(told[name] for name in _USAGE[:3]), json.dumps(details)
     return *(getattr(row, name) for name in _PLAIN), *usage, list(row.labels.items()), scores, tokens
 
 
 def _row(*values: Any) -> Row:
     """The row of such values."""
-    *plain, read, written, estimated, labels, scores, tokens = values
+    *plain, read, written, estimated, details, labels, scores, tokens = values
     return Row.model_validate(
         dict(zip(_PLAIN, plain, strict=True))
         | {
-            "usage": Usage(read, written, estimated),
+            "usage": Usage(read, written, estimated, **json.loads(details)),
             "labels": dict(labels),
             "scores": {
                 name: {
