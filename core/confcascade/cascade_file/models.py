@@ -7,11 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from confcascade.asks import LanguageModel
 from confcascade.cost import Architecture
-from confcascade.schema import Entry, existing, located, suggestion
+from confcascade.models.body import options_problem
+from confcascade.models.openai import Unsupported
+from confcascade.schema import SECRET, Entry, existing, located, suggestion
 
 __all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
 
@@ -35,7 +37,21 @@ class OpenAIModelEntry(Entry):
     timeout_s: float = Field(60.0, gt=0, description="Longest wait for an answer, in seconds.")
     max_retries: int = Field(2, ge=0, description="Retries on connection errors, 429 and 5xx.")
     architecture: ArchitectureEntry | None = Field(None, description="If known, for costs in FLOPs.")
+    options: dict[str, Any] = Field({}, description="Parameters of every call, such as {reasoning_effort: low}")
+    unsupported: list[Unsupported] = Field(
+        [], description="What the server is known to refuse; otherwise it is learned from its refusals."
+    )
     name: str | None = Field(None, min_length=1, description="Shown in records; by default the model's.")
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_kept(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("api_key", "extra_headers"):
+            if name in options:
+                raise located(SECRET, name)
+        if (cannot := options_problem(options)) is not None:
+            raise located(cannot)
+        return options
 
     def called(self, folder: Path) -> str:
         """The model's name in records."""
@@ -53,6 +69,8 @@ class OpenAIModelEntry(Entry):
             timeout_s=self.timeout_s,
             max_retries=self.max_retries,
             architecture=None if self.architecture is None else Architecture(**self.architecture.model_dump()),
+            options=self.options,
+            unsupported=self.unsupported,
             name=self.called(folder),
         )
 

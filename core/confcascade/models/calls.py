@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from confcascade.asks import Generate
 from confcascade.types import Response
 
-__all__ = ["CallParameters", "Refusals"]
+__all__ = ["OF_ONE_CALL", "CallParameters", "Refusals"]
 
 _log = logging.getLogger("confcascade")
 
@@ -20,10 +21,16 @@ _SURE = 2  # refusals of a kind of call after which it is not asked for again; o
 _FORGOTTEN_S = 600.0  # until it is: a server may be started anew
 _MOST = 256  # kinds of calls that are remembered
 # options that say who asks, or which draw is wanted: of another value in each call, and of no kind
-_OF_ONE_CALL = {"user", "seed", "safety_identifier", "prompt_cache_key", "metadata"}
+OF_ONE_CALL = {"user", "seed", "safety_identifier", "prompt_cache_key", "metadata"}
 # what gateways and servers answer to a parameter that they do not take; 501: not implemented, 502: by a proxy
 _STATUSES = (400, 403, 404, 422, 500, 501, 502)
 _UNNAMED = (400, 422, 501)  # those of them that mean a parameter where the text names none
+# what the caller asks for: of these the value may be at fault, and then the error is the caller's
+_OF_THE_CALLER = {"max_tokens", "temperature"}
+# how servers say that the parameter is at fault: a model does not take it, or only its default
+_UNSUPPORTED = re.compile(
+    r"unsupported|not support|n't support|deprecated|\bonly\b.*?(?:support|allow|accept)", re.I | re.S
+)
 # how servers say that they list fewer alternatives than were asked for
 _LIMIT = (
     r"logprobs.*?(?:max(?:imum)?\b|at most|between|must be|less than|no more than|<=|≤)[^\d]*(\d+)(?:\D{1,8}(\d+))?"
@@ -42,20 +49,26 @@ class Refusals:
 
     Args:
         model: Name of the model, for the log.
-        words: By what is added to calls, the words by which an error refuses it.
+        words: By what is added to calls, the words by which an error refuses it. An error about "max_tokens" or
+            "temperature" must also say that the parameter is unsupported: else it is about the value.
+        unsupported: What of it is known to be refused in every kind of call.
 
     Attributes:
         most_alternatives: How many log-probabilities of alternatives the server lists at most; None if it has not said.
     """
 
-    def __init__(self, model: str, words: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, model: str, words: Mapping[str, tuple[str, ...]], *, unsupported: Collection[str] = ()) -> None:
         self._model = model
         self._words = words
+        self._unsupported = frozenset(unsupported)
         self._known: dict[tuple[str, Hashable], _Refused] = {}
+        self._logged: dict[tuple[str, Hashable], None] = {}
         self.most_alternatives: int | None = None
 
     def why(self, what: str, kind: Hashable) -> str | None:
         """Why `what` is not to be asked for in calls of this kind; None if it may be."""
+        if what in self._unsupported:
+            return "it is configured as unsupported"
         known = self._known.get((what, kind))
         if known is None or known.times < _SURE or time.monotonic() - known.at > _FORGOTTEN_S:
             return None
@@ -64,7 +77,8 @@ class Refusals:
     def named(self, error: Exception) -> set[str]:
         """What an error refuses by its words."""
         told = f"{error} {getattr(error, 'param', None)}"
-        return {name for name, words in self._words.items() if any(word in told for word in words)}
+        named = {name for name, words in self._words.items() if any(word in told for word in words)}
+        return {name for name in named if name not in _OF_THE_CALLER or _unsupported(error, name)}
 
     def refused(self, error: Exception, added: Mapping[str, Any]) -> set[str]:
         """What of `added` an error refuses: what it names, or log-probabilities, where it names nothing at all."""
@@ -91,11 +105,33 @@ class Refusals:
         if len(self._known) > _MOST:
             self._known.pop(next(iter(self._known)), None)
         known.why = _reason(error)
-        if not known.times:
-            told = "Model '%s' refuses %s in one kind of call (%s). Said once for each kind."
-            _log.warning(told, self._model, what, known.why)
         known.times += _SURE if what in self.named(error) else 1
         known.at = time.monotonic()
+
+    def log(self, what: str, kind: Hashable, *, shown: str = "", instead: Collection[str] = ()) -> None:
+        """Log what is left out of calls of this kind, or replaced, the first time that it is.
+
+        Args:
+            what: Is left out.
+            kind: Of the calls.
+            shown: What it is called in the log; by default `what`.
+            instead: The parameters in its place: then nothing is lost, and the level is INFO, not WARNING.
+        """
+        if (what, kind) in self._logged:
+            return
+        self._logged[what, kind] = None
+        if len(self._logged) > _MOST:
+            self._logged.pop(next(iter(self._logged)), None)
+        known = self._known.get((what, kind))
+        why = self.why(what, kind) if known is None else known.why
+        _log.log(
+            logging.INFO if instead else logging.WARNING,
+            "Model '%s' refuses %s in one kind of call (%s) and is asked %s. Logged once per kind of call.",
+            self._model,
+            shown or what,
+            why,
+            f"with {', '.join(instead)} instead" if instead else "without",
+        )
 
     def taken(self, what: str, kind: Hashable) -> None:
         """It was taken in such a call."""
@@ -114,6 +150,10 @@ class CallParameters:
         added: What is added, by what it is for ("logprobs", say).
         refusals: Of the model.
         streamed: Whether the answer comes in pieces.
+        asked: What the caller wants and may have to do without, by what it is for ("temperature", say). That it is
+            left out is logged.
+        instead: What takes the place of some of `asked`, by what it is for: the same under a name that newer models
+            take, say.
     """
 
     def __init__(
@@ -124,19 +164,28 @@ class CallParameters:
         refusals: Refusals,
         *,
         streamed: bool,
+        asked: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        instead: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
         request = ask.request
-        options = frozenset((key, _shown(value)) for key, value in request.options.items() if key not in _OF_ONE_CALL)
+        options = frozenset((key, _shown(value)) for key, value in request.options.items() if key not in OF_ONE_CALL)
         tools = frozenset(tool.parameters is None for tool in request.tools)  # a provider's own are another endpoint's
         self._kind = streamed, tools, request.output is not None, options
         self._given = dict(given)
+        self._asked, self._instead = asked, instead
         self._refusals = refusals
         self._held = streamed and not ask.live
         self.is_answered = False
         self._refused: dict[str, Exception] = {}
-        self._known = {name: why for name in added if (why := refusals.why(name, self._kind)) is not None}
-        self._added = {name: dict(value) for name, value in added.items() if name not in self._known}
+        wanted = {**added, **asked}
+        self._known = {name: why for name in wanted if (why := refusals.why(name, self._kind_of(name))) is not None}
+        self._added = {name: dict(value) for name, value in wanted.items() if name not in self._known}
         self._limit()
+
+    def _kind_of(self, name: str) -> Hashable:
+        """For which calls a refusal holds: of what nothing can replace, for those with this value."""
+        by_value = name in self._asked and name not in self._instead
+        return (self._kind, *map(_shown, self._asked[name].values())) if by_value else self._kind
 
     def _limit(self) -> None:
         """Ask for no more alternatives than the server lists."""
@@ -147,7 +196,8 @@ class CallParameters:
     @property
     def parameters(self) -> dict[str, Any]:
         """Of the next try."""
-        return self._given | {key: value for added in self._added.values() for key, value in added.items()}
+        instead = [self._instead[name] for name in self._instead if name in self._asked and name not in self._added]
+        return self._given | {key: value for each in (*self._added.values(), *instead) for key, value in each.items()}
 
     @property
     def whole(self) -> bool:
@@ -188,11 +238,15 @@ class CallParameters:
             self.is_answered = True
             self._note()
             for name in self._added:
-                self._refusals.taken(name, self._kind)
+                self._refusals.taken(name, self._kind_of(name))
 
     def _note(self) -> None:
         for name, error in self._refused.items():
-            self._refusals.note(name, self._kind, error)
+            self._refusals.note(name, self._kind_of(name), error)
+        for name in (*self._refused, *(self._known.keys() & self._asked.keys())):
+            shown = ", ".join(f"{key}={value!r}" for key, value in self._asked.get(name, {}).items())
+            instead = self._instead.get(name, {})
+            self._refusals.log(name, self._kind_of(name), shown="" if instead else shown, instead=list(instead))
 
 
 def _reason(error: Exception) -> str:
@@ -200,6 +254,14 @@ def _reason(error: Exception) -> str:
     told = [f"{key} {value}" for key in ("code", "param") if (value := getattr(error, key, None))]
     status = getattr(error, "status_code", None)
     return ", ".join([f"status {status}" if status else type(error).__name__, *map(str, told)])
+
+
+def _unsupported(error: Exception, name: str) -> bool:
+    """Whether an error says that the model does not take this parameter, or only one value of it."""
+    code, param = getattr(error, "code", None), getattr(error, "param", None)
+    if param and name not in str(param):
+        return False
+    return code in ("unsupported_parameter", "unsupported_value") or _UNSUPPORTED.search(str(error)) is not None
 
 
 def _shown(value: Any) -> Hashable:

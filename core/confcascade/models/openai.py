@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
+from confcascade.models.body import Body, deciding, options_problem
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import Remote, as_stream, estimated_usage, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
-from confcascade.tools import forced_call, json_problem
-from confcascade.types import Message, Request, Response, Token, ToolCall, Usage
+from confcascade.tools import json_problem
+from confcascade.types import Response, Token, ToolCall, Usage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
 __all__ = ["OpenAICompatibleModel"]
 
+Unsupported: TypeAlias = Literal["max_tokens", "temperature", "logprobs", "stream_options"]
+
 _LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "none" or "EMPTY" do
+# what calls may have to do without, by the words of an error that refuses it
+_REFUSALS = {
+    "logprobs": ("logprobs",),
+    "stream_options": ("stream_options",),
+    "max_tokens": ("max_completion_tokens",),  # an error of the number itself rarely names the other parameter
+    "temperature": ("temperature",),
+}
 
 
 class OpenAICompatibleModel(Remote):
@@ -34,8 +46,14 @@ class OpenAICompatibleModel(Remote):
     Log-probabilities are asked for with every call that a signal needs them in. A server that refuses them is asked
     again without, and the answer then has none (the attempt escalates with that reason). That is remembered for that
     kind of call (streamed, with tools, an object, its options), and a draft whose stream is refused them comes whole.
-    Where the server does not tell the usage (of an answer that was ended early, say), it is estimated at four
+    Where the server does not report the usage (of an answer that was ended early, say), it is estimated at four
     characters to a token, and marked.
+
+    OpenAI's reasoning models take ``max_completion_tokens`` instead of ``max_tokens``, and no temperature but their
+    own. Both are learned from the refusal, at the price of one call for each kind of call: the limit is then sent
+    under the other name, and the temperature is left out, with a warning (logger ``confcascade``), because greedy
+    answers were asked for and are not given. `unsupported` says so from the start. Any other parameter that the server
+    refuses is an error of the call.
 
     Args:
         model: Name of the model, as the server knows it.
@@ -47,10 +65,17 @@ class OpenAICompatibleModel(Remote):
         max_retries: Retries of the client on connection errors, 429 and 5xx.
         name: Shown in records; by default `model`.
         architecture: If known, for costs in FLOPs.
+        options: Parameters of every call, under the server's names: ``{"reasoning_effort": "low"}``,
+            ``{"chat_template_kwargs": {"enable_thinking": False}}``. Those that the client does not know are sent in
+            its ``extra_body``. A request's own `max_tokens`, `temperature` and options come first. Never recorded;
+            they are part of `fingerprint`.
+        unsupported: What the server is known to refuse, of "max_tokens", "temperature", "logprobs" and
+            "stream_options".
 
     Raises:
         MissingExtraError: Without the package `openai`.
-        ConfigurationError: Without a key for OpenAI's own server, or if `api_key_env` is not set.
+        ConfigurationError: Without a key for OpenAI's own server, if `api_key_env` is not set, if `options` set what
+            each call sets (messages, tools, streaming, log-probabilities), or if `unsupported` names anything else.
     """
 
     def __init__(
@@ -64,6 +89,8 @@ class OpenAICompatibleModel(Remote):
         max_retries: int = 2,
         name: str | None = None,
         architecture: Architecture | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        unsupported: Collection[Unsupported] = (),
     ) -> None:
         from pydantic import SecretStr
 
@@ -81,6 +108,12 @@ class OpenAICompatibleModel(Remote):
                 f"Model '{model}' of OpenAI needs a key, and there is none. Set OPENAI_API_KEY, or give `api_key` "
                 "or `api_key_env`, or `base_url` for a server of your own."
             )
+        if (cannot := options_problem(options)) is not None:
+            raise ConfigurationError(f"`options` of model '{model}' {cannot}.")
+        if strange := set(unsupported) - _REFUSALS.keys():
+            raise ConfigurationError(
+                f"`unsupported` of model '{model}' may name {', '.join(_REFUSALS)}. Got {', '.join(sorted(strange))}."
+            )
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -89,7 +122,9 @@ class OpenAICompatibleModel(Remote):
         self._max_retries = max_retries
         self._name = name or model
         self._architecture = architecture
-        self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
+        self._options = dict(options)
+        self._unsupported = frozenset(unsupported)
+        self._refusals = Refusals(self._name, _REFUSALS, unsupported=self._unsupported)
         self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
     def __repr__(self) -> str:
@@ -105,11 +140,21 @@ class OpenAICompatibleModel(Remote):
 
     @property
     def capability(self) -> Capability:
-        return Capability(logprobs=None, top_logprobs=20, tools=True, structured=True)
+        logprobs = False if "logprobs" in self._unsupported else None
+        return Capability(logprobs=logprobs, top_logprobs=20, tools=True, structured=True)
 
     @property
     def architecture(self) -> Architecture | None:
         return self._architecture
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of its name on the server and its options, none of which can be read from them.
+
+        Which weights the server runs under that name is not known, nor is its address part of it: a server may move.
+        """
+        told = json.dumps([self._model, deciding(self._options)], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     # ------------------------------------------------------------------ LanguageModel
 
@@ -159,7 +204,7 @@ class OpenAICompatibleModel(Remote):
         with self._unsaid():
             completion = self._create(call)
             call.answered()
-            return call.explained(_response(completion, ask, self._masked))
+            return call.explained(_response(completion, ask))
 
     async def aanswer(self, ask: Generate) -> Response:
         """`answer`, without blocking the event loop."""
@@ -167,7 +212,7 @@ class OpenAICompatibleModel(Remote):
         with self._unsaid():
             completion = await self._acreate(call)
             call.answered()
-            return call.explained(_response(completion, ask, self._masked))
+            return call.explained(_response(completion, ask))
 
     def _create(self, call: CallParameters) -> Any:
         """What the server answers; None if it should be asked for a whole answer instead."""
@@ -216,29 +261,19 @@ class OpenAICompatibleModel(Remote):
         return told
 
     def _call(self, ask: Generate, *, streamed: bool = False) -> CallParameters:
-        request = ask.request
-        given: dict[str, Any] = {
-            "model": self._model,
-            "messages": [_message(message) for message in request.messages],
-            **request.options,
-            **_constraints(request),
-        }
-        if request.max_tokens is not None:
-            given["max_tokens"] = request.max_tokens
-        if request.temperature is not None:
-            given["temperature"] = request.temperature
-        if request.stop:
-            given["stop"] = list(request.stop)
+        body = Body.of(self._model, ask.request, self._options)
         added: dict[str, dict[str, Any]] = {}
         if ask.logprobs:
             # some servers answer top_logprobs=0 with no log-probabilities at all
             added["logprobs"] = {"logprobs": True, "top_logprobs": max(1, ask.top_logprobs)}
         if streamed:
-            given["stream"] = True
+            body.given["stream"] = True
             added["stream_options"] = {"stream_options": {"include_usage": True}}
-        return CallParameters(ask, given, added, self._refusals, streamed=streamed)
+        return CallParameters(
+            ask, body.given, added, self._refusals, streamed=streamed, asked=body.asked, instead=body.instead
+        )
 
-    def _options(self) -> dict[str, Any]:
+    def _client_options(self) -> dict[str, Any]:
         key = None if self._api_key is None else self._api_key.get_secret_value()
         if self._api_key_env is not None:
             key = os.environ.get(self._api_key_env)
@@ -257,7 +292,7 @@ class OpenAICompatibleModel(Remote):
     def _client(self) -> Any:
         import openai
 
-        return openai.OpenAI(**self._options())
+        return openai.OpenAI(**self._client_options())
 
     @property
     def _aclient(self) -> Any:
@@ -266,54 +301,8 @@ class OpenAICompatibleModel(Remote):
 
         loop = asyncio.get_running_loop()
         if self._async is None or self._async[0] is not loop:
-            self._async = loop, openai.AsyncOpenAI(**self._options())
+            self._async = loop, openai.AsyncOpenAI(**self._client_options())
         return self._async[1]
-
-
-def _message(message: Message) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        told["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        told["tool_call_id"] = message.tool_call_id
-    return told
-
-
-def _constraints(request: Request) -> dict[str, Any]:
-    """Tools and structured output, as the server takes them."""
-    told: dict[str, Any] = {}
-    if request.tools:
-        told["tools"] = [
-            tool.native
-            if tool.parameters is None and isinstance(tool.native, Mapping)  # a provider's own
-            else {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.parameters or {"type": "object", "properties": {}},
-                },
-            }
-            for tool in request.tools
-        ]
-        forced = forced_call(request)
-        if forced == "":
-            told["tool_choice"] = "required"
-        elif forced is not None:
-            told["tool_choice"] = {"type": "function", "function": {"name": forced}}
-        elif request.tool_choice:
-            told["tool_choice"] = request.tool_choice
-    if request.output is not None:
-        schema = {"name": request.output.name, "schema": request.output.schema}
-        told["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return told
 
 
 class _Calls:
@@ -367,10 +356,13 @@ def _content(told: Any) -> tuple[str, str]:
     return "".join(block.get("text") or "" for block in spoken), thoughts
 
 
-def _response(completion: Any, ask: Generate, masked: Callable[[str], str]) -> Response:
+def _response(completion: Any, ask: Generate) -> Response:
     if not hasattr(completion, "choices"):
-        raise ModelError(  # masked before it is cut: no piece of a key shall be left
-            f"The server of model '{ask.model.name}' sent no chat completion, but {masked(str(completion))[:60]!r}. "
+        sent = "JSON of another form"
+        if isinstance(completion, str):
+            sent = "a web page" if completion.lstrip().startswith("<") else "plain text"
+        raise ModelError(
+            f"The server of model '{ask.model.name}' sent {sent} instead of a chat completion. "
             "Is its `base_url` right? It often ends in /v1."
         )
     if not completion.choices:

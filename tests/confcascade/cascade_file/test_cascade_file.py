@@ -43,6 +43,7 @@ from confcascade.schema.signals import (
     TextRouterEntry,
     TokenProbabilityEntry,
 )
+from werkzeug import Response
 
 DOCS = Path(__file__).parents[3] / "docs" / "cascade-files.md"
 
@@ -317,6 +318,10 @@ SECRET = "sk-proj-do-not-show"
         {"openai": "m", "base_url": [SECRET]},
         {"openai": "m", "timeout_s": SECRET},
         {"openai": "m", "key": SECRET},
+        {"openai": "m", "options": {"api_key": SECRET}},
+        {"openai": "m", "options": {"extra_headers": {"Authorization": SECRET}}},
+        {"openai": "m", "options": {"stream": SECRET}},
+        {"openai": "m", "options": SECRET},
     ],
 )
 def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
@@ -325,8 +330,42 @@ def test_a_key_in_the_file_is_not_shown(write: Write, model: dict[str, Any]):
         CascadeFile.load(write({"models": [model]})).make_stages()
 
     assert SECRET not in "".join(traceback.format_exception(raised.value))
-    if "api_key" in model:
+    if {"api_key", "extra_headers"} & {*model, *(model.get("options") or ())}:
         assert "api_key_env: MY_KEY" in str(raised.value)
+
+
+def test_options_and_what_is_unsupported_reach_the_server(write: Write, httpserver):
+    """A reasoning model by a file: effort, thoughts switched off, its limit under the new name, no temperature."""
+    pytest.importorskip("openai")
+    bodies = []
+
+    def answer(request: Any) -> Any:
+        bodies.append(request.get_json())
+        choice = {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
+        whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return Response(json.dumps(whole), content_type="application/json")
+
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(answer)
+    text = f"""models:
+  - openai: m
+    base_url: {httpserver.url_for("/v1")}
+    options: {{reasoning_effort: low, chat_template_kwargs: {{enable_thinking: false}}}}
+    unsupported: [max_tokens, temperature]
+"""
+    file = CascadeFile.load(write(text))
+    file.cascade().run("?", max_tokens=9, temperature=0)
+
+    (body,) = bodies
+    body.pop("messages")
+    assert {key: value for key, value in body.items() if not key.startswith("stream")} == {
+        "model": "m",
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "max_completion_tokens": 9,
+    }
+    other = CascadeFile.load(write(text.replace("low", "high")))
+    assert file.digest != other.digest
+    assert file.make_stages()[0].model.fingerprint != other.make_stages()[0].model.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -363,8 +402,9 @@ def test_a_file_can_say_what_python_can(entry: Any, made_by: Any, other_names: d
     for key, default in keys.items():
         field = entry.model_fields[key]
         assert field.is_required() == (default is inspect.Parameter.empty)
-        if not field.is_required() and key not in ("labels", "scores", "template_options"):  # None or empty here
-            assert field.default == default
+        if field.is_required() or key in ("labels", "scores", "template_options"):  # None or empty here
+            continue
+        assert field.default == (list(default) if isinstance(default, tuple) else default)
 
 
 def test_signals_as_they_are_made(write: Write, tmp_path: Path):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from werkzeug import Response
 
 pytest.importorskip("torch")
 
@@ -191,7 +192,7 @@ def test_a_server_at_fault_is_no_success(confcascade, files):
     assert done.returncode == 1, done.stderr
     assert "failed 20 times in a row" in done.stdout
     for told in (done.stdout, few.stdout):
-        assert "sent no chat completion, but '<html>'. Is its `base_url` right?" in told
+        assert "sent a web page instead of a chat completion. Is its `base_url` right?" in told
         assert "Next:" not in told
     assert "m: 3 errors, at last ModelError" in few.stdout
 
@@ -210,6 +211,39 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
+
+
+def test_limits_and_temperatures_that_a_model_refuses(confcascade, files, httpserver):
+    """`collect` and `ask` send both to a reasoning model, which takes the limit under another name: no error."""
+    pytest.importorskip("openai")
+    bodies = []
+
+    def answer(request):
+        bodies.append(body := request.get_json())
+        if param := next((name for name in ("max_tokens", "temperature") if name in body), None):
+            told = f"Unsupported parameter: '{param}' is not supported. Use 'max_completion_tokens' instead."
+            error = {"message": told, "param": param, "code": "unsupported_parameter"}
+            return Response(json.dumps({"error": error}), 400, content_type="application/json")
+        choice = {"index": 0, "message": {"role": "assistant", "content": "Lyon"}, "finish_reason": "stop"}
+        whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return Response(json.dumps(whole), content_type="application/json")
+
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(answer)
+    stage = {"model": {"openai": "m", "base_url": httpserver.url_for("/v1")}}
+    (files / "cascade.yaml").write_text(json.dumps({"stages": [stage]}))
+    given = ["--cascade", "cascade.yaml", "--max-tokens", 64, "--temperature", 0]
+    collected = confcascade(
+        "collect", "questions.jsonl", "-o", "rec.jsonl", *given, "--grader", "contains", "--limit", 3, cwd=files
+    )
+    asked = confcascade("ask", "Which?", *given, "--no-stream", cwd=files)
+
+    assert (collected.returncode, asked.returncode) == (0, 0), collected.stderr + asked.stderr
+    assert "error" not in collected.stdout
+    assert asked.stdout.startswith("Lyon\n")
+    for done in (collected, asked):
+        assert done.stderr.count("refuses temperature=0.0 in one kind of call") == 1
+    answered = [body for body in bodies if not {"max_tokens", "temperature"} & body.keys()]
+    assert [body["max_completion_tokens"] for body in answered] == [64] * 4
 
 
 def test_the_table_names_its_models():

@@ -213,7 +213,7 @@ def test_it_is_logged_once_for_each_kind(refusals, caplog):
             refuse(refusals, RefusalError(NAMED, 400, code=None, param="logprobs"), streamed=True, live=True)
         refuse(refusals, TypeError("logprobs: SECRET"), tools=(Tool("now", {}),))
 
-    said = "Model 'small' refuses logprobs in one kind of call ({}). Said once for each kind."
+    said = "Model 'small' refuses logprobs in one kind of call ({}) and is asked without. Logged once per kind of call."
     assert caplog.messages == [
         said.format("status 422"),
         said.format("status 400, param logprobs"),

@@ -423,11 +423,17 @@ def test_a_key_that_the_server_repeats_is_masked(model: OpenAICompatibleModel, s
     assert "sk-secret" not in f"{caught.value!r} {caught.value.message} {caught.value.body}"
 
 
-def test_a_page_with_the_key_is_cut_after_it_is_masked(model: OpenAICompatibleModel, server: Server):
-    """No piece of it is left at the end of the first sixty characters."""
-    server.refuse = lambda body: Sent(f"{'-' * 55}sk-secret", content_type="text/plain")
+@pytest.mark.parametrize(
+    ("sent", "kind"),
+    [("<html>sk-secret", "a web page"), ("sk-secret", "plain text"), ('["sk-secret"]', "JSON of another form")],
+)
+def test_what_is_no_completion_is_named_and_not_quoted(
+    model: OpenAICompatibleModel, server: Server, sent: str, kind: str
+):
+    """It may hold the key, or what was asked."""
+    server.refuse = lambda body: Sent(sent, content_type="application/json" if sent[0] == "[" else "text/plain")
 
-    with pytest.raises(ModelError, match=r"---\*\*\*'") as caught:
+    with pytest.raises(ModelError, match=f"sent {kind} instead of a chat completion") as caught:
         model.generate([Generate(model, REQUEST)])
 
     assert "sk-" not in str(caught.value)
