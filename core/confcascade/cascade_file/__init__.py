@@ -41,6 +41,12 @@ class PricesEntry(Entry):
 
     input_usd: float = Field(ge=0, allow_inf_nan=False)
     output_usd: float = Field(ge=0, allow_inf_nan=False)
+    cached_input_usd: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Of what the provider reads from its cache; by default as input.",
+    )
 
 
 class RateLimit(Entry):
@@ -252,8 +258,7 @@ class CascadeFile(Entry):
     def prices(self) -> Mapping[str, Prices]:
         """By the model's name; without the models whose prices the file does not say."""
         named = zip(self._called(), self._entries, strict=True)
-        told = {name: entry.prices for name, entry in named if entry.prices is not None}
-        return {name: Prices(each.input_usd, each.output_usd) for name, each in told.items()}
+        return {name: Prices(**entry.prices.model_dump()) for name, entry in named if entry.prices is not None}
 
     @property
     def architectures(self) -> Mapping[str, Architecture]:

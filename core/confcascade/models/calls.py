@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from confcascade.asks import Generate
+from confcascade.errors import kept_of
 from confcascade.types import Response
 
 __all__ = ["OF_ONE_CALL", "CallParameters", "Refusals"]
@@ -104,7 +105,7 @@ class Refusals:
         known = self._known.setdefault((what, kind), _Refused())
         if len(self._known) > _MOST:
             self._known.pop(next(iter(self._known)), None)
-        known.why = _reason(error)
+        known.why = kept_of(error)
         known.times += _SURE if what in self.named(error) else 1
         known.at = time.monotonic()
 
@@ -209,7 +210,7 @@ class CallParameters:
         """An answer that has no log-probabilities because they were refused says so."""
         why = self._known.get("logprobs")
         if (error := self._refused.get("logprobs")) is not None:
-            why = _reason(error)
+            why = kept_of(error)
         if response.tokens is not None or response.unscored is not None or why is None:
             return response
         return response.replace(unscored=f"the server refuses log-probabilities in this kind of call ({why})")
@@ -247,13 +248,6 @@ class CallParameters:
             shown = ", ".join(f"{key}={value!r}" for key, value in self._asked.get(name, {}).items())
             instead = self._instead.get(name, {})
             self._refusals.log(name, self._kind_of(name), shown="" if instead else shown, instead=list(instead))
-
-
-def _reason(error: Exception) -> str:
-    """Status, code and parameter, and none of the text, which may quote a prompt."""
-    told = [f"{key} {value}" for key in ("code", "param") if (value := getattr(error, key, None))]
-    status = getattr(error, "status_code", None)
-    return ", ".join([f"status {status}" if status else type(error).__name__, *map(str, told)])
 
 
 def _unsupported(error: Exception, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from confcascade.asks import Chunk, Generate
@@ -11,7 +11,7 @@ from confcascade.errors import ModelError
 from confcascade.models.base import Watcher
 from confcascade.models.logprobs import TokenReader
 from confcascade.models.remote import estimated_usage
-from confcascade.types import Response, Token, Usage
+from confcascade.types import Response, Token
 
 __all__ = ["Piece", "StreamReader"]
 
@@ -101,7 +101,10 @@ class StreamReader:
             return response
         # closed before the server told all
         told, guess = response.usage, estimated_usage(self._ask, response.text, response.tokens)
-        usage = Usage(
-            told.input_tokens or guess.input_tokens, max(told.output_tokens, guess.output_tokens), estimated=True
+        usage = replace(
+            told,
+            input_tokens=told.input_tokens or guess.input_tokens,
+            output_tokens=max(told.output_tokens, guess.output_tokens),
+            estimated=True,
         )
         return response.replace(usage=usage, finish_reason="aborted")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_server_answers_as_the_model_itself_does(size, served):
             assert [logprob for _, logprob in other.top] == pytest.approx([best, second], abs=CLOSE)
         else:
             assert theirs.text == f" {ours.text}"  # the tokenizer's decoder takes the space away, llama.cpp shows it
-            assert theirs.usage == ours.usage
+            assert replace(theirs.usage, input_details={}) == ours.usage  # what its slots held of the prompt
             assert theirs.finish_reason == ours.finish_reason
 
 

@@ -133,8 +133,8 @@ def test_a_refused_limit_goes_out_under_its_new_name(server: Reasoning, made, ca
     assert ours == [
         (
             "INFO",
-            "Model 'm' refuses max_tokens in one kind of call (status 400, code unsupported_parameter, "
-            "param max_tokens) and is asked with max_completion_tokens instead. Logged once per kind of call.",
+            "Model 'm' refuses max_tokens in one kind of call (BadRequestError (400, unsupported_parameter, "
+            "parameter max_tokens)) and is asked with max_completion_tokens instead. Logged once per kind of call.",
         )
     ]
 
@@ -150,8 +150,8 @@ def test_a_refused_temperature_is_left_out_with_a_warning(server: Reasoning, mad
     assert server.sent("temperature") == [{"temperature": 0}, {}, {}, {"temperature": 1}]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warned == [
-        "Model 'm' refuses temperature=0 in one kind of call (status 400, code unsupported_value, param temperature) "
-        "and is asked without. Logged once per kind of call."
+        "Model 'm' refuses temperature=0 in one kind of call (BadRequestError (400, unsupported_value, "
+        "parameter temperature)) and is asked without. Logged once per kind of call."
     ]
 
 

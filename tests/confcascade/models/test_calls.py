@@ -121,7 +121,7 @@ def test_each_parameter_is_left_out_once(refusals):
 def test_a_refusal_is_remembered(refusals, error, tries):
     """At once where it names what it refuses, else when it comes again."""
     assert [refuse(refusals, error) for _ in range(4)] == [True] * tries + [False] * (4 - tries)
-    assert "status 400" in call(refusals).explained(Response("a")).unscored
+    assert "RefusalError (400)" in call(refusals).explained(Response("a")).unscored
 
 
 def test_what_was_taken_since_is_not_remembered(refusals):
@@ -215,8 +215,8 @@ def test_it_is_logged_once_for_each_kind(refusals, caplog):
 
     said = "Model 'small' refuses logprobs in one kind of call ({}) and is asked without. Logged once per kind of call."
     assert caplog.messages == [
-        said.format("status 422"),
-        said.format("status 400, param logprobs"),
+        said.format("RefusalError (422)"),
+        said.format("RefusalError (400, parameter logprobs)"),
         said.format("TypeError"),
     ]
 

@@ -24,6 +24,7 @@ from confcascade import (
     ModelError,
     OpenAICompatibleModel,
     OutputSchema,
+    Prices,
     Request,
     Stage,
     TokenProbability,
@@ -458,7 +459,7 @@ def test_a_refusal_escalates_with_its_reason(model: OpenAICompatibleModel, serve
 
     assert outcome.text == "4"
     assert outcome.record.attempts[0].reason == (
-        "p_t: the server refuses log-probabilities in this kind of call (status 400)"
+        "p_t: the server refuses log-probabilities in this kind of call (BadRequestError (400))"
     )
 
 
@@ -531,6 +532,26 @@ def test_usage_that_is_not_told_is_estimated(model: OpenAICompatibleModel, serve
     response = ASKS[way](model, Generate(model, REQUEST, logprobs=logprobs))
 
     assert response.usage == Usage(math.ceil(len("Be brief.2+2?") / 4), 3, estimated=True)
+
+
+@every_way
+def test_what_a_server_counts_apart_is_kept(model: OpenAICompatibleModel, server: Server, way: str):
+    """Tokens read from its cache, and those of thoughts; nothing is made up where it reports none."""
+    server.usage |= {  # type: ignore[operator]
+        "prompt_tokens_details": {"cached_tokens": 12, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 3, "accepted_prediction_tokens": 9},
+    }
+    response = ASKS[way](model, Generate(model, REQUEST))
+
+    assert response.usage == Usage(14, 4, input_details={"cache_read": 12, "audio": 0}, output_details={"reasoning": 3})
+
+
+def test_cached_input_has_its_price(model: OpenAICompatibleModel, server: Server):
+    server.usage |= {"prompt_tokens_details": {"cached_tokens": 10}}  # type: ignore[operator]
+    outcome = Cascade([Stage(model, prices=Prices(2.0, 8.0, cached_input_usd=0.5))]).run("2+2?")
+
+    assert outcome.record.cost.usd == pytest.approx((4 * 2.0 + 10 * 0.5 + 4 * 8.0) / 1e6)
+    assert outcome.record.as_dict()["usage"]["input_details"] == {"cache_read": 10}
 
 
 def test_an_answer_without_a_choice_is_an_error(model: OpenAICompatibleModel, server: Server):
