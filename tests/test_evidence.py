@@ -6,11 +6,12 @@ answer, and in whichever way a cascade is asked, the decision and the score are 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -338,6 +339,21 @@ CLIENTS = {"core": Core, "ChatOpenAI": LangChain, "ChatDeepSeek": DeepSeek, "Ope
 every_client = pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 
 
+def over(**axes: Mapping[str, Any] | Sequence[Any]) -> pytest.MarkDecorator:
+    """A test of every combination; slow are those with later values than the first on more than one axis.
+
+    So each value has a fast case: with the first values of the other axes.
+    """
+    labelled = [axis.items() if isinstance(axis, Mapping) else [(str(x), x) for x in axis] for axis in axes.values()]
+    cases = []
+    for combination in itertools.product(*map(enumerate, labelled)):
+        later = sum(i > 0 for i, _ in combination)
+        label = "-".join(name for _, (name, _) in combination)
+        values = (value for _, (_, value) in combination)
+        cases.append(pytest.param(*values, id=label, marks=[pytest.mark.slow] if later > 1 else []))
+    return pytest.mark.parametrize(tuple(axes), cases)
+
+
 def check(record: Record, expected: float | str, *, threshold: float = THRESHOLD, where: str = "") -> None:
     """Hold the small model's attempt against the score that is right, or a pattern of why there is none."""
     small = record.attempts[0]
@@ -453,8 +469,7 @@ STREAMED = [
 ]
 
 
-@every_client
-@pytest.mark.parametrize("name", ANSWERS | SPELLINGS)
+@over(client=CLIENTS, name=[*ANSWERS, *SPELLINGS])
 async def test_the_score_is_that_of_the_answer(server: Server, client: type[Client], name: str) -> None:
     """Whole and streamed, synchronously and not, whatever else is listed; and where it is not listed, there is none."""
     server.says[SMALL], expected = (ANSWERS | SPELLINGS)[name]
@@ -463,9 +478,7 @@ async def test_the_score_is_that_of_the_answer(server: Server, client: type[Clie
         check(await asking.record(way), expected, where=way)
 
 
-@every_client
-@pytest.mark.parametrize("aggregate", ["first", "min"])
-@pytest.mark.parametrize("name", STREAMED)
+@over(client=CLIENTS, aggregate=["first", "min"], name=STREAMED)
 async def test_drafts_that_are_ended_early_decide_alike(
     server: Server, client: type[Client], name: str, aggregate: Any
 ) -> None:
@@ -584,8 +597,7 @@ CALLS: dict[str, tuple[Says, float | str]] = {
 UNTOLD = {"only the rehearsal is listed, at its end"}  # by ChatOpenAI, which does not show that there are thoughts
 
 
-@every_client
-@pytest.mark.parametrize("name", CALLS)
+@over(client=CLIENTS, name=list(CALLS))
 async def test_a_call_is_judged_by_its_own_tokens(server: Server, client: type[Client], name: str) -> None:
     """Its name and values, not what the model thought of them before."""
     if client is LangChain and name in UNTOLD:
@@ -617,8 +629,7 @@ def refusal(status: int, message: str, **more: Any) -> HTTPResponse:
     return _json({"error": error}, status)
 
 
-@every_client
-@pytest.mark.parametrize("stream_way", [2, 3])
+@over(client=CLIENTS, stream_way=[2, 3])
 async def test_a_refused_agent_turn_changes_no_later_question(
     server: Server, client: type[Client], stream_way: int
 ) -> None:
@@ -646,10 +657,12 @@ async def test_a_refused_agent_turn_changes_no_later_question(
         check(await plain.record(way), HIGH, where=way)
 
 
-@every_client
-@pytest.mark.parametrize("status", [400, 403, 422, 500, 501])
-@pytest.mark.parametrize("message", ["logprobs are not supported", "Extra inputs are not permitted"])
-@pytest.mark.parametrize("times", [1, 1000])
+@over(
+    client=CLIENTS,
+    status=[400, 403, 422, 500, 501],
+    message=["logprobs are not supported", "Extra inputs are not permitted"],
+    times=[1, 1000],
+)
 async def test_a_refusal_of_log_probabilities_is_an_answer_without(
     server: Server, client: type[Client], status: int, message: str, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -682,8 +695,7 @@ async def test_a_refusal_of_log_probabilities_is_an_answer_without(
         assert refused <= 4
 
 
-@every_client
-@pytest.mark.parametrize("aggregate", ["mean", "min"])
+@over(client=CLIENTS, aggregate=["mean", "min"])
 async def test_a_refusal_may_come_in_the_stream(server: Server, client: type[Client], aggregate: Any) -> None:
     """With status 200, as SGLang and gateways send it; then the draft comes whole."""
 
@@ -761,10 +773,12 @@ async def test_what_is_empty_is_a_value_too(server: Server, told: Sequence[Any])
     check(record, 0.3)
 
 
-@pytest.mark.parametrize("p", [0.3, 0.95])
-@pytest.mark.parametrize("compact", [True, False])
-@pytest.mark.parametrize("thinks", [None, "reasoning_content", "content"])
-@pytest.mark.parametrize("method", ["function_calling", "json_schema", "json_mode"])
+@over(
+    p=[0.3, 0.95],
+    compact=[True, False],
+    thinks=[None, "reasoning_content", "content"],
+    method=["function_calling", "json_schema", "json_mode"],
+)
 async def test_an_object_has_one_score_by_every_method(
     server: Server, method: str, compact: bool, p: float, thinks: Any
 ) -> None:
@@ -843,9 +857,7 @@ FAKE = {
 }
 
 
-@every_client
-@pytest.mark.parametrize("thinks", [False, True])
-@pytest.mark.parametrize("name", FAKE)
+@over(client=CLIENTS, thinks=[False, True], name=list(FAKE))
 async def test_zeros_of_a_server_that_tells_nothing_escalate(
     server: Server, client: type[Client], name: str, thinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -887,10 +899,7 @@ LABELS: dict[str, tuple[list[Piece], float | str]] = {
 }
 
 
-@every_client
-@pytest.mark.parametrize("thinks", ["", "reasoning_content", "content"])
-@pytest.mark.parametrize("finish", ["stop", "length"])
-@pytest.mark.parametrize("name", LABELS)
+@over(client=CLIENTS, thinks=["", "reasoning_content", "content"], finish=["stop", "length"], name=list(LABELS))
 async def test_a_label_is_judged_that_the_answer_gives(
     server: Server, client: type[Client], name: str, thinks: Any, finish: str
 ) -> None:
@@ -911,9 +920,7 @@ async def test_a_label_is_judged_that_the_answer_gives(
 # ---------------------------------------------------------------------- cut off, filtered
 
 
-@every_client
-@pytest.mark.parametrize("aggregate", ["mean", "min"])
-@pytest.mark.parametrize("finish", ["length", "content_filter"])
+@over(client=CLIENTS, aggregate=["mean", "min"], finish=["length", "content_filter"])
 async def test_a_draft_that_was_cut_off_goes_on(
     server: Server, client: type[Client], finish: str, aggregate: Any
 ) -> None:
