@@ -255,8 +255,9 @@ class OpenAICompatibleModel(Remote):
             told = type(told)(self._masked(each) for each in told)
         elif isinstance(told, BaseException):
             told.args = self._masked(told.args)
-            for name in {"message", "body"} & vars(told).keys():
-                setattr(told, name, self._masked(getattr(told, name)))
+            for name, value in vars(told).items():  # message, body, type; the text that is no JSON
+                if isinstance(value, str | dict | list):
+                    setattr(told, name, self._masked(value))
             self._masked(told.__cause__ or told.__context__)
         return told
 
