@@ -59,7 +59,7 @@ def _report_one(messages: list[ChatMessage], attempt: Attempt, response: Respons
     if attempt.usage.total_tokens:
         event: dict[str, Any] = {"span_id": span["id_"], "messages": messages, "tags": dict(tags)}
         _dispatcher.event(LLMChatStartEvent(**event, additional_kwargs={}, model_dict={"model": attempt.model}))
-        shown = ChatMessage(role=MessageRole.ASSISTANT, content=text if kept else None)
+        shown = ChatMessage(role=MessageRole.ASSISTANT, content=text if kept else "")
         _dispatcher.event(LLMChatEndEvent(**event, response=ChatResponse(message=shown, raw=_raw(attempt))))
     if attempt.error is None:
         _dispatcher.span_exit(**span, result=said)

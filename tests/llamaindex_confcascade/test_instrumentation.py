@@ -267,7 +267,7 @@ async def test_each_attempt_is_told_as_a_call_of_its_model(method: str, events: 
         assert usage.pop(span.id_) == {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
     assert [*usage.values()] == [None]
     shown = [end.response.message.content for end in ends if end.span_id in starts]
-    assert shown == [None, ANSWER]  # no draft
+    assert shown == ["", ANSWER]  # no draft
     assert not {"prompt_tokens", "total_tokens"} & ends[-1].response.additional_kwargs.keys()
     assert answer.raw["usage"]["total_tokens"] == 25  # what the caller gets is whole
     assert spans.attempts[0].tags["confcascade_cost_usd"] == pytest.approx(14e-6)
