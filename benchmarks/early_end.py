@@ -53,12 +53,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         entry = {"token": "a ", "logprob": math.log(0.2), "bytes": None, "top_logprobs": []}
+        draft = body["model"] == "small"
         told = {"content": [entry]} if body.get("logprobs") else None
         common = {"id": "x", "created": 0, "model": body["model"]}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         if not body.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
-            choice["logprobs"] = told
+            n = PIECES if draft else 1
+            time.sleep(n * self.server.pause_s)
+            choice = {"index": 0, "message": {"role": "assistant", "content": "a " * n}, "finish_reason": "stop"}
+            choice["logprobs"] = {"content": [entry] * n} if told else None
             self._send("application/json", {**common, "object": "chat.completion", "choices": [choice], "usage": usage})
             return
         count(0)
