@@ -7,14 +7,12 @@ tracing back-ends count and price it. The cascade's own event of its end then te
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, closing, contextmanager
-from contextvars import copy_context
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from confcascade import Attempt, Cascade, CascadeExhaustedError, ModelError, Outcome, Request
-from confcascade.extending import Chunk, Response
+from confcascade import Attempt, ModelError, Request
+from confcascade.extending import Response
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, MessageRole
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChatStartEvent, LLMCompletionEndEvent
@@ -24,14 +22,14 @@ from llama_index_instrumentation.events.span import SpanDropEvent
 from llama_index_instrumentation.span import active_span_id
 from llama_index_instrumentation.span_handlers import NullSpanHandler
 
-__all__ = ["TracedCascade", "counted_once", "report"]
+__all__ = ["counted_once", "report"]
 
 _dispatcher = get_dispatcher(__name__)
 _COUNTS = {"prompt_tokens", "completion_tokens", "total_tokens"}
 
 
-def report(request: Request, ended: Outcome | CascadeExhaustedError) -> None:
-    """Tell of every attempt at a query, once it has ended, below the span that is active here.
+def report(request: Request, ended: Any) -> None:
+    """Tell of every attempt at a query, once it has ended (`Cascade`, `on_ended`), below the span that is active here.
 
     An attempt's tags hold its entry of the record, flat, every key behind ``confcascade_``; its arguments, what was
     asked, by whom, and what became of it; its result, what was said. One that failed is a dropped span. No event shows
@@ -39,11 +37,9 @@ def report(request: Request, ended: Outcome | CascadeExhaustedError) -> None:
     """
     if not _listened():
         return
-    record = ended.record if isinstance(ended, Outcome) else None
-    attempts = ended.attempts if isinstance(ended, CascadeExhaustedError) else ended.record.attempts
     messages = [message for message in request.native or () if isinstance(message, ChatMessage)]
-    for attempt, response in zip(attempts, ended.responses, strict=True):
-        _report_one(messages, attempt, response, kept=record is not None and attempt.stage == record.stage)
+    for attempt, response in zip(ended.record.attempts, ended.responses, strict=True):
+        _report_one(messages, attempt, response, kept=attempt.stage == ended.record.stage)
 
 
 def _report_one(messages: list[ChatMessage], attempt: Attempt, response: Response | None, kept: bool) -> None:
@@ -154,44 +150,3 @@ def _listened() -> bool:
             return False
         each = each.parent
     return True
-
-
-class TracedCascade(Cascade):
-    """A cascade that reports its attempts once it has decided."""
-
-    def run(self, messages: Any, **parameters: Any) -> Outcome:
-        with _reporting(messages) as told:
-            outcome = super().run(messages, **parameters)
-            told(outcome)
-        return outcome
-
-    async def arun(self, messages: Any, **parameters: Any) -> Outcome:
-        with _reporting(messages) as told:
-            outcome = await super().arun(messages, **parameters)
-            told(outcome)
-        return outcome
-
-    def stream(self, messages: Any, **parameters: Any) -> Iterator[Chunk | Outcome]:
-        with _reporting(messages) as told, closing(super().stream(messages, **parameters)) as items:  # type: ignore[type-var]
-            for item in items:
-                if isinstance(item, Outcome):
-                    told(item)
-                yield item
-
-    async def astream(self, messages: Any, **parameters: Any) -> AsyncIterator[Chunk | Outcome]:
-        with _reporting(messages) as told:
-            async with aclosing(super().astream(messages, **parameters)) as items:  # type: ignore[type-var]
-                async for item in items:
-                    if isinstance(item, Outcome):
-                        told(item)
-                    yield item
-
-
-@contextmanager
-def _reporting(request: Request) -> Iterator[Callable[[Outcome], None]]:
-    context = copy_context()
-    try:
-        yield lambda outcome: context.run(report, request, outcome)
-    except CascadeExhaustedError as error:
-        context.run(report, request, error)
-        raise

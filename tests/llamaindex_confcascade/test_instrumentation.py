@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -288,7 +289,7 @@ async def test_a_failed_attempt_is_a_dropped_span_also_where_the_cascade_fails(m
     failed, answering = spans.attempts
 
     assert failed in spans.dropped_spans
-    assert failed.metadata == {"error": "ConnectionError: no route"}
+    assert failed.metadata == {"error": "ConnectionError"}
     assert answering in spans.completed_spans
 
     spans.completed_spans, spans.dropped_spans = [], []
@@ -325,8 +326,8 @@ async def test_a_stream_reports_below_the_span_in_which_it_was_asked_for(spans: 
     assert len(calls) == 2
 
 
-async def test_a_stream_that_is_left_reports_no_attempt(spans: Any) -> None:
-    """It has decided nothing."""
+async def test_a_stream_that_is_left_reports_what_was_begun(spans: Any) -> None:
+    """Its tokens were paid for."""
     llm = cascade(Chat())
     stream = llm.stream_chat(user("q"))
     next(stream)
@@ -334,8 +335,9 @@ async def test_a_stream_that_is_left_reports_no_attempt(spans: Any) -> None:
     astream: Any = await llm.astream_chat(user("q"))
     await anext(astream)
     await astream.aclose()
+    await asyncio.sleep(0.05)  # LlamaIndex's own wrapper lets go of ours, which the loop then closes
 
-    assert spans.attempts == []
+    assert [span.tags["confcascade_decision"] for span in spans.attempts] == ["left", "left"]
     assert not spans.open_spans
 
 
