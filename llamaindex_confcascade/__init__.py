@@ -3,6 +3,6 @@
 from confcascade import RetrievalScore
 
 from llamaindex_confcascade.llm import ConfidenceCascadeLLM
-from llamaindex_confcascade.measuring import Measured, measure
+from llamaindex_confcascade.measuring import Measured, MeasuredQuestion, ameasure, measure
 
-__all__ = ["ConfidenceCascadeLLM", "Measured", "RetrievalScore", "measure"]
+__all__ = ["ConfidenceCascadeLLM", "Measured", "MeasuredQuestion", "RetrievalScore", "ameasure", "measure"]

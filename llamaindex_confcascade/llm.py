@@ -37,7 +37,7 @@ from llama_index_instrumentation import get_dispatcher
 
 from llamaindex_confcascade.convert import asked, chunk_of, completion_of, request_from, response_of
 from llamaindex_confcascade.huggingface import HuggingFaceModel
-from llamaindex_confcascade.instrumentation import TracedCascade
+from llamaindex_confcascade.instrumentation import report
 from llamaindex_confcascade.model import LlamaIndexModel, settings_of
 from llamaindex_confcascade.retrieval import watch_retrievals
 from llamaindex_confcascade.structured import BoundSchema, Structured, parsed_from
@@ -112,7 +112,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     ) -> None:
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
             raise ConfigurationError(f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}.")
-        cascade = TracedCascade.of(
+        cascade = Cascade.of(
             models=models,
             stages=stages,
             threshold=threshold,
@@ -123,6 +123,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             on_exhausted=on_exhausted,
             on_cut=on_cut,
             audit=audit,
+            on_ended=report,
         )
         super().__init__(**{name: value for name, value in fields.items() if value is not None})
         self._cascade = cascade

@@ -840,4 +840,11 @@ def test_importing_it_is_light() -> None:
 def test_its_public_names() -> None:
     import llamaindex_confcascade
 
-    assert llamaindex_confcascade.__all__ == ["ConfidenceCascadeLLM", "Measured", "RetrievalScore", "measure"]
+    assert llamaindex_confcascade.__all__ == [
+        "ConfidenceCascadeLLM",
+        "Measured",
+        "MeasuredQuestion",
+        "RetrievalScore",
+        "ameasure",
+        "measure",
+    ]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from confcascade import ConfigurationError, Prices, RetrievalScore, Stage, TokenProbability
 from confcascade.testing import ScriptedModel
+from llama_index.core.base.response.schema import AsyncStreamingResponse
 from llama_index.core.query_engine import CustomQueryEngine
 
-from llamaindex_confcascade import ConfidenceCascadeLLM, measure
+from llamaindex_confcascade import ConfidenceCascadeLLM, Measured, ameasure, measure
 
 # question -> the small model's answer and its probability; the reference is always "yes"
 SAID = {"a": ("yes", 0.9), "b": ("yes", 0.7), "c": ("no", 0.8), "d": ("no", 0.2)}
@@ -76,14 +82,166 @@ def test_scores_of_rejected_attempts_are_left_out() -> None:
     assert measure(engine(0.85).query, QUESTIONS, is_right).scores("p_t") == [(pytest.approx(0.9), True)]
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_asynchronous_questions_are_refused() -> None:
     """Their answer would be a coroutine, and never right."""
-    with pytest.raises(ConfigurationError, match=r"not `engine\.aquery`"):
+    with pytest.raises(ConfigurationError, match=r"ameasure\(engine\.aquery"):
         measure(engine().aquery, QUESTIONS, is_right)
+
+
+async def test_synchronous_questions_are_refused_by_the_asynchronous_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"measure\(engine\.query"):
+        await ameasure(engine().query, QUESTIONS, is_right)
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        await ameasure(engine().aquery, QUESTIONS, is_right, max_concurrency=0)
 
 
 def test_there_must_be_a_question() -> None:
     """An accuracy of nothing would be an error further on."""
     with pytest.raises(ConfigurationError, match="at least one pair"):
         measure(engine().query, [], is_right)
+
+
+# ---------------------------------------------------------------------- many questions
+
+
+class RateLimitError(Exception):
+    status_code = 429
+
+
+class Sometimes:
+    """Asks an engine; at questions that are `down`, its server is."""
+
+    def __init__(self, *down: str) -> None:
+        self.down = set(down)
+        self.asked: list[str] = []
+        self.at_a_time = self.most = 0
+
+    def query(self, question: str) -> Any:
+        self.asked.append(question)
+        if question in self.down:
+            raise RateLimitError("the key sk-123 is over its limit")
+        return engine().query(question)
+
+    async def aquery(self, question: str) -> Any:
+        self.at_a_time += 1
+        self.most = max(self.most, self.at_a_time)
+        await asyncio.sleep(0.01)
+        self.at_a_time -= 1
+        return self.query(question)
+
+
+async def measured_by(way: str, asking: Any, questions: Any, **parameters: Any) -> Measured:
+    if way == "measure":
+        return measure(asking.query, questions, is_right, **parameters)
+    return await ameasure(asking.aquery, questions, is_right, **parameters)
+
+
+WAYS = pytest.mark.parametrize("way", ["measure", "ameasure"])
+
+
+@WAYS
+async def test_an_error_is_a_row_and_loses_no_other(way: str) -> None:
+    """Without its text, which may quote what is secret; the accuracy is that of the answers."""
+    measured = await measured_by(way, Sometimes("b"), QUESTIONS)
+
+    assert measured.right == (True, None, False, False)
+    assert [row.error for row in measured.rows] == [None, "RateLimitError (429)", None, None]
+    assert (measured.errors, measured.accuracy) == (1, pytest.approx(1 / 3))
+    assert [row.answer for row in measured.rows] == ["yes", None, "no", "no"]
+    assert len(measured.scores("p_t")) == 3
+    assert measured.usage.total_tokens == 3 * 6
+    assert (await measured_by(way, Sometimes(*SAID), QUESTIONS)).accuracy is None
+
+
+@WAYS
+async def test_a_measurement_goes_on_where_it_was(way: str, tmp_path: Path) -> None:
+    """What was answered is not asked again, what failed is; the rows are as if nothing had happened."""
+    path = tmp_path / "rows.jsonl"
+    first = await measured_by(way, Sometimes("b", "d"), QUESTIONS[:3], path=path)
+    with path.open("a") as file:
+        file.write('{"question": "d", "answ')  # as a killed process may leave it
+
+    asking = Sometimes()
+    again = await measured_by(way, asking, QUESTIONS, path=path)
+
+    assert asking.asked == ["b", "d"]
+    assert again.errors == 0
+    assert again.rows[0] == first.rows[0]
+    assert again == await measured_by(way, Sometimes(), QUESTIONS, path=path)
+    whole = await measured_by(way, Sometimes(), QUESTIONS)
+    assert (again.right, again.usage, again.cost.usd) == (whole.right, whole.usage, whole.cost.usd)
+    assert again.scores("p_t") == whole.scores("p_t")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["question"] for line in lines] == ["a", "b", "c", "b", "d"]
+    assert lines[1]["error"] == "RateLimitError (429)"
+    assert "sk-123" not in path.read_text()
+
+
+def test_rows_are_kept_as_they_come_and_judged_anew(tmp_path: Path) -> None:
+    """Whatever ends it; an answer costs, and judging it does not."""
+    path = tmp_path / "rows.jsonl"
+    asking = Sometimes()
+
+    def interrupted(answer: str, reference: str) -> bool:
+        if len(asking.asked) == 3:
+            raise KeyboardInterrupt
+        return is_right(answer, reference)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(asking.query, QUESTIONS, interrupted, path=path)
+    assert len(path.read_text().splitlines()) == 2
+    measured = measure(asking.query, QUESTIONS, lambda answer, _: answer == "no", path=path)
+    assert measured.right == (False, False, True, True)
+    assert asking.asked == ["a", "b", "c", "c", "d"]
+
+
+def test_a_question_that_comes_twice_is_asked_twice(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for times, asked in ((1, ["a"]), (3, ["a", "a"]), (3, [])):
+        asking = Sometimes()
+        assert measure(asking.query, QUESTIONS[:1] * times, is_right, path=path).right == (True,) * times
+        assert asking.asked == asked
+
+
+async def test_so_many_questions_are_under_way_at_a_time() -> None:
+    asking = Sometimes()
+    measured = await ameasure(asking.aquery, QUESTIONS * 5, is_right, max_concurrency=3)
+
+    assert asking.most == 3
+    assert measured.right == (True, True, False, False) * 5
+    assert all(len(records) == 2 for records in measured.records)
+
+
+async def test_a_streamed_answer_is_read_to_its_end() -> None:
+    async def pieces() -> Any:
+        for piece in ("y", "es"):
+            yield piece
+
+    async def ask(_: str) -> Any:
+        return AsyncStreamingResponse(response_gen=pieces())
+
+    assert (await ameasure(ask, QUESTIONS[:1], is_right)).right == (True,)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Before a question is paid for."""
+    path = tmp_path / "notes.txt"
+    path.write_text("milk\n")
+    asking = Sometimes()
+    with pytest.raises(ConfigurationError, match="line 1, is not a row"):
+        measure(asking.query, QUESTIONS, is_right, path=path)
+    with pytest.raises(FileNotFoundError):
+        measure(asking.query, QUESTIONS, is_right, path=tmp_path / "no" / "such")
+    assert asking.asked == []
+
+
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    measure(Sometimes("b").query, QUESTIONS, is_right)
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "33% right, 1 failed" in shown
+
+    measure(Sometimes("b").query, QUESTIONS, is_right, progress=False)
+    assert capsys.readouterr().err == ""

@@ -421,7 +421,7 @@ async def test_a_stream_can_be_left(t: Trace) -> None:
     await llm.acomplete("Q: meanwhile")
     await astream.response_gen.aclose()
 
-    assert [seen(record) for record in t.records] == [NOTHING, NOTHING]
+    assert [seen(record) for record in t.answered] == [NOTHING, NOTHING]
 
 
 def test_code_of_ones_own_is_one_query_with_a_span_around_it(t: Trace) -> None:
