@@ -19,11 +19,12 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 
+from llamaindex_confcascade.asking import Asked
 from llamaindex_confcascade.retrieval import retrieved_scores
 from llamaindex_confcascade.structured import BoundSchema, Parsed
 from llamaindex_confcascade.tools import call_blocks, plain_tool, read_calls, tool_messages
 
-__all__ = ["asked", "chunk_of", "completion_of", "request_from", "response_of"]
+__all__ = ["chunk_of", "completion_of", "request_from", "response_of"]
 
 _MEDIA = (AudioBlock, DocumentBlock, ImageBlock, VideoBlock)
 _ROLES = {
@@ -37,14 +38,16 @@ _ROLES = {
 }
 
 
-def asked(prompt: str) -> list[ChatMessage]:
-    return [ChatMessage(role=MessageRole.USER, content=prompt)]
+def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
+    """What a cascade is asked: messages, how they were asked, and the parameters of the call.
 
-
-def request_from(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
-    if not all(isinstance(message, ChatMessage) for message in messages):
+    Raises:
+        ConfigurationError: If they are not messages of LlamaIndex's.
+    """
+    if wrong := next((message for message in asked if not isinstance(message, ChatMessage)), None):
         raise ConfigurationError(
-            f"`messages` must be a list of ChatMessage; a text goes into `complete`. Got {type(messages).__name__}."
+            f'`messages` must be a list of ChatMessage, such as [ChatMessage(role="user", content="...")]. Got a '
+            f"list of {type(wrong).__name__}. A text goes into `complete`."
         )
     options = dict(kwargs)
     stop = options.pop("stop", None) or ()
@@ -53,7 +56,7 @@ def request_from(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> 
     if isinstance(wanted, BoundSchema):
         del options["response_format"]
     return Request(
-        tuple(_plain(message) for message in messages),
+        tuple(_plain(message) for message in asked),
         tools=tools,
         tool_choice=options.pop("tool_choice", None) if tools else None,
         output=wanted.output if isinstance(wanted, BoundSchema) else None,
@@ -62,8 +65,8 @@ def request_from(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> 
         temperature=options.pop("temperature", None),
         options=options,
         retrieved=retrieved_scores(),
-        media=any(isinstance(block, _MEDIA) for message in messages for block in message.blocks),
-        native=list(messages),
+        media=any(isinstance(block, _MEDIA) for message in asked for block in message.blocks),
+        native=asked,
     )
 
 
@@ -101,7 +104,10 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
 
 
 def chunk_of(chunk: Chunk, text: str) -> ChatResponse:
-    return ChatResponse(message=_message(_native(chunk), text), delta=chunk.text)
+    """A piece of an answer, with what the stage's own piece says beside its text: thoughts, the provider's event."""
+    native = _native(chunk)
+    beside = {} if native is None else {"raw": native.raw, "additional_kwargs": dict(native.additional_kwargs)}
+    return ChatResponse(message=_message(native, text), delta=chunk.text, **beside)
 
 
 def _native(answer: Response | Chunk) -> ChatResponse | None:
@@ -134,7 +140,7 @@ def _logprobs(token: Token) -> list[Any]:
 def completion_of(chat: ChatResponse) -> CompletionResponse:
     return CompletionResponse(
         text=chat.message.content or "",
-        additional_kwargs=chat.additional_kwargs,
+        additional_kwargs={**chat.message.additional_kwargs, **chat.additional_kwargs},
         raw=chat.raw,
         logprobs=chat.logprobs,
         delta=chat.delta,

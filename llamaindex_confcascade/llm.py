@@ -35,7 +35,8 @@ from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation import get_dispatcher
 
-from llamaindex_confcascade.convert import asked, chunk_of, completion_of, request_from, response_of
+from llamaindex_confcascade.asking import Asked, AskedPrompt, Template, asked_messages, settings_of_caller
+from llamaindex_confcascade.convert import chunk_of, completion_of, request_from, response_of
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.instrumentation import TracedCascade
 from llamaindex_confcascade.model import LlamaIndexModel, settings_of
@@ -170,14 +171,16 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """What holds for every stage: the smallest known window and output. The name is the cascade's own.
 
-        Function calling is that of the last stage: others that cannot call tools are skipped when tools are asked for,
-        so each such request is answered if the last can; if it cannot, LlamaIndex's agents and programs ask in words.
+        Whether it chats is the last stage's, and so is function calling: others that cannot call tools are skipped when
+        tools are asked for, so each such request is answered if the last can; if it cannot, LlamaIndex's agents and
+        programs ask in words.
         """
         models = [stage.model for stage in self._cascade.stages]
         theirs = (model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel))
         known = [metadata for metadata in theirs if metadata is not None]
+        last = getattr(models[-1], "metadata", None)
         ours = LLMMetadata(
-            is_chat_model=True,
+            is_chat_model=last is None or last.is_chat_model,
             is_function_calling_model=models[-1].capability.tools,
             model_name=f"confcascade-{self._cascade.policy_id}",
         )
@@ -193,41 +196,52 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return response_of(self._cascade.run(request_from(messages, kwargs)))
+        return response_of(self._cascade.run(self._request(messages, kwargs)))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return response_of(await self._cascade.arun(request_from(messages, kwargs)))
+        return response_of(await self._cascade.arun(self._request(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream(request_from(messages, kwargs))
+        return self._stream(self._request(messages, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return self._astream(request_from(messages, kwargs))
+        return self._astream(self._request(messages, kwargs))
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        del formatted
-        return completion_of(response_of(self._cascade.run(request_from(asked(prompt), kwargs))))
+        return completion_of(response_of(self._cascade.run(self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        del formatted
-        return completion_of(response_of(await self._cascade.arun(request_from(asked(prompt), kwargs))))
+        return completion_of(response_of(await self._cascade.arun(self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        del formatted
-        chunks = self._stream(request_from(asked(prompt), kwargs))
+        chunks = self._stream(self._completion(prompt, formatted, kwargs))
         return (completion_of(chunk) for chunk in chunks)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        del formatted
-        chunks = self._astream(request_from(asked(prompt), kwargs))
+        chunks = self._astream(self._completion(prompt, formatted, kwargs))
         return (completion_of(chunk) async for chunk in chunks)
+
+    def _request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
+        return request_from(Asked.of(messages, messages, settings=settings_of_caller(self)), kwargs)
+
+    def _completion(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Request:
+        how = {"completion": (str(prompt), formatted), "settings": settings_of_caller(self)}
+        return request_from(Asked.of(prompt, asked_messages(str(prompt)), **how), kwargs)
+
+    def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
+        return Asked.of(None, super()._get_messages(prompt, **prompt_args), template=Template(prompt, prompt_args))
+
+    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        written = AskedPrompt(super()._get_prompt(prompt, **prompt_args))
+        written.template = Template(prompt, prompt_args)
+        return written
 
     # ------------------------------------------------------------------ tools
 
@@ -245,7 +259,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         del verbose
         messages = list(chat_history or ())
         if user_msg:
-            messages += asked(user_msg) if isinstance(user_msg, str) else [user_msg]
+            messages += asked_messages(user_msg) if isinstance(user_msg, str) else [user_msg]
         if not tools:
             return {"messages": messages, **kwargs}
         last = self._cascade.stages[-1].model
@@ -368,9 +382,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         """The parameters of a chat that is to give an object."""
         # tools are a stage's own means to it: LlamaIndex's programs drop what is said of them, too
         unwanted = ("tool_choice", "tool_required", "allow_parallel_tool_calls")
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         return {
-            "messages": self._extend_messages(prompt.format_messages(llm=self, **prompt_args)),
-            "response_format": BoundSchema(Structured(output_cls, self.pydantic_program_mode)),
+            "messages": Asked.of(None, messages, template=Template(prompt, prompt_args)),
+            "response_format": BoundSchema(Structured(output_cls)),
             **{key: value for key, value in (llm_kwargs or {}).items() if key not in unwanted},
         }
 

@@ -8,21 +8,16 @@ own `structured_predict`.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from confcascade import OutputSchema
 from confcascade.extending import Response, misfit, parse_problem
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.base.llms.types import ChatResponse
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr, ValidationError
-from llama_index.core.llms.llm import LLM
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
-from llama_index.core.prompts.base import ChatPromptTemplate
-from llama_index.core.types import PydanticProgramMode
 
-__all__ = ["BoundSchema", "Parsed", "Structured", "parsed_from", "problem_with", "seen_from"]
+__all__ = ["BoundSchema", "Parsed", "Structured", "parsed_from", "problem_with"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +26,9 @@ class Structured:
 
     Attributes:
         output_cls: The pydantic class of the object.
-        mode: The cascade's `pydantic_program_mode`; the default leaves each stage its own.
     """
 
     output_cls: type[BaseModel]
-    mode: PydanticProgramMode = PydanticProgramMode.DEFAULT
 
     @property
     def output(self) -> OutputSchema:
@@ -63,16 +56,6 @@ class Structured:
         title = self.output_cls.model_config.get("title") or self.output_cls.__name__
         return isinstance(error, ValidationError) and error.title == title
 
-    def asked_of(self, llm: LLM, messages: list[ChatMessage], options: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the LLM's own `structured_predict`."""
-        if self.mode is not PydanticProgramMode.DEFAULT:
-            llm.__dict__["pydantic_program_mode"] = self.mode
-        return {
-            "output_cls": self.output_cls,
-            "prompt": ChatPromptTemplate(message_templates=messages),
-            "llm_kwargs": options,
-        }
-
 
 class BoundSchema(dict[str, Any]):
     """A wanted object in OpenAI's form, for whatever reads a call's parameters, and in LlamaIndex's for stages."""
@@ -81,14 +64,6 @@ class BoundSchema(dict[str, Any]):
         self.output = structured.output
         schema = {"name": self.output.name, "schema": self.output.schema}
         super().__init__(type="json_schema", json_schema=schema)
-
-
-def seen_from(llm: LLM, methods: dict[str, Callable[..., Any]]) -> LLM:
-    """`llm` as it is at this moment, its clients shared, but that `methods` are other ones. It is not changed."""
-    seen = copy.copy(llm)
-    object.__setattr__(seen, "__pydantic_private__", llm.__pydantic_private__)
-    seen.__dict__.update(methods)
-    return seen
 
 
 class Parsed(ChatResponse):
