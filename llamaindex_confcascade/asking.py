@@ -8,7 +8,7 @@ asked directly.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -41,8 +41,8 @@ __all__ = [
     "Way",
     "as_chat",
     "asked_messages",
+    "cascade_in",
     "core_messages",
-    "is_cascade",
     "owner_of",
     "seen_from",
     "settings_of_caller",
@@ -136,8 +136,10 @@ def seen_from(llm: L, replaced: Mapping[str, Any]) -> L:
     return seen
 
 
-def is_cascade(llm: LLM) -> bool:
-    return isinstance(getattr(llm, "cascade", None), Cascade)
+def cascade_in(llm: LLM) -> Cascade | None:
+    """The cascade that an LLM is; None if it is none."""
+    found = getattr(llm, "cascade", None)
+    return found if isinstance(found, Cascade) else None
 
 
 def wanting(ask: Generate) -> Generate:
@@ -195,7 +197,7 @@ class Way:
             if close := getattr(pieces, "close", None):  # of a user's own it may be any iterator
                 close()
 
-    async def astreamed(self, **parameters: Any) -> AsyncIterator[ChatResponse]:
+    async def astreamed(self, **parameters: Any) -> AsyncGenerator[ChatResponse]:
         opened = self._called(self.method(streams=True, is_async=True), parameters)
         pieces = await opened if hasattr(opened, "__await__") else opened
         try:
@@ -249,7 +251,7 @@ def ways_of(llm: LLM, request: Request, top_logprobs: int | None = None) -> list
 
 def _told(what: Any, top_logprobs: int | None, llm: LLM) -> Any:
     """Messages or a prompt; a cascade that is a stage is told that its answer will be judged."""
-    if top_logprobs is None or not is_cascade(llm):
+    if top_logprobs is None or cascade_in(llm) is None:
         return what
     told = AskedPrompt(what) if isinstance(what, str) else Asked(what)
     told.template, told.top_logprobs = getattr(what, "template", None), top_logprobs

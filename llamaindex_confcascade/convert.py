@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confcascade import ConfigurationError, Message, Outcome, Request, ToolCall
+from confcascade import ConfigurationError, Message, Outcome, Request, ToolCall, Usage
 from confcascade.extending import Chunk, Response, Token
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -86,11 +86,12 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.total_tokens,
     }
+    in_detail = {name: told for name, told in _details(usage).items() if told}
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
     response = ChatResponse(
         message=_message(native, outcome.text, outcome.response.tool_calls),
-        raw={"usage": counts} if raw is None else {"usage": counts, "native": raw},
+        raw={"usage": counts | in_detail} | ({} if raw is None else {"native": raw}),
         delta=delta,
         logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
         # not on the message: from there it would leak into prompts and memories
@@ -103,11 +104,27 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     return native.carried_by(response) if isinstance(native, Parsed) else response
 
 
+def _details(usage: Usage) -> dict[str, dict[str, int]]:
+    """Under OpenAI's names, by which tracers know them."""
+    names = {"cache_read": "cached_tokens", "reasoning": "reasoning_tokens", "audio": "audio_tokens"}
+    return {
+        name: {names.get(key, f"{key}_tokens"): count for key, count in details.items()}
+        for name, details in (
+            ("prompt_tokens_details", usage.input_details),
+            ("completion_tokens_details", usage.output_details),
+        )
+    }
+
+
 def chunk_of(chunk: Chunk, text: str) -> ChatResponse:
     """A piece of an answer, with what the stage's own piece says beside its text: thoughts, the provider's event."""
     native = _native(chunk)
-    beside = {} if native is None else {"raw": native.raw, "additional_kwargs": dict(native.additional_kwargs)}
-    return ChatResponse(message=_message(native, text), delta=chunk.text, **beside)
+    return ChatResponse(
+        message=_message(native, text),
+        delta=chunk.text,
+        raw=None if native is None else native.raw,
+        additional_kwargs={} if native is None else dict(native.additional_kwargs),
+    )
 
 
 def _native(answer: Response | Chunk) -> ChatResponse | None:

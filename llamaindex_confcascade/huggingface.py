@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from confcascade import Request, TransformersModel
@@ -12,12 +13,13 @@ from llama_index.core.llms.llm import LLM
 
 from llamaindex_confcascade.asking import seen_from, wanting, ways_of
 
-__all__ = ["HuggingFaceModel"]
+__all__ = ["HuggingFaceModel", "loaded_name", "remedy_for"]
 
 
 # what `generate_kwargs` may say of a model that is greedy anyway; a token for padding decides nothing in a batch of one
 _OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
 _HARMLESS = {"do_sample", "pad_token_id"}
+_DEFAULT = "StabilityAI/stablelm-tuned-alpha-3b"  # `HuggingFaceLLM`'s
 
 
 class HuggingFaceModel(TransformersModel):
@@ -30,7 +32,8 @@ class HuggingFaceModel(TransformersModel):
     """
 
     def __init__(self, native: Any) -> None:
-        super().__init__(native._model, native._tokenizer, name=native.model_name, max_new_tokens=native.max_new_tokens)
+        name, most = loaded_name(native), native.max_new_tokens
+        super().__init__(native._model, native._tokenizer, name=name, max_new_tokens=most)
         self.native = native
 
     @staticmethod
@@ -45,7 +48,7 @@ class HuggingFaceModel(TransformersModel):
         That is, without `stopping_ids`, and without `generate_kwargs` other than ``do_sample=False``: with these it is
         asked itself, and returns no log-probabilities.
         """
-        return cls.is_one(llm) and not getattr(llm, "stopping_ids", None) and not unfollowed(llm)
+        return cls.is_one(llm) and not _unfollowed(llm)
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -80,8 +83,26 @@ class HuggingFaceModel(TransformersModel):
         return ids
 
 
-def unfollowed(llm: Any) -> list[str]:
-    """The `generate_kwargs` that a local model does not follow."""
+def loaded_name(llm: Any) -> str:
+    """The name of a `HuggingFaceLLM`'s model; its `model_name` is a default where it was given the model itself."""
+    loaded = Path(str(getattr(llm._model, "name_or_path", "") or "")).name
+    return loaded if loaded and llm.model_name == _DEFAULT else str(llm.model_name)
+
+
+def remedy_for(llm: Any) -> str:
+    """What lets a `HuggingFaceLLM` that is not taken as a local model return log-probabilities; "" for other LLMs."""
+    if not HuggingFaceModel.is_one(llm) or not (unfollowed := _unfollowed(llm)):
+        return ""
+    return (
+        f"It does without {', '.join(unfollowed)}: it is then run as a local model, greedily. `stop` and `temperature` "
+        "can go along with a call."
+    )
+
+
+def _unfollowed(llm: Any) -> list[str]:
+    """What a local model does not follow."""
     given = getattr(llm, "generate_kwargs", None) or {}
     follows = _HARMLESS | (_OF_SAMPLING if given.get("do_sample") is False else set())
-    return sorted(key for key in given if key not in follows or (key == "do_sample" and given[key] is not False))
+    left = [key for key in given if key not in follows or (key == "do_sample" and given[key] is not False)]
+    found = [f"generate_kwargs {sorted(left)}"] if left else []
+    return found + (["stopping_ids"] if getattr(llm, "stopping_ids", None) else [])

@@ -33,24 +33,21 @@ from confcascade.extending import (
     as_stream,
     in_threads,
 )
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata, MessageRole
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata
 from llama_index.core.llms.llm import LLM
-from llama_index.core.prompts.base import ChatPromptTemplate
 
 from llamaindex_confcascade.asking import (
-    Template,
     Way,
-    as_chat,
-    core_messages,
-    is_cascade,
+    cascade_in,
     owner_of,
     seen_from,
     wanting,
     ways_of,
 )
+from llamaindex_confcascade.huggingface import HuggingFaceModel, loaded_name, remedy_for
 from llamaindex_confcascade.instrumentation import quiet
 from llamaindex_confcascade.reading import Reading, response_from
-from llamaindex_confcascade.structured import Parsed, problem_with
+from llamaindex_confcascade.structured import Asking
 from llamaindex_confcascade.tools import can_call_tools, prepared
 
 __all__ = ["LlamaIndexModel", "settings_of"]
@@ -60,7 +57,16 @@ T = TypeVar("T")
 # fields of LLMs that say who asks, and not what is answered
 _CREDENTIALS = re.compile("key|secret|password|credential|headers|token$")
 # classes and what derives from them, by name: importing them would need their packages
-_NO_LOGPROBS = {"Anthropic", "HuggingFaceLLM", "LangChainLLM", "MistralAI", "Ollama", "Vllm", "VllmServer"}
+_NO_LOGPROBS = {  # with what to do about it
+    "Anthropic": "",
+    "HuggingFaceLLM": "",  # see `remedy_for`
+    "LangChainLLM": "",
+    "MistralAI": "",
+    "Ollama": 'Ask its own /v1: OpenAILike(model=..., api_base="http://localhost:11434/v1", is_chat_model=True).',
+    "StructuredLLM": "Call `as_structured_llm` on the cascade instead: each stage is then judged.",
+    "Vllm": 'Serve the model: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
+    "VllmServer": 'Ask its /v1: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
+}
 _OPENAI = {"OpenAI", "OpenAILike"}
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
@@ -82,7 +88,13 @@ class LlamaIndexModel(Remote):
         ancestors = {cls.__name__ for cls in type(native).__mro__}
         self.native = native
         self._name = _name(native)
-        self._silent = not ancestors.isdisjoint(_NO_LOGPROBS)
+        silent = [name for name in _NO_LOGPROBS if name in ancestors]
+        self._silent = bool(silent)
+        self._remedy = remedy_for(native) or next((_NO_LOGPROBS[name] for name in silent), "")
+        inner = cascade_in(native)
+        if inner is not None and not isinstance(inner.stages[-1].model, LlamaIndexModel | HuggingFaceModel):
+            # only these can be asked for them where no signal of their own stage wants them
+            self._silent, self._remedy = True, "Put its models into this cascade instead."
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
         self._calls_tools: bool | None = None
         self._is_responses = "OpenAIResponses" in ancestors
@@ -107,6 +119,7 @@ class LlamaIndexModel(Remote):
             tools=bool(self._calls_tools),
             structured=True,  # in words, if in no other way
             media=True,
+            remedy=self._remedy,
         )
 
     @property
@@ -304,16 +317,17 @@ class LlamaIndexModel(Remote):
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
-        asking, native = _Asking(ask, self), quiet(self.native)
+        native = quiet(self.native)
+        asking = Asking(ask, native)
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(_answered(asking.call(options), Way(native, "chat", messages).whole))
+            return asking.keep(_answered(self._parameters(ask, options, "chat"), Way(native, "chat", messages).whole))
 
         def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
             def completed(**parameters: Any) -> ChatResponse:
                 return asking.keep_completion(native.complete(prompt, formatted=formatted, **parameters))
 
-            _answered(asking.call(options), completed)
+            _answered(self._parameters(ask, options, "chat"), completed)
             return asking.completion
 
         seen = seen_from(self._seen(ask.request), {"chat": chat, "complete": complete})
@@ -324,17 +338,20 @@ class LlamaIndexModel(Remote):
         return asking.response(value, None)
 
     async def _aobject(self, ask: Generate) -> Response:
-        asking, native = _Asking(ask, self), quiet(self.native)
+        native = quiet(self.native)
+        asking = Asking(ask, native)
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(await _aanswered(asking.call(options), Way(native, "chat", messages).awhole))
+            return asking.keep(
+                await _aanswered(self._parameters(ask, options, "chat"), Way(native, "chat", messages).awhole)
+            )
 
         async def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
             async def completed(**parameters: Any) -> ChatResponse:
                 completion = await native.acomplete(prompt, formatted=formatted, **parameters)
                 return asking.keep_completion(completion)
 
-            await _aanswered(asking.call(options), completed)
+            await _aanswered(self._parameters(ask, options, "chat"), completed)
             return asking.completion
 
         seen = seen_from(self._seen(ask.request), {"achat": chat, "acomplete": complete})
@@ -372,9 +389,9 @@ class LlamaIndexModel(Remote):
         if ask.request.tools:
             messages, options = prepared(way.llm, ask.request, list(way.messages))
             way = Way(way.llm, "chat", messages)
-        return way, self.call(ask, options, way.method(streams=streams))
+        return way, self._parameters(ask, options, way.method(streams=streams))
 
-    def call(self, ask: Generate, options: dict[str, Any], method: str) -> CallParameters:
+    def _parameters(self, ask: Generate, options: dict[str, Any], method: str) -> CallParameters:
         """The parameters of a call of one of the LLM's methods, with what `ask` adds to them."""
         request, given, streams = ask.request, dict(options), "stream" in method
         added: dict[str, dict[str, Any]] = {}
@@ -394,7 +411,7 @@ class LlamaIndexModel(Remote):
 
     def _asks(self, method: str) -> bool:
         """Whether a method can be asked for log-probabilities, as far as its signature says; a server may refuse."""
-        if self._silent or is_cascade(self.native):  # a cascade is told with the messages
+        if self._silent or cascade_in(self.native) is not None:  # a cascade is told with the messages
             return False
         if method not in self._takes:
             parameters = inspect.signature(getattr(self.native, method)).parameters
@@ -438,56 +455,6 @@ async def _aanswered(call: CallParameters, ask: Callable[..., Awaitable[ChatResp
             return response
 
 
-class _Asking:
-    """One request for structured output, while the LLM's own `structured_predict` runs.
-
-    Attributes:
-        completion: The answer of an LLM that completes prompts.
-    """
-
-    completion: CompletionResponse
-
-    def __init__(self, ask: Generate, model: LlamaIndexModel) -> None:
-        self._ask = ask
-        self._model = model
-        self._seen: ChatResponse | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Of `structured_predict`."""
-        request, asked = self._ask.request, self._ask.request.native
-        assert request.output is not None
-        template: Template | None = getattr(asked, "template", None)
-        if template is None:
-            messages = core_messages(request) if asked is None else list(asked)
-            template = Template(ChatPromptTemplate(message_templates=messages), {})
-        given = {"output_cls": request.output.native.output_cls, "prompt": template.prompt}
-        return {**given, "llm_kwargs": dict(request.options), **template.values}
-
-    def call(self, options: dict[str, Any]) -> CallParameters:
-        return self._model.call(self._ask, options, "chat")
-
-    def keep(self, response: ChatResponse) -> ChatResponse:
-        self._seen = response
-        return response
-
-    def keep_completion(self, completion: CompletionResponse) -> ChatResponse:
-        self.completion = completion
-        return self.keep(as_chat(completion))
-
-    def response(self, value: Any, error: Exception | None) -> Response:
-        """The answer, with the object or the error that came of it."""
-        seen, output = self._seen, self._ask.request.output
-        assert output is not None
-        if seen is None:
-            if error is not None and not output.native.is_refused_by(error):  # the LLM failed, not its answer
-                raise error
-            # of a class that asks its client without `chat`: no more is known
-            text = "" if value is None else value.model_dump_json()
-            seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text))
-        response = response_from(seen, self._ask, quiet(self._model.native))
-        return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))
-
-
 def settings_of(model: Any) -> str:
     """The settings of a stage's LLM, but for credentials; empty if it is not one of LlamaIndex's."""
     if not isinstance(native := getattr(model, "native", None), LLM):
@@ -498,6 +465,8 @@ def settings_of(model: Any) -> str:
 
 
 def _name(native: LLM) -> str:
+    if HuggingFaceModel.is_one(native):
+        return loaded_name(native)
     try:
         name = native.metadata.model_name
     except ValueError as error:  # OpenAI(model="no-such-model") could not answer either

@@ -447,7 +447,7 @@ async def _objects(llm: LLM, prompt: PromptTemplate) -> list[Any]:
     return found
 
 
-async def test_the_rate_limiter_of_a_stage_is_asked_once_a_call() -> None:
+async def test_the_rate_limiter_of_a_stage_is_asked_as_often_as_alone() -> None:
     class Counter(BaseRateLimiter):
         taken: int = 0
 
@@ -457,11 +457,12 @@ async def test_the_rate_limiter_of_a_stage_is_asked_once_a_call() -> None:
         async def async_acquire(self, num_tokens: int = 0) -> None:
             self.taken += 1
 
-    limiter = Counter()
+    limiter, alone = Counter(), Counter()
     for method in METHODS:
         await answered(cascade(Chat(rate_limiter=limiter)), method)
+        await answered(Chat(rate_limiter=alone), method)
 
-    assert limiter.taken == len(METHODS)
+    assert limiter.taken == alone.taken
 
 
 # ---------------------------------------------------------------------- tools and structured output

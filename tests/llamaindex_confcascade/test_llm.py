@@ -373,17 +373,39 @@ async def test_parameters_and_messages_reach_the_stages() -> None:
     ]
 
 
-def test_a_cascade_can_be_a_stage_of_another() -> None:
-    """It tells log-probabilities and usage as any LLM does."""
-    inner = ConfidenceCascadeLLM(models=[Rule(name="small"), Rule(name="large")], threshold=0.8)
-    outer = ConfidenceCascadeLLM(models=[inner, Rule(name="third")], threshold=0.9)
+@pytest.mark.parametrize("method", ["chat", "stream_chat", "complete", "stream_complete", "achat", "astream_complete"])
+async def test_a_cascade_can_be_a_stage_of_another(method: str) -> None:
+    """Whichever of its stages answers is asked for log-probabilities, the last one too."""
+    large = Rule(name="large")
+    inner = ConfidenceCascadeLLM(models=[Rule(name="small"), large], threshold=0.8)
+    outer = ConfidenceCascadeLLM(models=[inner, Rule(name="third")], threshold=0.85)
 
-    record = outer.chat(user(KNOWN)).additional_kwargs["confcascade"]
-    escalated = outer.chat(user(UNKNOWN)).raw["usage"]
+    for question, value, asked in [(KNOWN, 0.95, 1), (UNKNOWN, 0.9, 2)]:
+        response = await answered(outer, method, question)
+        record = response.additional_kwargs["confcascade"]
+        assert record["answered_by"] == inner.metadata.model_name
+        assert record["attempts"][0]["scores"]["p_t"]["value"] == pytest.approx(value)
+        assert response.raw["usage"]["prompt_tokens"] == 10 * asked
 
-    assert record["attempts"][0]["scores"]["p_t"]["value"] == pytest.approx(0.95)
-    assert record["answered_by"] == inner.metadata.model_name
-    assert escalated["prompt_tokens"] == 10 * 3
+    await answered(inner, method, UNKNOWN)  # itself, it is not judged
+    assert [bool(options.get("logprobs")) for _, options in large.calls] == [True, False]
+
+
+def test_a_cascade_whose_last_stage_cannot_be_asked_for_log_probabilities_is_refused() -> None:
+    inner = ConfidenceCascadeLLM(models=[Rule(name="small"), ScriptedModel("large")], threshold=0.8)
+
+    with pytest.raises(ConfigurationError, match="Put its models into this cascade"):
+        ConfidenceCascadeLLM(models=[inner, Rule(name="third")], threshold=0.9)
+    assert ConfidenceCascadeLLM(models=[Rule(name="third"), inner], threshold=0.9)
+
+
+async def answered(llm: LLM, method: str, question: str) -> Any:
+    """The last that a method gives."""
+    found: Any = getattr(llm, method)(user(question) if "chat" in method else question)
+    if method.startswith("a"):
+        found = await found
+        return [item async for item in found][-1] if "stream" in method else found
+    return list(found)[-1] if "stream" in method else found
 
 
 # ---------------------------------------------------------------------- errors
@@ -420,7 +442,6 @@ async def test_a_failing_model_escalates_or_raises(method: str) -> None:
         ({"models": [Rule(name="small"), Rule(name="large")], "threshold": 90}, r"must be a number in \[0, 1\]"),
         ({"models": [Rule(name="small")], "on_error": "ignore"}, "`on_error` must be"),
         ({"models": [Rule(name="small")], "on_exhausted": "ignore"}, "`on_exhausted` must be"),
-        ({"models": [Rule(name="small")], "treshold": 0.9}, "no parameter 'treshold'"),
         ({"models": ["gpt-4o"]}, "A model string must be"),
         ({"models": [object()]}, "Got object"),
         ({"stages": [Rule(name="small")]}, "bare models go into `models`"),
@@ -447,7 +468,7 @@ def test_a_stage_that_never_tells_log_probabilities_is_refused_unless_it_is_last
 def test_calls_that_cannot_work_say_so() -> None:
     with pytest.raises(ConfigurationError, match="at least one message"):
         cascade().chat([])
-    with pytest.raises(ConfigurationError, match="a text goes into `complete`"):
+    with pytest.raises(ConfigurationError, match="Got a list of dict. A text goes into `complete`"):
         cascade().stream_chat([{"role": "user", "content": "hello"}])  # type: ignore[list-item]
 
 
