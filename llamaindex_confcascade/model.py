@@ -101,6 +101,8 @@ class LlamaIndexModel(Remote):
         self._takes: dict[str, bool] = {}  # methods, and whether they take any parameter
         self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
         self._lacks: set[str] = set()  # methods, or kinds of them, that it turned out not to have
+        if "StructuredLLM" in ancestors:  # its streams hold objects that are not whole, and no text that grows
+            self._lacks |= {"stream_chat", "astream_chat"}
 
     def __repr__(self) -> str:
         return f"LlamaIndexModel({type(self.native).__name__}, name={self._name!r})"

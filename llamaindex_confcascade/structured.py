@@ -8,6 +8,7 @@ own `structured_predict`.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +142,8 @@ class Asking:
         if template is None:
             messages = core_messages(request) if asked is None else list(asked)
             template = Template(ChatPromptTemplate(message_templates=messages), {})
-        given = {"output_cls": request.output.native.output_cls, "prompt": template.prompt}
+        prompt = copy.deepcopy(template.prompt)  # LlamaIndex's programs give it a parser, which the next would find
+        given = {"output_cls": request.output.native.output_cls, "prompt": prompt}
         return {**given, "llm_kwargs": dict(request.options), **template.values}
 
     def keep(self, response: ChatResponse) -> ChatResponse:

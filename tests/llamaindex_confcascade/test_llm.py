@@ -465,10 +465,32 @@ def test_a_stage_that_never_tells_log_probabilities_is_refused_unless_it_is_last
     ConfidenceCascadeLLM(models=[Rule(name="small"), Anthropic(name="claude")], threshold=0.5)
 
 
+def test_what_no_cascade_takes_is_ignored_and_said() -> None:
+    """As by LangChain's class: what is meant for the models must not break an application."""
+    with pytest.warns(UserWarning, match="no parameter 'treshold', and ignores it"):
+        llm = ConfidenceCascadeLLM(models=[Rule(name="small")], treshold=0.9)
+
+    assert llm.chat(user(KNOWN)).message.content == "It is Paris."
+
+
+def test_a_cascade_is_not_made_of_names() -> None:
+    with pytest.raises(ConfigurationError, match="Pickle it, or build it from its models"):
+        ConfidenceCascadeLLM.from_dict(cascade().to_dict())
+    with pytest.raises(ConfigurationError, match="Pickle it"):
+        ConfidenceCascadeLLM.from_json(cascade().to_json())
+
+
+def test_its_cascade_is_public() -> None:
+    llm = cascade(models=[Rule(name="small"), Rule(name="large")], threshold=0.7)
+
+    assert [stage.thresholds for stage in llm.cascade.stages] == [{"p_t": 0.7}, {}]
+    assert llm.metadata.model_name == f"confcascade-{llm.cascade.policy_id}"
+
+
 def test_calls_that_cannot_work_say_so() -> None:
     with pytest.raises(ConfigurationError, match="at least one message"):
         cascade().chat([])
-    with pytest.raises(ConfigurationError, match="Got a list of dict. A text goes into `complete`"):
+    with pytest.raises(ConfigurationError, match=r"Got a list of dict\. A text goes into"):
         cascade().stream_chat([{"role": "user", "content": "hello"}])  # type: ignore[list-item]
 
 
