@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import json
 import re
@@ -36,7 +35,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import LLM
 
-from llamaindex_confcascade.instrumentation import quiet
+from llamaindex_confcascade.closing import aclose, close
+from llamaindex_confcascade.gate import muted
 from llamaindex_confcascade.reading import Reading, response_from
 from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
 from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared
@@ -61,7 +61,7 @@ class LlamaIndexModel(Remote):
     parameter `logprobs`. One that refuses them is asked again without (`confcascade.models.calls`).
 
     Args:
-        native: The LLM. It is asked without its own callbacks, events and spans: see `quiet`.
+        native: The LLM. Nobody hears its own callbacks, events and spans: see `gate`.
 
     Raises:
         ConfigurationError: If the LLM does not know its own model, and so could never answer.
@@ -113,6 +113,7 @@ class LlamaIndexModel(Remote):
 
     # ------------------------------------------------------------------ LanguageModel
 
+    @muted
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         if ask.request.output is not None:  # an object comes whole
             yield self.answer(ask)
@@ -134,28 +135,22 @@ class LlamaIndexModel(Remote):
         yield from as_stream(answer, live=ask.live)
 
     def _stream(self, ask: Generate) -> Generator[Chunk | Response, None, None]:
-        reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
+        reading = Reading(ask, self.native, must_finish=self._is_openai)
         messages, call = self._call(ask, stream=True)
-        responses, whole = self._responses(messages, call), False
+        responses = self._responses(messages, call)
         try:
             for response in responses:
                 yield from reading.take(response)
                 if reading.aborted:
                     break
-            else:
-                whole = True
         finally:
-            if not whole:
-                responses.close()
-                if self._is_openai:
-                    # openai's abandoned stream is a cycle that LlamaIndex never closes; were it collected later, inside
-                    # the connection pool's lock, closing it would wait for that lock for ever
-                    gc.collect()
+            close(responses)
         if call.whole:
             yield from as_stream(self.answer(ask), live=ask.live)
         else:
             yield call.explained(reading.response())
 
+    @muted
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         if ask.request.output is not None:
             yield await self.aanswer(ask)
@@ -177,7 +172,7 @@ class LlamaIndexModel(Remote):
             yield item
 
     async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        reading = Reading(ask, quiet(self.native), must_finish=self._is_openai)
+        reading = Reading(ask, self.native, must_finish=self._is_openai)
         messages, call = self._call(ask, stream=True)
         responses = self._aresponses(messages, call)
         try:
@@ -187,7 +182,7 @@ class LlamaIndexModel(Remote):
                 if reading.aborted:
                     break
         finally:
-            await _aclose(responses)
+            await aclose(responses)
         if call.whole:
             for item in as_stream(await self.aanswer(ask), live=ask.live):
                 yield item
@@ -196,12 +191,14 @@ class LlamaIndexModel(Remote):
 
     # ------------------------------------------------------------------ calls
 
+    @muted
     def answer(self, ask: Generate) -> Response:
         if ask.request.output is not None:
             return self._object(ask)
-        (messages, call), native = self._call(ask), quiet(self.native)
+        (messages, call), native = self._call(ask), self.native
         return call.explained(response_from(_answered(messages, call, self._chat), ask, native))
 
+    @muted
     async def aanswer(self, ask: Generate) -> Response:
         if not self._blocks("achat"):
             try:
@@ -215,12 +212,12 @@ class LlamaIndexModel(Remote):
     async def _aanswer(self, ask: Generate) -> Response:
         if ask.request.output is not None:
             return await self._aobject(ask)
-        (messages, call), native = self._call(ask), quiet(self.native)
+        (messages, call), native = self._call(ask), self.native
         return call.explained(response_from(await _aanswered(messages, call, native.achat), ask, native))
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
-        asking, native = _Asking(ask, self), quiet(self.native)
+        asking, native = _Asking(ask, self), self.native
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
             return asking.keep(_answered(messages, asking.call(options), native.chat))
@@ -240,7 +237,7 @@ class LlamaIndexModel(Remote):
         return asking.response(value, None)
 
     async def _aobject(self, ask: Generate) -> Response:
-        asking, native = _Asking(ask, self), quiet(self.native)
+        asking, native = _Asking(ask, self), self.native
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
             return asking.keep(await _aanswered(messages, asking.call(options), native.achat))
@@ -275,7 +272,7 @@ class LlamaIndexModel(Remote):
         while not (call.is_answered or call.whole):
             responses: Any = None
             try:
-                opened: Any = quiet(self.native).astream_chat(list(messages), **call.parameters)
+                opened: Any = self.native.astream_chat(list(messages), **call.parameters)
                 responses = await opened if inspect.isawaitable(opened) else opened
                 async for response in responses:
                     call.answered()
@@ -285,12 +282,12 @@ class LlamaIndexModel(Remote):
             else:
                 call.answered()
             finally:
-                await _aclose(responses)
+                await aclose(responses)
 
     def _call(self, ask: Generate, stream: bool = False) -> tuple[Sequence[ChatMessage], CallParameters]:
         messages, options = _messages(ask.request), dict(ask.request.options)
         if ask.request.tools:
-            messages, options = prepared(quiet(self.native), ask.request, messages)
+            messages, options = prepared(self.native, ask.request, messages)
         return messages, self.call(ask, options, stream=stream)
 
     def call(self, ask: Generate, options: dict[str, Any], *, stream: bool = False) -> CallParameters:
@@ -329,7 +326,7 @@ class LlamaIndexModel(Remote):
 
     def _chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> ChatResponse:
         """The LLM's `chat`; of a class that completes prompts, what `CustomLLM.chat` does, log-probabilities kept."""
-        native = quiet(self.native)
+        native = self.native
         if self._owner("chat") is not CustomLLM:
             return native.chat(messages, **parameters)
         assert native.messages_to_prompt is not None
@@ -337,7 +334,7 @@ class LlamaIndexModel(Remote):
 
     def _stream_chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> Iterator[ChatResponse]:
         """`_chat`, streamed."""
-        native = quiet(self.native)
+        native = self.native
         if self._owner("stream_chat") is not CustomLLM:
             return native.stream_chat(messages, **parameters)
         assert native.messages_to_prompt is not None
@@ -379,8 +376,7 @@ def _as_chats(pieces: CompletionResponseGen) -> Iterator[ChatResponse]:
     try:
         yield from map(_as_chat, pieces)
     finally:
-        if close := getattr(pieces, "close", None):  # of a user's own it may be any iterator
-            close()
+        close(pieces)
 
 
 class _Asking:
@@ -424,7 +420,7 @@ class _Asking:
             # of a class that asks its client without `chat`: no more is known
             text = "" if value is None else value.model_dump_json()
             seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text))
-        response = response_from(seen, self._ask, quiet(self._model.native))
+        response = response_from(seen, self._ask, self._model.native)
         return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))
 
 
@@ -462,8 +458,3 @@ def _name(native: LLM) -> str:
     except Exception:  # some ask their server, which may be down just now
         name = str(getattr(native, "model", None) or getattr(native, "model_name", None) or "unknown")
     return type(native).__name__ if name in ("", "unknown") else name
-
-
-async def _aclose(items: Any) -> None:
-    if aclose := getattr(items, "aclose", None):
-        await aclose()
