@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from llama_index.core.callbacks import CallbackManager
 from llama_index_instrumentation.dispatcher import Dispatcher
 
+from llamaindex_confcascade.instrumentation import counted_once
 from llamaindex_confcascade.steps import asteps_with, holding, steps_with
 
 __all__ = ["install_gate", "is_muted", "muted"]
@@ -74,6 +76,8 @@ def install_gate() -> None:
             method = vars(cls)[name]
             if not hasattr(method, "_confcascade_gate"):
                 setattr(cls, name, _gated(method))
+    if not hasattr(ThreadPoolExecutor.submit, "_confcascade_gate"):
+        ThreadPoolExecutor.submit = _carrying(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
 
 
 def _gated(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,8 +85,14 @@ def _gated(method: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(method):
 
         @wraps(method)
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return None if _muted.get() else await method(*args, **kwargs)
+        async def call(self: Any, event: Any, **kwargs: Any) -> Any:
+            return None if _muted.get() else await method(self, counted_once(event), **kwargs)
+
+    elif method.__name__ == "event":
+
+        @wraps(method)
+        def call(self: Any, event: Any, **kwargs: Any) -> Any:
+            return None if _muted.get() else method(self, counted_once(event), **kwargs)
 
     else:
         # the id of an event that nobody heard, for `on_event_start`
@@ -94,6 +104,17 @@ def _gated(method: Callable[..., Any]) -> Callable[..., Any]:
 
     call._confcascade_gate = True
     return call  # type: ignore[no-any-return]
+
+
+def _carrying(submit: Callable[..., Any]) -> Any:
+    """`submit`, whose jobs are a stage's if a stage submits them: a pool's threads have contexts of their own."""
+
+    @wraps(submit)
+    def carrying(self: Any, job: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return submit(self, muted(job) if _muted.get() else job, *args, **kwargs)
+
+    carrying._confcascade_gate = True  # type: ignore[attr-defined]
+    return carrying
 
 
 install_gate()

@@ -8,7 +8,7 @@ from typing import Any
 
 import llama_index.core
 import pytest
-from confcascade import CascadeExhaustedError
+from confcascade import CascadeExhaustedError, Prices, Stage, TokenProbability
 from confcascade.testing import Reply, ScriptedModel
 from llama_index.core import PromptTemplate, Settings
 from llama_index.core.base.llms.generic_utils import (
@@ -231,15 +231,54 @@ async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Any
     assert call.id_.startswith(f"ConfidenceCascadeLLM.{method}-")
     assert [span.parent_id for span in spans.attempts] == [call.id_] * 2
     for span, attempt in zip(spans.attempts, record["attempts"], strict=True):
-        assert span.tags == {f"confcascade_{key}": value for key, value in attempt.items()}
-        assert spans.asked[span.id_] == {"messages": user("q")}
+        asked = spans.asked[span.id_]
+        assert asked["messages"] == user("q")
+        assert (asked["model"], asked["decision"], asked["reason"]) == tuple(
+            attempt[key] for key in ("model", "decision", "reason")
+        )
+        told = {key: attempt[key] for key in ("stage", "model", "decision", "reason", "aborted", "latency_s")}
+        told |= {"input_tokens": 10, "output_tokens": attempt["usage"]["output_tokens"]}
+        assert {f"confcascade_{key}": value for key, value in told.items()}.items() <= span.tags.items()
+        assert all(isinstance(value, str | bool | int | float) for value in span.tags.values())
     tags = spans.attempts[0].tags
-    assert tags["confcascade_scores"]["p_t"]["threshold"] == 0.8
-    assert (tags["confcascade_decision"], tags["confcascade_reason"]) == ("escalate", "p_t 0.3 < 0.8")
+    assert tags["confcascade_p_t"] == pytest.approx(0.3)
+    assert (tags["confcascade_p_t_threshold"], tags["confcascade_p_t_passed"]) == (0.8, False)
+    assert spans.asked[spans.attempts[0].id_]["scores"] == {"p_t": pytest.approx(0.3)}
+    assert spans.asked[spans.attempts[0].id_]["answer"] == DRAFT
     said = [spans.results[span.id_] for span in spans.attempts]
     assert [type(message) for message in said] == [ChatMessage] * 2
     assert [message.content for message in said] == [DRAFT, ANSWER]
     assert not spans.open_spans
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_each_attempt_is_told_as_a_call_of_its_model(method: str, events: Any, spans: Any) -> None:
+    """With its usage, so that back-ends price it; the end of the cascade's call tells none, or it would count twice."""
+    models = [Stage(Chat(name="small", says=DRAFT, p=0.3), [TokenProbability()], {"p_t": 0.8}, prices=Prices(1.0, 2.0))]
+    llm = ConfidenceCascadeLLM(stages=[*models, Stage(Chat(name="large"))])
+    answer = await answered(llm, method)
+
+    ends = [event for event in events.seen if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent)]
+    starts = {e.span_id: e for e in events.seen if isinstance(e, LLMChatStartEvent) and "model" in e.model_dict}
+    usage = {end.span_id: end.response.raw.get("usage") for end in ends}
+    for span, model, tokens in zip(spans.attempts, ("small", "large"), (2, 3), strict=True):
+        assert starts[span.id_].model_dict == {"model": model}
+        assert starts[span.id_].messages == user("q")
+        assert usage.pop(span.id_) == {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
+    assert [*usage.values()] == [None]
+    shown = [end.response.message.content for end in ends if end.span_id in starts]
+    assert shown == [None, ANSWER]  # no draft
+    assert not {"prompt_tokens", "total_tokens"} & ends[-1].response.additional_kwargs.keys()
+    assert answer.raw["usage"]["total_tokens"] == 25  # what the caller gets is whole
+    assert spans.attempts[0].tags["confcascade_cost_usd"] == pytest.approx(14e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_without_tracers_the_events_of_the_call_tell_all_usage(method: str, events: Any) -> None:
+    await answered(cascade(Chat(name="small", says=DRAFT, p=0.3), Chat(name="large")), method)
+
+    (end,) = [event for event in events.seen if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent)]
+    assert end.response.raw["usage"]["total_tokens"] == 25
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -392,7 +431,8 @@ async def test_objects_and_tools_are_asked_of_stages_in_silence(calling, said, e
     assert list(llm.stream_chat_with_tools([tool], "1 + 2?"))[-1].additional_kwargs["confcascade"]["stage"] == 1
 
     told = [event for event in events.seen if type(event).__name__.startswith("LLM")]
-    starts = [type(event).__name__ for event in told if type(event).__name__.endswith("StartEvent")]
+    own = [event for event in told if "confcascade_model" not in event.tags]
+    starts = [type(event).__name__ for event in own if type(event).__name__.endswith("StartEvent")]
     assert starts == ["LLMStructuredPredictStartEvent", "LLMChatStartEvent"] * 2 + ["LLMChatStartEvent"] * 2
     assert "Lima" not in repr(told)
     assert str(LONG) not in repr(told)
