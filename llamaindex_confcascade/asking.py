@@ -32,6 +32,7 @@ from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.types import PydanticProgramMode
 
+from llamaindex_confcascade.closing import aclose, close
 from llamaindex_confcascade.tools import call_blocks
 
 __all__ = [
@@ -194,8 +195,7 @@ class Way:
         try:
             yield from map(read, pieces)
         finally:
-            if close := getattr(pieces, "close", None):  # of a user's own it may be any iterator
-                close()
+            close(pieces)
 
     async def astreamed(self, **parameters: Any) -> AsyncGenerator[ChatResponse]:
         opened = self._called(self.method(streams=True, is_async=True), parameters)
@@ -204,8 +204,7 @@ class Way:
             async for piece in pieces:
                 yield self._read(piece)
         finally:
-            if aclose := getattr(pieces, "aclose", None):
-                await aclose()
+            await aclose(pieces)
 
     def _called(self, method: str, parameters: dict[str, Any]) -> Any:
         call = getattr(self.llm, method)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import json
 import re
@@ -44,8 +43,9 @@ from llamaindex_confcascade.asking import (
     wanting,
     ways_of,
 )
+from llamaindex_confcascade.closing import aclose, close
+from llamaindex_confcascade.gate import muted
 from llamaindex_confcascade.huggingface import HuggingFaceModel, loaded_name, remedy_for
-from llamaindex_confcascade.instrumentation import quiet
 from llamaindex_confcascade.reading import Reading, response_from
 from llamaindex_confcascade.structured import Asking
 from llamaindex_confcascade.tools import can_call_tools, prepared
@@ -78,7 +78,7 @@ class LlamaIndexModel(Remote):
     take further parameters. One that refuses them is asked again without (`confcascade.models.calls`).
 
     Args:
-        native: The LLM. It is asked without its own callbacks, events and spans: see `quiet`.
+        native: The LLM. Nobody hears its own callbacks, events and spans: see `gate`.
 
     Raises:
         ConfigurationError: If the LLM does not know its own model, and so could never answer.
@@ -138,6 +138,7 @@ class LlamaIndexModel(Remote):
 
     # ------------------------------------------------------------------ LanguageModel
 
+    @muted
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         ask = wanting(ask)
         if ask.request.output is not None:  # an object comes whole
@@ -177,26 +178,20 @@ class LlamaIndexModel(Remote):
     def _stream(self, way: Way, ask: Generate) -> Generator[Chunk | Response, None, None]:
         reading = Reading(ask, way.llm, must_finish=self._is_openai)
         way, call = self._call(way, ask, streams=True)
-        responses, whole = self._responses(way, call), False
+        responses = self._responses(way, call)
         try:
             for response in responses:
                 yield from reading.take(response)
                 if reading.aborted:
                     break
-            else:
-                whole = True
         finally:
-            if not whole:
-                responses.close()
-                if self._is_openai:
-                    # openai's abandoned stream is a cycle that LlamaIndex never closes; were it collected later, inside
-                    # the connection pool's lock, closing it would wait for that lock for ever
-                    gc.collect()
+            close(responses)
         if call.whole:
             yield from as_stream(self._answer(way, ask), live=ask.live)
         else:
             yield call.explained(reading.response())
 
+    @muted
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         ask = wanting(ask)
         if ask.request.output is not None:
@@ -244,7 +239,7 @@ class LlamaIndexModel(Remote):
                 if reading.aborted:
                     break
         finally:
-            await responses.aclose()
+            await aclose(responses)
         if call.whole:
             for item in as_stream(await self._aanswer(way, ask), live=ask.live):
                 yield item
@@ -253,6 +248,7 @@ class LlamaIndexModel(Remote):
 
     # ------------------------------------------------------------------ calls
 
+    @muted
     def answer(self, ask: Generate) -> Response:
         ask = wanting(ask)
         if ask.request.output is not None:
@@ -269,6 +265,7 @@ class LlamaIndexModel(Remote):
         way, call = self._call(way, ask)
         return call.explained(response_from(_answered(call, way.whole), ask, way.llm))
 
+    @muted
     async def aanswer(self, ask: Generate) -> Response:
         ask = wanting(ask)
         if ask.request.output is not None:
@@ -314,12 +311,12 @@ class LlamaIndexModel(Remote):
                 self._lacks.add(way.kind)
 
     def _seen(self, request: Request) -> LLM:
-        """The LLM as it is asked: in silence, and with what the cascade's user has set for all stages."""
-        return seen_from(quiet(self.native), getattr(request.native, "settings", {}))
+        """The LLM as it is asked: with what the cascade's user has set for all stages."""
+        return seen_from(self.native, getattr(request.native, "settings", {}))
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
-        native = quiet(self.native)
+        native = self.native
         asking = Asking(ask, native)
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
@@ -340,7 +337,7 @@ class LlamaIndexModel(Remote):
         return asking.response(value, None)
 
     async def _aobject(self, ask: Generate) -> Response:
-        native = quiet(self.native)
+        native = self.native
         asking = Asking(ask, native)
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:

@@ -7,8 +7,7 @@ docs/design/retrieval-score.md.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping
-from contextlib import aclosing, closing
+from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -24,6 +23,8 @@ from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.workflow import Workflow
 from llama_index_instrumentation import get_dispatcher
+
+from llamaindex_confcascade.steps import asteps_with, steps_with
 
 __all__ = ["retrieved_scores", "watch_retrievals"]
 
@@ -50,7 +51,6 @@ class _Query:
         self.scores: Scores | None = None
 
 
-_END = object()
 _query: ContextVar[_Query | None] = ContextVar("confcascade_query", default=None)
 
 
@@ -70,9 +70,9 @@ class _Spans(NullSpanHandler):
     def span_exit(self, id_: str, *_: Any, instance: Any = None, result: Any = None, **__: Any) -> None:
         if isinstance(instance, BaseSynthesizer):  # most call the LLM when the stream is read, outside of every span
             if isinstance(result, StreamingResponse):
-                result.response_gen = _in_query(_query.get(), result.response_gen)
+                result.response_gen = steps_with(_query, _query.get(), result.response_gen)
             elif isinstance(result, AsyncStreamingResponse):
-                result.response_gen = _ain_query(_query.get(), result.response_gen)
+                result.response_gen = asteps_with(_query, _query.get(), result.response_gen)
         self._end(id_)
 
     def span_drop(self, id_: str, *_: Any, **__: Any) -> None:
@@ -94,34 +94,6 @@ class _Retrievals(BaseEventHandler):
     def handle(self, event: BaseEvent, **_: Any) -> None:
         if isinstance(event, RetrievalEndEvent) and (query := _query.get()) is not None:
             (query.asker or query).scores = tuple(node.score for node in event.nodes)
-
-
-def _in_query(query: _Query | None, items: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    """`items`, each step of it within `query`; in between, its reader's context is as it was."""
-    with closing(items):
-        while True:
-            token = _query.set(query)
-            try:
-                item = next(items, _END)
-            finally:
-                _query.reset(token)
-            if item is _END:
-                return
-            yield item
-
-
-async def _ain_query(query: _Query | None, items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """`_in_query`, asynchronously."""
-    async with aclosing(items):
-        while True:
-            token = _query.set(query)
-            try:
-                item = await anext(items, _END)
-            finally:
-                _query.reset(token)
-            if item is _END:
-                return
-            yield item
 
 
 _spans, _retrievals = _Spans(), _Retrievals()

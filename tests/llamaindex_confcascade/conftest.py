@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -318,3 +321,51 @@ def pair(request: pytest.FixtureRequest, openai_server: OpenAIServer) -> Callabl
         return [CallingLLM(name="gpt-4o-mini", script=small), CallingLLM(name="gpt-4o", script=large)]
 
     return make
+
+
+class Events(BaseEventHandler):
+    seen: list[Any] = Field(default_factory=list)
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.seen.append(event)
+
+
+class Spans(SimpleSpanHandler):
+    """Keeps what was said, too."""
+
+    results: dict[str, Any] = Field(default_factory=dict)
+    asked: dict[str, Any] = Field(default_factory=dict)
+
+    def span_enter(self, id_: str, bound_args: Any, **kwargs: Any) -> None:
+        self.asked[id_] = bound_args.arguments
+        super().span_enter(id_, bound_args, **kwargs)
+
+    def span_exit(self, id_: str, bound_args: Any, result: Any = None, **kwargs: Any) -> None:
+        self.results[id_] = result
+        super().span_exit(id_, bound_args, result=result, **kwargs)
+
+    @property
+    def all(self) -> list[Any]:
+        return self.completed_spans + self.dropped_spans
+
+    @property
+    def attempts(self) -> list[Any]:
+        return sorted(
+            (span for span in self.all if ".attempt-" in span.id_), key=lambda span: span.tags["confcascade_stage"]
+        )
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    handler, dispatcher = Events(), get_dispatcher()
+    dispatcher.add_event_handler(handler)
+    yield handler
+    dispatcher.event_handlers.remove(handler)
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    handler, dispatcher = Spans(), get_dispatcher()
+    dispatcher.add_span_handler(handler)
+    yield handler
+    dispatcher.span_handlers.remove(handler)

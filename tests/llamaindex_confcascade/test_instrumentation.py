@@ -8,7 +8,7 @@ from typing import Any
 
 import llama_index.core
 import pytest
-from confcascade import CascadeExhaustedError
+from confcascade import CascadeExhaustedError, Prices, Stage, TokenProbability
 from confcascade.testing import Reply, ScriptedModel
 from llama_index.core import PromptTemplate, Settings
 from llama_index.core.base.llms.generic_utils import (
@@ -30,7 +30,6 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import (
     LLMChatEndEvent,
     LLMChatInProgressEvent,
@@ -38,9 +37,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionEndEvent,
     LLMCompletionInProgressEvent,
     LLMCompletionStartEvent,
-    LLMStructuredPredictStartEvent,
 )
-from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import LLM
@@ -48,7 +45,6 @@ from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.tools import FunctionTool
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
-from llamaindex_confcascade.instrumentation import quiet
 
 DRAFT, ANSWER = "Perhaps Lima", "It is Funafuti"
 
@@ -195,59 +191,11 @@ async def answered(llm: LLM, method: str) -> Any:
     return list(given)[-1] if "stream" in method else given
 
 
-class Events(BaseEventHandler):
-    seen: list[Any] = Field(default_factory=list)
-
-    def handle(self, event: Any, **_: Any) -> None:
-        self.seen.append(event)
-
-
-class Spans(SimpleSpanHandler):
-    """Keeps what was said, too."""
-
-    results: dict[str, Any] = Field(default_factory=dict)
-    asked: dict[str, Any] = Field(default_factory=dict)
-
-    def span_enter(self, id_: str, bound_args: Any, **kwargs: Any) -> None:
-        self.asked[id_] = bound_args.arguments
-        super().span_enter(id_, bound_args, **kwargs)
-
-    def span_exit(self, id_: str, bound_args: Any, result: Any = None, **kwargs: Any) -> None:
-        self.results[id_] = result
-        super().span_exit(id_, bound_args, result=result, **kwargs)
-
-    @property
-    def all(self) -> list[Any]:
-        return self.completed_spans + self.dropped_spans
-
-    @property
-    def attempts(self) -> list[Any]:
-        return sorted(
-            (span for span in self.all if ".attempt-" in span.id_), key=lambda span: span.tags["confcascade_stage"]
-        )
-
-
-@pytest.fixture
-def events() -> Iterator[Events]:
-    handler, dispatcher = Events(), get_dispatcher()
-    dispatcher.add_event_handler(handler)
-    yield handler
-    dispatcher.event_handlers.remove(handler)
-
-
-@pytest.fixture
-def spans() -> Iterator[Spans]:
-    handler, dispatcher = Spans(), get_dispatcher()
-    dispatcher.add_span_handler(handler)
-    yield handler
-    dispatcher.span_handlers.remove(handler)
-
-
 # ---------------------------------------------------------------------- events
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_call_is_one_pair_of_events(small: Any, method: str, events: Events) -> None:
+async def test_a_call_is_one_pair_of_events(small: Any, method: str, events: Any) -> None:
     """Of the cascade; its stages, though LlamaIndex's own LLMs with decorators of their own, emit none."""
     await answered(cascade(small(), Chat()), method)
 
@@ -260,7 +208,7 @@ async def test_a_call_is_one_pair_of_events(small: Any, method: str, events: Eve
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_no_event_shows_a_draft(small: Any, method: str, events: Events) -> None:
+async def test_no_event_shows_a_draft(small: Any, method: str, events: Any) -> None:
     """Whoever reads a stream from the events reads the answer alone."""
     await answered(cascade(small(), Chat()), method)
 
@@ -274,7 +222,7 @@ async def test_no_event_shows_a_draft(small: Any, method: str, events: Events) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Spans) -> None:
+async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Any) -> None:
     """With its part of the record, what was asked and what was said; nobody counts usage in what was said."""
     answer = await answered(cascade(Chat(name="small", says=DRAFT, p=0.3), Chat(name="large")), method)
 
@@ -283,11 +231,20 @@ async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Spa
     assert call.id_.startswith(f"ConfidenceCascadeLLM.{method}-")
     assert [span.parent_id for span in spans.attempts] == [call.id_] * 2
     for span, attempt in zip(spans.attempts, record["attempts"], strict=True):
-        assert span.tags == {f"confcascade_{key}": value for key, value in attempt.items()}
-        assert spans.asked[span.id_] == {"messages": user("q")}
+        asked = spans.asked[span.id_]
+        assert asked["messages"] == user("q")
+        assert (asked["model"], asked["decision"], asked["reason"]) == tuple(
+            attempt[key] for key in ("model", "decision", "reason")
+        )
+        told = {key: attempt[key] for key in ("stage", "model", "decision", "reason", "aborted", "latency_s")}
+        told |= {"input_tokens": 10, "output_tokens": attempt["usage"]["output_tokens"]}
+        assert {f"confcascade_{key}": value for key, value in told.items()}.items() <= span.tags.items()
+        assert all(isinstance(value, str | bool | int | float) for value in span.tags.values())
     tags = spans.attempts[0].tags
-    assert tags["confcascade_scores"]["p_t"]["threshold"] == 0.8
-    assert (tags["confcascade_decision"], tags["confcascade_reason"]) == ("escalate", "p_t 0.3 < 0.8")
+    assert tags["confcascade_p_t"] == pytest.approx(0.3)
+    assert (tags["confcascade_p_t_threshold"], tags["confcascade_p_t_passed"]) == (0.8, False)
+    assert spans.asked[spans.attempts[0].id_]["scores"] == {"p_t": pytest.approx(0.3)}
+    assert spans.asked[spans.attempts[0].id_]["answer"] == DRAFT
     said = [spans.results[span.id_] for span in spans.attempts]
     assert [type(message) for message in said] == [ChatMessage] * 2
     assert [message.content for message in said] == [DRAFT, ANSWER]
@@ -295,7 +252,37 @@ async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Spa
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_failed_attempt_is_a_dropped_span_also_where_the_cascade_fails(method: str, spans: Spans) -> None:
+async def test_each_attempt_is_told_as_a_call_of_its_model(method: str, events: Any, spans: Any) -> None:
+    """With its usage, so that back-ends price it; the end of the cascade's call tells none, or it would count twice."""
+    models = [Stage(Chat(name="small", says=DRAFT, p=0.3), [TokenProbability()], {"p_t": 0.8}, prices=Prices(1.0, 2.0))]
+    llm = ConfidenceCascadeLLM(stages=[*models, Stage(Chat(name="large"))])
+    answer = await answered(llm, method)
+
+    ends = [event for event in events.seen if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent)]
+    starts = {e.span_id: e for e in events.seen if isinstance(e, LLMChatStartEvent) and "model" in e.model_dict}
+    usage = {end.span_id: end.response.raw.get("usage") for end in ends}
+    for span, model, tokens in zip(spans.attempts, ("small", "large"), (2, 3), strict=True):
+        assert starts[span.id_].model_dict == {"model": model}
+        assert starts[span.id_].messages == user("q")
+        assert usage.pop(span.id_) == {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
+    assert [*usage.values()] == [None]
+    shown = [end.response.message.content for end in ends if end.span_id in starts]
+    assert shown == [None, ANSWER]  # no draft
+    assert not {"prompt_tokens", "total_tokens"} & ends[-1].response.additional_kwargs.keys()
+    assert answer.raw["usage"]["total_tokens"] == 25  # what the caller gets is whole
+    assert spans.attempts[0].tags["confcascade_cost_usd"] == pytest.approx(14e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_without_tracers_the_events_of_the_call_tell_all_usage(method: str, events: Any) -> None:
+    await answered(cascade(Chat(name="small", says=DRAFT, p=0.3), Chat(name="large")), method)
+
+    (end,) = [event for event in events.seen if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent)]
+    assert end.response.raw["usage"]["total_tokens"] == 25
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_failed_attempt_is_a_dropped_span_also_where_the_cascade_fails(method: str, spans: Any) -> None:
     down = ConnectionError("no route")
     await answered(cascade(Chat(name="small", says=down), Chat()), method)
     failed, answering = spans.attempts
@@ -311,7 +298,7 @@ async def test_a_failed_attempt_is_a_dropped_span_also_where_the_cascade_fails(m
     assert all(span in spans.dropped_spans for span in spans.attempts)
 
 
-async def test_attempts_of_core_models_are_spans_too(spans: Spans) -> None:
+async def test_attempts_of_core_models_are_spans_too(spans: Any) -> None:
     llm = cascade(ScriptedModel("small", lambda _: Reply(DRAFT, 0.3)), ScriptedModel("large", lambda _: ANSWER))
     for method in METHODS:
         await answered(llm, method)
@@ -320,7 +307,7 @@ async def test_attempts_of_core_models_are_spans_too(spans: Spans) -> None:
     assert {spans.results[span.id_].content for span in spans.attempts} == {DRAFT, ANSWER}
 
 
-async def test_a_stream_reports_below_the_span_in_which_it_was_asked_for(spans: Spans) -> None:
+async def test_a_stream_reports_below_the_span_in_which_it_was_asked_for(spans: Any) -> None:
     """Wherever it is read; also where it is read in another span."""
     llm, dispatcher = cascade(Chat(says=DRAFT, p=0.3), Chat()), get_dispatcher()
     streams = llm.stream_chat(user("q")), await llm.astream_complete("q")
@@ -338,7 +325,7 @@ async def test_a_stream_reports_below_the_span_in_which_it_was_asked_for(spans: 
     assert len(calls) == 2
 
 
-async def test_a_stream_that_is_left_reports_no_attempt(spans: Spans) -> None:
+async def test_a_stream_that_is_left_reports_no_attempt(spans: Any) -> None:
     """It has decided nothing."""
     llm = cascade(Chat())
     stream = llm.stream_chat(user("q"))
@@ -392,59 +379,7 @@ def test_settings_give_their_callbacks_to_the_cascade_alone(monkeypatch: pytest.
     assert stage.callback_manager is before
 
 
-# ---------------------------------------------------------------------- stages in silence
-
-
-async def test_a_quiet_llm_is_the_same_llm(events: Events, spans: Spans) -> None:
-    """It answers alike, what either learns the other knows, and it tells nobody."""
-    for llm in (Polite(), Chat()):
-        view = quiet(llm)
-        for method in METHODS:
-            llm.asked.clear()
-            assert isinstance(view, type(llm))
-            quietly = await answered(view, method)
-            assert llm.asked == [method.replace("complete", "chat")]
-            assert events.seen == spans.all == []
-            assert quietly.raw == (await answered(llm, method)).raw
-            events.seen.clear()
-            spans.completed_spans.clear()
-        assert view._client is llm._client is not None
-        llm.says = "other"
-        assert view.chat(user("q")).message.content == "other"
-        assert type(view).__name__ == type(llm).__name__
-
-
-class Place(BaseModel):
-    name: str
-
-
-async def test_a_quiet_llm_gives_structured_output_without_an_event(events: Events) -> None:
-    """Its objects are those that it gives aloud; what does not fit fails alike."""
-    prompt = PromptTemplate("Capital of {land}?")
-    for says in ('{"name": "Lima"}', '{"city": "Lima"}', "Lima"):
-        llm = Chat(says=says)
-        events.seen.clear()
-        quietly = await _objects(quiet(llm), prompt)
-        assert not [event for event in events.seen if type(event).__name__.startswith("LLM")]
-        assert quietly == await _objects(llm, prompt)
-        assert [event for event in events.seen if isinstance(event, LLMStructuredPredictStartEvent)]
-
-    assert (quiet(Chat(says='{"name": "Lima"}'))).structured_predict(Place, prompt, land="Peru") == Place(name="Lima")
-
-
-async def _objects(llm: LLM, prompt: PromptTemplate) -> list[Any]:
-    """What `structured_predict` and its twin give, or the kind of their errors."""
-    found: list[Any] = []
-    for asynchronous in (False, True):
-        try:
-            found.append(
-                await llm.astructured_predict(Place, prompt, land="Peru")
-                if asynchronous
-                else llm.structured_predict(Place, prompt, land="Peru")
-            )
-        except Exception as error:
-            found.append(type(error))
-    return found
+# ---------------------------------------------------------------------- stages
 
 
 async def test_the_rate_limiter_of_a_stage_is_asked_as_often_as_alone() -> None:
@@ -466,6 +401,10 @@ async def test_the_rate_limiter_of_a_stage_is_asked_as_often_as_alone() -> None:
 
 
 # ---------------------------------------------------------------------- tools and structured output
+
+
+class Place(BaseModel):
+    name: str
 
 
 def add(a: int, b: int) -> int:
@@ -493,7 +432,8 @@ async def test_objects_and_tools_are_asked_of_stages_in_silence(calling, said, e
     assert list(llm.stream_chat_with_tools([tool], "1 + 2?"))[-1].additional_kwargs["confcascade"]["stage"] == 1
 
     told = [event for event in events.seen if type(event).__name__.startswith("LLM")]
-    starts = [type(event).__name__ for event in told if type(event).__name__.endswith("StartEvent")]
+    own = [event for event in told if "confcascade_model" not in event.tags]
+    starts = [type(event).__name__ for event in own if type(event).__name__.endswith("StartEvent")]
     assert starts == ["LLMStructuredPredictStartEvent", "LLMChatStartEvent"] * 2 + ["LLMChatStartEvent"] * 2
     assert "Lima" not in repr(told)
     assert str(LONG) not in repr(told)
