@@ -21,7 +21,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageR
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
-from llamaindex_confcascade.tools import read_calls
+from llamaindex_confcascade.tools import read_calls, refusal
 
 __all__ = ["Reading", "response_from"]
 
@@ -125,9 +125,10 @@ def _thoughts(response: ChatResponse) -> str:
     return "".join(blocks) or thoughts_apart(_get(_choice(response), "message"))
 
 
-def _read(response: ChatResponse, native: LLM, *, text: str, finish_reason: str | None) -> Response:
+def _read(response: ChatResponse, ask: Generate, native: LLM, *, text: str, finish_reason: str | None) -> Response:
     """An answer whose tokens and usage are still to be told."""
     calls, problem = _calls(response, native)
+    problem = problem or refusal(calls, ask.request.tools)
     called = bool(calls or problem)
     return Response(
         text=text,
@@ -143,7 +144,7 @@ def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Respons
     """A whole answer to `ask`; `native` is the LLM that gave it."""
     text = response.message.content or ""
     tokens, unscored = whole_tokens(_logprobs(response), ask.top_logprobs)
-    read = _read(response, native, text=text, finish_reason=_finish_reason(response) or "stop")
+    read = _read(response, ask, native, text=text, finish_reason=_finish_reason(response) or "stop")
     usage = _usage(response) or estimated_usage(ask, read.thoughts + text, tokens)
     return read.replace(tokens=tokens, unscored=unscored, usage=usage)
 
@@ -175,7 +176,7 @@ class Reading(StreamReader):
         yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
 
     def response(self) -> Response:
-        read = _read(self._last, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
+        read = _read(self._last, self._ask, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
         usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
         return self.finished(read.replace(usage=usage), must_finish=self._must_finish)
 

@@ -443,8 +443,9 @@ async def heard(row: Row, llm: LLM, column: str) -> Heard:
         pieces = ["".join(filter(None, (getattr(item, "delta", item) for item in given)))] if "stream" in column else []
     else:
         pieces = [_piece(item) for item in given if _says(item)]
-    last = {} if row.whole and isinstance(given[-1], str) and "stream" in column else _last(given[-1], row)
-    return Heard(asked, pieces, last)
+    if "stream" in column and isinstance(given[-1], str):
+        return Heard(asked, pieces, {})  # words, and of a cascade's none at the end
+    return Heard(asked, pieces, _last(given[-1], row))
 
 
 def _shown(asked: Any) -> Any:
