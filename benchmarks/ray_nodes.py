@@ -116,7 +116,7 @@ def swept(how: str, columns: Columns, count: int, nodes: Any = None, kill: bool 
 
 def _bytes(made: Sweep) -> bytes:
     costs = [array for cost in (made.cost, made.cost_answering_stage) for array in vars(cost).values()]
-    return b"".join(each.tobytes() for each in (made.accuracy, made.answered, made.degraded, made.unanswered, *costs))
+    return b"".join(each.tobytes() for each in (made.accuracy, made.answered, made.unanswered, *costs))
 
 
 def asked(how: str, folder: Path, questions: int, nodes: Any = None) -> Asked:

@@ -63,8 +63,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
-        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
-            ``degraded``; "raise" raises `CascadeExhaustedError`.
+        on_exhausted: If the last stage fails, "raise" raises `CascadeExhaustedError`, which is an instance of its
+            error's class, too; "best" returns the last complete earlier answer in words, flagged ``degraded``, although
+            it was rejected. A cascade of one stage raises that stage's own error.
         on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next model,
             which may finish; with "keep" it is judged as it stands.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A
@@ -88,7 +89,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     signals: SkipValidation[Sequence[Signal] | None] = None
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
     on_error: SkipValidation[OnError] = "escalate"
-    on_exhausted: SkipValidation[OnExhausted] = "best"
+    on_exhausted: SkipValidation[OnExhausted] = "raise"
     on_cut: SkipValidation[OnCut] = "escalate"
     audit: Any = 0.0  # float | Audit, a dataclass that pydantic would take apart
 
@@ -103,7 +104,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         signals: Sequence[Signal] | None = None,
         policy: Any = None,
         on_error: OnError = "escalate",
-        on_exhausted: OnExhausted = "best",
+        on_exhausted: OnExhausted = "raise",
         on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
         **parameters: Any,

@@ -77,8 +77,9 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
-        on_exhausted: If the last model fails, "best" returns the last complete earlier answer in words, flagged as
-            degraded in the record; "raise" raises `confcascade.CascadeExhaustedError`.
+        on_exhausted: If the last stage fails, "raise" raises `confcascade.CascadeExhaustedError`, which is an instance
+            of its error's class, too; "best" returns the last complete earlier answer in words, flagged as degraded in
+            the record, although it was rejected. A cascade of one stage raises that stage's own error.
         on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next model,
             which may finish; with "keep" it is judged as it stands.
         audit: The share of kept answers that the largest model is asked about in the background, or a
@@ -106,7 +107,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         signals: Sequence[Signal] | None = None,
         policy: Any = None,
         on_error: Literal["escalate", "raise"] = "escalate",
-        on_exhausted: Literal["best", "raise"] = "best",
+        on_exhausted: Literal["best", "raise"] = "raise",
         on_cut: Literal["escalate", "keep"] = "escalate",
         audit: float | Audit = 0.0,
         **fields: Any,

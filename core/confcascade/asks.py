@@ -1,7 +1,8 @@
 """What a flow may ask of the world, whom it asks, and what it is answered.
 
 A flow is a generator: it yields a tuple of asks and is sent a tuple of `Answer`, one for each, in order. It never
-awaits, never reads a clock and never touches a model; a driver does.
+awaits, never reads a clock and never touches a model; a driver does. A driver that leaves a flow before its end throws
+`Left` into it.
 
     def flow() -> Flow[str]:
         (answer,) = yield (Generate(model, request),)
@@ -25,6 +26,7 @@ __all__ = [
     "Flow",
     "Generate",
     "LanguageModel",
+    "Left",
     "Prefill",
     "Verdict",
     "Watch",
@@ -77,7 +79,8 @@ class Generate:
         logprobs: Whether the tokens' log-probabilities are wanted.
         top_logprobs: How many alternatives at each position.
         watch: Ends or releases the answer early; None if only the whole can be judged.
-        live: Nothing can withdraw this answer: stream it as it comes.
+        live: Nothing can withdraw this answer, unless it is empty: stream it as it comes.
+        final: Nothing can take its place either, if it is empty or fails: stream its thoughts, too.
     """
 
     model: LanguageModel
@@ -87,6 +90,7 @@ class Generate:
     top_logprobs: int = 0
     watch: Watch | None = None
     live: bool = False
+    final: bool = False
 
 
 Ask: TypeAlias = Prefill | Generate
@@ -113,6 +117,18 @@ class Answer(Generic[T]):
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]  # an answer without error has one
+
+
+class Left(BaseException):
+    """Thrown into a flow that nobody waits for any more.
+
+    Attributes:
+        answers: To the open asks, as far as they have come: a `Response` of what was said so far, or no value.
+    """
+
+    def __init__(self, answers: Sequence[Answer[Any]] = ()) -> None:
+        super().__init__()
+        self.answers = tuple(answers)
 
 
 Flow: TypeAlias = Generator[tuple[Ask, ...], tuple[Answer[Any], ...], T]

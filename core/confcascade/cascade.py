@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from confcascade import drivers
-from confcascade.asks import Chunk, Flow
+from confcascade.asks import Chunk, Flow, Left
 from confcascade.audit import Audit
 from confcascade.audit.auditor import Auditor
 from confcascade.checks import active_checks
 from confcascade.errors import ConfigurationError
-from confcascade.flow import FittedStages, OnError, OnExhausted, Outcome, Stage, cascade_flow, policy_id
+from confcascade.flow import (
+    FittedStages,
+    OnError,
+    OnExhausted,
+    Outcome,
+    Stage,
+    Tried,
+    Unanswered,
+    cascade_flow,
+    policy_id,
+)
 from confcascade.models import from_string
+from confcascade.notices import Notices
 from confcascade.signals import Signal, Threshold
 from confcascade.signals.token_probability import TokenProbability
-from confcascade.trace import publish
+from confcascade.trace import Record, Trace, open_traces
 from confcascade.types import Message, Request
 from confcascade.unusable import OnCut
 
@@ -29,6 +41,7 @@ __all__ = ["Batching", "Cascade", "build_stages"]
 
 Messages = Any  # str | Message | sequence of messages, pairs or mappings: see Message.parse
 Progress = Callable[[int, "Outcome | Exception"], None]
+OnEnded = Callable[[Request, "Outcome | Unanswered"], None]
 
 
 def _plain(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold]:
@@ -168,12 +181,15 @@ class Cascade:
     Args:
         stages: Smallest first; the last always answers and needs no signal.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
-        on_exhausted: If the last stage fails, "best" returns the last complete earlier answer in words, flagged
-            ``degraded``; "raise" raises `CascadeExhaustedError`.
+        on_exhausted: If the last stage fails, "raise" raises `CascadeExhaustedError`, which is an instance of its
+            error's class, too; "best" returns the last complete earlier answer in words, flagged ``degraded``, although
+            it was rejected. A cascade of one stage raises that stage's own error.
         on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next stage,
             which may finish; with "keep" it is judged as it stands. Cut-off objects and tool calls always escalate.
         audit: The share of kept answers that the largest model is asked about in the background, or an `Audit`. A share
             guards the promise of a fitted policy, if that is where the stages come from (`Policy.make_stages`).
+        on_ended: Called once for every query, however it ended, with its request and an `Outcome` or, if it failed or
+            was left, an `Unanswered`; in a copy of the context in which the query was asked.
 
     Attributes:
         auditor: What does so; None without `audit`.
@@ -195,9 +211,10 @@ class Cascade:
         stages: Sequence[Stage],
         *,
         on_error: OnError = "escalate",
-        on_exhausted: OnExhausted = "best",
+        on_exhausted: OnExhausted = "raise",
         on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
+        on_ended: OnEnded | None = None,
     ) -> None:
         if on_error not in ("escalate", "raise"):
             raise ConfigurationError(f'`on_error` must be "escalate" or "raise". Got {on_error!r}.')
@@ -216,6 +233,8 @@ class Cascade:
         self.policy_id = policy_id(self.stages, on_cut)
         told = Audit.of(_guarding(self.stages, audit))
         self.auditor = None if told is None else Auditor(told, self.stages, self.policy_id)
+        self._on_ended = on_ended
+        self._notices = Notices(len(self.stages) - 1)
 
     @classmethod
     def of(
@@ -228,9 +247,10 @@ class Cascade:
         policy: Policy | str | Path | None = None,
         wrap: Callable[[Any], Any] = lambda model: model,
         on_error: OnError = "escalate",
-        on_exhausted: OnExhausted = "best",
+        on_exhausted: OnExhausted = "raise",
         on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
+        on_ended: OnEnded | None = None,
     ) -> Self:
         """A cascade from what a user may give: the first six arguments as of `build_stages`, the rest as of `Cascade`.
 
@@ -242,24 +262,89 @@ class Cascade:
         built = build_stages(
             models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=wrap
         )
-        return cls(built, on_error=on_error, on_exhausted=on_exhausted, on_cut=on_cut, audit=audit)
+        return cls(built, on_error=on_error, on_exhausted=on_exhausted, on_cut=on_cut, audit=audit, on_ended=on_ended)
 
     def __repr__(self) -> str:
         return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
 
     def flow(self, request: Request) -> Flow[Outcome]:
-        """The flow that answers one request: for a driver of your own, or for a test that plays it by hand."""
-        return cascade_flow(
-            self.stages,
-            request,
-            on_error=self.on_error,
-            on_exhausted=self.on_exhausted,
-            on_cut=self.on_cut,
-            checks=active_checks(),
-            # recordings count drafts that were cut off as not usable, and so does what is promised
-            shows_early=not isinstance(self.stages, FittedStages),
-            policy_id=self.policy_id,
+        """The flow that answers one request: for a driver of your own, or for a test that plays it by hand.
+
+        Raises:
+            ConfigurationError: If `Request.stage` or `Request.threshold` cannot be.
+        """
+        only = None if request.stage is None else self._index(request.stage)
+        stages = self.stages if request.threshold is None else self._with_thresholds(request.threshold)
+        asked = stages if only is None else stages[only : only + 1]
+        own = request.stage is None and request.threshold is None
+        return self._accounted(
+            _Query(
+                request,
+                stages,
+                only,
+                self.policy_id if own else policy_id(asked, self.on_cut),
+                open_traces(),
+                copy_context() if self._on_ended is not None else None,
+                own,
+            )
         )
+
+    def _accounted(self, query: _Query) -> Flow[Outcome]:
+        """Every query of every driver passes here, and leaves a record however it ends."""
+        tried = Tried()
+        try:
+            outcome = yield from cascade_flow(
+                query.stages,
+                query.request,
+                on_error=self.on_error,
+                on_exhausted=self.on_exhausted,
+                on_cut=self.on_cut,
+                checks=active_checks(),
+                # recordings count drafts that were cut off as not usable, and so does what is promised
+                shows_early=not isinstance(self.stages, FittedStages),
+                only=query.only,
+                policy_id=query.policy_id,
+                tried=tried,
+            )
+        except (Exception, Left) as error:
+            how: Literal["left", "failed"] = "left" if isinstance(error, Left) else "failed"
+            record = Record(query.policy_id, tuple(tried.attempts), None, None, ended=how)
+            self._publish(query, Unanswered(record, tuple(tried.responses)))
+            raise
+        self._publish(query, outcome)
+        return outcome
+
+    def _publish(self, query: _Query, ended: Outcome | Unanswered) -> None:
+        for trace in query.traces:
+            trace.records.append(ended.record)
+        self._notices.note(ended.record)
+        if self.auditor is not None and query.own and isinstance(ended, Outcome):
+            self.auditor.observe(query.request, ended)
+        if self._on_ended is not None and query.context is not None:
+            query.context.run(self._on_ended, query.request, ended)
+
+    def _index(self, stage: str | int) -> int:
+        names = [each.model.name for each in self.stages]
+        if isinstance(stage, str) and stage in names:
+            return names.index(stage)
+        if isinstance(stage, int) and not isinstance(stage, bool) and -len(names) <= stage < len(names):
+            return stage % len(names)
+        raise ConfigurationError(f"`stage` must name one of {names}, or be its index. Got {stage!r}.")
+
+    def _with_thresholds(self, threshold: Threshold | Mapping[str, Threshold]) -> tuple[Stage, ...]:
+        """The stages with other thresholds; a mapping leaves signals alone that it does not name."""
+        changed = []
+        for stage in self.stages[:-1]:
+            told = threshold if isinstance(threshold, Mapping) else _thresholds(threshold, stage.signals)
+            kept = {name: told.get(name, value) for name, value in stage.thresholds.items()}
+            skip = {name: least for name, least in stage.skip.items() if name not in told}
+            changed.append(replace(stage, thresholds=_plain(kept), skip=skip))
+            for signal in stage.signals:
+                signal.validate(kept[signal.name])
+        known = {name for stage in changed for name in stage.thresholds}
+        if isinstance(threshold, Mapping) and (unknown := sorted(threshold.keys() - known)):
+            raise ConfigurationError(f"`threshold` names {unknown}; the signals of this cascade are {sorted(known)}.")
+        return (*changed, self.stages[-1])
 
     def run(self, messages: Messages, **parameters: Any) -> Outcome:
         """Answer one query.
@@ -273,12 +358,12 @@ class Cascade:
             CascadeExhaustedError: If no stage gave an answer.
         """
         request = _request(messages, parameters)
-        return self._published(request, drivers.run(self.flow(request)))
+        return drivers.run(self.flow(request))
 
     async def arun(self, messages: Messages, **parameters: Any) -> Outcome:
         """`run`, without blocking the event loop."""
         request = _request(messages, parameters)
-        return self._published(request, await drivers.arun(self.flow(request)))
+        return await drivers.arun(self.flow(request))
 
     def stream(self, messages: Messages, **parameters: Any) -> Iterator[Chunk | Outcome]:
         """Answer one query piece by piece: chunks that nothing can withdraw, then the outcome.
@@ -287,15 +372,14 @@ class Cascade:
         """
         request = _request(messages, parameters)
         with closing(drivers.stream(self.flow(request))) as items:  # type: ignore[type-var]
-            for item in items:
-                yield self._published(request, item) if isinstance(item, Outcome) else item
+            yield from items
 
     async def astream(self, messages: Messages, **parameters: Any) -> AsyncIterator[Chunk | Outcome]:
         """`stream`, without blocking the event loop."""
         request = _request(messages, parameters)
         async with aclosing(drivers.astream(self.flow(request))) as items:  # type: ignore[type-var]
             async for item in items:
-                yield self._published(request, item) if isinstance(item, Outcome) else item
+                yield item
 
     def run_batch(
         self,
@@ -323,7 +407,9 @@ class Cascade:
         results: list[Any] = [None] * len(requests)
         with closing(drivers.run_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
             for index, result in ended:
-                self._collect(requests[index], results, index, result, on_result)
+                results[index] = result
+                if on_result is not None:
+                    on_result(index, result)
         return _raise_first(results, return_exceptions)
 
     async def arun_batch(
@@ -340,31 +426,37 @@ class Cascade:
         results: list[Any] = [None] * len(requests)
         async with aclosing(drivers.arun_many(map(self.flow, requests), max_concurrency)) as ended:  # type: ignore[type-var]
             async for index, result in ended:
-                self._collect(requests[index], results, index, result, on_result)
+                results[index] = result
+                if on_result is not None:
+                    on_result(index, result)
         return _raise_first(results, return_exceptions)
 
     def batching(self, *, max_concurrency: int = 16) -> Batching:
         """For many queries that come one by one, from threads or tasks of their own: see `Batching`."""
         return Batching(self, max_concurrency)
 
-    def _collect(
-        self,
-        request: Request,
-        results: list[Any],
-        index: int,
-        result: Outcome | Exception,
-        on_result: Progress | None,
-    ) -> None:
-        results[index] = self._published(request, result) if isinstance(result, Outcome) else result
-        if on_result is not None:
-            on_result(index, result)
 
-    def _published(self, request: Request, outcome: Outcome) -> Outcome:
-        """Every answer of every driver passes here, once it is complete."""
-        publish(outcome.record)
-        if self.auditor is not None:
-            self.auditor.observe(request, outcome)
-        return outcome
+@dataclass(frozen=True)
+class _Query:
+    """One request, and where and how it was asked.
+
+    Attributes:
+        request: It.
+        stages: That may answer it.
+        only: Index of the one that does; None for all.
+        policy_id: Of these.
+        traces: That collect its record.
+        context: For `on_ended`; None without.
+        own: Whether the cascade's own policy decides, and not what the caller gave with the request.
+    """
+
+    request: Request
+    stages: Sequence[Stage]
+    only: int | None
+    policy_id: str
+    traces: Sequence[Trace]
+    context: Context | None
+    own: bool
 
 
 class Batching:
@@ -389,12 +481,12 @@ class Batching:
     def run(self, messages: Messages, **parameters: Any) -> Outcome:
         """`Cascade.run`."""
         request = _request(messages, parameters)
-        return self.cascade._published(request, self._batcher.run(self.cascade.flow(request)))
+        return self._batcher.run(self.cascade.flow(request))
 
     async def arun(self, messages: Messages, **parameters: Any) -> Outcome:
         """`Cascade.arun`."""
         request = _request(messages, parameters)
-        return self.cascade._published(request, await self._async_batcher.arun(self.cascade.flow(request)))
+        return await self._async_batcher.arun(self.cascade.flow(request))
 
 
 def _request(messages: Messages, parameters: Mapping[str, Any]) -> Request:

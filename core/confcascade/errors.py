@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "CascadeExhaustedError",
@@ -30,6 +31,9 @@ __all__ = [
 # what providers put into the fields of their errors; anything longer or freer may be a text, or a key
 _CODE = re.compile(r"[A-Za-z][A-Za-z_.]{0,47}|\d{1,6}")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z_.\[\]\d]{0,63}")
+
+
+T = TypeVar("T", bound="ConfcascadeError")
 
 
 class ConfcascadeError(Exception):
@@ -59,18 +63,58 @@ class SignalUnavailableError(ConfcascadeError):
 class CascadeExhaustedError(ConfcascadeError):
     """No stage gave an answer. The cause is the last model's error.
 
+    It is an instance of that error's class, too, with its attributes: handlers, retries and fallbacks that are keyed on
+    a provider's error work as around the model itself.
+
     Attributes:
         attempts: Every attempt, as an answer's record has them (`Attempt`).
         responses: What was said: for each attempt its `Response`, None where it gave none.
     """
 
     def __init__(self, message: str, attempts: Sequence[Any] = (), responses: Sequence[Any] = ()) -> None:
-        super().__init__(message)  # alone: a traceback in a log shows no answer
+        super().__init__(message)  # and nothing else: a traceback in a log shows no answer
         self.attempts = tuple(attempts)
         self.responses = tuple(responses)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.args, self.attempts, self.responses)
+
+
+def joined(ours: T, error: Exception | None) -> T:
+    """`ours`, caused by `error`, and an instance of its class, too, where that class can be derived from.
+
+    >>> joined(ModelError("It broke."), TimeoutError("after 60 s"))
+    ModelError('It broke.')
+    >>> isinstance(joined(ModelError("It broke."), TimeoutError()), TimeoutError)
+    True
+    """
+    both = None if error is None or isinstance(error, ConfcascadeError) else _both(type(ours), type(error))  # type: ignore[arg-type]
+    if both is not None and error is not None:
+        try:
+            made = both.__new__(both)
+            made.args = ours.args
+            vars(made).update(vars(error) | vars(ours))
+            if isinstance(error, OSError):
+                made.errno, made.strerror = error.errno, error.strerror
+        except Exception:  # it wants more to be made of, or does not let itself be changed
+            made = ours
+        ours = made
+    ours.__cause__ = error
+    return ours
+
+
+@cache
+def _both(ours: type[ConfcascadeError], theirs: type[Exception]) -> Any:
+    """A class of both; None where `theirs` is final, or wants more of those who derive from it."""
+
+    def reduced(self: Any) -> Any:  # without what is the provider's: it may hold a connection
+        return ours, (*self.args, *(vars(self)[name] for name in ("attempts", "responses") if name in vars(self)))
+
+    own = {name: getattr(Exception, name) for name in ("__str__", "__repr__")}
+    try:
+        return type(ours.__name__, (ours, theirs), {"__module__": ours.__module__, "__reduce__": reduced, **own})
+    except Exception:
+        return None
 
 
 def kept_of(error: BaseException) -> str:

@@ -17,10 +17,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from confcascade.answers import parted
-from confcascade.asks import Answer, Flow, Generate, LanguageModel, Prefill, Verdict, Watch, ask
+from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left, Prefill, Verdict, Watch, ask
 from confcascade.checks import Check, failed_check
 from confcascade.cost import Prices, attempt_cost
-from confcascade.errors import CascadeExhaustedError, ConfigurationError, SignalUnavailableError, StreamBrokenError
+from confcascade.errors import (
+    CascadeExhaustedError,
+    ConfigurationError,
+    SignalUnavailableError,
+    StreamBrokenError,
+    joined,
+    kept_of,
+)
+from confcascade.notices import log_text
 from confcascade.signals import Evidence, Signal, Threshold, passes
 from confcascade.signals.calibrated import Calibrated
 from confcascade.tools import in_words, response_schema
@@ -28,7 +36,18 @@ from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
 
-__all__ = ["FittedStages", "OnError", "OnExhausted", "Outcome", "Stage", "cascade_flow", "policy_id", "prefill_for"]
+__all__ = [
+    "FittedStages",
+    "OnError",
+    "OnExhausted",
+    "Outcome",
+    "Stage",
+    "Tried",
+    "Unanswered",
+    "cascade_flow",
+    "policy_id",
+    "prefill_for",
+]
 
 OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]
@@ -82,7 +101,8 @@ class Stage:
             )
         for signal in self.signals:
             signal.validate(self.thresholds[signal.name])
-            signal.check(self.model)
+            if not (signal.phase == "post" and self.thresholds[signal.name] == "always"):  # which needs no score
+                signal.check(self.model)
         if self.check is not None and not callable(self.check):
             raise ConfigurationError(
                 f"`check` of stage '{self.model.name}' must be a function of the text, such as a parser's `parse`. "
@@ -148,6 +168,43 @@ class Outcome:
         """The answer as the user sees it."""
         return self.response.text
 
+    @property
+    def stage(self) -> int:
+        """Index of the stage that answered."""
+        assert self.record.stage is not None
+        return self.record.stage
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A query that has no answer, because it failed or was left.
+
+    Attributes:
+        record: Every attempt.
+        responses: As of an `Outcome`.
+    """
+
+    record: Record
+    responses: tuple[Response | None, ...] = ()
+
+
+@dataclass
+class Tried:
+    """What a flow has tried so far, for whoever has to account for one that gives no answer.
+
+    Attributes:
+        attempts: That have ended.
+        responses: What was said in each; None where it gave nothing.
+    """
+
+    attempts: list[Attempt] = field(default_factory=list)
+    responses: list[Response | None] = field(default_factory=list)
+
+    def add(self, attempt: Attempt, response: Response | None) -> None:
+        """One more."""
+        self.attempts.append(attempt)
+        self.responses.append(response)
+
 
 def policy_id(stages: Sequence[Stage], on_cut: OnCut = "escalate") -> str:
     """Twelve hexadecimal digits: cascades that decide alike (same models, signals and thresholds) have the same."""
@@ -171,11 +228,13 @@ def cascade_flow(
     request: Request,
     *,
     on_error: OnError = "escalate",
-    on_exhausted: OnExhausted = "best",
+    on_exhausted: OnExhausted = "raise",
     on_cut: OnCut = "escalate",
     checks: Sequence[Check] = (),
     shows_early: bool = True,
+    only: int | None = None,
     policy_id: str = "",
+    tried: Tried | None = None,
 ) -> Flow[Outcome]:
     """Answer `request` with the first stage whose attempt passes.
 
@@ -183,31 +242,36 @@ def cascade_flow(
         stages: Smallest first; the last always answers.
         request: The question.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises.
-        on_exhausted: What follows if the last stage fails: "best" returns the last complete and usable earlier answer
-            in words, flagged as degraded, "raise" raises.
+        on_exhausted: What follows if the last stage fails: "raise" raises, "best" returns the last complete and usable
+            earlier answer in words, flagged as degraded.
         on_cut: What happens to a text that was cut off at the token limit. With "escalate" it goes to the next stage,
             which may finish; with "keep" it is judged as it stands.
         checks: What every draft must pass, beside its stage's own (`confcascade.checking`).
         shows_early: Whether a draft that no score can withdraw any more is streamed at once. It then stands, even if it
             is cut off or filtered later.
+        only: Index of the one stage that is asked, and answers as the last does; None for all.
         policy_id: The cascade's.
+        tried: Where attempts are kept as they end.
 
     Raises:
         CascadeExhaustedError: If the last stage failed and there is no earlier answer, or none is wanted.
         StreamBrokenError: If a model failed in the middle of an answer that could no longer be withdrawn.
+        Exception: The model's own error, if only one stage was to be asked, or with ``on_error="raise"``.
     """
-    attempts: list[Attempt] = []
-    responses: list[Response | None] = []
+    tried = Tried() if tried is None else tried
+    attempts, responses = tried.attempts, tried.responses
     kept: tuple[int, Response] | None = None
-    last, straight = len(stages) - 1, False
-    rules = _Rules(on_cut, checks, shows_early)
+    last, straight = len(stages) - 1 if only is None else only, False
+    alone = only is not None or len(stages) == 1
+    rules = _Rules(on_cut, checks, shows_early, stands=alone or on_exhausted == "raise")
     for index, stage in enumerate(stages):
-        if straight and index < last:
+        if index < last and (straight or only is not None):
             continue
-        attempt, response, error = yield from _attempt(stage, index, request, stages[last], index == last, rules)
+        attempt, response, error = yield from _attempt(stage, index, request, stages[last], index == last, rules, tried)
         straight = bool(_hopeless(stage, attempt.scores))
-        attempts.append(attempt)
-        responses.append(response)
+        tried.add(attempt, response)
+        if error is not None and alone:
+            raise error.__cause__ if isinstance(error, StreamBrokenError) and error.__cause__ is not None else error
         if error is not None and (on_error == "raise" or isinstance(error, StreamBrokenError)):
             raise error
         if attempt.decision == "accept" and response is not None:
@@ -216,14 +280,17 @@ def cascade_flow(
         acts = response is not None and response.calls_tools and request.output is None
         if response is not None and response.problem is None and not (response.is_empty or acts or attempt.aborted):
             kept = index, response
+        if index == last:
+            break
     if kept is None or on_exhausted == "raise":
         failed = attempts[-1]
-        raise CascadeExhaustedError(
+        exhausted = CascadeExhaustedError(
             f"The last stage, '{failed.model}', gave no answer ({failed.reason})"
-            + ("." if kept else " and no earlier stage has a complete one."),
+            + ("." if kept or on_exhausted == "raise" else " and no earlier stage has a complete one."),
             attempts,
             responses,
-        ) from error
+        )
+        raise joined(exhausted, error)
     index, response = kept
     record = Record(policy_id, tuple(attempts), index, stages[index].model.name, degraded=True)
     return Outcome(response, record, tuple(responses))
@@ -231,15 +298,16 @@ def cascade_flow(
 
 @dataclass(frozen=True)
 class _Rules:
-    """What holds for every attempt: as of `cascade_flow`."""
+    """What holds for every attempt: as of `cascade_flow`, and whether nothing can replace the last answer."""
 
     on_cut: OnCut
     checks: Sequence[Check]
     shows_early: bool
+    stands: bool
 
 
 def _attempt(
-    stage: Stage, index: int, request: Request, largest: Stage, last: bool, rules: _Rules
+    stage: Stage, index: int, request: Request, largest: Stage, last: bool, rules: _Rules, tried: Tried
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = _Bill()
@@ -247,7 +315,7 @@ def _attempt(
     scores: dict[str, Score] = {}
 
     def ended(
-        decision: Literal["accept", "escalate", "fail"],
+        decision: Literal["accept", "escalate", "fail", "left"],
         reason: str,
         response: Response | None = None,
         error: Exception | None = None,
@@ -259,7 +327,7 @@ def _attempt(
             reason=reason,
             scores=scores,
             confidence=_confidence(signals, scores),
-            error=None if error is None else f"{type(error).__name__}: {error}",
+            error=None if error is None else kept_of(error),
             aborted=response is not None and response.finish_reason == "aborted",
             usage=bill.usage,
             cost=attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
@@ -305,6 +373,7 @@ def _attempt(
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
                 watch=watch,
                 live=live,
+                final=last and rules.stands,
             )
         )
         response = parted(asked, bill.add(answer))
@@ -331,8 +400,14 @@ def _attempt(
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
             return ended("escalate", _explain(scores) + early_end, response)
         return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
+    except Left as left:
+        for answer in left.answers:
+            bill.leave(answer)
+        tried.add(*ended("left", "left before it had answered")[:2])
+        raise
     except Exception as error:  # a model's; cancellation and the like are no Exception
-        return ended("fail", f"{type(error).__name__}: {error}", error=error)
+        log_text(stage.model.name, error)
+        return ended("fail", kept_of(error), error=error)
 
 
 def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Prefill | None:
@@ -365,6 +440,12 @@ class _Bill:
         self.elapsed_s += answer.elapsed_s
         self.busy_s += answer.busy_s
         return answer.unwrap()
+
+    def leave(self, answer: Answer[Any]) -> None:
+        """What has come of an answer that nobody waits for any more."""
+        self.elapsed_s += answer.elapsed_s
+        self.busy_s += answer.busy_s
+        self.usage = self.usage if answer.value is None else answer.value.usage
 
 
 class _Watch(Watch):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache, wraps
 from typing import Any, Literal
 
 from confcascade.cost import Cost
@@ -14,7 +16,7 @@ from confcascade.types import Usage
 
 __all__ = ["Attempt", "Record", "Score", "Trace", "trace"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,24 @@ class Score:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One stage's try at one query. ``confidence`` is None unless a calibrator made it."""
+    """One stage's try at one query.
+
+    Attributes:
+        stage: Its index.
+        model: Name of its model.
+        decision: "left" if the caller went away before there was one.
+        reason: Why, in one line without texts of prompts, answers or errors.
+        scores: By signal.
+        confidence: A probability; None unless a calibrator made it.
+        error: What is kept of the model's error; None without.
+        aborted: Whether the answer was ended early.
+        usage: Tokens paid for.
+        latency_s: Seconds.
+    """
 
     stage: int
     model: str
-    decision: Literal["accept", "escalate", "fail"]
+    decision: Literal["accept", "escalate", "fail", "left"]
     reason: str
     scores: Mapping[str, Score] = field(default_factory=dict)
     confidence: float | None = None
@@ -73,15 +88,18 @@ class Record:
     Attributes:
         policy_id: Identifies stages, signals and thresholds: equal ids decide equally.
         attempts: In the order in which they were made.
-        stage: Index of the stage that answered.
+        stage: Index of the stage that answered; None if none did.
+        answered_by: Name of its model; None if none did.
         degraded: The answer is an earlier, rejected one, because every later stage failed.
+        ended: "answered"; "failed", with an error; or "left", by a caller who closed the stream or cancelled the call.
     """
 
     policy_id: str
     attempts: tuple[Attempt, ...]
-    stage: int
-    answered_by: str
+    stage: int | None
+    answered_by: str | None
     degraded: bool = False
+    ended: Literal["answered", "failed", "left"] = "answered"
 
     @property
     def usage(self) -> Usage:
@@ -95,8 +113,8 @@ class Record:
 
     @property
     def cost_answering_stage(self) -> Cost:
-        """The papers' accounting: only the attempt whose answer was kept."""
-        return next(attempt.cost for attempt in self.attempts if attempt.stage == self.stage)
+        """The papers' accounting: only the attempt whose answer was kept; nothing if none was."""
+        return next((attempt.cost for attempt in self.attempts if attempt.stage == self.stage), Cost())
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the ``confcascade`` entry on every answer."""
@@ -106,6 +124,7 @@ class Record:
             "answered_by": self.answered_by,
             "stage": self.stage,
             "degraded": self.degraded,
+            "ended": self.ended,
             "attempts": [attempt.as_dict() for attempt in self.attempts],
             "usage": self.usage.as_dict(),
             "cost": self.cost.as_dict(),
@@ -117,13 +136,18 @@ _active: ContextVar[tuple[Trace, ...]] = ContextVar("confcascade_traces", defaul
 
 
 class Trace:
-    """The records of the queries answered inside `trace()`, in the order in which they ended."""
+    """The records of the queries asked inside `trace()`, in the order in which they ended."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
 
     def __repr__(self) -> str:
         return f"Trace({len(self.records)} records)"
+
+    @property
+    def answered(self) -> list[Record]:
+        """Without those that failed or were left."""
+        return [record for record in self.records if record.ended == "answered"]
 
     @property
     def cost(self) -> Cost:
@@ -138,41 +162,67 @@ class Trace:
 
 @contextlib.contextmanager
 def trace() -> Iterator[Trace]:
-    """Collect the record of every query that a cascade answers inside the block.
+    """Collect the record of every query that a cascade is asked inside the block, however it ends.
 
-    For places where no message survives: after `StrOutputParser`, structured output, or a query engine.
+    For places where no message survives: after `StrOutputParser`, structured output, or a query engine. It reaches over
+    tasks, LangChain's threads and those of any `ThreadPoolExecutor`; a plain `threading.Thread` has a context of its
+    own, in which nothing is collected.
 
     >>> with trace() as t:
     ...     pass
     >>> t.records
     []
     """
+    _carry_into_thread_pools()
     collector = Trace()
     token = _active.set((*_active.get(), collector))
     try:
         yield collector
     finally:
-        _active.reset(token)
+        # a generator that a server steps through has another context at its end, and nothing to reset there
+        with contextlib.suppress(ValueError):
+            _active.reset(token)
+
+
+def open_traces() -> tuple[Trace, ...]:
+    """Those that collect what is asked here and now."""
+    return _active.get()
 
 
 def untraced() -> contextlib.AbstractContextManager[None]:
     """While a stage's model is called: where it is a cascade itself, its record is part of the outer one's."""
-    return _without_collectors() if _active.get() else _NOTHING_TO_DO
+    return _collected_by(()) if _active.get() else _NOTHING_TO_DO
 
 
 _NOTHING_TO_DO = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _without_collectors() -> Iterator[None]:
-    token = _active.set(())
+def _collected_by(traces: tuple[Trace, ...]) -> Iterator[None]:
+    token = _active.set(traces)
     try:
         yield
     finally:
         _active.reset(token)
 
 
-def publish(record: Record) -> None:
-    """Hand a finished record to every `trace()` that is open where the query was asked."""
-    for collector in _active.get():
-        collector.records.append(record)
+@cache
+def _carry_into_thread_pools() -> None:
+    """Let jobs of thread pools be collected by the traces that are open where they are submitted.
+
+    A pool's threads know nothing of the context of whoever submits. As OpenTelemetry's instrumentation of threads does
+    it, but for this one variable: the context of a job that is submitted outside of any trace is not touched.
+    """
+    submit = ThreadPoolExecutor.submit
+
+    @wraps(submit)  # type: ignore[arg-type]
+    def carrying(self: ThreadPoolExecutor, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        traces = _active.get()
+        return submit(self, _job, traces, fn, args, kwargs) if traces else submit(self, fn, *args, **kwargs)
+
+    ThreadPoolExecutor.submit = carrying  # type: ignore[method-assign, assignment]
+
+
+def _job(traces: tuple[Trace, ...], fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    with _collected_by(traces):
+        return fn(*args, **kwargs)

@@ -155,6 +155,9 @@ class Request:
         media: Whether the framework's own messages hold more than text, such as images; a stage whose model takes only
             text escalates such a request.
         native: The framework's own messages, carried through untouched for the framework's own models.
+        stage: The one stage that is to answer, by its model's name or its index; None for the cascade.
+        threshold: What replaces the thresholds of the stages for this query: a value for the one signal of each, or
+            values by signal; None for their own.
     """
 
     messages: tuple[Message, ...]
@@ -168,6 +171,8 @@ class Request:
     retrieved: tuple[float | None, ...] | None = None
     media: bool = False
     native: Any = None
+    stage: str | int | None = None
+    threshold: Any = None  # Threshold | Mapping[str, Threshold]
 
     @property
     def judged_whole(self) -> bool:

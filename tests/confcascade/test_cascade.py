@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from confcascade import (
     Cascade,
+    CascadeExhaustedError,
     ConfigurationError,
     KnowledgeProbe,
     Message,
@@ -18,8 +23,9 @@ from confcascade import (
     Request,
     Stage,
     TokenProbability,
+    trace,
 )
-from confcascade.extending import Chunk, Signal, build_stages
+from confcascade.extending import Chunk, Response, Signal, build_stages
 from confcascade.flow import FittedStages
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel
@@ -298,3 +304,184 @@ def test_a_fitted_policy_shows_no_draft_before_its_end():
 
     assert shown(Cascade(stages)) == Cascade(stages).run("q", max_tokens=2).text == "one two"
     assert shown(Cascade(fitted)) == Cascade(fitted).run("q", max_tokens=2).text == "large says"
+
+
+# ---------------------------------------------------------------------- however a query ends
+
+
+class Told:
+    """What a cascade's hook was given."""
+
+    def __init__(self):
+        self.ended = []
+
+    def __call__(self, request, ended):
+        self.ended.append((request.messages[0].content, ended.record.ended, len(ended.responses)))
+
+
+def telling(large, **options):
+    told = Told()
+    small = ScriptedModel("small", {"easy": ("3", 0.99), "hard": ("one two three four", 0.1)})
+    stages = [Stage(small, [TokenProbability()], {"p_t": 0.9}), Stage(large)]
+    return Cascade(stages, on_ended=told, **options), told
+
+
+DOWN = ScriptedModel("large", {"hard": Reply("", error=TimeoutError("of sk-secret"))})
+
+
+@pytest.mark.parametrize("way", ["run", "arun", "stream", "astream", "run_batch", "arun_batch", "batching"])
+def test_every_query_leaves_one_record_however_it_ends(way):
+    asked, told = telling(DOWN)
+    calls = {
+        "run": lambda q: asked.run(q),
+        "arun": lambda q: asyncio.run(asked.arun(q)),
+        "stream": lambda q: list(asked.stream(q)),
+        "astream": lambda q: asyncio.run(drained(asked.astream(q))),
+        "run_batch": lambda q: asked.run_batch([q]),
+        "arun_batch": lambda q: asyncio.run(asked.arun_batch([q])),
+        "batching": lambda q: asked.batching().run(q),
+    }
+    with trace() as t:
+        calls[way]("easy")
+        with pytest.raises(TimeoutError) as raised:
+            calls[way]("hard")
+
+    assert isinstance(raised.value, CascadeExhaustedError)
+    assert told.ended == [("easy", "answered", 1), ("hard", "failed", 2)]
+    assert [record.ended for record in t.records] == ["answered", "failed"]
+    assert t.answered == t.records[:1]
+    failed = t.records[1]
+    assert (failed.stage, failed.answered_by, failed.cost_answering_stage.tokens) == (None, None, 0)
+    assert failed.usage.output_tokens == 4  # the draft was paid for
+    assert "sk-secret" not in json.dumps(failed.as_dict())
+
+
+async def drained(items):
+    return [item async for item in items]
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_a_stream_that_is_left_leaves_a_record_of_what_was_paid(way):
+    asked, told = telling(ScriptedModel("large", {"hard": "a b c d e f"}))
+
+    async def left():
+        async with aclosing(asked.astream("hard")) as items:
+            async for _ in items:
+                return
+
+    with trace() as t:
+        if way == "astream":
+            asyncio.run(left())
+        else:
+            items = asked.stream("hard")
+            next(items)
+            items.close()
+
+    (record,) = t.records
+    assert told.ended == [("hard", "left", 2)]
+    assert [(attempt.model, attempt.decision) for attempt in record.attempts] == [
+        ("small", "escalate"),
+        ("large", "left"),
+    ]
+    assert record.attempts[1].usage.estimated
+    assert 0 < record.attempts[1].usage.output_tokens < 6
+    assert record.ended == "left"
+
+
+@pytest.mark.parametrize("way", ["arun", "arun_batch", "batching"])
+async def test_a_cancelled_call_leaves_a_record(way):
+    begun = asyncio.Event()
+
+    class Slow(ScriptedModel):
+        async def agenerate(self, asks):
+            begun.set()
+            await asyncio.sleep(60)
+
+    asked, told = telling(Slow("large"))
+    calls = {"arun": asked.arun, "arun_batch": lambda q: asked.arun_batch([q]), "batching": asked.batching().arun}
+    with trace() as t:
+        task = asyncio.create_task(calls[way]("hard"))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert told.ended == [("hard", "left", 2)]
+    assert [attempt.decision for attempt in t.records[0].attempts] == ["escalate", "left"]
+    assert t.records[0].attempts[1].usage.estimated
+    assert t.records[0].attempts[1].latency_s > 0
+
+
+def test_a_stage_alone_raises_its_own_error():
+    with pytest.raises(TimeoutError) as raised:
+        Cascade([Stage(DOWN)]).run("hard")
+
+    assert type(raised.value) is TimeoutError
+
+
+def test_a_stream_of_a_stage_alone_breaks_with_its_own_error():
+    class Breaking(ScriptedModel):
+        def stream(self, ask):
+            yield Chunk("4", released=True)
+            raise ConnectionResetError
+
+    items = Cascade([Stage(Breaking("m"))]).stream("q")
+    assert next(items).text == "4"
+    with pytest.raises(ConnectionResetError) as raised:
+        next(items)
+    assert type(raised.value) is ConnectionResetError
+
+
+def test_the_thoughts_of_the_last_stage_are_shown_as_they_come():
+    class Thinking(ScriptedModel):
+        def stream(self, ask):
+            yield Chunk("", released=ask.live, native="hm")
+            yield Chunk("4", released=ask.live)
+            yield Response("4")
+
+    small = Stage(ScriptedModel("small", {"q": ("3", 0.1)}), [TokenProbability()], {"p_t": 0.9})
+    items = Cascade([small, Stage(Thinking("large"))]).stream("q")
+
+    assert [next(items).native, next(items).text] == ["hm", "4"]
+
+
+# ---------------------------------------------------------------------- per call
+
+
+def test_one_call_can_name_its_stage():
+    asked, _ = telling(ScriptedModel("large", {"easy": "4"}))
+
+    for stage in ("large", 1, -1):
+        outcome = asked.run("easy", stage=stage)
+        assert (outcome.text, outcome.stage, len(outcome.record.attempts)) == ("4", 1, 1)
+        assert outcome.record.policy_id != asked.policy_id
+    first = asked.run("hard", stage="small")
+    assert (first.stage, first.record.attempts[0].decision) == (0, "accept")
+    for wrong in ("medium", 2, True, 0.5):
+        with pytest.raises(ConfigurationError, match=r"`stage` must name one of \['small', 'large'\]"):
+            asked.run("easy", stage=wrong)
+
+
+def test_one_call_can_change_thresholds():
+    asked, _ = telling(ScriptedModel("large", {"easy": "4"}))
+
+    assert asked.run("easy").stage == 0
+    assert asked.run("easy", threshold="never").stage == asked.run("easy", threshold=1.0).stage == 1
+    assert asked.run("hard", threshold={"p_t": 0.05}).stage == 0
+    assert asked.run("easy", threshold="never").record.attempts[0].scores["p_t"].threshold == "never"
+    same = Cascade([replace(asked.stages[0], thresholds={"p_t": 0.05}), asked.stages[1]])
+    assert asked.run("hard", threshold=0.05).record.policy_id == same.policy_id
+    with pytest.raises(ConfigurationError, match="p_ik"):
+        asked.run("easy", threshold={"p_ik": 0.5})
+    with pytest.raises(ConfigurationError, match="90"):
+        asked.run("easy", threshold=90)
+
+
+def test_always_needs_no_log_probabilities():
+    """Of a model that returns none every usable answer is kept, which is where a migration begins."""
+    silent = ScriptedModel("silent", {"q": "3"}, logprobs=False)
+    asked = Cascade([Stage(silent, [TokenProbability()], {"p_t": "always"}), Stage(LARGE)])
+
+    assert asked.run("q").stage == 0
+    with pytest.raises(ConfigurationError, match="needs log-probabilities"):
+        Cascade([Stage(silent, [TokenProbability()], {"p_t": 0.5}), Stage(LARGE)])

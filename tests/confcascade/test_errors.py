@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pickle
 import sys
 
 import confcascade
 import pytest
 from confcascade import errors
-from confcascade.errors import MissingExtraError, kept_of, require
+from confcascade.errors import MissingExtraError, joined, kept_of, require
+from pydantic import TypeAdapter, ValidationError
 
 
 def test_the_tree_is_as_drawn():
@@ -85,3 +87,44 @@ def test_what_an_error_without_a_status_comes_from_is_kept():
 
 def test_our_own_texts_are_kept():
     assert kept_of(confcascade.ModelError("No choice.")) == "ModelError: No choice."
+
+
+class RateLimitedError(Exception):
+    def __init__(self, message, *, retry_after):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def test_an_exhausted_cascade_is_an_instance_of_the_providers_error():
+    """So what is keyed on it, such as retries, works as around the model itself; its text is ours."""
+    theirs = RateLimitedError("sk-secret", retry_after=3)
+    error = joined(confcascade.CascadeExhaustedError("No answer.", ["a"], ["b"]), theirs)
+
+    assert isinstance(error, confcascade.CascadeExhaustedError)
+    assert isinstance(error, RateLimitedError)
+    assert (error.attempts, error.responses, error.retry_after) == (("a",), ("b",), 3)
+    assert (str(error), repr(error)) == ("No answer.", "CascadeExhaustedError('No answer.')")
+    assert error.__cause__ is theirs
+    restored = pickle.loads(pickle.dumps(error))
+    assert type(restored) is confcascade.CascadeExhaustedError
+    assert (str(restored), restored.attempts) == ("No answer.", ("a",))
+
+
+@pytest.mark.parametrize(
+    "theirs", [KeyError("key"), OSError(111, "refused"), UnicodeDecodeError("utf-8", b"", 0, 1, "odd")], ids=repr
+)
+def test_errors_of_python_join_as_well(theirs):
+    error = joined(confcascade.ModelError("It broke."), theirs)
+
+    assert isinstance(error, type(theirs))
+    assert str(error) == "It broke."
+    assert getattr(error, "errno", None) == getattr(theirs, "errno", None)
+
+
+def test_an_error_of_a_final_class_is_the_cause_only():
+    with pytest.raises(ValidationError) as raised:
+        TypeAdapter(int).validate_python("x")
+    error = joined(confcascade.ModelError("It broke."), raised.value)
+
+    assert type(error) is confcascade.ModelError
+    assert error.__cause__ is raised.value

@@ -32,6 +32,7 @@ from confcascade import (
 from confcascade.answers import parted
 from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
+from confcascade.errors import kept_of
 from confcascade.extending import Evidence, Measurement, Prefilled, Response, Signal, Token
 from confcascade.flow import cascade_flow, policy_id
 from confcascade.testing import Reply, ScriptedModel
@@ -208,7 +209,7 @@ def test_the_last_stage_is_asked_live_and_not_judged():
     last = Stage(SMALL, [Known(), TokenProbability()], {"p_ik": "never", "p_t": "never"})
     flow = cascade_flow([last], REQUEST)
 
-    assert next(flow) == (Generate(SMALL, REQUEST, logprobs=False, live=True),)
+    assert next(flow) == (Generate(SMALL, REQUEST, logprobs=False, live=True, final=True),)
     outcome = outcome_of(flow, said("4", None))
 
     assert outcome.record.attempts[0].scores == {}
@@ -331,7 +332,7 @@ def test_all_signals_must_release_and_one_can_abort():
 def test_an_aborted_draft_escalates_and_is_never_kept():
     """What a watch ended is no answer: it is not returned even if every later stage fails."""
     stage = Stage(MIDDLE, [TokenProbability(aggregate="min")], {"p_t": 0.5})
-    flow = cascade_flow([stage, Stage(LARGE)], REQUEST)
+    flow = cascade_flow([stage, Stage(LARGE)], REQUEST, on_exhausted="best")
 
     next(flow)
     (asked,) = flow.send((said("maybe", 0.2, output=3, finish_reason="aborted"),))
@@ -358,7 +359,7 @@ def test_an_aborted_attempt_says_so():
 
 @pytest.mark.parametrize("error", [ModelError("down"), TimeoutError("60 s"), ValueError("odd")], ids=repr)
 def test_a_failing_model_is_passed_over(error: Exception):
-    """With on_error="escalate", whatever a model raises sends the query on, and is told in the record."""
+    """With on_error="escalate", whatever a model raises escalates the query; the record keeps its kind."""
     flow = cascade_flow([sure(), Stage(LARGE)], REQUEST, on_error="escalate")
 
     next(flow)
@@ -367,7 +368,7 @@ def test_a_failing_model_is_passed_over(error: Exception):
 
     assert asked.model is LARGE
     assert decisions(outcome) == [("middle", "fail"), ("large", "accept")]
-    assert outcome.record.attempts[0].error == f"{type(error).__name__}: {error}"
+    assert outcome.record.attempts[0].error == outcome.record.attempts[0].reason == kept_of(error)
     assert outcome.record.attempts[0].latency_s == 0.5
 
 
@@ -447,7 +448,7 @@ def test_a_failing_last_stage_can_be_an_error():
 
 def test_without_any_answer_the_cascade_is_exhausted():
     """Where every stage fails, there is nothing to return."""
-    flow = cascade_flow([sure(), Stage(LARGE)], REQUEST)
+    flow = cascade_flow([sure(), Stage(LARGE)], REQUEST, on_exhausted="best")
 
     next(flow)
     flow.send((failed(ModelError("down")),))
@@ -458,7 +459,7 @@ def test_without_any_answer_the_cascade_is_exhausted():
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_answer_is_passed_over(text: str):
     """An answer that shows nothing is not judged, and is not kept for later."""
-    flow = cascade_flow([sure("always"), Stage(LARGE)], REQUEST)
+    flow = cascade_flow([sure("always"), Stage(LARGE)], REQUEST, on_exhausted="best")
 
     next(flow)
     (asked,) = flow.send((said(text, 1.0),))
@@ -515,7 +516,7 @@ def test_always_asks_for_no_score():
 
 def test_an_unjudged_answer_is_kept_for_later():
     """An answer whose score could not be computed is complete all the same, and better than none."""
-    flow = cascade_flow([sure(), Stage(LARGE)], REQUEST)
+    flow = cascade_flow([sure(), Stage(LARGE)], REQUEST, on_exhausted="best")
 
     next(flow)
     flow.send((said("3", None),))
@@ -795,7 +796,7 @@ def test_answers_that_must_be_whole_are_held(request_):
     ],
 )
 def test_a_model_is_not_asked_for_what_it_cannot_give(request_, reason):
-    flow = cascade_flow([sure(), Stage(LARGE)], request_)
+    flow = cascade_flow([sure(), Stage(LARGE)], request_, on_exhausted="best")
 
     with pytest.raises(CascadeExhaustedError, match=f"gave no answer .{reason}. and no earlier stage"):
         next(flow)
@@ -828,7 +829,7 @@ def test_a_model_that_knows_schemas_is_not_asked_in_words():
 
 
 def test_a_skipped_last_stage_leaves_the_earlier_answer():
-    flow = cascade_flow([sure("never", CALLING), Stage(LARGE)], WITH_TOOLS)
+    flow = cascade_flow([sure("never", CALLING), Stage(LARGE)], WITH_TOOLS, on_exhausted="best")
 
     step(flow)
     outcome = step(flow, WORDS)
@@ -841,7 +842,7 @@ def test_a_skipped_last_stage_leaves_the_earlier_answer():
 
 
 def test_an_unusable_answer_is_not_kept_for_want_of_a_better():
-    flow = cascade_flow([sure(model=CALLING), Stage(CALLING)], WITH_TOOLS)
+    flow = cascade_flow([sure(model=CALLING), Stage(CALLING)], WITH_TOOLS, on_exhausted="best")
 
     step(flow)
     step(flow, ANSWER.replace(tool_calls=(ToolCall("draw", {}),)))
@@ -897,7 +898,8 @@ def test_an_earlier_answer_stands_where_the_last_stage_fails_behind_a_skip():
     down = ScriptedModel("large", {"2+2?": Reply("", error=ModelError("down"))})
     small = ScriptedModel("small", {"2+2?": ("five", 0.3)})
     middle = Stage(MIDDLE, [Gate()], {"gate": 0.5}, skip={"gate": 0.3})
-    record = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.9}), middle, sure(), Stage(down)]).run("2+2?").record
+    stages = [Stage(small, [TokenProbability()], {"p_t": 0.9}), middle, sure(), Stage(down)]
+    record = Cascade(stages, on_exhausted="best").run("2+2?").record
     assert [attempt.stage for attempt in record.attempts] == [0, 1, 3]
     assert (record.stage, record.degraded) == (0, True)
 

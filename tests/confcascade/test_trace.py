@@ -4,11 +4,16 @@ import asyncio
 import contextlib
 import json
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict
+from typing import Any
 
 import pytest
-from confcascade import Attempt, Cost, Record, Score, Usage, trace
-from confcascade.trace import publish
+from confcascade import Attempt, Cascade, Cost, Record, Score, Stage, Usage, trace
+from confcascade.testing import ScriptedModel
+from confcascade.trace import open_traces
 
 
 def attempt(stage: int, **changes: object) -> Attempt:
@@ -49,7 +54,9 @@ def test_an_attempt_as_a_dict_holds_every_field_and_nothing_of_its_own():
     details = {"labels": ["A"]}
     entry = attempt(0, scores={"p_t": Score(0.4, 0.9, False, details)}).as_dict()
 
-    assert {**asdict(attempt(0, scores={"p_t": Score(0.4, 0.9, False, details)})), "steps": []} == entry
+    told = asdict(attempt(0, scores={"p_t": Score(0.4, 0.9, False, details)}))
+    told["usage"] = Usage(10, 1).as_dict()  # without details, where there are none
+    assert {**told, "steps": []} == entry
     details["labels"].append("B")
     assert entry["scores"]["p_t"]["details"] == {"labels": ["A"]}
 
@@ -65,6 +72,7 @@ def test_a_record_survives_json():
         "answered_by",
         "stage",
         "degraded",
+        "ended",
         "attempts",
         "usage",
         "cost",
@@ -90,6 +98,12 @@ def test_a_record_survives_json():
         "details": {"label": "A"},
     }
     assert entry["attempts"][0]["confidence"] is None
+
+
+def publish(record: Record) -> None:
+    """As a cascade does it."""
+    for each in open_traces():
+        each.records.append(record)
 
 
 def test_a_trace_collects_inside_its_block_only():
@@ -138,3 +152,34 @@ def test_traces_of_other_tasks_and_threads_are_separate():
 
     assert asyncio.run(both()) == [["a"], ["b"]]
     assert outside.records == []
+
+
+def test_jobs_of_a_thread_pool_are_collected_where_they_are_submitted():
+    """A pool's threads outlive a trace: each job belongs to the traces around its own submission."""
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(publish, record(name="before")).result()
+        with trace() as first:
+            list(pool.map(lambda name: publish(record(name=name)), "ab"))
+        with trace() as second:
+            pool.submit(publish, record(name="c")).result()
+        pool.submit(publish, record(name="after")).result()
+
+    assert sorted(each.policy_id for each in first.records) == ["a", "b"]
+    assert [each.policy_id for each in second.records] == ["c"]
+
+
+def test_a_generator_that_is_stepped_through_other_contexts_is_collected():
+    """As servers step through the response of a synchronous endpoint: every step in a fresh copy of a context."""
+    model = ScriptedModel("only", {"q": ("one two three", 0.9)})
+
+    def response() -> Iterator[Any]:
+        with trace() as t:
+            yield from Cascade([Stage(model)]).stream("q")
+            yield t
+
+    items, found = response(), []
+    while (item := copy_context().run(next, items, None)) is not None:
+        found.append(item)
+
+    assert found[-2].text == "one two three"
+    assert [each.ended for each in found[-1].records] == ["answered"]

@@ -126,7 +126,7 @@ class Auditor:
 
         Whether a query is drawn, or dropped because too many wait just now, is decided without a look at the answer.
         """
-        kept = outcome.record.stage < self._last
+        kept = outcome.stage < self._last
         self._counts.answered(kept)
         if self._random.random() >= self._rate:
             return

@@ -105,7 +105,7 @@ class CascadeFile(Entry):
         None, min_length=1, description="With `models`: the file of a fitted policy, in the place of thresholds."
     )
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
-    on_exhausted: OnExhausted = Field("best", description="What follows if the last stage fails.")
+    on_exhausted: OnExhausted = Field("raise", description="What follows if the last stage fails.")
     on_cut: OnCut = Field("escalate", description="What follows if a draft was cut off at its most tokens.")
     prompt: PromptValue | None = Field(
         None, description="How questions are put: the name of a prompt, or templates {system, user}."

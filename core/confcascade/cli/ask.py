@@ -16,9 +16,9 @@ from rich.table import Table
 
 from confcascade.cascade import Cascade
 from confcascade.cost import Cost
-from confcascade.errors import CascadeExhaustedError, ConfcascadeError, ConfigurationError
+from confcascade.errors import ConfcascadeError, ConfigurationError
 from confcascade.flow import Outcome
-from confcascade.trace import Attempt, Record
+from confcascade.trace import Attempt, Record, trace
 from confcascade.types import Message
 
 
@@ -89,11 +89,12 @@ def ask(
     # with a system message of its own the prompt is another, whose version nobody knows
     answering = read.cascade(policy=policy, prompt_version=put.version if system is None else None)
     parameters = {"max_tokens": max_tokens, "temperature": temperature}
-    try:
-        outcome = _answer(answering, messages, parameters, show=stream and not as_json)
-    except Exception as error:  # a model's, with `on_error: raise`, may be of any type
-        _failed(console, error, as_json)
-        raise typer.Exit(1) from error
+    with trace() as asked:
+        try:
+            outcome = _answer(answering, messages, parameters, show=stream and not as_json)
+        except Exception as error:  # a model's own may be of any type
+            _failed(console, error, asked.records[-1].attempts if asked.records else (), as_json)
+            raise typer.Exit(1) from error
     if as_json:
         _print_json({"answer": outcome.text, "record": outcome.record.as_dict()})
         return
@@ -136,7 +137,7 @@ def _print_json(told: Mapping[str, Any]) -> None:
 
 def _explain(console: Console, record: Record, stages: int) -> None:
     console.print(_attempts(record.attempts))
-    of = f"[bold]{escape(record.answered_by)}[/], model {record.stage + 1} of {stages}"
+    of = f"[bold]{escape(str(record.answered_by))}[/], model {(record.stage or 0) + 1} of {stages}"
     console.print(
         f"Answered by {of}"
         + (", an answer that had been rejected: every later model failed" if record.degraded else "")
@@ -145,9 +146,8 @@ def _explain(console: Console, record: Record, stages: int) -> None:
     console.print(f"      answering stage only: {_cost(record.cost_answering_stage)}")
 
 
-def _failed(console: Console, error: Exception, as_json: bool) -> None:
-    """No model answered: why, and what was tried."""
-    attempts = error.attempts if isinstance(error, CascadeExhaustedError) else ()
+def _failed(console: Console, error: Exception, attempts: Sequence[Attempt], as_json: bool) -> None:
+    """No model answered: why, and what was tried. What the error says is for whoever asked, at their own terminal."""
     told = str(error) if isinstance(error, ConfcascadeError) else f"{type(error).__name__}: {error}"
     if as_json:
         _print_json({"answer": None, "error": told, "attempts": [attempt.as_dict() for attempt in attempts]})

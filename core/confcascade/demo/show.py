@@ -119,7 +119,7 @@ def _told(record: Record, question: str, answer: str, *, right: bool, reference:
     return {
         "question": escape(question),
         "answer": f"{escape(answer)} ({verdict})",
-        "answered by": escape(record.answered_by),
+        "answered by": escape(str(record.answered_by)),
         "scores": escape("; ".join(scores) or record.attempts[-1].reason),
         "compute": _compute(record),
     }

@@ -97,6 +97,7 @@ class _Schedule(Generic[T]):
         while self._remote and self._remote_calls < self._concurrency:
             place, ask = self._remote.popleft()
             self._remote_calls += 1
+            self._runs[place.flow].begin()
             begun.append(_Calling(ask.model, (ask,), (place,), local=False))
         if not self._local_busy and (partial or self._room_is_taken()) and (batch := self._next_batch()):
             self._local_busy = True
@@ -180,6 +181,8 @@ class _Schedule(Generic[T]):
         chosen = eligible[: model.capability.batch_size]
         taken = {place for place, _ in chosen}
         entries[:] = [entry for entry in entries if entry[0] not in taken]
+        for place in taken:
+            self._runs[place.flow].begin()
         return _Calling(model, tuple(ask for _, ask in chosen), tuple(place for place, _ in chosen), local=True)
 
 

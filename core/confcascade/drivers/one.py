@@ -6,15 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, Prefill
-from confcascade.errors import ConfcascadeError, ModelError, StreamBrokenError
+from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, Left, Prefill
+from confcascade.errors import ModelError, StreamBrokenError, joined, kept_of
 from confcascade.flow import Outcome
+from confcascade.models.remote import estimated_usage
 from confcascade.trace import untraced
-from confcascade.types import Prefilled, Response
+from confcascade.types import Prefilled, Response, Token
 
 __all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
 
@@ -30,6 +31,7 @@ class Run(Generic[T]):
         result: Of a flow that has ended.
         error: That it ended with.
         done: Whether it has ended.
+        draft: The answer that is being streamed, if one is.
     """
 
     def __init__(self, flow: Flow[T]) -> None:
@@ -39,18 +41,41 @@ class Run(Generic[T]):
         self.result: T | None = None
         self.error: Exception | None = None
         self.done = False
+        self.draft: _Draft | None = None
+        self._asked: float | None = None
         self._advance(lambda: next(flow))
+
+    def begin(self) -> tuple[Ask, ...]:
+        """The open asks, whose models are called from now on."""
+        self._asked = time.perf_counter()
+        return self.asks
 
     def send(self, answers: Sequence[Answer[Any]]) -> None:
         """Answer the open asks, in their order."""
+        self._asked = self.draft = None
         self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
         self._advance(lambda: self._flow.send(tuple(answers)))
         if self._held:
             self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
 
     def close(self) -> None:
-        """Free the KV caches that are held."""
+        """Leave the flow, if it has not ended, and free the KV caches that are held."""
+        if not self.done:
+            self._leave()
         self._keep([])
+
+    def _leave(self) -> None:
+        answers = [] if self._asked is None else [self._so_far(ask, self._asked) for ask in self.asks]
+        self.asks, self.done = (), True
+        with suppress(Left, StopIteration):
+            self._flow.throw(Left(answers))
+
+    def _so_far(self, ask: Ask, asked: float) -> Answer[Any]:
+        """What has come of an ask; what it has cost is an estimate, for nobody waits for the account."""
+        elapsed = time.perf_counter() - asked
+        text, tokens = ("", None) if self.draft is None else self.draft.so_far()
+        usage = estimated_usage(ask, text, tokens)
+        return Answer(Response(text, tokens, usage, "aborted"), elapsed_s=elapsed, busy_s=elapsed)
 
     def _keep(self, wanted: Sequence[Prefilled]) -> None:
         ids = {id(prefilled) for prefilled in wanted}
@@ -87,25 +112,21 @@ def _answers(values: Sequence[Any], started: float) -> list[Answer[Any]]:
     ]
 
 
-_said: set[tuple[str, str, bool]] = set()  # kinds of failures of local models
+_said: set[tuple[str, str]] = set()  # kinds of failures of batches
 
 
 def _say(model: LanguageModel, error: Exception, count: int) -> None:
-    """Log a local model's failure, the first of its kind: a cascade that only escalates would hide it."""
-    kind = model.name, type(error).__name__, count > 1
-    if kind in _said:
-        return
-    _said.add(kind)
-    what = f"A call of local model '{model.name}' for {count} queries" if count > 1 else f"Local model '{model.name}'"
-    then = "They are asked one by one, which is slower" if count > 1 else "It gave no answer to this query"
-    _log.warning("%s failed: %s: %s. %s. Said once for each kind of error.", what, kind[1], error, then)
-
-
-def _say_faults(model: LanguageModel, values: Sequence[Any]) -> None:
-    """Log what a local model did not refuse on purpose."""
-    for value in values:
-        if isinstance(value, Exception) and not isinstance(value, ConfcascadeError) and model.capability.local:
-            _say(model, value, 1)
+    """Log that a batch failed, the first of its kind: asking one by one would hide it, and is slow."""
+    kind = model.name, kept_of(error)
+    if kind not in _said:
+        _said.add(kind)
+        _log.warning(
+            "A call of model '%s' for %d queries failed: %s. They are asked one by one, which is slower. "
+            "Logged once for each kind.",
+            model.name,
+            count,
+            kind[1],
+        )
 
 
 def _alone(ask: Any) -> Any:
@@ -131,7 +152,6 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     if values is None:  # the error is gone by now, and with it what it kept in memory
         again = [call_model(model, [_alone(ask)])[0] for ask in asks]
         values = [answer.error or answer.value for answer in again]
-    _say_faults(model, values)
     return _answers(values, started)
 
 
@@ -150,7 +170,6 @@ async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[
     if values is None:
         again = [(await acall_model(model, [_alone(ask)]))[0] for ask in asks]
         values = [answer.error or answer.value for answer in again]
-    _say_faults(model, values)
     return _answers(values, started)
 
 
@@ -169,7 +188,7 @@ def run(flow: Flow[T]) -> T:
     """Play a flow to its end."""
     with closing(Run(flow)) as running:
         while not running.done:
-            running.send([call_model(ask.model, [ask])[0] for ask in running.asks])
+            running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])
         return running.unwrap()
 
 
@@ -177,7 +196,7 @@ async def arun(flow: Flow[T]) -> T:
     """Play a flow to its end without blocking the event loop; asks of one step run concurrently."""
     with closing(Run(flow)) as running:
         while not running.done:
-            running.send(await _aanswers(running.asks))
+            running.send(await _aanswers(running.begin()))
         return running.unwrap()
 
 
@@ -190,9 +209,17 @@ class _Draft:
         self._error: Exception | None = None
         self._shown = False
         self._elapsed_s = 0.0  # in the model, not in whoever reads the stream
+        self._final = False
+        self._text: list[str] = []
+        self._tokens: list[Token] = []
+
+    def so_far(self) -> tuple[str, tuple[Token, ...] | None]:
+        """The text that has come, and its tokens, if the model lists them."""
+        return "".join(self._text), tuple(self._tokens) or None
 
     def read(self, ask: Generate) -> Iterator[Chunk]:
         """Let the model answer; yields what may be shown at once."""
+        self._final = ask.final
         items = self._step(lambda: iter(ask.model.stream(ask)))
         try:
             while items is not None and (item := self._step(lambda: next(items, None))) is not None:
@@ -203,6 +230,7 @@ class _Draft:
 
     async def aread(self, ask: Generate) -> AsyncIterator[Chunk]:
         """`read`, without blocking the event loop."""
+        self._final = ask.final
         items = self._step(lambda: aiter(ask.model.astream(ask)))
         try:
             while items is not None and (item := await self._astep(anext(items, None))) is not None:
@@ -217,11 +245,8 @@ class _Draft:
         if error is None and self._response is None:
             error = ModelError("The stream ended without a response.")
         if error is not None and self._shown:
-            broken = StreamBrokenError(
-                f"The stream broke after part of the answer had been shown ({type(error).__name__}: {error})."
-            )
-            broken.__cause__ = error
-            error = broken
+            broken = f"The stream broke after part of the answer had been shown ({kept_of(error)})."
+            error = joined(StreamBrokenError(broken), error)
         value = None if error is not None else self._response
         return Answer(value, error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
 
@@ -261,8 +286,11 @@ class _Draft:
             self._response = item
             return []
         self._held.append(item)
-        # an answer of nothing but white space is empty, and is withdrawn, unless it calls a tool
-        if not self._shown and not (item.released and any(c.text.strip() or c.calls_tool for c in self._held)):
+        self._text.append(item.text)
+        self._tokens += item.tokens
+        # an answer of nothing but white space is empty, and is withdrawn, unless it calls a tool or is the last stage's
+        shows = self._final or any(c.text.strip() or c.calls_tool for c in self._held)
+        if not self._shown and not (item.released and shows):
             return []
         self._shown = True
         return self._release()
@@ -270,12 +298,6 @@ class _Draft:
     def _release(self) -> list[Chunk]:
         held, self._held = self._held, []
         return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
-
-
-def _told(ask: Generate, draft: _Draft) -> Answer[Response]:
-    answer = draft.answer()
-    _say_faults(ask.model, [answer.error])
-    return answer
 
 
 def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
@@ -287,11 +309,12 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
         draft = _Draft()
         while not running.done:
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
-                draft = _Draft()
+                draft = running.draft = _Draft()
+                running.begin()
                 yield from draft.read(ask)
-                running.send([_told(ask, draft)])
+                running.send([draft.answer()])
             else:
-                running.send([call_model(ask.model, [ask])[0] for ask in running.asks])
+                running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])
         outcome = running.unwrap()
         yield from draft.rest(outcome)
         yield outcome
@@ -303,13 +326,14 @@ async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
         draft = _Draft()
         while not running.done:
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
-                draft = _Draft()
+                draft = running.draft = _Draft()
+                running.begin()
                 async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
                     async for chunk in chunks:
                         yield chunk
-                running.send([_told(ask, draft)])
+                running.send([draft.answer()])
             else:
-                running.send(await _aanswers(running.asks))
+                running.send(await _aanswers(running.begin()))
         outcome = running.unwrap()
         for chunk in draft.rest(outcome):
             yield chunk

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from confcascade.asks import Chunk, Generate, LanguageModel, Prefill
+from confcascade.asks import Ask, Chunk, Generate, LanguageModel, Prefill
 from confcascade.errors import ModelError
 from confcascade.types import Prefilled, Response, Token, Usage
 
@@ -104,7 +104,7 @@ def settings_digest(model: LanguageModel, settings: str = "") -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
-def estimated_usage(ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
+def estimated_usage(ask: Ask, text: str, tokens: Sequence[Token] | None) -> Usage:
     """Four characters a token, where the server does not tell; an answer's tokens are counted if they are known."""
     prompt = sum(len(message.content) for message in ask.request.messages)
     return Usage(math.ceil(prompt / 4), math.ceil(len(text) / 4) if tokens is None else len(tokens), estimated=True)

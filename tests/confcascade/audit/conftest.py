@@ -24,11 +24,12 @@ def state(tmp_path):
 def audited(state):
     """Makes cascades with an audit of this test's file."""
 
-    def make(*, largest=large, prices=None, **parameters):
+    def make(*, largest=large, prices=None, on_exhausted="raise", **parameters):
         stages = [
             Stage(ScriptedModel("small", small), [TokenProbability()], {"p_t": 0.9}),
             Stage(ScriptedModel("large", largest), prices=prices),
         ]
-        return Cascade(stages, audit=Audit(**{"state": state, "rate": 1.0, "queue": 10_000, **parameters}))
+        audit = Audit(**{"state": state, "rate": 1.0, "queue": 10_000, **parameters})
+        return Cascade(stages, audit=audit, on_exhausted=on_exhausted)
 
     return make

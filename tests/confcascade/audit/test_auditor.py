@@ -130,7 +130,7 @@ def test_tools_and_degraded_answers_are_skipped(audited):
     outcome = cascade.run("2")
     tools = Request((Message("user", "1"),), tools=(Tool("look_up", {}),))
     cascade.auditor.observe(tools, outcome)
-    down = audited(largest=lambda request: Reply("", error=ConnectionError("down")))
+    down = audited(largest=lambda request: Reply("", error=ConnectionError("down")), on_exhausted="best")
     assert down.run("3").record.degraded
     finished(down)
 

@@ -83,7 +83,7 @@ def test_three_lines_are_a_cascade(write: Write):
 
     ours = Cascade(build_stages(models=["bundled:small", "bundled:large"], threshold=0.9))
     assert file.cascade().policy_id == ours.policy_id
-    assert (file.cascade().on_error, file.cascade().on_exhausted) == ("escalate", "best")
+    assert (file.cascade().on_error, file.cascade().on_exhausted) == ("escalate", "raise")
 
 
 def test_stages_are_those_of_python(write: Write):
@@ -107,14 +107,14 @@ def test_stages_are_those_of_python(write: Write):
                     {"model": f"bundled:{chosen[1]['model']}"},
                 ],
                 "on_error": "raise",
-                "on_exhausted": "raise",
+                "on_exhausted": "best",
             }
         )
     )
     cascade = file.cascade()
 
     assert cascade.policy_id == Cascade(bundled_stages()).policy_id
-    assert (cascade.on_error, cascade.on_exhausted) == ("raise", "raise")
+    assert (cascade.on_error, cascade.on_exhausted) == ("raise", "best")
     assert [stage.prices for stage in cascade.stages] == [Prices(1, 2.5), None]
     assert file.make_stages() is file.make_stages()  # models are loaded once
 

@@ -62,7 +62,6 @@ class PolicyFigures:
         macro_f1: As above.
         answered: Share of all questions that each model answered.
         retention: Of those that reached it; None where none did.
-        degraded: Share on which an earlier answer stands because the last stage failed.
         unanswered: Share without any answer.
         hallucination_rate: Share answered wrongly: neither right nor "I don't know".
         refused: Share answered with "I don't know".
@@ -90,7 +89,6 @@ class PolicyFigures:
     macro_f1: float | None
     answered: Mapping[str, float]
     retention: Mapping[str, float | None]
-    degraded: float
     unanswered: float
     hallucination_rate: float
     refused: float
@@ -222,7 +220,6 @@ class Bench:
             macro_f1=macro and macro[2],
             answered={stage.model: float((played.stage == j).mean()) for j, stage in enumerate(policy)},
             retention={stage.model: known(retention[j]) for j, stage in enumerate(policy)},
-            degraded=float(played.degraded.mean()),
             unanswered=float((played.stage < 0).mean()),
             hallucination_rate=hallucination_rate(np.where(played.stage < 0, 1.0, grade), refused),
             refused=float(refused.mean()),

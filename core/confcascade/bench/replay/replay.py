@@ -3,9 +3,9 @@
 The rules are those of `flow`: signals of the phase "pre" first, and where one fails only the prompt is paid for, if it
 was read; a score that is missing passes "always" alone; an empty draft or an error escalates; a draft ends
 with the token at which a signal can no longer pass; a score below its `skip` sends the query to the last stage; if
-the last stage fails, the last complete earlier answer stands.
+the last stage fails, there is no answer.
 Answers are texts: requests with tools or structured output are not replayed. ``on_error`` and ``on_exhausted`` are
-the defaults, "escalate" and "best".
+the defaults, "escalate" and "raise".
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ class Replay:
 
     Attributes:
         stage: Which answered; -1 if none did.
-        degraded: An earlier, rejected answer stands, because the last stage failed.
         grade: Of the answer, from 0 to 1: 0 if there is none, NaN if it was not graded.
         decision: Of each stage: `ACCEPT`, `ESCALATE`, `FAIL` or `NOT_ASKED`.
         aborted: The draft was ended early.
@@ -79,7 +78,6 @@ class Replay:
     """
 
     stage: NDArray[np.int64]
-    degraded: NDArray[np.bool_]
     grade: Figures
     decision: NDArray[np.int64]
     aborted: NDArray[np.bool_]
@@ -104,7 +102,6 @@ class Sweep:
         accuracy: The mean grade; NaN if an answer that a policy may give was not graded.
         answered: The share of questions that each stage answered, shape (policies, most stages of a policy); where a
             policy has fewer stages, 0.
-        degraded: The share on which an earlier answer stands because the last stage failed.
         unanswered: The share on which no stage gave an answer.
         cost: Mean cost of a question, every model that ran; NaN where that of an attempt which it may make is unknown.
         cost_answering_stage: Of the attempt alone whose answer stands.
@@ -112,7 +109,6 @@ class Sweep:
 
     accuracy: Figures
     answered: Figures
-    degraded: Figures
     unanswered: Figures
     cost: Costs
     cost_answering_stage: Costs
@@ -186,7 +182,7 @@ class Sums:
     Attributes:
         questions: In the part.
         answered: By each stage, shape (policies, stages).
-        figures: Sums of accuracy, degraded, unanswered and both costs, shape (policies, 11).
+        figures: Sums of accuracy, unanswered and both costs, shape (policies, 10).
     """
 
     questions: int
@@ -198,9 +194,9 @@ class Sums:
 
     def means(self) -> Sweep:
         """On average over the questions."""
-        accuracy, degraded, unanswered, *costs = self.figures.T / self.questions
+        accuracy, unanswered, *costs = self.figures.T / self.questions
         every, answering = Costs(*costs[: len(UNITS)]), Costs(*costs[len(UNITS) :])
-        return Sweep(accuracy, self.answered / self.questions, degraded, unanswered, every, answering)
+        return Sweep(accuracy, self.answered / self.questions, unanswered, every, answering)
 
 
 def sweep(
@@ -306,25 +302,14 @@ def _ascend(
             straight, reach = straight | leaving, reach & ~leaving
 
 
-def _finished(stage: PreparedStage, go: Masks, passed: Sequence[Masks], rows: NDArray[np.intp]) -> Masks:
-    """Whether there is a complete answer, kept or not, to some questions."""
-    done: Masks = go[:, rows] & stage.usable[rows]
-    for step, passes in zip(stage.steps, passed, strict=True):
-        _, ours, theirs = np.intersect1d(rows, step.rows, assume_unique=True, return_indices=True)
-        done[:, ours] &= passes[:, theirs]
-    return done
-
-
-_WIDTH = 3 + 2 * len(UNITS)  # accuracy, degraded, unanswered, and both costs
+_WIDTH = 2 + 2 * len(UNITS)  # accuracy, unanswered, and both costs
 
 
 def _sums(stages: Sequence[PreparedStage], limits: StageThresholds) -> tuple[Figures, Figures]:
     """Sums over the questions: those of a `Sweep`, shape (policies, _WIDTH), and answers by stage."""
     sums = np.zeros((len(limits[0][0]), _WIDTH))
-    accuracy, degraded, unanswered, cost, answering = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:7], sums[:, 7:]
+    accuracy, unanswered, cost, answering = sums[:, 0], sums[:, 1], sums[:, 2:6], sums[:, 6:]
     answered = np.zeros((len(sums), len(stages)))
-    broken = np.flatnonzero(~stages[-1].usable)
-    complete = []
     for j, (stage, reach, go, passed, keep) in enumerate(_ascend(stages, limits)):
         if stage.pre:
             cost += _total(reach, stage.gate_cost) + _total(go, stage.first_cost - stage.gate_cost)
@@ -336,18 +321,7 @@ def _sums(stages: Sequence[PreparedStage], limits: StageThresholds) -> tuple[Fig
         answered[:, j] = kept[:, 0]
         accuracy += kept[:, 1]
         answering += kept[:, 2:]
-        if len(broken):
-            complete.append((stage, _finished(stage, go, passed, broken)))
-            lost = (reach & ~keep)[:, broken]
-    if len(broken):
-        for j, (stage, done) in reversed(list(enumerate(complete[:-1]))):
-            stands = lost & done
-            answered[:, j] += stands.sum(axis=1)
-            degraded += stands.sum(axis=1)
-            accuracy += _total(stands, stage.grades[broken])
-            answering += _total(stands, stage.whole_cost[broken])
-            lost = lost & ~done
-        unanswered += lost.sum(axis=1)
+    unanswered += len(stages[0].usable) - answered.sum(axis=1)
     return sums, answered
 
 
@@ -355,18 +329,9 @@ def _answers(stages: Sequence[PreparedStage], limits: StageThresholds) -> tuple[
     """Which stage answers each question, and the grade, shape (policies, questions)."""
     shape = len(limits[0][0]), len(stages[0].usable)
     stage_of, grade = np.full(shape, -1, dtype=np.int8), np.zeros(shape)
-    broken = np.flatnonzero(~stages[-1].usable)
-    complete = []
-    for j, (stage, reach, go, passed, keep) in enumerate(_ascend(stages, limits)):
+    for j, (stage, *_, keep) in enumerate(_ascend(stages, limits)):
         stage_of[keep] = j
         grade = np.where(keep, stage.grades, grade)
-        complete.append((stage, _finished(stage, go, passed, broken)))
-        lost = (reach & ~keep)[:, broken]
-    for j, (stage, done) in reversed(list(enumerate(complete[:-1]))):
-        stands = lost & done
-        stage_of[:, broken] = np.where(stands, j, stage_of[:, broken])
-        grade[:, broken] = np.where(stands, stage.grades[broken], grade[:, broken])
-        lost = lost & ~done
     return stage_of, grade
 
 
@@ -378,11 +343,10 @@ def _total(mask: Masks, values: Figures) -> Figures:
 def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[str, NDArray[np.generic]]:
     """What a `Replay` is made of, for the single policy of `limits`."""
     n, k = len(stages[0].usable), len(stages)
-    stage_of, degraded, grade = np.full(n, -1), np.zeros(n, dtype=bool), np.zeros(n)
+    stage_of, grade = np.full(n, -1), np.zeros(n)
     decision, aborted = np.full((n, k), NOT_ASKED), np.zeros((n, k), dtype=bool)
     read, written = np.zeros((n, k), dtype=np.int64), np.zeros((n, k), dtype=np.int64)
     cost, answering = np.zeros((n, len(UNITS))), np.zeros((n, len(UNITS)))
-    broken = np.flatnonzero(~stages[-1].usable)
     for j, (stage, reaches, goes, passed, keeps) in enumerate(_ascend(stages, limits)):
         reach, go, keep = reaches[0], goes[0], keeps[0]
         tokens, generated_cost = stage.output_tokens.copy(), stage.whole_cost.copy()
@@ -403,15 +367,8 @@ def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[s
         written[:, j] = np.where(generated, np.minimum(tokens, stage.output_tokens), 0)
         cost[reach] += attempt[reach]
         stage_of[keep], grade[keep], answering[keep] = j, stage.grades[keep], stage.whole_cost[keep]
-        if not last:
-            done = _finished(stage, goes, passed, broken)[0]
-            standing = broken[done]  # until a later stage has an answer, too
-            stage_of[standing], grade[standing] = j, stage.grades[standing]
-            answering[standing], degraded[standing] = stage.whole_cost[standing], True
-            degraded[keep] = False
     return {
         "stage": stage_of,
-        "degraded": degraded,
         "grade": grade,
         "decision": decision,
         "aborted": aborted,

@@ -33,7 +33,7 @@ from ..conftest import Case, cases
 
 def figures(swept: Sweep) -> np.ndarray:
     costs = [getattr(cost, unit) for cost in (swept.cost, swept.cost_answering_stage) for unit in vars(cost)]
-    return np.stack([swept.accuracy, *swept.answered.T, swept.degraded, swept.unanswered, *costs])
+    return np.stack([swept.accuracy, *swept.answered.T, swept.unanswered, *costs])
 
 
 def test_parts_hold_every_row_once_and_questions_together(tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import Calibrated, Cascade, CascadeExhaustedError, ConfigurationError, ExpectedGain, Stage
+from confcascade import Calibrated, Cascade, ConfigurationError, ExpectedGain, Stage
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay, sweep
 from confcascade.bench.replay.derived import with_confidence, with_gain
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ..conftest import Case, cases
-from .test_replay import check_question, live_signal
+from .test_replay import check_question, live_record, live_signal
 
 SLOPES = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0])
 OFFSETS = st.sampled_from([-2.0, -0.5, 0.0, 1.0])
@@ -73,19 +73,15 @@ def test_a_derived_column_decides_as_the_live_signal(data: Any, case: Case, comp
     assert swept.accuracy[0] == pytest.approx(played.grade.mean())
     cascade = Cascade(stages)
     for i, question in enumerate(columns.questions):
-        try:
-            outcome = cascade.run(question)
-        except CascadeExhaustedError as error:
-            check_question(played, i, error.attempts, None)
-        else:
-            check_question(played, i, outcome.record.attempts, outcome.record)
-            for attempt in outcome.record.attempts[:-1]:
-                for name in set(attempt.scores) & {"confidence", "gain"}:
-                    recorded = columns.signal(attempt.model, name).values[i]
-                    told = attempt.scores[name].value
-                    if not attempt.aborted and attempt.usage.output_tokens:  # scored by the whole answer
-                        assert told == (None if math.isnan(recorded) else recorded)
-                    assert attempt.confidence == (told if name == "confidence" else None)
+        record = live_record(cascade, question)
+        check_question(played, i, record)
+        for attempt in record.attempts[:-1]:
+            for name in set(attempt.scores) & {"confidence", "gain"}:
+                recorded = columns.signal(attempt.model, name).values[i]
+                told = attempt.scores[name].value
+                if not attempt.aborted and attempt.usage.output_tokens:  # scored by the whole answer
+                    assert told == (None if math.isnan(recorded) else recorded)
+                assert attempt.confidence == (told if name == "confidence" else None)
 
 
 def row(question: str, value: float | None, **changes: Any) -> Row:

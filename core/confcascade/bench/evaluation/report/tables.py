@@ -286,7 +286,6 @@ def _answers(evaluation: Evaluation) -> Table:
             Head("macro precision", "number"),
             Head("macro recall", "number"),
             Head("macro F1", "number"),
-            Head("earlier answer stands", "share"),
             Head("no answer", "share"),
         ),
         tuple(
@@ -297,7 +296,6 @@ def _answers(evaluation: Evaluation) -> Table:
                 p.macro_precision,
                 p.macro_recall,
                 p.macro_f1,
-                p.degraded,
                 p.unanswered,
             )
             for p in _every(evaluation)
