@@ -41,6 +41,8 @@ _ROLES = {
 def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
     """What a cascade is asked: messages, how they were asked, and the parameters of the call.
 
+    `stage` and `threshold` among these are the cascade's own; all others are handed to the stages.
+
     Raises:
         ConfigurationError: If they are not messages of LlamaIndex's.
     """
@@ -63,6 +65,8 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
         max_tokens=options.pop("max_tokens", None),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         temperature=options.pop("temperature", None),
+        stage=options.pop("stage", None),
+        threshold=options.pop("threshold", None),
         options=options,
         retrieved=retrieved_scores(),
         media=any(isinstance(block, _MEDIA) for message in asked for block in message.blocks),

@@ -399,9 +399,9 @@ def test_a_cascade_whose_last_stage_cannot_be_asked_for_log_probabilities_is_ref
     assert ConfidenceCascadeLLM(models=[Rule(name="third"), inner], threshold=0.9)
 
 
-async def answered(llm: LLM, method: str, question: str) -> Any:
+async def answered(llm: LLM, method: str, question: str, **options: Any) -> Any:
     """The last that a method gives."""
-    found: Any = getattr(llm, method)(user(question) if "chat" in method else question)
+    found: Any = getattr(llm, method)(user(question) if "chat" in method else question, **options)
     if method.startswith("a"):
         found = await found
         return [item async for item in found][-1] if "stream" in method else found
@@ -480,8 +480,27 @@ def test_a_cascade_is_not_made_of_names() -> None:
         ConfidenceCascadeLLM.from_json(cascade().to_json())
 
 
+@pytest.mark.parametrize("method", ["chat", "stream_chat", "complete", "stream_complete", "achat", "astream_complete"])
+async def test_one_call_may_have_a_stage_or_a_threshold_of_its_own(method: str) -> None:
+    """They are the cascade's: no stage gets to see them."""
+    small, large = Rule(name="small"), Rule(name="large")
+    llm = ConfidenceCascadeLLM(models=[small, large], threshold=0.8)
+
+    for options, question, by in [
+        ({"stage": "large"}, KNOWN, "large"),
+        ({"stage": 0}, UNKNOWN, "small"),
+        ({"threshold": "never"}, KNOWN, "large"),
+        ({"threshold": 0.1}, UNKNOWN, "small"),
+        ({}, KNOWN, "small"),
+    ]:
+        response = await answered(llm, method, question, **options)
+        assert response.additional_kwargs["confcascade"]["answered_by"] == by, options
+
+    assert not any({"stage", "threshold"} & options.keys() for _, options in (*small.calls, *large.calls))
+
+
 def test_its_cascade_is_public() -> None:
-    llm = cascade(models=[Rule(name="small"), Rule(name="large")], threshold=0.7)
+    llm = ConfidenceCascadeLLM(models=[Rule(name="small"), Rule(name="large")], threshold=0.7)
 
     assert [stage.thresholds for stage in llm.cascade.stages] == [{"p_t": 0.7}, {}]
     assert llm.metadata.model_name == f"confcascade-{llm.cascade.policy_id}"
