@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confcascade import ConfigurationError, Message, Outcome, Request, ToolCall
+from confcascade import ConfigurationError, Message, Outcome, Request, ToolCall, Usage
 from confcascade.extending import Chunk, Response, Token
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -19,11 +19,12 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 
+from llamaindex_confcascade.asking import Asked
 from llamaindex_confcascade.retrieval import retrieved_scores
 from llamaindex_confcascade.structured import BoundSchema, Parsed
 from llamaindex_confcascade.tools import call_blocks, plain_tool, read_calls, tool_messages
 
-__all__ = ["asked", "chunk_of", "completion_of", "request_from", "response_of"]
+__all__ = ["chunk_of", "completion_of", "request_from", "response_of"]
 
 _MEDIA = (AudioBlock, DocumentBlock, ImageBlock, VideoBlock)
 _ROLES = {
@@ -37,14 +38,18 @@ _ROLES = {
 }
 
 
-def asked(prompt: str) -> list[ChatMessage]:
-    return [ChatMessage(role=MessageRole.USER, content=prompt)]
+def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
+    """What a cascade is asked: messages, how they were asked, and the parameters of the call.
 
+    `stage` and `threshold` among these are the cascade's own; all others are handed to the stages.
 
-def request_from(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
-    if not all(isinstance(message, ChatMessage) for message in messages):
+    Raises:
+        ConfigurationError: If they are not messages of LlamaIndex's.
+    """
+    if wrong := next((message for message in asked if not isinstance(message, ChatMessage)), None):
         raise ConfigurationError(
-            f"`messages` must be a list of ChatMessage; a text goes into `complete`. Got {type(messages).__name__}."
+            f'`messages` must be a list of ChatMessage, such as [ChatMessage(role="user", content="...")]. Got a '
+            f"list of {type(wrong).__name__}. A text goes into `complete`."
         )
     options = dict(kwargs)
     stop = options.pop("stop", None) or ()
@@ -53,17 +58,19 @@ def request_from(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> 
     if isinstance(wanted, BoundSchema):
         del options["response_format"]
     return Request(
-        tuple(_plain(message) for message in messages),
+        tuple(_plain(message) for message in asked),
         tools=tools,
         tool_choice=options.pop("tool_choice", None) if tools else None,
         output=wanted.output if isinstance(wanted, BoundSchema) else None,
         max_tokens=options.pop("max_tokens", None),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         temperature=options.pop("temperature", None),
+        stage=options.pop("stage", None),
+        threshold=options.pop("threshold", None),
         options=options,
         retrieved=retrieved_scores(),
-        media=any(isinstance(block, _MEDIA) for message in messages for block in message.blocks),
-        native=list(messages),
+        media=any(isinstance(block, _MEDIA) for message in asked for block in message.blocks),
+        native=asked,
     )
 
 
@@ -83,11 +90,12 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.total_tokens,
     }
+    in_detail = {name: told for name, told in _details(usage).items() if told}
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
     response = ChatResponse(
         message=_message(native, outcome.text, outcome.response.tool_calls),
-        raw={"usage": counts} if raw is None else {"usage": counts, "native": raw},
+        raw={"usage": counts | in_detail} | ({} if raw is None else {"native": raw}),
         delta=delta,
         logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
         # not on the message: from there it would leak into prompts and memories
@@ -100,8 +108,27 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     return native.carried_by(response) if isinstance(native, Parsed) else response
 
 
+def _details(usage: Usage) -> dict[str, dict[str, int]]:
+    """Under OpenAI's names, by which tracers know them."""
+    names = {"cache_read": "cached_tokens", "reasoning": "reasoning_tokens", "audio": "audio_tokens"}
+    return {
+        name: {names.get(key, f"{key}_tokens"): count for key, count in details.items()}
+        for name, details in (
+            ("prompt_tokens_details", usage.input_details),
+            ("completion_tokens_details", usage.output_details),
+        )
+    }
+
+
 def chunk_of(chunk: Chunk, text: str) -> ChatResponse:
-    return ChatResponse(message=_message(_native(chunk), text), delta=chunk.text)
+    """A piece of an answer, with what the stage's own piece says beside its text: thoughts, the provider's event."""
+    native = _native(chunk)
+    return ChatResponse(
+        message=_message(native, text),
+        delta=chunk.text,
+        raw=None if native is None else native.raw,
+        additional_kwargs={} if native is None else dict(native.additional_kwargs),
+    )
 
 
 def _native(answer: Response | Chunk) -> ChatResponse | None:
@@ -134,7 +161,7 @@ def _logprobs(token: Token) -> list[Any]:
 def completion_of(chat: ChatResponse) -> CompletionResponse:
     return CompletionResponse(
         text=chat.message.content or "",
-        additional_kwargs=chat.additional_kwargs,
+        additional_kwargs={**chat.message.additional_kwargs, **chat.additional_kwargs},
         raw=chat.raw,
         logprobs=chat.logprobs,
         delta=chat.delta,

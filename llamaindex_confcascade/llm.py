@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
-from contextvars import copy_context
 from typing import Any, Literal, Self, TypeVar
 
 from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage, checking
@@ -35,11 +35,13 @@ from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation import get_dispatcher
 
-from llamaindex_confcascade.convert import asked, chunk_of, completion_of, request_from, response_of
+from llamaindex_confcascade.asking import Asked, AskedPrompt, Template, asked_messages, settings_of_caller
+from llamaindex_confcascade.convert import chunk_of, completion_of, request_from, response_of
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.instrumentation import report
 from llamaindex_confcascade.model import LlamaIndexModel, settings_of
 from llamaindex_confcascade.retrieval import watch_retrievals
+from llamaindex_confcascade.steps import ain_this_context, in_this_context
 from llamaindex_confcascade.structured import BoundSchema, Structured, parsed_from
 from llamaindex_confcascade.tools import (
     bound_tool,
@@ -111,7 +113,11 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         **fields: Any,
     ) -> None:
         if unknown := sorted(set(fields) - set(type(self).model_fields)):
-            raise ConfigurationError(f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}.")
+            warnings.warn(
+                f"ConfidenceCascadeLLM has no parameter {', '.join(map(repr, unknown))}, and ignores it. "
+                "What is for the models goes to the stages' own objects, or along with a call.",
+                stacklevel=2,
+            )
         cascade = Cascade.of(
             models=models,
             stages=stages,
@@ -125,13 +131,26 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             audit=audit,
             on_ended=report,
         )
-        super().__init__(**{name: value for name, value in fields.items() if value is not None})
+        known = {name: value for name, value in fields.items() if value is not None and name not in unknown}
+        super().__init__(**known)
         self._cascade = cascade
+        self._check_parsers()
         self._watch()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._watch()  # in another process, nobody does yet
+
+    def _check_parsers(self) -> None:
+        """An LLM's own parser reads what `predict` returns, and the cascade's `predict` returns it."""
+        for stage in self._cascade.stages:
+            parser = getattr(getattr(stage.model, "native", None), "output_parser", None)
+            if parser is not None and self.output_parser is None:
+                raise ConfigurationError(
+                    f"The LLM of stage '{stage.model.name}' has an output_parser, which would not be applied: "
+                    "LlamaIndex applies that of the LLM that it asks. Give it to the cascade: "
+                    "ConfidenceCascadeLLM(..., output_parser=...)."
+                )
 
     def _watch(self) -> None:
         """See retrievals, if a signal wants to."""
@@ -141,6 +160,24 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     @classmethod
     def class_name(cls) -> str:
         return "ConfidenceCascadeLLM"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Not supported.
+
+        Raises:
+            ConfigurationError: Always. What `to_dict` holds are names; it is a key for caches.
+        """
+        del data, kwargs
+        raise ConfigurationError(
+            "A cascade cannot be made from `to_dict` or `to_json`: they hold the names of its models, not the models. "
+            "Pickle it, or build it from its models."
+        )
+
+    @property
+    def cascade(self) -> Cascade:
+        """The core's cascade, which answers: its `stages`, `policy_id` and `auditor`."""
+        return self._cascade
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # the stages, which hold clients that cannot be copied, are never changed and so can be shared
@@ -172,14 +209,16 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """What holds for every stage: the smallest known window and output. The name is the cascade's own.
 
-        Function calling is that of the last stage: others that cannot call tools are skipped when tools are asked for,
-        so each such request is answered if the last can; if it cannot, LlamaIndex's agents and programs ask in words.
+        Whether it chats is the last stage's, and so is function calling: others that cannot call tools are skipped when
+        tools are asked for, so each such request is answered if the last can; if it cannot, LlamaIndex's agents and
+        programs ask in words.
         """
         models = [stage.model for stage in self._cascade.stages]
         theirs = (model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel))
         known = [metadata for metadata in theirs if metadata is not None]
+        last = getattr(models[-1], "metadata", None)
         ours = LLMMetadata(
-            is_chat_model=True,
+            is_chat_model=last is None or last.is_chat_model,
             is_function_calling_model=models[-1].capability.tools,
             model_name=f"confcascade-{self._cascade.policy_id}",
         )
@@ -195,41 +234,52 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return response_of(self._cascade.run(request_from(messages, kwargs)))
+        return response_of(self._cascade.run(self._request(messages, kwargs)))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return response_of(await self._cascade.arun(request_from(messages, kwargs)))
+        return response_of(await self._cascade.arun(self._request(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream(request_from(messages, kwargs))
+        return self._stream(self._request(messages, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return self._astream(request_from(messages, kwargs))
+        return self._astream(self._request(messages, kwargs))
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        del formatted
-        return completion_of(response_of(self._cascade.run(request_from(asked(prompt), kwargs))))
+        return completion_of(response_of(self._cascade.run(self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        del formatted
-        return completion_of(response_of(await self._cascade.arun(request_from(asked(prompt), kwargs))))
+        return completion_of(response_of(await self._cascade.arun(self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        del formatted
-        chunks = self._stream(request_from(asked(prompt), kwargs))
+        chunks = self._stream(self._completion(prompt, formatted, kwargs))
         return (completion_of(chunk) for chunk in chunks)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        del formatted
-        chunks = self._astream(request_from(asked(prompt), kwargs))
+        chunks = self._astream(self._completion(prompt, formatted, kwargs))
         return (completion_of(chunk) async for chunk in chunks)
+
+    def _request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Request:
+        return request_from(Asked.of(messages, messages, settings=settings_of_caller(self)), kwargs)
+
+    def _completion(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Request:
+        how = {"completion": (str(prompt), formatted), "settings": settings_of_caller(self)}
+        return request_from(Asked.of(prompt, asked_messages(str(prompt)), **how), kwargs)
+
+    def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
+        return Asked.of(None, super()._get_messages(prompt, **prompt_args), template=Template(prompt, prompt_args))
+
+    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        written = AskedPrompt(super()._get_prompt(prompt, **prompt_args))
+        written.template = Template(prompt, prompt_args)
+        return written
 
     # ------------------------------------------------------------------ tools
 
@@ -247,7 +297,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         del verbose
         messages = list(chat_history or ())
         if user_msg:
-            messages += asked(user_msg) if isinstance(user_msg, str) else [user_msg]
+            messages += asked_messages(user_msg) if isinstance(user_msg, str) else [user_msg]
         if not tools:
             return {"messages": messages, **kwargs}
         last = self._cascade.stages[-1].model
@@ -295,13 +345,25 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """As any LLM's; what the prompt's own parser cannot read goes to the next stage."""
-        with _parsed_by(prompt):
+        with self._parsing(prompt):
             return super().predict(prompt, **prompt_args)
 
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """`predict`, without blocking the event loop."""
-        with _parsed_by(prompt):
+        with self._parsing(prompt):
             return await super().apredict(prompt, **prompt_args)
+
+    def _parsing(self, prompt: BasePromptTemplate) -> AbstractContextManager[None]:
+        """While it is open, only what the parsers of `predict` can read, and find something in, is kept."""
+        parsers = [parser for parser in (prompt.output_parser, self.output_parser) if parser is not None]
+        if not parsers:
+            return nullcontext()
+
+        def check(text: str) -> bool:
+            told = [parser.parse(text) for parser in parsers]
+            return all(getattr(parsed, "parsed_output", parsed) not in (None, []) for parsed in told)
+
+        return checking(check)
 
     def structured_predict(
         self,
@@ -370,9 +432,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         """The parameters of a chat that is to give an object."""
         # tools are a stage's own means to it: LlamaIndex's programs drop what is said of them, too
         unwanted = ("tool_choice", "tool_required", "allow_parallel_tool_calls")
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         return {
-            "messages": self._extend_messages(prompt.format_messages(llm=self, **prompt_args)),
-            "response_format": BoundSchema(Structured(output_cls, self.pydantic_program_mode)),
+            "messages": Asked.of(None, messages, template=Template(prompt, prompt_args)),
+            "response_format": BoundSchema(Structured(output_cls)),
             **{key: value for key, value in (llm_kwargs or {}).items() if key not in unwanted},
         }
 
@@ -389,10 +452,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
                     yield response_of(item, delta="")
 
         # wherever it is consumed, it belongs to the traces and spans that are open here
-        return _in_this_context(chunks())
+        return in_this_context(chunks())
 
     def _astream(self, request: Request) -> ChatResponseAsyncGen:
-        return _apieces(_ain_this_context(self._cascade.astream(request)))
+        return _apieces(ain_this_context(self._cascade.astream(request)))
 
 
 # LlamaIndex binds the arguments of every call for its spans; to find a signature out takes a fifth of such a call
@@ -423,51 +486,3 @@ def _wrap(model: Any) -> Any:
             "or give its LlamaIndex counterpart."
         )
     return model
-
-
-def _in_this_context(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """`items`, each step of it run in a copy of the context of this call, whoever consumes them."""
-    context = copy_context()
-
-    def run() -> Generator[T, None, None]:
-        try:
-            while (item := context.run(next, items, None)) is not None:
-                yield item
-        finally:
-            context.run(items.close)
-
-    return run()
-
-
-def _ain_this_context(items: AsyncIterator[T]) -> AsyncIterator[T]:
-    """`_in_this_context` for an asynchronous generator: whoever consumes it keeps a context of their own."""
-    context, unset = copy_context(), object()
-
-    async def run() -> AsyncIterator[T]:
-        async with aclosing(items):  # type: ignore[type-var]  # an async generator
-            while True:
-                # for this step alone: it is the consumer's task that takes it
-                changed = [(var, var.set(value)) for var, value in context.items() if var.get(unset) is not value]
-                try:
-                    item = await anext(items)
-                except StopAsyncIteration:
-                    return
-                finally:
-                    for var, token in changed:
-                        var.reset(token)
-                yield item
-
-    return run()
-
-
-def _parsed_by(prompt: BasePromptTemplate) -> AbstractContextManager[None]:
-    """While it is open, cascades keep only what the prompt's output parser can read, and finds something in."""
-    parser = prompt.output_parser
-    if parser is None:
-        return nullcontext()
-
-    def check(text: str) -> bool:
-        parsed = parser.parse(text)
-        return getattr(parsed, "parsed_output", parsed) not in (None, [])
-
-    return checking(check)

@@ -6,7 +6,17 @@ import asyncio
 import inspect
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
@@ -22,43 +32,50 @@ from confcascade.extending import (
     as_stream,
     in_threads,
 )
-from llama_index.core.base.llms.generic_utils import completion_response_to_chat_response
-from llama_index.core.base.llms.types import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-    CompletionResponseGen,
-    LLMMetadata,
-    MessageRole,
-    TextBlock,
-)
-from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata
 from llama_index.core.llms.llm import LLM
 
+from llamaindex_confcascade.asking import (
+    Way,
+    cascade_in,
+    owner_of,
+    seen_from,
+    wanting,
+    ways_of,
+)
 from llamaindex_confcascade.closing import aclose, close
 from llamaindex_confcascade.gate import muted
+from llamaindex_confcascade.huggingface import HuggingFaceModel, loaded_name, remedy_for
 from llamaindex_confcascade.reading import Reading, response_from
-from llamaindex_confcascade.structured import Parsed, problem_with, seen_from
-from llamaindex_confcascade.tools import call_blocks, can_call_tools, prepared
+from llamaindex_confcascade.structured import Asking
+from llamaindex_confcascade.tools import can_call_tools, prepared
 
-__all__ = ["LlamaIndexModel", "core_messages", "settings_of"]
+__all__ = ["LlamaIndexModel", "settings_of"]
 
 T = TypeVar("T")
 
 # fields of LLMs that say who asks, and not what is answered
 _CREDENTIALS = re.compile("key|secret|password|credential|headers|token$")
 # classes and what derives from them, by name: importing them would need their packages
-_NO_LOGPROBS = {"Anthropic", "HuggingFaceLLM", "LangChainLLM", "MistralAI", "Ollama", "Vllm", "VllmServer"}
+_NO_LOGPROBS = {  # with what to do about it
+    "Anthropic": "",
+    "HuggingFaceLLM": "",  # see `remedy_for`
+    "LangChainLLM": "",
+    "MistralAI": "",
+    "Ollama": 'Ask its own /v1: OpenAILike(model=..., api_base="http://localhost:11434/v1", is_chat_model=True).',
+    "StructuredLLM": "Call `as_structured_llm` on the cascade instead: each stage is then judged.",
+    "Vllm": 'Serve the model: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
+    "VllmServer": 'Ask its /v1: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
+}
 _OPENAI = {"OpenAI", "OpenAILike"}
-_LOGPROBS_PER_CALL = {"HuggingFaceInferenceAPI", "OpenAIResponses"}  # no field of that name, but a way to ask
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
 
 class LlamaIndexModel(Remote):
     """A LlamaIndex LLM as a `LanguageModel` of the core.
 
-    The LLM is never changed: log-probabilities are asked for per call, where a signal needs them and the LLM has a
-    parameter `logprobs`. One that refuses them is asked again without (`confcascade.models.calls`).
+    The LLM is never changed: log-probabilities are asked for per call, where a signal needs them and the LLM's methods
+    take further parameters. One that refuses them is asked again without (`confcascade.models.calls`).
 
     Args:
         native: The LLM. Nobody hears its own callbacks, events and spans: see `gate`.
@@ -71,14 +88,21 @@ class LlamaIndexModel(Remote):
         ancestors = {cls.__name__ for cls in type(native).__mro__}
         self.native = native
         self._name = _name(native)
-        self._silent = not ancestors.isdisjoint(_NO_LOGPROBS)
+        silent = [name for name in _NO_LOGPROBS if name in ancestors]
+        self._silent = bool(silent)
+        self._remedy = remedy_for(native) or next((_NO_LOGPROBS[name] for name in silent), "")
+        inner = cascade_in(native)
+        if inner is not None and not isinstance(inner.stages[-1].model, LlamaIndexModel | HuggingFaceModel):
+            # only these can be asked for them where no signal of their own stage wants them
+            self._silent, self._remedy = True, "Put its models into this cascade instead."
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
         self._calls_tools: bool | None = None
         self._is_responses = "OpenAIResponses" in ancestors
-        asks = "logprobs" in type(native).model_fields or not ancestors.isdisjoint(_LOGPROBS_PER_CALL)
-        self._asks = asks and not self._silent
+        self._takes: dict[str, bool] = {}  # methods, and whether they take any parameter
         self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
-        self._lacks: set[str] = set()  # methods that it turned out not to have
+        self._lacks: set[str] = set()  # methods, or kinds of them, that it turned out not to have
+        if "StructuredLLM" in ancestors:  # its streams hold objects that are not whole, and no text that grows
+            self._lacks |= {"stream_chat", "astream_chat"}
 
     def __repr__(self) -> str:
         return f"LlamaIndexModel({type(self.native).__name__}, name={self._name!r})"
@@ -97,6 +121,7 @@ class LlamaIndexModel(Remote):
             tools=bool(self._calls_tools),
             structured=True,  # in words, if in no other way
             media=True,
+            remedy=self._remedy,
         )
 
     @property
@@ -115,13 +140,29 @@ class LlamaIndexModel(Remote):
 
     @muted
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        ask = wanting(ask)
         if ask.request.output is not None:  # an object comes whole
             yield self.answer(ask)
             return
-        if "stream_chat" not in self._lacks:
+        for way, last in self._ways(ask):
             begun = False
             try:
-                with closing(self._stream(ask)) as items:
+                with closing(self._stream_by(way, ask)) as items:
+                    for item in items:
+                        begun = True
+                        yield item
+            except NotImplementedError:
+                if begun or last:
+                    raise
+            else:
+                return
+
+    def _stream_by(self, way: Way, ask: Generate) -> Generator[Chunk | Response, None, None]:
+        method = way.method(streams=True)
+        if method not in self._lacks:
+            begun = False
+            try:
+                with closing(self._stream(way, ask)) as items:
                     for item in items:
                         begun = True
                         yield item
@@ -130,14 +171,14 @@ class LlamaIndexModel(Remote):
                     raise
             else:
                 return
-        answer = self.answer(ask)
-        self._lacks.add("stream_chat")  # after an answer: what fails either way has not shown what it lacks
+        answer = self._answer(way, ask)
+        self._lacks.add(method)  # after an answer: what fails either way has not shown what it lacks
         yield from as_stream(answer, live=ask.live)
 
-    def _stream(self, ask: Generate) -> Generator[Chunk | Response, None, None]:
-        reading = Reading(ask, self.native, must_finish=self._is_openai)
-        messages, call = self._call(ask, stream=True)
-        responses = self._responses(messages, call)
+    def _stream(self, way: Way, ask: Generate) -> Generator[Chunk | Response, None, None]:
+        reading = Reading(ask, way.llm, must_finish=self._is_openai)
+        way, call = self._call(way, ask, streams=True)
+        responses = self._responses(way, call)
         try:
             for response in responses:
                 yield from reading.take(response)
@@ -146,19 +187,35 @@ class LlamaIndexModel(Remote):
         finally:
             close(responses)
         if call.whole:
-            yield from as_stream(self.answer(ask), live=ask.live)
+            yield from as_stream(self._answer(way, ask), live=ask.live)
         else:
             yield call.explained(reading.response())
 
     @muted
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        ask = wanting(ask)
         if ask.request.output is not None:
             yield await self.aanswer(ask)
             return
-        if not self._blocks("astream_chat"):
+        for way, last in self._ways(ask):
             begun = False
             try:
-                async with aclosing(self._astream(ask)) as items:
+                async with aclosing(self._astream_by(way, ask)) as items:
+                    async for item in items:
+                        begun = True
+                        yield item
+            except NotImplementedError:
+                if begun or last:
+                    raise
+            else:
+                return
+
+    async def _astream_by(self, way: Way, ask: Generate) -> AsyncGenerator[Chunk | Response]:
+        method = way.method(streams=True, is_async=True)
+        if not self._blocks(method):
+            begun = False
+            try:
+                async with aclosing(self._astream(way, ask)) as items:
                     async for item in items:
                         begun = True
                         yield item
@@ -167,14 +224,14 @@ class LlamaIndexModel(Remote):
                     raise
             else:
                 return
-        async for item in in_threads(self.stream(ask)):
-            self._lacks.add("astream_chat")
+        async for item in in_threads(self._stream_by(way, ask)):
+            self._lacks.add(method)
             yield item
 
-    async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        reading = Reading(ask, self.native, must_finish=self._is_openai)
-        messages, call = self._call(ask, stream=True)
-        responses = self._aresponses(messages, call)
+    async def _astream(self, way: Way, ask: Generate) -> AsyncGenerator[Chunk | Response]:
+        reading = Reading(ask, way.llm, must_finish=self._is_openai)
+        way, call = self._call(way, ask, streams=True)
+        responses = self._aresponses(way, call)
         try:
             async for response in responses:
                 for chunk in reading.take(response):
@@ -184,7 +241,7 @@ class LlamaIndexModel(Remote):
         finally:
             await aclose(responses)
         if call.whole:
-            for item in as_stream(await self.aanswer(ask), live=ask.live):
+            for item in as_stream(await self._aanswer(way, ask), live=ask.live):
                 yield item
         else:
             yield call.explained(reading.response())
@@ -193,74 +250,120 @@ class LlamaIndexModel(Remote):
 
     @muted
     def answer(self, ask: Generate) -> Response:
+        ask = wanting(ask)
         if ask.request.output is not None:
             return self._object(ask)
-        (messages, call), native = self._call(ask), self.native
-        return call.explained(response_from(_answered(messages, call, self._chat), ask, native))
+        for way, last in self._ways(ask):
+            try:
+                return self._answer(way, ask)
+            except NotImplementedError:
+                if last:
+                    raise
+        raise AssertionError  # there is always a last one
+
+    def _answer(self, way: Way, ask: Generate) -> Response:
+        way, call = self._call(way, ask)
+        return call.explained(response_from(_answered(call, way.whole), ask, way.llm))
 
     @muted
     async def aanswer(self, ask: Generate) -> Response:
-        if not self._blocks("achat"):
+        ask = wanting(ask)
+        if ask.request.output is not None:
+            return await self._or_in_a_thread("achat", self._aobject(ask), lambda: self._object(ask))
+        for way, last in self._ways(ask):
             try:
-                return await self._aanswer(ask)
+                return await self._aanswer(way, ask)
+            except NotImplementedError:
+                if last:
+                    raise
+        raise AssertionError
+
+    async def _aanswer(self, way: Way, ask: Generate) -> Response:
+        async def asked() -> Response:
+            asking, call = self._call(way, ask)
+            return call.explained(response_from(await _aanswered(call, asking.awhole), ask, way.llm))
+
+        return await self._or_in_a_thread(way.method(is_async=True), asked(), lambda: self._answer(way, ask))
+
+    async def _or_in_a_thread(
+        self, method: str, answered: Coroutine[Any, Any, Response], blocking: Callable[[], Response]
+    ) -> Response:
+        """What an asynchronous method answers, or the synchronous one in a thread, where the LLM lacks it."""
+        if self._blocks(method):
+            answered.close()
+        else:
+            try:
+                return await answered
             except NotImplementedError:
                 pass
-        response = await asyncio.to_thread(self.answer, ask)
-        self._lacks.add("achat")
+        response = await asyncio.to_thread(blocking)
+        self._lacks.add(method)
         return response
 
-    async def _aanswer(self, ask: Generate) -> Response:
-        if ask.request.output is not None:
-            return await self._aobject(ask)
-        (messages, call), native = self._call(ask), self.native
-        return call.explained(response_from(await _aanswered(messages, call, native.achat), ask, native))
+    def _ways(self, ask: Generate) -> Iterator[tuple[Way, bool]]:
+        """How the LLM is asked, each with whether it is the last; a way that it was found to lack is left out."""
+        ways = ways_of(self._seen(ask.request), ask.request, ask.top_logprobs if ask.logprobs else None)
+        if len(ways) > 1 and ways[0].kind in self._lacks:
+            del ways[0]
+        for i, way in enumerate(ways):
+            yield way, i == len(ways) - 1
+            if way.kind == "complete":  # whoever is asked for another way has not been answered
+                self._lacks.add(way.kind)
+
+    def _seen(self, request: Request) -> LLM:
+        """The LLM as it is asked: with what the cascade's user has set for all stages."""
+        return seen_from(self.native, getattr(request.native, "settings", {}))
 
     def _object(self, ask: Generate) -> Response:
         """Structured output, asked for and read by the LLM's own `structured_predict`."""
-        asking, native = _Asking(ask, self), self.native
+        native = self.native
+        asking = Asking(ask, native)
 
         def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(_answered(messages, asking.call(options), native.chat))
+            return asking.keep(_answered(self._parameters(ask, options, "chat"), Way(native, "chat", messages).whole))
 
         def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
-            def completed(_: Any, **parameters: Any) -> ChatResponse:
+            def completed(**parameters: Any) -> ChatResponse:
                 return asking.keep_completion(native.complete(prompt, formatted=formatted, **parameters))
 
-            _answered([], asking.call(options), completed)
+            _answered(self._parameters(ask, options, "chat"), completed)
             return asking.completion
 
-        seen = seen_from(native, {"chat": chat, "complete": complete})
+        seen = seen_from(self._seen(ask.request), {"chat": chat, "complete": complete})
         try:
-            value = seen.structured_predict(**asking.arguments(seen))
+            value = seen.structured_predict(**asking.arguments())
         except Exception as error:
             return asking.response(None, error)
         return asking.response(value, None)
 
     async def _aobject(self, ask: Generate) -> Response:
-        asking, native = _Asking(ask, self), self.native
+        native = self.native
+        asking = Asking(ask, native)
 
         async def chat(messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
-            return asking.keep(await _aanswered(messages, asking.call(options), native.achat))
+            return asking.keep(
+                await _aanswered(self._parameters(ask, options, "chat"), Way(native, "chat", messages).awhole)
+            )
 
         async def complete(prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
-            async def completed(_: Any, **parameters: Any) -> ChatResponse:
+            async def completed(**parameters: Any) -> ChatResponse:
                 completion = await native.acomplete(prompt, formatted=formatted, **parameters)
                 return asking.keep_completion(completion)
 
-            await _aanswered([], asking.call(options), completed)
+            await _aanswered(self._parameters(ask, options, "chat"), completed)
             return asking.completion
 
-        seen = seen_from(native, {"achat": chat, "acomplete": complete})
+        seen = seen_from(self._seen(ask.request), {"achat": chat, "acomplete": complete})
         try:
-            value = await seen.astructured_predict(**asking.arguments(seen))
+            value = await seen.astructured_predict(**asking.arguments())
         except Exception as error:
             return asking.response(None, error)
         return asking.response(value, None)
 
-    def _responses(self, messages: Sequence[ChatMessage], call: CallParameters) -> Generator[ChatResponse, None, None]:
+    def _responses(self, way: Way, call: CallParameters) -> Generator[ChatResponse, None, None]:
         while not (call.is_answered or call.whole):
             try:
-                for response in self._stream_chat(list(messages), **call.parameters):
+                for response in way.streamed(**call.parameters):
                     call.answered()
                     yield response
             except Exception as error:
@@ -268,31 +371,28 @@ class LlamaIndexModel(Remote):
             else:
                 call.answered()
 
-    async def _aresponses(self, messages: Sequence[ChatMessage], call: CallParameters) -> AsyncIterator[ChatResponse]:
+    async def _aresponses(self, way: Way, call: CallParameters) -> AsyncGenerator[ChatResponse]:
         while not (call.is_answered or call.whole):
-            responses: Any = None
             try:
-                opened: Any = self.native.astream_chat(list(messages), **call.parameters)
-                responses = await opened if inspect.isawaitable(opened) else opened
-                async for response in responses:
-                    call.answered()
-                    yield response
+                async with aclosing(way.astreamed(**call.parameters)) as responses:
+                    async for response in responses:
+                        call.answered()
+                        yield response
             except Exception as error:
                 call.retry_without(error)
             else:
                 call.answered()
-            finally:
-                await aclose(responses)
 
-    def _call(self, ask: Generate, stream: bool = False) -> tuple[Sequence[ChatMessage], CallParameters]:
-        messages, options = _messages(ask.request), dict(ask.request.options)
+    def _call(self, way: Way, ask: Generate, streams: bool = False) -> tuple[Way, CallParameters]:
+        options = dict(ask.request.options)
         if ask.request.tools:
-            messages, options = prepared(self.native, ask.request, messages)
-        return messages, self.call(ask, options, stream=stream)
+            messages, options = prepared(way.llm, ask.request, list(way.messages))
+            way = Way(way.llm, "chat", messages)
+        return way, self._parameters(ask, options, way.method(streams=streams))
 
-    def call(self, ask: Generate, options: dict[str, Any], *, stream: bool = False) -> CallParameters:
-        """The parameters of a call of the LLM, with what `ask` adds to them."""
-        request, given = ask.request, dict(options)
+    def _parameters(self, ask: Generate, options: dict[str, Any], method: str) -> CallParameters:
+        """The parameters of a call of one of the LLM's methods, with what `ask` adds to them."""
+        request, given, streams = ask.request, dict(options), "stream" in method
         added: dict[str, dict[str, Any]] = {}
         if request.max_tokens is not None:
             given["max_tokens"] = request.max_tokens
@@ -300,51 +400,42 @@ class LlamaIndexModel(Remote):
             given["temperature"] = request.temperature
         if request.stop:
             given["stop"] = list(request.stop)
-        if ask.logprobs and self._asks:
+        if ask.logprobs and self._asks(method):
             # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
             added["logprobs"] = self._asking_for(max(1, ask.top_logprobs, given.get("top_logprobs") or 0), given)
-        if stream and self._is_openai:
+        if streams and self._is_openai:
             told = given.get("stream_options") or {}
             added["stream_options"] = {"stream_options": {"include_usage": True, **told}}
-        return CallParameters(ask, given, added, self._refusals, streamed=stream)
+        return CallParameters(ask, given, added, self._refusals, streamed=streams)
+
+    def _asks(self, method: str) -> bool:
+        """Whether a method can be asked for log-probabilities, as far as its signature says; a server may refuse."""
+        if self._silent or cascade_in(self.native) is not None:  # a cascade is told with the messages
+            return False
+        if method not in self._takes:
+            parameters = inspect.signature(getattr(self.native, method)).parameters
+            anything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+            self._takes[method] = anything or "logprobs" in parameters
+        return self._takes[method]
 
     def _asking_for(self, top: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that ask for log-probabilities, with `top` alternatives."""
         if self._is_responses:
             told = given.get("include") or getattr(self.native, "include", None) or ()
             return {"include": [*told, "message.output_text.logprobs"], "top_logprobs": top}
-        if self._is_openai and (metadata := self.metadata) is not None and not metadata.is_chat_model:
+        metadata = self.metadata if self._is_openai else None
+        if metadata is not None and not given.get("use_chat_completions", metadata.is_chat_model):
             return {"logprobs": top}  # of OpenAI's completions
         return {"logprobs": True, "top_logprobs": top}
 
     def _blocks(self, method: str) -> bool:
-        return method in self._lacks or self._owner(method).__name__ in _BLOCKING
-
-    def _owner(self, method: str) -> type:
-        """The class that defines a method. Spans wrap methods, so functions cannot be compared."""
-        return next(cls for cls in type(self.native).__mro__ if method in vars(cls))
-
-    def _chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> ChatResponse:
-        """The LLM's `chat`; of a class that completes prompts, what `CustomLLM.chat` does, log-probabilities kept."""
-        native = self.native
-        if self._owner("chat") is not CustomLLM:
-            return native.chat(messages, **parameters)
-        assert native.messages_to_prompt is not None
-        return _as_chat(native.complete(native.messages_to_prompt(messages), formatted=True, **parameters))
-
-    def _stream_chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> Iterator[ChatResponse]:
-        """`_chat`, streamed."""
-        native = self.native
-        if self._owner("stream_chat") is not CustomLLM:
-            return native.stream_chat(messages, **parameters)
-        assert native.messages_to_prompt is not None
-        return _as_chats(native.stream_complete(native.messages_to_prompt(messages), formatted=True, **parameters))
+        return method in self._lacks or owner_of(type(self.native), method).__name__ in _BLOCKING
 
 
-def _answered(messages: Sequence[ChatMessage], call: CallParameters, chat: Callable[..., ChatResponse]) -> ChatResponse:
+def _answered(call: CallParameters, ask: Callable[..., ChatResponse]) -> ChatResponse:
     while True:
         try:
-            response = chat(list(messages), **call.parameters)  # some LLMs append to theirs
+            response = ask(**call.parameters)
         except Exception as error:
             call.retry_without(error)
         else:
@@ -352,76 +443,15 @@ def _answered(messages: Sequence[ChatMessage], call: CallParameters, chat: Calla
             return response
 
 
-async def _aanswered(
-    messages: Sequence[ChatMessage], call: CallParameters, chat: Callable[..., Awaitable[ChatResponse]]
-) -> ChatResponse:
+async def _aanswered(call: CallParameters, ask: Callable[..., Awaitable[ChatResponse]]) -> ChatResponse:
     while True:
         try:
-            response = await chat(list(messages), **call.parameters)
+            response = await ask(**call.parameters)
         except Exception as error:
             call.retry_without(error)
         else:
             call.answered()
             return response
-
-
-def _as_chat(completion: CompletionResponse) -> ChatResponse:
-    """As LlamaIndex converts it, but with the log-probabilities, which it drops."""
-    response = completion_response_to_chat_response(completion)
-    response.logprobs, response.delta = completion.logprobs, completion.delta
-    return response
-
-
-def _as_chats(pieces: CompletionResponseGen) -> Iterator[ChatResponse]:
-    try:
-        yield from map(_as_chat, pieces)
-    finally:
-        close(pieces)
-
-
-class _Asking:
-    """One request for structured output, while the LLM's own `structured_predict` runs.
-
-    Attributes:
-        completion: The answer of an LLM that completes prompts.
-    """
-
-    completion: CompletionResponse
-
-    def __init__(self, ask: Generate, model: LlamaIndexModel) -> None:
-        self._ask = ask
-        self._model = model
-        self._seen: ChatResponse | None = None
-
-    def arguments(self, llm: LLM) -> dict[str, Any]:
-        """Of `structured_predict`; `llm` is the one that it is called on."""
-        output, request = self._ask.request.output, self._ask.request
-        assert output is not None
-        return output.native.asked_of(llm, _messages(request), dict(request.options))  # type: ignore[no-any-return]
-
-    def call(self, options: dict[str, Any]) -> CallParameters:
-        return self._model.call(self._ask, options)
-
-    def keep(self, response: ChatResponse) -> ChatResponse:
-        self._seen = response
-        return response
-
-    def keep_completion(self, completion: CompletionResponse) -> ChatResponse:
-        self.completion = completion
-        return self.keep(_as_chat(completion))
-
-    def response(self, value: Any, error: Exception | None) -> Response:
-        """The answer, with the object or the error that came of it."""
-        seen, output = self._seen, self._ask.request.output
-        assert output is not None
-        if seen is None:
-            if error is not None and not output.native.is_refused_by(error):  # the LLM failed, not its answer
-                raise error
-            # of a class that asks its client without `chat`: no more is known
-            text = "" if value is None else value.model_dump_json()
-            seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text))
-        response = response_from(seen, self._ask, self._model.native)
-        return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))
 
 
 def settings_of(model: Any) -> str:
@@ -433,23 +463,9 @@ def settings_of(model: Any) -> str:
     return json.dumps(settings, sort_keys=True, default=lambda value: type(value).__name__)
 
 
-def _messages(request: Request) -> list[ChatMessage]:
-    """The caller's own, or the core's."""
-    return core_messages(request) if request.native is None else list(request.native)
-
-
-def core_messages(request: Request) -> list[ChatMessage]:
-    """The core's messages as LlamaIndex's, with their tool calls and results."""
-    messages = []
-    for message in request.messages:
-        beside = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
-        text = [TextBlock(text=message.content)] if message.content or not message.tool_calls else []
-        blocks = [*text, *call_blocks(message.tool_calls)]
-        messages.append(ChatMessage(role=MessageRole(message.role), blocks=blocks, additional_kwargs=beside))
-    return messages
-
-
 def _name(native: LLM) -> str:
+    if HuggingFaceModel.is_one(native):
+        return loaded_name(native)
     try:
         name = native.metadata.model_name
     except ValueError as error:  # OpenAI(model="no-such-model") could not answer either

@@ -21,7 +21,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageR
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
-from llamaindex_confcascade.tools import read_calls
+from llamaindex_confcascade.tools import read_calls, refusal
 
 __all__ = ["Reading", "response_from"]
 
@@ -31,8 +31,14 @@ def _get(thing: Any, key: str) -> Any:
     return thing.get(key) if isinstance(thing, Mapping) else getattr(thing, key, None)
 
 
+def _raw(response: ChatResponse) -> Any:
+    """The provider's answer, also where a cascade hands it on."""
+    raw = response.raw
+    return raw["native"] if isinstance(raw, dict) and raw.keys() == {"usage", "native"} else raw
+
+
 def _choice(response: ChatResponse) -> Any:
-    choices = _get(response.raw, "choices")
+    choices = _get(_raw(response), "choices")
     return choices[0] if isinstance(choices, Sequence) and choices else None
 
 
@@ -40,7 +46,7 @@ def _logprobs(response: ChatResponse) -> Any:
     """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
     told = _get(_choice(response), "logprobs")
     if told is None:
-        told = _responses_logprobs(response.raw)
+        told = _responses_logprobs(_raw(response))
     if told is not None or not response.logprobs:
         return told
     return [{"token": top[0].token, "logprob": top[0].logprob, "top_logprobs": top} for top in response.logprobs if top]
@@ -59,18 +65,41 @@ def _responses_logprobs(raw: Any) -> Any:
 def _usage(response: ChatResponse) -> Usage | None:
     told, beside = response.raw, response.additional_kwargs
     for counts in (_get(told, "usage"), _get(told, "usage_metadata"), beside, _get(beside, "usage")):
-        if not counts:  # as in nearly every piece of a stream
-            continue
-        read, written = (
-            next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
-            for keys in (
-                ("prompt_tokens", "input_tokens", "prompt_token_count"),
-                ("completion_tokens", "output_tokens", "candidates_token_count"),
-            )
-        )
-        if read is not None or written is not None:
-            return Usage(read or 0, written or 0, estimated=read is None or written is None)
+        if counts and (usage := _counted(counts)) is not None:  # nearly every piece of a stream has none
+            return usage
     return None
+
+
+def _counted(counts: Any) -> Usage | None:
+    read = _first(counts, "prompt_tokens", "input_tokens", "prompt_token_count")
+    written = _first(counts, "completion_tokens", "output_tokens", "candidates_token_count")
+    if read is None and written is None:
+        return None
+    of_input = _get(counts, "prompt_tokens_details") or _get(counts, "input_tokens_details")
+    of_output = _get(counts, "completion_tokens_details") or _get(counts, "output_tokens_details")
+    cached = _first(counts, "cache_read_input_tokens"), _first(counts, "cache_creation_input_tokens")  # Anthropic's
+    thoughts = _first(counts, "thoughts_token_count")  # Gemini's
+    return Usage(
+        (read or 0) + sum(each or 0 for each in cached),  # which Anthropic counts beside the others
+        (written or 0) + (thoughts or 0),  # and so does Gemini
+        estimated=read is None or written is None,
+        input_details=_known(
+            cache_read=cached[0] or _first(of_input, "cached_tokens") or _first(counts, "cached_content_token_count"),
+            cache_creation=cached[1],
+            audio=_first(of_input, "audio_tokens"),
+        ),
+        output_details=_known(
+            reasoning=thoughts or _first(of_output, "reasoning_tokens"), audio=_first(of_output, "audio_tokens")
+        ),
+    )
+
+
+def _first(counts: Any, *keys: str) -> int | None:
+    return next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
+
+
+def _known(**counts: int | None) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
 
 
 def _calls(response: ChatResponse, native: LLM) -> tuple[tuple[ToolCall, ...], str | None]:
@@ -96,9 +125,10 @@ def _thoughts(response: ChatResponse) -> str:
     return "".join(blocks) or thoughts_apart(_get(_choice(response), "message"))
 
 
-def _read(response: ChatResponse, native: LLM, *, text: str, finish_reason: str | None) -> Response:
+def _read(response: ChatResponse, ask: Generate, native: LLM, *, text: str, finish_reason: str | None) -> Response:
     """An answer whose tokens and usage are still to be told."""
     calls, problem = _calls(response, native)
+    problem = problem or refusal(calls, ask.request.tools)
     called = bool(calls or problem)
     return Response(
         text=text,
@@ -114,7 +144,7 @@ def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Respons
     """A whole answer to `ask`; `native` is the LLM that gave it."""
     text = response.message.content or ""
     tokens, unscored = whole_tokens(_logprobs(response), ask.top_logprobs)
-    read = _read(response, native, text=text, finish_reason=_finish_reason(response) or "stop")
+    read = _read(response, ask, native, text=text, finish_reason=_finish_reason(response) or "stop")
     usage = _usage(response) or estimated_usage(ask, read.thoughts + text, tokens)
     return read.replace(tokens=tokens, unscored=unscored, usage=usage)
 
@@ -146,7 +176,7 @@ class Reading(StreamReader):
         yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
 
     def response(self) -> Response:
-        read = _read(self._last, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
+        read = _read(self._last, self._ask, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
         usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
         return self.finished(read.replace(usage=usage), must_finish=self._must_finish)
 

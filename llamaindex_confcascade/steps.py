@@ -1,13 +1,13 @@
-"""Streams whose every step runs with a context variable set, whoever reads them."""
+"""Streams each of whose steps runs in a context of their own, or with one variable set, whoever reads them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
-__all__ = ["asteps_with", "holding", "steps_with"]
+__all__ = ["ain_this_context", "asteps_with", "holding", "in_this_context", "steps_with"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -57,3 +57,38 @@ async def asteps_with(variable: ContextVar[V], value: V, items: AsyncGenerator[T
     finally:
         with holding(variable, value):
             await items.aclose()
+
+
+def in_this_context(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """`items`, each step of it run in a copy of the context of this call, whoever consumes them."""
+    context = copy_context()
+
+    def run() -> Generator[T, None, None]:
+        try:
+            while (item := context.run(next, items, None)) is not None:
+                yield item
+        finally:
+            context.run(items.close)
+
+    return run()
+
+
+def ain_this_context(items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """`in_this_context` for an asynchronous generator: whoever consumes it keeps a context of their own."""
+    context, unset = copy_context(), object()
+
+    async def run() -> AsyncIterator[T]:
+        async with aclosing(items):  # type: ignore[type-var]  # an async generator
+            while True:
+                # for this step alone: it is the consumer's task that takes it
+                changed = [(var, var.set(value)) for var, value in context.items() if var.get(unset) is not value]
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                finally:
+                    for var, token in changed:
+                        var.reset(token)
+                yield item
+
+    return run()

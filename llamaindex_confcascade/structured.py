@@ -9,20 +9,21 @@ own `structured_predict`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from confcascade import OutputSchema
-from confcascade.extending import Response, misfit, parse_problem
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from confcascade.extending import Generate, Response, misfit, parse_problem
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr, ValidationError
 from llama_index.core.llms.llm import LLM
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
 from llama_index.core.prompts.base import ChatPromptTemplate
-from llama_index.core.types import PydanticProgramMode
 
-__all__ = ["BoundSchema", "Parsed", "Structured", "parsed_from", "problem_with", "seen_from"]
+from llamaindex_confcascade.asking import Template, as_chat, core_messages
+from llamaindex_confcascade.reading import response_from
+
+__all__ = ["Asking", "BoundSchema", "Parsed", "Structured", "parsed_from", "problem_with"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,9 @@ class Structured:
 
     Attributes:
         output_cls: The pydantic class of the object.
-        mode: The cascade's `pydantic_program_mode`; the default leaves each stage its own.
     """
 
     output_cls: type[BaseModel]
-    mode: PydanticProgramMode = PydanticProgramMode.DEFAULT
 
     @property
     def output(self) -> OutputSchema:
@@ -63,16 +62,6 @@ class Structured:
         title = self.output_cls.model_config.get("title") or self.output_cls.__name__
         return isinstance(error, ValidationError) and error.title == title
 
-    def asked_of(self, llm: LLM, messages: list[ChatMessage], options: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the LLM's own `structured_predict`."""
-        if self.mode is not PydanticProgramMode.DEFAULT:
-            llm.__dict__["pydantic_program_mode"] = self.mode
-        return {
-            "output_cls": self.output_cls,
-            "prompt": ChatPromptTemplate(message_templates=messages),
-            "llm_kwargs": options,
-        }
-
 
 class BoundSchema(dict[str, Any]):
     """A wanted object in OpenAI's form, for whatever reads a call's parameters, and in LlamaIndex's for stages."""
@@ -81,14 +70,6 @@ class BoundSchema(dict[str, Any]):
         self.output = structured.output
         schema = {"name": self.output.name, "schema": self.output.schema}
         super().__init__(type="json_schema", json_schema=schema)
-
-
-def seen_from(llm: LLM, methods: dict[str, Callable[..., Any]]) -> LLM:
-    """`llm` as it is at this moment, its clients shared, but that `methods` are other ones. It is not changed."""
-    seen = copy.copy(llm)
-    object.__setattr__(seen, "__pydantic_private__", llm.__pydantic_private__)
-    seen.__dict__.update(methods)
-    return seen
 
 
 class Parsed(ChatResponse):
@@ -133,3 +114,55 @@ def problem_with(response: Response, error: Exception | None, output: OutputSche
         if why := misfit(call.arguments, output.schema):
             return f"the structured output does not fit: {why}"
     return parse_problem(error, output.schema)
+
+
+class Asking:
+    """One request for structured output, while the LLM's own `structured_predict` runs.
+
+    Args:
+        ask: What is asked.
+        native: The LLM.
+
+    Attributes:
+        completion: The answer of an LLM that completes prompts.
+    """
+
+    completion: CompletionResponse
+
+    def __init__(self, ask: Generate, native: LLM) -> None:
+        self._ask = ask
+        self._native = native
+        self._seen: ChatResponse | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `structured_predict`."""
+        request, asked = self._ask.request, self._ask.request.native
+        assert request.output is not None
+        template: Template | None = getattr(asked, "template", None)
+        if template is None:
+            messages = core_messages(request) if asked is None else list(asked)
+            template = Template(ChatPromptTemplate(message_templates=messages), {})
+        prompt = copy.deepcopy(template.prompt)  # LlamaIndex's programs give it a parser, which the next would find
+        given = {"output_cls": request.output.native.output_cls, "prompt": prompt}
+        return {**given, "llm_kwargs": dict(request.options), **template.values}
+
+    def keep(self, response: ChatResponse) -> ChatResponse:
+        self._seen = response
+        return response
+
+    def keep_completion(self, completion: CompletionResponse) -> ChatResponse:
+        self.completion = completion
+        return self.keep(as_chat(completion))
+
+    def response(self, value: Any, error: Exception | None) -> Response:
+        """The answer, with the object or the error that came of it."""
+        seen, output = self._seen, self._ask.request.output
+        assert output is not None
+        if seen is None:
+            if error is not None and not output.native.is_refused_by(error):  # the LLM failed, not its answer
+                raise error
+            # of a class that asks its client without `chat`: no more is known
+            text = "" if value is None else value.model_dump_json()
+            seen = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text))
+        response = response_from(seen, self._ask, self._native)
+        return response.replace(native=Parsed.of(seen, value, error), problem=problem_with(response, error, output))

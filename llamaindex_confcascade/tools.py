@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confcascade import Request, Tool, ToolCall
-from confcascade.extending import forced_call
+from confcascade.extending import forced_call, misfit
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from llama_index.core.bridge.pydantic import ValidationError
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
@@ -23,6 +24,7 @@ __all__ = [
     "plain_tool",
     "prepared",
     "read_calls",
+    "refusal",
     "selections",
     "tool_messages",
 ]
@@ -106,6 +108,27 @@ def read_calls(message: ChatMessage) -> tuple[tuple[ToolCall, ...], str | None]:
         else:
             problem = "the arguments of a tool call are not a JSON object"
     return tuple(calls), problem
+
+
+def refusal(calls: Sequence[ToolCall], tools: Sequence[Tool]) -> str | None:
+    """Why a tool's own pydantic class refuses the arguments of a call, without their values; None if none does.
+
+    It may have rules that a JSON Schema cannot say. What it would coerce is for the schema to judge: LlamaIndex calls
+    the function with the arguments as they came.
+    """
+    called = {tool.name: tool for tool in tools}
+    for call in calls:
+        tool = called.get(call.name)
+        wanted = getattr(getattr(tool and tool.native, "metadata", None), "fn_schema", None)
+        if wanted is None or tool is None or misfit(call.arguments, tool.parameters):
+            continue  # the core sees what does not fit the schema
+        try:
+            wanted.model_validate(dict(call.arguments))
+        except ValidationError as error:
+            told = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = next((repr(key) for key in told["loc"][:1] if key in wanted.model_fields), "the whole")
+            return f"the arguments of its call to {call.name!r} do not validate ({where}: {told['type']})"
+    return None
 
 
 def selections(message: ChatMessage) -> list[ToolSelection]:

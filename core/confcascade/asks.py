@@ -156,6 +156,7 @@ class Capability:
         structured: Whether it can be asked for structured output.
         media: Whether it is given the framework's own messages, and so what they hold beyond text.
         context_window: Most tokens of prompt and answer together; None if unknown.
+        remedy: What to do where it returns no log-probabilities, in one sentence, if its adapter knows.
     """
 
     logprobs: bool | None = False
@@ -168,6 +169,7 @@ class Capability:
     structured: bool = False
     media: bool = False
     context_window: int | None = None
+    remedy: str = ""
 
     @property
     def prefill(self) -> bool:

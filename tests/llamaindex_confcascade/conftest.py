@@ -16,16 +16,19 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     ChatResponseAsyncGen,
     ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseGen,
     LLMMetadata,
     MessageRole,
     TextBlock,
     ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import Field
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
-from llama_index.core.llms.callbacks import llm_chat_callback
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms.openai import OpenAI
 from pytest_httpserver import HTTPServer
@@ -162,6 +165,71 @@ class CallingLLM(FunctionCallingLLM):
         raise NotImplementedError
 
     stream_complete = acomplete = astream_complete = complete
+
+
+class HuggingFaceLLM(CustomLLM):
+    """As LlamaIndex's, as far as is read here; its package is not among the tests' requirements.
+
+    Its prompts are the real one's, but that the real `stream_complete` ignores `completion_to_prompt`.
+    """
+
+    model_name: str = "bundled"
+    context_window: int = 1000
+    is_chat_model: bool = False
+    max_new_tokens: int = 64
+    generate_kwargs: dict[str, Any] = Field(default_factory=dict)
+    stopping_ids: list[int] = Field(default_factory=list)
+    _model: Any = PrivateAttr()
+    _tokenizer: Any = PrivateAttr()
+
+    def __init__(self, model: Any, tokenizer: Any, messages_to_prompt: Any = None, **fields: Any) -> None:
+        super().__init__(messages_to_prompt=messages_to_prompt or self._tokenizer_messages_to_prompt, **fields)
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def _tokenizer_messages_to_prompt(self, messages: Any) -> str:
+        told = [{"role": message.role.value, "content": message.content} for message in messages]
+        prompt: str = self._tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        return prompt
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(
+            model_name=self.model_name,
+            context_window=self.context_window,
+            num_output=self.max_new_tokens,
+            is_chat_model=self.is_chat_model,
+        )
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+        if not formatted:
+            prompt = self.query_wrapper_prompt.format(query_str=prompt) if self.query_wrapper_prompt else prompt
+            prompt = self.completion_to_prompt(prompt) if self.completion_to_prompt else prompt
+        inputs = self._tokenizer(prompt, return_tensors="pt")
+        tokens = self._model.generate(**inputs, max_new_tokens=self.max_new_tokens, **self.generate_kwargs)
+        written = tokens[0][inputs["input_ids"].size(1) :]
+        text = self._tokenizer.decode(written, skip_special_tokens=True)
+        return CompletionResponse(text=text, raw={"model_output": tokens})
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponseGen:
+        def pieces() -> CompletionResponseGen:
+            whole = self.complete(prompt, formatted=formatted)
+            whole.delta = whole.text
+            yield whole
+
+        return pieces()
+
+
+@pytest.fixture
+def local_llm() -> Callable[..., HuggingFaceLLM]:
+    """A `HuggingFaceLLM` of a local model's weights."""
+
+    def make(model: Any, **parameters: Any) -> HuggingFaceLLM:
+        return HuggingFaceLLM(model.model, model.tokenizer, **parameters)
+
+    return make
 
 
 def _read(arguments: str) -> Any:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import llama_index.core
 import pytest
+from confcascade import Wording
 from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ChatResponseAsyncGen, ChatResponseGen
 from llama_index.core.bridge.pydantic import BaseModel
@@ -216,7 +217,9 @@ async def test_only_the_cascade_is_heard(
 
     small = KINDS[kind](InWords)(name="small", script=said('{"name": "Lima"}', p=0.3))
     large = InWords(name="large", script='{"name": "Funafuti"}')
-    llm = ConfidenceCascadeLLM(models=[small, large], threshold=0.8)
+    # a structured LLM returns no log-probabilities: it is judged by its text
+    judged = {"signals": [Wording()], "threshold": "never"} if kind == "structured" else {"threshold": 0.8}
+    llm = ConfidenceCascadeLLM(models=[small, large], **judged)
 
     answer = await way(llm)
 

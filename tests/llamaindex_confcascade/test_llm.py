@@ -373,17 +373,39 @@ async def test_parameters_and_messages_reach_the_stages() -> None:
     ]
 
 
-def test_a_cascade_can_be_a_stage_of_another() -> None:
-    """It tells log-probabilities and usage as any LLM does."""
-    inner = ConfidenceCascadeLLM(models=[Rule(name="small"), Rule(name="large")], threshold=0.8)
-    outer = ConfidenceCascadeLLM(models=[inner, Rule(name="third")], threshold=0.9)
+@pytest.mark.parametrize("method", ["chat", "stream_chat", "complete", "stream_complete", "achat", "astream_complete"])
+async def test_a_cascade_can_be_a_stage_of_another(method: str) -> None:
+    """Whichever of its stages answers is asked for log-probabilities, the last one too."""
+    large = Rule(name="large")
+    inner = ConfidenceCascadeLLM(models=[Rule(name="small"), large], threshold=0.8)
+    outer = ConfidenceCascadeLLM(models=[inner, Rule(name="third")], threshold=0.85)
 
-    record = outer.chat(user(KNOWN)).additional_kwargs["confcascade"]
-    escalated = outer.chat(user(UNKNOWN)).raw["usage"]
+    for question, value, asked in [(KNOWN, 0.95, 1), (UNKNOWN, 0.9, 2)]:
+        response = await answered(outer, method, question)
+        record = response.additional_kwargs["confcascade"]
+        assert record["answered_by"] == inner.metadata.model_name
+        assert record["attempts"][0]["scores"]["p_t"]["value"] == pytest.approx(value)
+        assert response.raw["usage"]["prompt_tokens"] == 10 * asked
 
-    assert record["attempts"][0]["scores"]["p_t"]["value"] == pytest.approx(0.95)
-    assert record["answered_by"] == inner.metadata.model_name
-    assert escalated["prompt_tokens"] == 10 * 3
+    await answered(inner, method, UNKNOWN)  # itself, it is not judged
+    assert [bool(options.get("logprobs")) for _, options in large.calls] == [True, False]
+
+
+def test_a_cascade_whose_last_stage_cannot_be_asked_for_log_probabilities_is_refused() -> None:
+    inner = ConfidenceCascadeLLM(models=[Rule(name="small"), ScriptedModel("large")], threshold=0.8)
+
+    with pytest.raises(ConfigurationError, match="Put its models into this cascade"):
+        ConfidenceCascadeLLM(models=[inner, Rule(name="third")], threshold=0.9)
+    assert ConfidenceCascadeLLM(models=[Rule(name="third"), inner], threshold=0.9)
+
+
+async def answered(llm: LLM, method: str, question: str, **options: Any) -> Any:
+    """The last that a method gives."""
+    found: Any = getattr(llm, method)(user(question) if "chat" in method else question, **options)
+    if method.startswith("a"):
+        found = await found
+        return [item async for item in found][-1] if "stream" in method else found
+    return list(found)[-1] if "stream" in method else found
 
 
 # ---------------------------------------------------------------------- errors
@@ -420,7 +442,6 @@ async def test_a_failing_model_escalates_or_raises(method: str) -> None:
         ({"models": [Rule(name="small"), Rule(name="large")], "threshold": 90}, r"must be a number in \[0, 1\]"),
         ({"models": [Rule(name="small")], "on_error": "ignore"}, "`on_error` must be"),
         ({"models": [Rule(name="small")], "on_exhausted": "ignore"}, "`on_exhausted` must be"),
-        ({"models": [Rule(name="small")], "treshold": 0.9}, "no parameter 'treshold'"),
         ({"models": ["gpt-4o"]}, "A model string must be"),
         ({"models": [object()]}, "Got object"),
         ({"stages": [Rule(name="small")]}, "bare models go into `models`"),
@@ -444,10 +465,51 @@ def test_a_stage_that_never_tells_log_probabilities_is_refused_unless_it_is_last
     ConfidenceCascadeLLM(models=[Rule(name="small"), Anthropic(name="claude")], threshold=0.5)
 
 
+def test_what_no_cascade_takes_is_ignored_and_said() -> None:
+    """As by LangChain's class: what is meant for the models must not break an application."""
+    with pytest.warns(UserWarning, match="no parameter 'treshold', and ignores it"):
+        llm = ConfidenceCascadeLLM(models=[Rule(name="small")], treshold=0.9)
+
+    assert llm.chat(user(KNOWN)).message.content == "It is Paris."
+
+
+def test_a_cascade_is_not_made_of_names() -> None:
+    with pytest.raises(ConfigurationError, match="Pickle it, or build it from its models"):
+        ConfidenceCascadeLLM.from_dict(cascade().to_dict())
+    with pytest.raises(ConfigurationError, match="Pickle it"):
+        ConfidenceCascadeLLM.from_json(cascade().to_json())
+
+
+@pytest.mark.parametrize("method", ["chat", "stream_chat", "complete", "stream_complete", "achat", "astream_complete"])
+async def test_one_call_may_have_a_stage_or_a_threshold_of_its_own(method: str) -> None:
+    """They are the cascade's: no stage gets to see them."""
+    small, large = Rule(name="small"), Rule(name="large")
+    llm = ConfidenceCascadeLLM(models=[small, large], threshold=0.8)
+
+    for options, question, by in [
+        ({"stage": "large"}, KNOWN, "large"),
+        ({"stage": 0}, UNKNOWN, "small"),
+        ({"threshold": "never"}, KNOWN, "large"),
+        ({"threshold": 0.1}, UNKNOWN, "small"),
+        ({}, KNOWN, "small"),
+    ]:
+        response = await answered(llm, method, question, **options)
+        assert response.additional_kwargs["confcascade"]["answered_by"] == by, options
+
+    assert not any({"stage", "threshold"} & options.keys() for _, options in (*small.calls, *large.calls))
+
+
+def test_its_cascade_is_public() -> None:
+    llm = ConfidenceCascadeLLM(models=[Rule(name="small"), Rule(name="large")], threshold=0.7)
+
+    assert [stage.thresholds for stage in llm.cascade.stages] == [{"p_t": 0.7}, {}]
+    assert llm.metadata.model_name == f"confcascade-{llm.cascade.policy_id}"
+
+
 def test_calls_that_cannot_work_say_so() -> None:
     with pytest.raises(ConfigurationError, match="at least one message"):
         cascade().chat([])
-    with pytest.raises(ConfigurationError, match="a text goes into `complete`"):
+    with pytest.raises(ConfigurationError, match=r"Got a list of dict\. A text goes into"):
         cascade().stream_chat([{"role": "user", "content": "hello"}])  # type: ignore[list-item]
 
 

@@ -86,6 +86,8 @@ async def test_a_real_server_is_held_to_the_schema(llm, yardstick):
 
     assert answers[0] == answers[1]
     first, second = (record.as_dict() for record in t.records)
+    for usage in (each["usage"] for record in (first, second) for each in (record, *record["attempts"])):
+        usage.pop("input_details", None)  # the second finds more in the server's cache
     assert same_record(first, second, yardstick.tolerance)
     for attempt in first["attempts"]:
         assert attempt["usage"]["output_tokens"] > 0

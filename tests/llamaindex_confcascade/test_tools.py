@@ -22,7 +22,7 @@ from confcascade.testing import Reply, ScriptedModel, same_record
 from confcascade.types import Message
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, TextBlock, ToolCallBlock
-from llama_index.core.bridge.pydantic import BaseModel
+from llama_index.core.bridge.pydantic import BaseModel, field_validator
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.program.function_program import FunctionCallingProgram
@@ -110,6 +110,31 @@ async def test_a_draft_is_kept_only_if_it_can_be_used(pair, said, draft, answere
         assert same_record(record_of(other), record_of(first))
         assert calls_in(llm, other) == calls_in(llm, first)
         assert (other.message.content or "") == (first.message.content or "")
+
+
+class Even(BaseModel):
+    """Arguments that only a validator can judge."""
+
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def check(cls, n: int) -> int:
+        if n % 2:
+            raise ValueError(f"{n} is odd")
+        return n
+
+
+async def test_arguments_that_the_tools_own_class_refuses_escalate(pair, said):
+    """Their values stay out of the record. The last stage's are the caller's to handle, as alone."""
+    tool = FunctionTool.from_defaults(lambda n: n // 2, name="halve", fn_schema=Even)
+    llm = cascade(*pair(said(calls=[("halve", '{"n": 777}')]), said(calls=[("halve", '{"n": 4}')])))
+
+    record = record_of(llm.chat_with_tools([tool], user_msg="Halve."))
+
+    assert record["answered_by"] == "gpt-4o"
+    reason = record["attempts"][0]["reason"]
+    assert reason == "the arguments of its call to 'halve' do not validate ('n': value_error)"
 
 
 async def test_a_model_that_fails_is_passed_over(pair, said):

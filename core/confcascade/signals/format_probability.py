@@ -63,7 +63,7 @@ class FormatProbability(Signal):
         if model.capability.logprobs is False:
             raise ConfigurationError(
                 f"FormatProbability needs log-probabilities, and model '{model.name}' does not return them. "
-                "Use a model that does, or put this one last."
+                + (model.capability.remedy or "Use a model that does, or put this one last.")
             )
 
     def score(self, evidence: Evidence) -> Measurement:
