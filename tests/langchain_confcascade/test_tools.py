@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import typing
 import uuid
+from datetime import date
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -25,12 +26,12 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBinding
-from langchain_core.tools import tool
+from langchain_core.tools import InjectedToolArg, tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
@@ -113,6 +114,62 @@ async def test_a_draft_is_kept_only_if_it_can_be_used(calling, said, draft, answ
     for other in others:
         assert same_record(other.response_metadata["confcascade"], first.response_metadata["confcascade"])
         assert (other.tool_calls, other.content) == (first.tool_calls, first.content)
+
+
+class Booking(BaseModel):
+    """Book a table."""
+
+    when: date
+    seats: list[int] = []
+    name: str = "-"
+
+    @field_validator("name")
+    @classmethod
+    def short(cls, name: str) -> str:
+        if len(name) > 9:
+            raise ValueError(f"{name} is too long")
+        return name
+
+
+@tool(args_schema=Booking)
+def book(when: date, seats: list[int], name: str) -> str:
+    """Book a table."""
+    return f"{when} {seats}"
+
+
+@tool
+def book_for(when: date, seats: list[int], user: Annotated[str, InjectedToolArg]) -> str:
+    """Book a table."""
+    return f"{when} {seats}"
+
+
+@pytest.mark.parametrize("given", [book, book_for, Booking])
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"when": "2026-03-01", "seats": ["1", "2"]}, None),  # which the tool converts
+        ({"when": "2026-03-01", "seats": [1]}, None),
+        ({"when": "tomorrow", "seats": [1]}, "'when': date_from_datetime_parsing"),  # of which JSON Schema says nothing
+        ({"when": "2026-03-01", "seats": ["one"]}, "'seats[0]' must be of type integer"),
+        ({"seats": []}, "'when' is missing"),
+        ({"when": "2026-03-01", "seats": [], "name": "SECRETSECRET"}, "'name': value_error"),
+    ],
+)
+def test_arguments_are_usable_if_the_tool_itself_takes_them(calling, said, given, arguments, why):
+    """What it converts is kept, what it refuses escalates; what is injected is not the model's to give."""
+    if given is book_for:
+        arguments = {key: value for key, value in arguments.items() if key != "name"}
+        why = None if why == "'name': value_error" else why
+    name = plain_tool(given).name
+    small = calling("small", said(calls=[(name, json.dumps(arguments))]))
+    answer = cascade(small, calling("large", "no")).bind_tools([given]).invoke("q")
+
+    reason = attempts(answer)[0]["reason"]
+    expected = "p_t 0.99 >= 0.9" if why is None else f"the arguments of its call to '{name}' do not fit: {why}"
+    assert reason == expected
+    if why is None and given is not Booking:
+        (call,) = answer.tool_calls
+        assert given.invoke(call["args"] | ({"user": "ann"} if given is book_for else {})).startswith("2026-03-01")
 
 
 async def test_a_forced_call_must_be_made(calling, said):
