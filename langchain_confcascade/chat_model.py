@@ -19,7 +19,7 @@ from confcascade import (
     Outcome,
     Stage,
 )
-from confcascade.extending import Chunk, LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
+from confcascade.extending import LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -30,7 +30,8 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, PrivateAttr, SkipValidation
 from typing_extensions import override
 
-from langchain_confcascade.convert import end_of, request_from, shown, tool_calls_of, usage_metadata
+from langchain_confcascade.answers import chunks_of, message_of, out_of_a_cache
+from langchain_confcascade.convert import request_from
 from langchain_confcascade.given import loaded, wrapped
 from langchain_confcascade.model import LangChainModel
 from langchain_confcascade.runs import CascadeRun, feeds_stream, under
@@ -288,6 +289,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
         run = CascadeRun.under_way(run_manager)
@@ -299,7 +302,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
             raise
         if run is not None:
             run.report(messages, outcome)
-        return self._result(outcome)
+        return _result(outcome, keeps_logprobs)
 
     @override
     async def _agenerate(
@@ -307,6 +310,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
         run = CascadeRun.under_way(run_manager)
@@ -318,7 +323,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
             raise
         if run is not None:
             await run.areport(messages, outcome)
-        return self._result(outcome)
+        return _result(outcome, keeps_logprobs)
 
     @override
     def _stream(
@@ -326,6 +331,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         run = CascadeRun.under_way(run_manager)
@@ -334,7 +341,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 for item in items:
                     if run is not None and isinstance(item, Outcome):
                         run.report(messages, item)
-                    yield from self._chunks(item)
+                    for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
+                        yield ChatGenerationChunk(message=message)
             except CascadeExhaustedError as error:
                 if run is not None:
                     run.report(messages, error)
@@ -346,6 +354,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         run = CascadeRun.under_way(run_manager)
@@ -354,8 +364,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 async for item in items:
                     if run is not None and isinstance(item, Outcome):
                         await run.areport(messages, item)
-                    for chunk in self._chunks(item):
-                        yield chunk
+                    for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
+                        yield ChatGenerationChunk(message=message)
             except CascadeExhaustedError as error:
                 if run is not None:
                     await run.areport(messages, error)
@@ -459,38 +469,15 @@ class ConfidenceCascadeLLM(BaseChatModel):
         fed = run_manager is not None and any(feeds_stream(handler) for handler in run_manager.handlers)
         return super()._should_stream(async_api=async_api, run_manager=run_manager if fed else None, **kwargs)
 
-    # ------------------------------------------------------------------ answers
+    @override
+    def _convert_cached_generations(self, cache_val: list[Any]) -> list[ChatGeneration]:
+        converted = super()._convert_cached_generations(cache_val)
+        # new ones, for what a cache in this process holds is not to change
+        return [ChatGeneration(message=out_of_a_cache(each.message)) for each in converted]  # type: ignore[arg-type]
 
-    def _result(self, outcome: Outcome) -> ChatResult:
-        native = outcome.response.native
-        message = (
-            native if isinstance(native, AIMessage) else AIMessage(outcome.text, tool_calls=tool_calls_of(outcome))
-        )
-        # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
-        message = message.model_copy(update={"id": None, **self._account(outcome)})
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunks(self, item: Chunk | Outcome) -> Iterator[ChatGenerationChunk]:
-        if isinstance(item, Outcome):
-            yield ChatGenerationChunk(
-                message=AIMessageChunk(content="", chunk_position="last", **end_of(item), **self._account(item))
-            )
-        elif (message := shown(item)) is not None:
-            yield ChatGenerationChunk(message=message)
-
-    def _account(self, outcome: Outcome) -> dict[str, Any]:
-        """``usage_metadata`` and ``response_metadata``: of a stream, exactly one chunk may carry them."""
-        native = outcome.response.native
-        metadata = {"finish_reason": outcome.response.finish_reason}
-        return {
-            "usage_metadata": usage_metadata(outcome.record.usage),
-            "response_metadata": {
-                **{key: value for key, value in metadata.items() if value is not None},
-                **(native.response_metadata if isinstance(native, AIMessage) else {}),
-                "model_name": f"confcascade-{outcome.record.policy_id}",
-                "confcascade": outcome.record.as_dict(),
-            },
-        }
+def _result(outcome: Outcome, keeps_logprobs: bool) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message_of(outcome, keeps_logprobs=keeps_logprobs))])
 
 
 # LangChain looks for `run_manager` among their parameters in every call; to find these out takes a tenth of it
