@@ -9,7 +9,7 @@ from typing import Any
 from confcascade import Cost, Outcome, Record, Usage
 from confcascade.extending import Chunk, Token
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 
 from langchain_confcascade.convert import chunk_from
 from langchain_confcascade.structured import CARRIED
@@ -60,9 +60,14 @@ def usage_metadata(record: Record) -> UsageMetadata | None:
     if any(usage.estimated for usage in told) and not any(u.total_tokens and not u.estimated for u in told):
         return None
     usage = record.usage
-    return UsageMetadata(
+    metadata = UsageMetadata(
         input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, total_tokens=usage.total_tokens
     )
+    if usage.input_details:
+        metadata["input_token_details"] = InputTokenDetails(**usage.input_details)  # type: ignore[typeddict-item]
+    if usage.output_details:
+        metadata["output_token_details"] = OutputTokenDetails(**usage.output_details)  # type: ignore[typeddict-item]
+    return metadata
 
 
 def _accounts(outcome: Outcome, keeps_logprobs: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from confcascade import (
 )
 from confcascade.extending import LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
@@ -32,8 +32,9 @@ from typing_extensions import override
 
 from langchain_confcascade.answers import chunks_of, message_of, out_of_a_cache
 from langchain_confcascade.convert import request_from
-from langchain_confcascade.given import loaded, wrapped
+from langchain_confcascade.given import loaded, wrapping
 from langchain_confcascade.model import LangChainModel
+from langchain_confcascade.profile import profile_of
 from langchain_confcascade.runs import CascadeRun, feeds_stream, under
 from langchain_confcascade.structured import Structured, StructuredOutputParser, is_lost
 from langchain_confcascade.tools import bound_tool
@@ -139,7 +140,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 threshold=self.threshold,
                 signals=self.signals,
                 policy=self.policy,
-                wrap=wrapped,
+                wrap=wrapping(),
                 on_error=self.on_error,
                 on_exhausted=self.on_exhausted,
                 on_cut=self.on_cut,
@@ -149,6 +150,10 @@ class ConfidenceCascadeLLM(BaseChatModel):
         return built[1]
 
     # ------------------------------------------------------------------ what it is
+
+    @override
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return profile_of([stage.model for stage in self.cascade.stages])
 
     @property
     def model_name(self) -> str:

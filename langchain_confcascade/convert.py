@@ -243,7 +243,16 @@ def _usage(told: UsageMetadata | None) -> Usage:
         return Usage()
     if not told or not (told["input_tokens"] or told["output_tokens"]):
         return Usage(estimated=True)
-    return Usage(told["input_tokens"], told["output_tokens"])
+    return Usage(
+        told["input_tokens"],
+        told["output_tokens"],
+        input_details=_details(told.get("input_token_details")),
+        output_details=_details(told.get("output_token_details")),
+    )
+
+
+def _details(told: Mapping[str, Any] | None) -> dict[str, int]:
+    return {name: count for name, count in (told or {}).items() if isinstance(count, int)}
 
 
 def _with_usage(response: Response, ask: Generate) -> Response:

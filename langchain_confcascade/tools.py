@@ -13,8 +13,7 @@ from confcascade.extending import CheckedTool, misfit
 from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 __all__ = ["BoundTool", "binding_options", "bound_tool", "can_call_tools", "plain_tool"]
 
@@ -48,7 +47,7 @@ def plain_tool(tool: Any) -> Tool:
     bound = bound_tool(tool)
     function = bound.get("function") or bound
     native = bound.native
-    checks = isinstance(native, BaseTool) or (isinstance(native, type) and is_basemodel_subclass(native))
+    checks = isinstance(native, BaseTool) or (isinstance(native, type) and issubclass(native, BaseModel))
     parameters = function.get("parameters")
     return CheckedTool(
         name=function.get("name") or bound.get("type") or "",
@@ -66,7 +65,7 @@ def _refusal(native: Any, parameters: Mapping[str, Any] | None, arguments: Mappi
     """
     schema = _own_schema(native)
     unfit = None if parameters is None else misfit(arguments, parameters)
-    if not hasattr(schema, "model_validate"):  # a JSON Schema, or a class of pydantic 1
+    if not (isinstance(schema, type) and issubclass(schema, BaseModel)):  # a JSON Schema, or a class of pydantic 1
         return unfit
     try:
         schema.model_validate(dict(arguments))
@@ -83,8 +82,9 @@ def _own_schema(native: Any) -> Any:
     """The class that validates what a model may give, which is not what is injected; or a JSON Schema."""
     if not isinstance(native, BaseTool):
         return native
-    asked, whole = native.tool_call_schema, native.args_schema
-    if isinstance(whole, type) and is_basemodel_subclass(whole) and isinstance(asked, type):
+    asked: Any = native.tool_call_schema
+    whole: Any = native.args_schema
+    if all(isinstance(each, type) and issubclass(each, BaseModel) for each in (asked, whole)):
         # a subset of its fields has lost its validators
         return whole if whole.model_fields.keys() == asked.model_fields.keys() else asked
     return asked

@@ -305,7 +305,13 @@ async def test_a_cached_answer_keeps_its_record_and_calls_no_stage():
     first, again, later = llm.invoke("q"), llm.invoke("q"), await llm.ainvoke("q")
 
     assert len(small.sent) == 1
-    assert record(first) == record(again) == record(later)
+    assert record(again) == record(later)
+    free = {"flops": 0.0, "tokens": 0, "usd": 0.0, "seconds": 0.0}
+    assert "cached" not in record(first)
+    for cached in (again, later):  # whoever adds up the costs of answers counts each once
+        assert (record(cached)["cached"], record(cached)["cost"]) == (True, free)
+        assert (record(cached)["usage"]["input_tokens"], record(cached)["cost_answering_stage"]) == (0, free)
+        assert record(cached)["attempts"] == record(first)["attempts"]
     assert llm.batch(["q", "q"])[1].content == first.content
     assert len(small.sent) == 1
 
@@ -405,7 +411,7 @@ async def test_a_batch_is_what_as_many_calls_are(asynchronous):
     ]
     assert isinstance(answers[4], ConfigurationError)
     assert "a query that breaks the model" in record(answers[3])["attempts"][0]["error"]
-    assert record(answers[2]) == record(before)  # from the cache
+    assert (record(answers[2])["cached"], record(answers[2])["attempts"]) == (True, record(before)["attempts"])
     assert sorted(seen["tags"][0] for seen in starts.seen) == ["t0", "t1", "t2", "t3", "t4"]
     assert same_record(record(answers[1]), record(local()[0].invoke("3")))
     with pytest.raises(ConfigurationError):
