@@ -43,7 +43,7 @@ def loaded(given: Any) -> Any:
 
 def _of_string(model: str) -> Any:
     """The core's models by its own prefixes, all others as LangChain's `init_chat_model` reads them."""
-    if model.startswith(_CORES):
+    if not model or model.startswith(_CORES):
         return from_string(model)
     try:
         from langchain.chat_models import init_chat_model
@@ -98,5 +98,6 @@ def wrapped(model: Any) -> LanguageModel:
             "or LangChain's class for the same model."
         )
     raise ConfigurationError(
-        f"A stage's model must be a LangChain chat model, a LanguageModel or a string. Got {kind.__name__}."
+        "A stage's model must be a LangChain chat model (`bind` and `with_retry` too), a LanguageModel or a string "
+        f'such as "anthropic:claude-haiku-4-5", as `init_chat_model` takes them. Got {kind.__name__}.'
     )

@@ -42,8 +42,11 @@ from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
 
-# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`
-_INVOKE_METHODS = "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`, as LangChain has them: tracers patch them
+_INVOKE_METHODS = {
+    way: getattr(BaseChatModel, way)
+    for way in "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+}
 # parameters that are for handlers, and do not reach the model
 _HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
@@ -93,9 +96,6 @@ class LangChainModel(Remote):
         responses_api = "BaseChatOpenAI" in names and chat._use_responses_api({})  # type: ignore[attr-defined]
         self._silent = bool(names & _NO_LOGPROBS) or responses_api
         self._must_finish = bool(names & _MUST_FINISH) and not responses_api
-        self._ordinary = native is chat and all(
-            getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _INVOKE_METHODS
-        )
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
         self._takes = (
@@ -279,9 +279,11 @@ class LangChainModel(Remote):
         Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
         """
         chat = self._chat
+        kind = type(chat)
         return (
-            not self._ordinary
-            or way.runnable is not chat
+            way.runnable is not chat
+            or not all(getattr(kind, name) is method for name, method in _INVOKE_METHODS.items())
+            or not _INVOKE_METHODS.keys().isdisjoint(vars(chat))
             or bool(chat.callbacks or chat.verbose)
             or get_debug()
             or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
