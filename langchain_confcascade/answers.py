@@ -74,10 +74,10 @@ def _accounts(outcome: Outcome, keeps_logprobs: bool) -> dict[str, Any]:
     """``usage_metadata`` and ``response_metadata``: of a stream, exactly one chunk may carry them."""
     response, record = outcome.response, outcome.record
     metadata: dict[str, Any] = {}
-    if response.finish_reason is not None:
-        metadata["finish_reason"] = response.finish_reason
     if isinstance(response.native, AIMessage):
-        metadata |= response.native.response_metadata
+        metadata |= response.native.response_metadata  # untouched: each provider has its own words
+    elif response.finish_reason is not None:
+        metadata["finish_reason"] = response.finish_reason
     if keeps_logprobs and response.tokens is not None:
         metadata["logprobs"] = {"content": list(map(_entry, response.tokens))}
     metadata |= {"model_name": f"confcascade-{record.policy_id}", "confcascade": record.as_dict()}

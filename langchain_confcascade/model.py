@@ -104,7 +104,8 @@ class LangChainModel(Remote):
         self._nested = "ConfidenceCascadeLLM" in names
         if self._nested:
             self._takes.add("logprobs")
-        if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False:
+        # OpenAI's Responses API reports usage unasked, and refuses the word
+        if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False and not responses_api:
             self._takes.add("stream_usage")
 
         self._refusals = Refusals(self._name, _REFUSALS)
@@ -148,6 +149,11 @@ class LangChainModel(Remote):
     def _streams(self) -> bool:
         """Whether it streams where it is invoked, too."""
         return vars(self._chat).get("streaming") is True
+
+    def _may_stream(self, request: Request) -> bool:
+        """Whether its `stream` does, and not only hand on what `invoke` gives."""
+        disabled = self._chat.disable_streaming
+        return not (disabled is True or (disabled == "tool_calling" and request.tools))
 
     def way(self, request: Request) -> _Way:
         """How to ask for what `request` wants, tools and structured output bound the model's own way."""
@@ -239,7 +245,9 @@ class LangChainModel(Remote):
             # some servers answer top_logprobs=0 with no log-probabilities at all
             top = max(1, ask.top_logprobs, given.get("top_logprobs") or 0)
             added["logprobs"] = {"keeps_logprobs": True} if self._nested else {"logprobs": True, "top_logprobs": top}
-        if (self._streams if streamed is None else streamed) and "stream_usage" in self._takes:
+        if (self._streams if streamed is None else streamed and self._may_stream(request)) and (
+            "stream_usage" in self._takes
+        ):
             added["stream_usage"] = {"stream_usage": True}
         return CallParameters(ask, given, added, self._refusals, streamed=bool(streamed))
 

@@ -6,7 +6,8 @@ The stage's own model is the control: nothing of what is expected is typed in.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from langchain_confcascade import ConfidenceCascadeLLM
+from langchain_confcascade.convert import chunk_from
 
 MESSAGES = [SystemMessage("Be brief."), HumanMessage("capital of France?", name="ann")]
 
@@ -142,7 +144,7 @@ def openai(p: Any, kind: Any = ChatOpenAI, **more: Any) -> Any:
 
 def deepseek(p: Any) -> Any:
     settings = p.settings()
-    return ChatDeepSeek(model="tiny", api_base=settings["base_url"], api_key="none", max_retries=0)
+    return ChatDeepSeek(model="tiny", api_base=settings["base_url"], api_key="none", max_retries=0, stream_usage=True)
 
 
 Make = Callable[[Any], Any]
@@ -164,8 +166,6 @@ KINDS: dict[str, Make] = {
     "deepseek": deepseek,
     "blocks": lambda p: Blocks(),
 }
-QUICK = ("chat", "responses", "sync only", "stream only", "delegating", "prompting", "bound", "deepseek", "blocks")
-WITHOUT_TOOLS = ("blocks",)
 SAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "thoughts": {"thoughts": "let me see"},
@@ -177,29 +177,44 @@ SAYS: dict[str, dict[str, Any]] = {
     "broken call": {"call": ("add", '{"a": 1,')},
     "no usage": {"usage": None},
 }
-ERRORS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError", 500: "x"}
+ERRORS = (400, 401, 403, 404, 422, 429, 500)
 
 
 # ---------------------------------------------------------------------- ways to ask
 
 
-async def collected(chunks: Any) -> list[Any]:
-    return [chunk async for chunk in chunks]
+@dataclass
+class Streamed:
+    chunks: list[Any]
 
 
-async def events(llm: Any, messages: Any, config: Any) -> Any:
-    """Of a chat model: what began, was streamed and ended, in this order."""
-    told = []
+@dataclass
+class Events:
+    """Of a chat model's run: which came, streamed ones once, and its output."""
+
+    kinds: list[str]
+    ends: list[Any]
+
+
+async def collected(chunks: Any) -> Streamed:
+    return Streamed([chunk async for chunk in chunks])
+
+
+async def events(llm: Any, messages: Any, config: Any) -> Events:
+    told = Events([], [])
     async for event in llm.astream_events(messages, config, version="v2"):
-        if event["event"].startswith("on_chat_model"):
-            told.append((event["event"], event["data"].get("chunk"), event["data"].get("output")))
+        kind = event["event"]
+        if kind == "on_chat_model_end":
+            told.ends.append(event["data"]["output"])
+        if kind in ("on_chat_model_start", "on_chat_model_end"):
+            told.kinds.append(kind)
     return told
 
 
 METHODS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "invoke": lambda llm, messages, config: llm.invoke(messages, config),
     "ainvoke": lambda llm, messages, config: llm.ainvoke(messages, config),
-    "stream": lambda llm, messages, config: list(llm.stream(messages, config)),
+    "stream": lambda llm, messages, config: Streamed(list(llm.stream(messages, config))),
     "astream": lambda llm, messages, config: collected(llm.astream(messages, config)),
     "batch": lambda llm, messages, config: llm.batch([messages, messages], {**config, "max_concurrency": 1}),
     "abatch": lambda llm, messages, config: llm.abatch([messages, messages], {**config, "max_concurrency": 1}),
@@ -242,27 +257,32 @@ OURS = ("confcascade", "model_name")  # the cascade's record, and its name, unde
 
 def shown(told: Any) -> Any:
     """Of an answer, chunks, events or an error: all that the caller can see, but for ids and the cascade's record."""
-    if isinstance(told, AIMessageChunk) or (isinstance(told, list) and told and isinstance(told[0], AIMessageChunk)):
-        chunks = told if isinstance(told, list) else [told]
-        pieces = [
-            (chunk.content, chunk.additional_kwargs, [{**c, "id": None} for c in chunk.tool_call_chunks])
-            for chunk in chunks
-            if chunk.content or chunk.additional_kwargs or chunk.tool_call_chunks
-        ]
-        return pieces, shown_message(chunks[0] + chunks[1:])
+    if isinstance(told, Streamed):
+        return pieces(told.chunks), shown_message(merged(told.chunks))
+    if isinstance(told, Events):
+        ends = [shown_message(end) for end in told.ends]
+        for end in ends:
+            del end["blocks"]  # of a chunk that may not say that it is the last
+        return told.kinds, ends
     if isinstance(told, AIMessage):
         return shown_message(told)
-    if isinstance(told, list):  # a batch, or events
-        if told and isinstance(told[0], tuple):
-            chunks = [chunk for _, chunk, _ in told if chunk is not None]
-            kinds = [kind for kind, *_ in told if kind != "on_chat_model_stream"]
-            ends = [shown_message(end) for _, _, end in told if end is not None]
-            return kinds, shown(chunks)[0] if chunks else [], ends
+    if isinstance(told, list):
         return list(map(shown, told))
-    if isinstance(told, Exception):
-        # ours quotes nothing (`kept_of`): the class by which it is caught is the stage's
-        return "error", type(told)
-    return told
+    # our texts quote nothing (`kept_of`): the class by which an error is caught is the stage's
+    return "error", type(told)
+
+
+def pieces(chunks: list[Any]) -> list[Any]:
+    """What each chunk adds; where the model does not stream, its one message."""
+    told = [
+        (chunk.content, chunk.additional_kwargs, [(c["name"], c["args"]) for c in chunk_from(chunk).tool_call_chunks])
+        for chunk in chunks
+    ]
+    return [piece for piece in told if any(piece)]
+
+
+def merged(chunks: list[Any]) -> Any:
+    return chunks[0] + chunks[1:] if isinstance(chunks[0], AIMessageChunk) else chunks[0]
 
 
 def shown_message(message: Any) -> dict[str, Any]:
@@ -297,32 +317,105 @@ async def compare(make: Make, provider: Any, way: str, wrap: Callable[[Any], Any
     provider.asked.clear()
 
 
-def cases(quick: bool) -> list[Any]:
-    marks = () if quick else pytest.mark.slow
-    return [pytest.param(kind, marks=() if kind in QUICK else marks or pytest.mark.slow) for kind in KINDS]
+def quick(kinds: Iterable[str], *chosen: str) -> list[Any]:
+    """Of all kinds, those that are not chosen are slow to try."""
+    return [pytest.param(kind, marks=() if kind in chosen else pytest.mark.slow) for kind in kinds]
 
 
-NO_ASYNC = {"sync only"}  # alone, it raises; in a cascade, it is called in a thread
-
-
-def skip_if_the_cascade_does_more(kind: str, way: str) -> None:
-    if kind in NO_ASYNC and way in ("ainvoke", "astream", "abatch", "astream_events"):
-        pytest.skip("alone it fails; test_async.py shows what it does in a cascade")
+def skip_where_the_cascade_does_more(kind: str, way: str) -> None:
+    if kind == "sync only" and way in ("ainvoke", "astream", "abatch", "astream_events"):
+        pytest.skip("alone it fails; in a cascade it is called in a thread (test_async.py)")
 
 
 @pytest.mark.parametrize("way", METHODS)
-@pytest.mark.parametrize("kind", cases(quick=True))
+@pytest.mark.parametrize("kind", quick(KINDS, "chat", "responses", "stream only", "delegating", "deepseek", "blocks"))
 async def test_an_answer_is_the_stages_own(provider, kind, way):
-    """The same request to the server, the same answer, chunks, usage and metadata, and callbacks heard once."""
-    skip_if_the_cascade_does_more(kind, way)
+    """The same request to the server, the same answer, chunks, usage and metadata; callbacks heard as often."""
+    skip_where_the_cascade_does_more(kind, way)
     says = SAYS["thoughts"] if kind == "deepseek" else {}
     await compare(KINDS[kind], provider(**says), way)
 
 
+TOOLS = [
+    kind for kind in KINDS if kind not in ("blocks", "bound", "retrying")
+]  # of which the latter have no `bind_tools`
+
+
 @pytest.mark.parametrize("way", METHODS)
-@pytest.mark.parametrize("kind", [k for k in cases(quick=True) if k.values[0] not in WITHOUT_TOOLS])
-async def test_a_bound_tool_is_the_stages_own(provider, kind, way):
-    skip_if_the_cascade_does_more(kind, way)
-    if kind in ("bound", "retrying"):
-        pytest.skip("a binding has no `bind_tools`")
+@pytest.mark.parametrize("kind", quick(TOOLS, "chat", "responses v1", "prompting"))
+async def test_a_call_of_a_bound_tool_is_the_stages_own(provider, kind, way):
+    skip_where_the_cascade_does_more(kind, way)
     await compare(KINDS[kind], provider(**SAYS["call"]), way, lambda llm: llm.bind_tools([add]))
+
+
+@pytest.mark.parametrize("way", ["invoke", "astream", "astream_events"])
+@pytest.mark.parametrize("says", [*quick(SAYS, "empty", "filtered", "broken call")])
+@pytest.mark.parametrize("kind", ["chat", "responses", "stream only", "deepseek"])
+async def test_what_is_no_plain_answer_is_the_stages_own(provider, kind, says, way):
+    """Nothing said, cut off, filtered, a call that cannot be used or read, no usage: it is not for us to judge."""
+    await compare(KINDS[kind], provider(**SAYS[says]), way, lambda llm: llm.bind_tools([add]))
+
+
+METHODS_OF_OBJECTS = ("function_calling", "json_mode", "json_schema")
+OBJECTS = {"valid": '{"total": 3}', "invalid": '{"total": "many"}', "broken": '{"total": ', "none": ""}
+
+
+@pytest.mark.parametrize("include_raw", [False, True])
+@pytest.mark.parametrize("method", METHODS_OF_OBJECTS)
+@pytest.mark.parametrize("text", quick(OBJECTS, "valid", "invalid"))
+@pytest.mark.parametrize("kind", quick(["chat", "delegating", "deepseek", "stream only"], "chat"))
+async def test_an_object_is_the_stages_own(provider, kind, text, method, include_raw):
+    """Or the error that its parser, or its client, raises."""
+    if kind == "stream only" and method != "function_calling":
+        pytest.skip("a model of the user's own knows only this one")
+    said = OBJECTS[text]
+    server = provider(call=("Sum", said)) if method == "function_calling" and said else provider(text=said)
+    for way in ("invoke", "ainvoke"):
+        found = []
+        for llm in (KINDS[kind](server), ConfidenceCascadeLLM(models=[KINDS[kind](server)])):
+            objects = llm.with_structured_output(Sum, method=method, include_raw=include_raw)
+            try:
+                result = await objects.ainvoke(MESSAGES) if way == "ainvoke" else objects.invoke(MESSAGES)
+            except Exception as error:
+                result = error
+            found.append((object_shown(result), seen(server.asked)))
+            server.asked.clear()
+        assert found[1] == found[0]
+
+
+def object_shown(result: Any) -> Any:
+    if isinstance(result, Exception):
+        return type(result), str(result)
+    if not isinstance(result, dict):
+        return result
+    raw = shown_message(result["raw"])
+    del raw["additional_kwargs"]  # ChatOpenAI puts the parsed object there, which the cascade's parser takes away
+    return raw, result["parsed"], type(result["parsing_error"])
+
+
+@pytest.mark.parametrize("way", METHODS)
+@pytest.mark.parametrize("status", quick(map(str, ERRORS), "401", "429"))
+@pytest.mark.parametrize("kind", ["chat", "responses", "retrying", "deepseek"])
+async def test_an_error_is_caught_as_the_stages_own(provider, kind, status, way):
+    """By the class of the provider's client; as often tried."""
+    await compare(KINDS[kind], provider(status=int(status)), way)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+async def test_what_is_patched_after_the_cascade_was_built_is_called(provider, monkeypatch, way):
+    """As tracers and tests patch classes, LangChain's own among them."""
+    for owner, name in ((BaseChatModel, way), (ChatOpenAI, way)):
+        server, calls = provider(), []
+        model = openai(server)
+        llm = ConfidenceCascadeLLM(models=[model])
+        await asked(way, llm, {})
+        original = getattr(owner, name)
+
+        def patched(self: Any, *args: Any, _original: Any = original, _calls: Any = calls, **options: Any) -> Any:
+            _calls.append(type(self))
+            return _original(self, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, patched)
+            await asked(way, llm, {})
+        assert calls.count(ChatOpenAI) == 1
