@@ -368,6 +368,8 @@ async def test_an_object_is_the_stages_own(provider, kind, text, method, include
     """Or the error that its parser, or its client, raises."""
     if kind == "stream only" and method != "function_calling":
         pytest.skip("a model of the user's own knows only this one")
+    if include_raw and method == "json_schema" and text != "valid" and kind != "deepseek":
+        pytest.skip("alone the client raises; in a cascade `include_raw` never does (test_structured.py)")
     said = OBJECTS[text]
     server = provider(call=("Sum", said)) if method == "function_calling" and said else provider(text=said)
     for way in ("invoke", "ainvoke"):
