@@ -14,9 +14,9 @@ from confcascade import (
     Audit,
     Batching,
     Cascade,
-    CascadeExhaustedError,
     ConfigurationError,
     Outcome,
+    Request,
     Stage,
 )
 from confcascade.extending import LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
@@ -31,7 +31,7 @@ from pydantic import BaseModel, PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from langchain_confcascade.answers import chunks_of, message_of, out_of_a_cache
-from langchain_confcascade.convert import request_from
+from langchain_confcascade.convert import Asked, request_from
 from langchain_confcascade.given import loaded, wrapping
 from langchain_confcascade.model import LangChainModel
 from langchain_confcascade.profile import profile_of
@@ -145,6 +145,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 on_exhausted=self.on_exhausted,
                 on_cut=self.on_cut,
                 audit=self.audit,
+                on_ended=_note,
             )
             built = self._built = given, cascade
         return built[1]
@@ -298,15 +299,15 @@ class ConfidenceCascadeLLM(BaseChatModel):
         keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
-        run = CascadeRun.under_way(run_manager)
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
         try:
-            outcome = self._answering.run(request_from(messages, stop, kwargs))
-        except CascadeExhaustedError as error:
+            outcome = self._answering.run(request)
+        except Exception:
             if run is not None:
-                run.report(messages, error)
+                run.report(request.native)
             raise
         if run is not None:
-            run.report(messages, outcome)
+            run.report(request.native)
         return _result(outcome, keeps_logprobs)
 
     @override
@@ -319,15 +320,15 @@ class ConfidenceCascadeLLM(BaseChatModel):
         keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
-        run = CascadeRun.under_way(run_manager)
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
         try:
-            outcome = await self._answering.arun(request_from(messages, stop, kwargs))
-        except CascadeExhaustedError as error:
+            outcome = await self._answering.arun(request)
+        except Exception:
             if run is not None:
-                await run.areport(messages, error)
+                await run.areport(request.native)
             raise
         if run is not None:
-            await run.areport(messages, outcome)
+            await run.areport(request.native)
         return _result(outcome, keeps_logprobs)
 
     @override
@@ -340,17 +341,17 @@ class ConfidenceCascadeLLM(BaseChatModel):
         keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        run = CascadeRun.under_way(run_manager)
-        with closing(self.cascade.stream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
+        with closing(self.cascade.stream(request)) as items:  # type: ignore[type-var]
             try:
                 for item in items:
                     if run is not None and isinstance(item, Outcome):
-                        run.report(messages, item)
+                        run.report(request.native)
                     for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
                         yield ChatGenerationChunk(message=message)
-            except CascadeExhaustedError as error:
+            except Exception:
                 if run is not None:
-                    run.report(messages, error)
+                    run.report(request.native)
                 raise
 
     @override
@@ -363,17 +364,17 @@ class ConfidenceCascadeLLM(BaseChatModel):
         keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        run = CascadeRun.under_way(run_manager)
-        async with aclosing(self.cascade.astream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
+        async with aclosing(self.cascade.astream(request)) as items:  # type: ignore[type-var]
             try:
                 async for item in items:
                     if run is not None and isinstance(item, Outcome):
-                        await run.areport(messages, item)
+                        await run.areport(request.native)
                     for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
                         yield ChatGenerationChunk(message=message)
-            except CascadeExhaustedError as error:
+            except Exception:
                 if run is not None:
-                    await run.areport(messages, error)
+                    await run.areport(request.native)
                 raise
 
     # ------------------------------------------------------------------ batches
@@ -479,6 +480,12 @@ class ConfidenceCascadeLLM(BaseChatModel):
         converted = super()._convert_cached_generations(cache_val)
         # new ones, for what a cache in this process holds is not to change
         return [ChatGeneration(message=out_of_a_cache(each.message)) for each in converted]  # type: ignore[arg-type]
+
+
+def _note(request: Request, ended: Any) -> None:
+    """Keeps how a query ended where its caller finds it, even if it raises."""
+    if isinstance(request.native, Asked):
+        request.native.ended = ended
 
 
 def _result(outcome: Outcome, keeps_logprobs: bool) -> ChatResult:

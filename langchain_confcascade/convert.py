@@ -35,6 +35,7 @@ from langchain_confcascade.structured import Structured
 from langchain_confcascade.tools import plain_tool
 
 __all__ = [
+    "Asked",
     "Reading",
     "chunk_from",
     "copied",
@@ -49,10 +50,22 @@ _LOGPROBS = ("logprobs", "logprobs_result")  # where messages carry them; the se
 _MEDIA = set("audio document file image image_url input_audio input_file input_image media video".split())
 
 
+class Asked(list[BaseMessage]):
+    """The messages of a query.
+
+    Attributes:
+        ended: How it ended, once it has: what `Cascade` hands to ``on_ended``.
+    """
+
+    ended: Any = None  # an `Outcome`, or its like for a query that failed or was left
+
+
 def request_from(
     messages: Sequence[BaseMessage], stop: Sequence[str] | str | None, parameters: Mapping[str, Any]
 ) -> Request:
-    """What `_generate` and its like are given, as the core takes it; `parameters` go to every stage alike.
+    """What `_generate` and its like are given, as the core takes it.
+
+    Of `parameters`, ``stage`` and ``threshold`` are the cascade's; all others go to every stage alike.
 
     Raises:
         ConfigurationError: If there is no message, or `model` is among the parameters.
@@ -60,6 +73,7 @@ def request_from(
     if "model" in parameters:
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
     options = {key: value for key, value in parameters.items() if key != "stream"}
+    chosen = {key: options.pop(key) for key in ("stage", "threshold") if key in options}
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     structured: Structured | None = options.pop("structured_output", None)
     return Request(
@@ -72,7 +86,8 @@ def request_from(
         output=None if structured is None else structured.output,
         options=options,
         media=any(map(_holds_media, messages)),
-        native=list(messages),
+        native=Asked(messages),
+        **chosen,
     )
 
 

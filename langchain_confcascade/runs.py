@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from confcascade import Attempt, CascadeExhaustedError, ModelError, Outcome
+from confcascade import Attempt, ModelError
 from confcascade.extending import Response
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -19,10 +19,12 @@ from langchain_core.callbacks import (
     CallbackManager,
 )
 from langchain_core.callbacks.manager import BaseRunManager
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.utils.uuid import uuid7
+
+from langchain_confcascade.convert import Asked
 
 __all__ = ["CascadeRun", "current_run", "feeds_stream", "under"]
 
@@ -87,21 +89,21 @@ class CascadeRun:
         run = cls.of(manager, config.get("run_id") or uuid7())
         return (run, config) if run is None else (run, {**config, "callbacks": manager, "run_id": run.id})
 
-    def report(self, messages: Sequence[BaseMessage], ended: Outcome | CascadeExhaustedError) -> None:
-        """One run below this for each attempt."""
-        for attempt, response in _attempts(ended):
+    def report(self, asked: Asked) -> None:
+        """One run below this for each attempt at a query that has ended."""
+        for attempt, response in _attempts(asked):
             manager = CallbackManager(**self._child(attempt))
-            run = manager.on_chain_start(None, {"messages": list(messages)}, name=f"attempt:{attempt.model}")
+            run = manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
             if attempt.error is not None:
                 run.on_chain_error(ModelError(attempt.error))
             else:
                 run.on_chain_end({"output": _message(response)})
 
-    async def areport(self, messages: Sequence[BaseMessage], ended: Outcome | CascadeExhaustedError) -> None:
+    async def areport(self, asked: Asked) -> None:
         """`report`, for asynchronous handlers, too."""
-        for attempt, response in _attempts(ended):
+        for attempt, response in _attempts(asked):
             manager = AsyncCallbackManager(**self._child(attempt))
-            run = await manager.on_chain_start(None, {"messages": list(messages)}, name=f"attempt:{attempt.model}")
+            run = await manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
             if attempt.error is not None:
                 await run.on_chain_error(ModelError(attempt.error))
             else:
@@ -179,9 +181,10 @@ def under(run: CascadeRun | None) -> Iterator[None]:
         current_run.reset(token)
 
 
-def _attempts(ended: Outcome | CascadeExhaustedError) -> Iterator[tuple[Attempt, Response | None]]:
-    attempts = ended.record.attempts if isinstance(ended, Outcome) else ended.attempts
-    return zip(attempts, ended.responses, strict=True)
+def _attempts(asked: Asked) -> Iterator[tuple[Attempt, Response | None]]:
+    if asked.ended is None:  # refused before anything was asked
+        return iter(())
+    return zip(asked.ended.record.attempts, asked.ended.responses, strict=True)
 
 
 def _message(response: Response | None) -> AIMessage | None:
