@@ -104,7 +104,8 @@ class Yardstick:
             for name, score in mine["scores"].items():
                 assert other["scores"][name]["value"] == pytest.approx(score["value"], abs=self.tolerance)
                 assert other["scores"][name]["passed"] == score["passed"]
-        assert theirs["usage"] == ours["usage"]
+        # a server may report what of the prompt it had in its cache
+        assert theirs["usage"] | {"input_details": None} == ours["usage"] | {"input_details": None}
 
 
 @pytest.fixture(scope="session")

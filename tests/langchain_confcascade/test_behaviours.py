@@ -185,7 +185,7 @@ async def test_where_streams_are_switched_off_there_is_one_message():
     llm = cascade(Chat(p=0.1), Chat(says="It is 42"), disable_streaming=True)
     (whole,), awhole = list(llm.stream("q")), [chunk async for chunk in llm.astream("q")]
 
-    assert (whole.content, record(whole)["answered_by"]) == ("It is 42", "Chat")
+    assert (whole.content, record(whole)["answered_by"]) == ("It is 42", "Chat (2)")
     assert [chunk.content for chunk in awhole] == ["It is 42"]
 
 
@@ -254,9 +254,9 @@ async def test_fields_can_be_configured_per_call():
 
 async def test_a_small_model_that_gives_no_answer_escalates_in_every_way():
     failures = {
-        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError: no route"),
-        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError: reset"),
-        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError: 60 s"),
+        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError"),
+        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError"),
+        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError"),
         "is empty": (Reply(""), "empty answer"),
         "is white space": (Reply(" \n "), "empty answer"),
     }
@@ -281,7 +281,7 @@ async def test_a_timeout_of_the_models_own_client_escalates(httpserver):
 
     for answer in await four_ways(cascade(chat, ScriptedModel("large")), "q"):
         assert answer.content == "large: q"
-        assert "TimeoutError: Request timed out" in record(answer)["attempts"][0]["error"]
+        assert "TimeoutError" in record(answer)["attempts"][0]["error"]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_cascades_that_may_answer_differently_share_no_entry():
         {"threshold": 0.4},
         {"threshold": 0.6},
         {"threshold": 0.4, "signals": [TokenProbability(aggregate="min")]},
-        {"threshold": 0.4, "on_exhausted": "raise"},
+        {"threshold": 0.4, "on_exhausted": "best"},
         {"threshold": 0.4, "on_error": "raise"},
     ]
     for change in changes:
@@ -410,7 +410,7 @@ async def test_a_batch_is_what_as_many_calls_are(asynchronous):
         "api bad",
     ]
     assert isinstance(answers[4], ConfigurationError)
-    assert "a query that breaks the model" in record(answers[3])["attempts"][0]["error"]
+    assert record(answers[3])["attempts"][0]["error"] == "ValueError"
     assert (record(answers[2])["cached"], record(answers[2])["attempts"]) == (True, record(before)["attempts"])
     assert sorted(seen["tags"][0] for seen in starts.seen) == ["t0", "t1", "t2", "t3", "t4"]
     assert same_record(record(answers[1]), record(local()[0].invoke("3")))

@@ -331,7 +331,7 @@ def test_a_model_whose_structured_output_cannot_be_taken_apart_says_so(calling, 
     with trace() as t:
         cascade(odd, large).with_structured_output(Joke).invoke("q")
     assert "must be a model followed by a parser" in t.records[0].attempts[0].reason
-    with pytest.raises(ConfigurationError, match="not a model followed by a parser"):
+    with pytest.raises(ConfigurationError, match="must be a model followed by a parser"):
         cascade(odd).with_structured_output(Joke)
 
 

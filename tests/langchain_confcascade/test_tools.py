@@ -14,7 +14,6 @@ from confcascade import (
     ConfigurationError,
     OpenAICompatibleModel,
     Stage,
-    StreamBrokenError,
     TokenProbability,
     ToolCall,
     trace,
@@ -97,7 +96,7 @@ async def four_ways(llm: Runnable[Any, AIMessage], query: str) -> list[AIMessage
         ),
         ({"calls": [("add", '{"a": 2, "b"')]}, "large", "the arguments of a tool call are not a JSON object"),
         ({"calls": [("add", ADD), ("divide", ADD)]}, "large", "unknown tool 'divide'"),
-        ({"error": ConnectionError("no route")}, "large", "ConnectionError: no route"),
+        ({"error": ConnectionError("no route")}, "large", "ConnectionError"),
         ({"text": ""}, "large", "empty answer"),
         ({"text": "Five."}, "small", "p_t 0.99 >= 0.9"),
     ],
@@ -222,14 +221,14 @@ def test_an_unusable_draft_never_comes_back(calling, said):
     models = [calling("small", said(calls=[("nothing", "{}")])), calling("large", said(error=ConnectionError("down")))]
 
     with pytest.raises(CascadeExhaustedError, match="no earlier stage"):
-        cascade(*models).bind_tools([add]).invoke("2 + 3?")
+        cascade(*models, on_exhausted="best").bind_tools([add]).invoke("2 + 3?")
 
 
 def test_text_of_a_call_stays_out_of_records(calling, said):
     secret = '{"a": "my-secret", "my-secret": 1, "b": 2}'
     models = [calling("small", said(calls=[("add", secret)])), calling("large", "Fine.")]
 
-    answer = cascade(*models).bind_tools([add]).invoke("2 + 3?")
+    answer = cascade(*models, on_exhausted="best").bind_tools([add]).invoke("2 + 3?")
 
     assert "my-secret" not in str(answer.response_metadata["confcascade"])
 
@@ -612,6 +611,6 @@ def test_the_last_stage_streams_its_calls_as_they_come(calling, said):
         for chunk in cascade(large).bind_tools([add]).stream("2 + 3?"):
             shown.extend(part["args"] for part in chunk.tool_call_chunks)
 
-    with pytest.raises(StreamBrokenError):
+    with pytest.raises(ConnectionError, match="cut"):  # as alone
         read()
     assert shown == ["", ADD[:4]]
