@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from confcascade import ConfigurationError, Message, ModelError, Request, ToolCall, Usage
@@ -133,10 +134,12 @@ def copied(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
 
 def _copied(message: BaseMessage) -> BaseMessage:
-    changes: dict[str, Any] = {"additional_kwargs": dict(message.additional_kwargs)}
+    copied = copy(message)
+    fields = vars(copied)  # not `model_copy(update=...)`, which takes longer
+    fields["additional_kwargs"] = dict(message.additional_kwargs)
     if isinstance(message.content, list):
-        changes["content"] = [dict(block) if isinstance(block, dict) else block for block in message.content]
-    return message.model_copy(update=changes)
+        fields["content"] = [dict(block) if isinstance(block, dict) else block for block in message.content]
+    return copied
 
 
 def messages_from(messages: Sequence[Message]) -> list[BaseMessage]:

@@ -73,6 +73,42 @@ def test_without_langchain_a_string_names_the_package(monkeypatch):
     assert names(cascade("openai:gpt-4o-mini", ScriptedModel("large"))) == ["gpt-4o-mini", "large"]
 
 
+# ---------------------------------------------------------------------- per call
+
+
+@pytest.mark.parametrize(
+    ("how", "answered_by", "attempts"),
+    [
+        ({}, "large", 2),
+        ({"threshold": 0.5}, "small", 1),
+        ({"threshold": "always"}, "small", 1),
+        ({"threshold": {"p_t": "never"}}, "large", 2),
+        ({"stage": "small"}, "small", 1),
+        ({"stage": 1}, "large", 1),
+    ],
+)
+async def test_stage_and_threshold_can_be_given_per_call(provider, how, answered_by, attempts):
+    """Or bound; neither reaches a stage."""
+    servers = [provider(p=0.6), provider()]
+    small, large = (
+        ChatOpenAI(**server.settings(model=name)) for server, name in zip(servers, ("small", "large"), strict=True)
+    )
+    llm = cascade(small, large)
+    bound = llm.bind(**how)
+    answers = [llm.invoke("q", **how), bound.invoke("q"), await bound.ainvoke("q")]
+    for stream in (llm.stream("q", **how), bound.stream("q")):
+        first, *rest = stream
+        answers.append(first + rest)
+    answers += bound.batch(["q", "q"])
+
+    for answer in answers:
+        record = answer.response_metadata["confcascade"]
+        assert (record["answered_by"], len(record["attempts"])) == (answered_by, attempts)
+    assert not any(how.keys() & asked.keys() for server in servers for asked in server.asked)
+    with pytest.raises(ConfigurationError, match="`stage` must name one of"):
+        llm.invoke("q", stage="medium")
+
+
 # ---------------------------------------------------------------------- names
 
 
