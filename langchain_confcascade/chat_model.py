@@ -27,7 +27,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel, PrivateAttr, SkipValidation
+from pydantic import BaseModel, Field, PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from langchain_confcascade.answers import chunks_of, message_of, out_of_a_cache
@@ -85,8 +85,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
     """
 
     # checked by the core, whose messages are one line, and not by pydantic
-    models: SkipValidation[Sequence[Any] | None] = None
-    stages: SkipValidation[Sequence[Stage] | None] = None
+    # and not dumped: a stage's headers may hold a key
+    models: SkipValidation[Sequence[Any] | None] = Field(default=None, exclude=True)
+    stages: SkipValidation[Sequence[Stage] | None] = Field(default=None, exclude=True)
     threshold: SkipValidation[Threshold | Mapping[str, Threshold] | None] = None
     signals: SkipValidation[Sequence[Signal] | None] = None
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None

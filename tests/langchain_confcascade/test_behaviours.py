@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -160,6 +161,48 @@ def test_the_last_stage_streams_live_and_a_first_token_decides_at_once():
     assert [len(small.log) for _ in llm.stream("q")] == [1, 2, 3, 3]
     small.p = 0.1
     assert [len(large.log) for _ in llm.stream("q")] == [1, 2, 3, 3]
+
+
+THOUGHTS = {
+    "apart": [AIMessageChunk("", additional_kwargs={"reasoning_content": word}) for word in ("so", " it", " is")],
+    "blocks": [AIMessageChunk([{"type": "thinking", "thinking": word, "index": 0}]) for word in ("so", " it", " is")],
+}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("thoughts", THOUGHTS)
+async def test_the_last_stages_thoughts_stream_live(thoughts, alone):
+    """After the n-th piece was shown, the model has said no more than n: who waits sees it think."""
+    content = "42" if thoughts == "apart" else [{"type": "text", "text": "42", "index": 1}]
+    model = Chat(says=[*THOUGHTS[thoughts], AIMessageChunk(content)])
+    llm = cascade(model) if alone else cascade(Chat(p=0.1), model)
+    said = []
+    for _ in llm.stream("q"):
+        said.append(model.log.count("said"))
+    model.log.clear()
+    async for _ in llm.astream("q"):
+        said.append(model.log.count("said"))
+
+    assert said == [1, 2, 3, 4, 4] * 2
+
+
+def test_a_trace_holds_around_a_stream_that_is_read_in_other_contexts():
+    """Each step in a fresh copy of the context, as Starlette reads a synchronous generator."""
+    llm = cascade(Chat(p=0.1), Chat(says="It is 42"))
+    traces = []
+
+    def response() -> Iterator[str]:
+        with trace() as t:
+            traces.append(t)
+            for chunk in llm.stream("q"):
+                yield str(chunk.text)
+
+    steps, told = response(), []
+    while (piece := copy_context().run(next, steps, None)) is not None:
+        told.append(piece)
+
+    assert "".join(told) == "It is 42"
+    assert [each.stage for each in traces[0].records] == [1]
 
 
 @pytest.mark.parametrize("p", [0.95, 0.1])
@@ -558,6 +601,13 @@ def test_what_is_written_down_of_a_cascade_holds_no_key():
 
     for written in (repr(llm), str(llm), dumps(llm), llm._get_llm_string(), str(llm.asdict()), str(llm.model_dump())):
         assert secret not in written
+
+
+def test_a_dump_holds_no_header_of_a_stage():
+    model = ChatOpenAI(model="m", api_key="none", default_headers={"Authorization": "Bearer SECRET"})
+    bound = model.bind(extra_headers={"X-Key": "SECRET"})
+
+    assert "SECRET" not in str(cascade(bound, model).model_dump())
 
 
 def test_pickles_hold_no_key():
