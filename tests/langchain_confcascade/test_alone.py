@@ -312,8 +312,8 @@ async def compare(make: Make, provider: Any, way: str, wrap: Callable[[Any], Any
     second = await asked(way, llm, {"callbacks": [ours]})
 
     assert shown(second) == shown(first)
-    if isinstance(first, Exception) and way == "abatch":  # which leaves the second query where the first has failed
-        assert seen(provider.asked)[0] == without[0]
+    if isinstance(first, Exception) and "batch" in way:  # of which the first error is raised, whatever the rest does
+        assert seen(provider.asked)[:1] == without[:1]
     else:
         assert seen(provider.asked) == without
         assert ours.counts == expected.counts or (make is KINDS["retrying"] and set(ours.counts.values()) <= {1, 2})
@@ -390,7 +390,7 @@ async def test_an_object_is_the_stages_own(provider, kind, text, method, include
 
 def object_shown(result: Any) -> Any:
     if isinstance(result, Exception):
-        return type(result), str(result)
+        return type(result), str(result)[:60]  # what follows may quote ids
     if not isinstance(result, dict):
         return result
     raw = shown_message(result["raw"])

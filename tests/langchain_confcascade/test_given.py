@@ -109,6 +109,23 @@ async def test_stage_and_threshold_can_be_given_per_call(provider, how, answered
         llm.invoke("q", stage="medium")
 
 
+async def test_any_model_can_be_a_stage_whose_answers_are_always_kept():
+    """As a chain of fallbacks is migrated: classes whose providers report no log-probabilities, too."""
+
+    class ChatAnthropic(FakeListChatModel):
+        """Stands for langchain_anthropic's."""
+
+    small, large = ChatAnthropic(responses=["fine"]), ScriptedModel("large")
+    with pytest.raises(ConfigurationError, match="needs log-probabilities"):
+        cascade(small, large)
+    for answer in ((llm := cascade(small, large, threshold="always")).invoke("q"), await llm.ainvoke("q")):
+        assert answer.content == "fine"
+    broken = cascade(
+        ChatOpenAI(model="gpt-5", use_responses_api=True, base_url="http://127.0.0.1:1"), large, threshold="always"
+    )
+    assert broken.invoke("q").content == "large: q"
+
+
 # ---------------------------------------------------------------------- names
 
 
