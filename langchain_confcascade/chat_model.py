@@ -14,25 +14,27 @@ from confcascade import (
     Audit,
     Batching,
     Cascade,
-    CascadeExhaustedError,
     ConfigurationError,
     Outcome,
+    Request,
     Stage,
 )
-from confcascade.extending import Chunk, LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
+from confcascade.extending import LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel, PrivateAttr, SkipValidation
+from pydantic import BaseModel, Field, PrivateAttr, SkipValidation
 from typing_extensions import override
 
-from langchain_confcascade.convert import end_of, request_from, shown, tool_calls_of, usage_metadata
-from langchain_confcascade.given import loaded, wrapped
+from langchain_confcascade.answers import chunks_of, message_of, out_of_a_cache
+from langchain_confcascade.convert import Asked, request_from
+from langchain_confcascade.given import loaded, wrapping
 from langchain_confcascade.model import LangChainModel
+from langchain_confcascade.profile import profile_of
 from langchain_confcascade.runs import CascadeRun, feeds_stream, under
 from langchain_confcascade.structured import Structured, StructuredOutputParser, is_lost
 from langchain_confcascade.tools import bound_tool
@@ -83,8 +85,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
     """
 
     # checked by the core, whose messages are one line, and not by pydantic
-    models: SkipValidation[Sequence[Any] | None] = None
-    stages: SkipValidation[Sequence[Stage] | None] = None
+    # and not dumped: a stage's headers may hold a key
+    models: SkipValidation[Sequence[Any] | None] = Field(default=None, exclude=True)
+    stages: SkipValidation[Sequence[Stage] | None] = Field(default=None, exclude=True)
     threshold: SkipValidation[Threshold | Mapping[str, Threshold] | None] = None
     signals: SkipValidation[Sequence[Signal] | None] = None
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
@@ -138,16 +141,21 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 threshold=self.threshold,
                 signals=self.signals,
                 policy=self.policy,
-                wrap=wrapped,
+                wrap=wrapping(),
                 on_error=self.on_error,
                 on_exhausted=self.on_exhausted,
                 on_cut=self.on_cut,
                 audit=self.audit,
+                on_ended=_note,
             )
             built = self._built = given, cascade
         return built[1]
 
     # ------------------------------------------------------------------ what it is
+
+    @override
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return profile_of([stage.model for stage in self.cascade.stages])
 
     @property
     def model_name(self) -> str:
@@ -288,18 +296,20 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
-        run = CascadeRun.under_way(run_manager)
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
         try:
-            outcome = self._answering.run(request_from(messages, stop, kwargs))
-        except CascadeExhaustedError as error:
+            outcome = self._answering.run(request)
+        except Exception:
             if run is not None:
-                run.report(messages, error)
+                run.report(request.native)
             raise
         if run is not None:
-            run.report(messages, outcome)
-        return self._result(outcome)
+            run.report(request.native)
+        return _result(outcome, keeps_logprobs)
 
     @override
     async def _agenerate(
@@ -307,18 +317,20 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
-        run = CascadeRun.under_way(run_manager)
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
         try:
-            outcome = await self._answering.arun(request_from(messages, stop, kwargs))
-        except CascadeExhaustedError as error:
+            outcome = await self._answering.arun(request)
+        except Exception:
             if run is not None:
-                await run.areport(messages, error)
+                await run.areport(request.native)
             raise
         if run is not None:
-            await run.areport(messages, outcome)
-        return self._result(outcome)
+            await run.areport(request.native)
+        return _result(outcome, keeps_logprobs)
 
     @override
     def _stream(
@@ -326,18 +338,21 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        run = CascadeRun.under_way(run_manager)
-        with closing(self.cascade.stream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
+        with closing(self.cascade.stream(request)) as items:  # type: ignore[type-var]
             try:
                 for item in items:
                     if run is not None and isinstance(item, Outcome):
-                        run.report(messages, item)
-                    yield from self._chunks(item)
-            except CascadeExhaustedError as error:
+                        run.report(request.native)
+                    for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
+                        yield ChatGenerationChunk(message=message)
+            except Exception:
                 if run is not None:
-                    run.report(messages, error)
+                    run.report(request.native)
                 raise
 
     @override
@@ -346,19 +361,21 @@ class ConfidenceCascadeLLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        keeps_logprobs: bool = False,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        run = CascadeRun.under_way(run_manager)
-        async with aclosing(self.cascade.astream(request_from(messages, stop, kwargs))) as items:  # type: ignore[type-var]
+        run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
+        async with aclosing(self.cascade.astream(request)) as items:  # type: ignore[type-var]
             try:
                 async for item in items:
                     if run is not None and isinstance(item, Outcome):
-                        await run.areport(messages, item)
-                    for chunk in self._chunks(item):
-                        yield chunk
-            except CascadeExhaustedError as error:
+                        await run.areport(request.native)
+                    for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
+                        yield ChatGenerationChunk(message=message)
+            except Exception:
                 if run is not None:
-                    await run.areport(messages, error)
+                    await run.areport(request.native)
                 raise
 
     # ------------------------------------------------------------------ batches
@@ -459,38 +476,21 @@ class ConfidenceCascadeLLM(BaseChatModel):
         fed = run_manager is not None and any(feeds_stream(handler) for handler in run_manager.handlers)
         return super()._should_stream(async_api=async_api, run_manager=run_manager if fed else None, **kwargs)
 
-    # ------------------------------------------------------------------ answers
+    @override
+    def _convert_cached_generations(self, cache_val: list[Any]) -> list[ChatGeneration]:
+        converted = super()._convert_cached_generations(cache_val)
+        # new ones, for what a cache in this process holds is not to change
+        return [ChatGeneration(message=out_of_a_cache(each.message)) for each in converted]  # type: ignore[arg-type]
 
-    def _result(self, outcome: Outcome) -> ChatResult:
-        native = outcome.response.native
-        message = (
-            native if isinstance(native, AIMessage) else AIMessage(outcome.text, tool_calls=tool_calls_of(outcome))
-        )
-        # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
-        message = message.model_copy(update={"id": None, **self._account(outcome)})
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunks(self, item: Chunk | Outcome) -> Iterator[ChatGenerationChunk]:
-        if isinstance(item, Outcome):
-            yield ChatGenerationChunk(
-                message=AIMessageChunk(content="", chunk_position="last", **end_of(item), **self._account(item))
-            )
-        elif (message := shown(item)) is not None:
-            yield ChatGenerationChunk(message=message)
+def _note(request: Request, ended: Any) -> None:
+    """Keeps how a query ended where its caller finds it, even if it raises."""
+    if isinstance(request.native, Asked):
+        request.native.ended = ended
 
-    def _account(self, outcome: Outcome) -> dict[str, Any]:
-        """``usage_metadata`` and ``response_metadata``: of a stream, exactly one chunk may carry them."""
-        native = outcome.response.native
-        metadata = {"finish_reason": outcome.response.finish_reason}
-        return {
-            "usage_metadata": usage_metadata(outcome.record.usage),
-            "response_metadata": {
-                **{key: value for key, value in metadata.items() if value is not None},
-                **(native.response_metadata if isinstance(native, AIMessage) else {}),
-                "model_name": f"confcascade-{outcome.record.policy_id}",
-                "confcascade": outcome.record.as_dict(),
-            },
-        }
+
+def _result(outcome: Outcome, keeps_logprobs: bool) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message_of(outcome, keeps_logprobs=keeps_logprobs))])
 
 
 # LangChain looks for `run_manager` among their parameters in every call; to find these out takes a tenth of it

@@ -1,13 +1,24 @@
-"""Between LangChain's messages and the core's values, both ways."""
+"""From LangChain's messages to the core's values, and questions of the core as messages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
-from confcascade import ConfigurationError, Message, ModelError, Outcome, Request, ToolCall, Usage
-from confcascade.extending import CUT, Chunk, Generate, Piece, Response, StreamReader, thoughts_apart, whole_tokens
+from confcascade import ConfigurationError, Message, ModelError, Request, ToolCall, Usage
+from confcascade.extending import (
+    CUT,
+    Chunk,
+    Generate,
+    Piece,
+    Response,
+    StreamReader,
+    estimated_usage,
+    thoughts_apart,
+    whole_tokens,
+)
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -21,29 +32,41 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.ai import UsageMetadata
 
-from langchain_confcascade.structured import CARRIED, Structured
+from langchain_confcascade.structured import Structured
 from langchain_confcascade.tools import plain_tool
 
 __all__ = [
+    "Asked",
     "Reading",
     "chunk_from",
-    "end_of",
+    "copied",
     "messages_from",
     "request_from",
     "response_from",
-    "shown",
-    "tool_calls_of",
-    "usage_metadata",
 ]
 
+T = TypeVar("T", bound=BaseMessage)
+_LOGPROBS = ("logprobs", "logprobs_result")  # where messages carry them; the second is Vertex's
 # types of content blocks, of LangChain and of providers
 _MEDIA = set("audio document file image image_url input_audio input_file input_image media video".split())
+
+
+class Asked(list[BaseMessage]):
+    """The messages of a query.
+
+    Attributes:
+        ended: How it ended, once it has: what `Cascade` hands to ``on_ended``.
+    """
+
+    ended: Any = None  # an `Outcome`, or its like for a query that failed or was left
 
 
 def request_from(
     messages: Sequence[BaseMessage], stop: Sequence[str] | str | None, parameters: Mapping[str, Any]
 ) -> Request:
-    """What `_generate` and its like are given, as the core takes it; `parameters` go to every stage alike.
+    """What `_generate` and its like are given, as the core takes it.
+
+    Of `parameters`, ``stage`` and ``threshold`` are the cascade's; all others go to every stage alike.
 
     Raises:
         ConfigurationError: If there is no message, or `model` is among the parameters.
@@ -51,6 +74,7 @@ def request_from(
     if "model" in parameters:
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
     options = {key: value for key, value in parameters.items() if key != "stream"}
+    chosen = {key: options.pop(key) for key in ("stage", "threshold") if key in options}
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     structured: Structured | None = options.pop("structured_output", None)
     return Request(
@@ -63,7 +87,8 @@ def request_from(
         output=None if structured is None else structured.output,
         options=options,
         media=any(map(_holds_media, messages)),
-        native=list(messages),
+        native=Asked(messages),
+        **chosen,
     )
 
 
@@ -103,6 +128,20 @@ def _role(message: BaseMessage) -> str:
     return "tool"
 
 
+def copied(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Messages that a stage may edit: neither the caller's nor another stage's change with them."""
+    return [_copied(message) for message in messages]
+
+
+def _copied(message: BaseMessage) -> BaseMessage:
+    copied = copy(message)
+    fields = vars(copied)  # not `model_copy(update=...)`, which takes longer
+    fields["additional_kwargs"] = dict(message.additional_kwargs)
+    if isinstance(message.content, list):
+        fields["content"] = [dict(block) if isinstance(block, dict) else block for block in message.content]
+    return copied
+
+
 def messages_from(messages: Sequence[Message]) -> list[BaseMessage]:
     """The core's messages as LangChain's, with their tool calls and results."""
     return convert_to_messages(
@@ -121,39 +160,13 @@ def messages_from(messages: Sequence[Message]) -> list[BaseMessage]:
     )
 
 
-def usage_metadata(usage: Usage) -> UsageMetadata | None:
-    """The same in LangChain's words; None if no model told any."""
-    if usage.estimated and not usage.total_tokens:
-        return None
-    return UsageMetadata(
-        input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, total_tokens=usage.total_tokens
-    )
-
-
-def shown(chunk: Chunk) -> AIMessageChunk | None:
-    """What a stream shows of a stage's chunk: content and tool calls, but none of the stage's accounts."""
-    native = chunk.native
-    if not isinstance(native, AIMessage):
-        return AIMessageChunk(content=chunk.text) if chunk.text else None
-    native = chunk_from(native)
-    # structured output is shown once, at the end: LangChain would merge two
-    shown_kwargs = {key: value for key, value in native.additional_kwargs.items() if key not in CARRIED}
-    if not (native.content or native.tool_call_chunks or shown_kwargs):
-        return None
-    # how its content is to be read stays with it; LangChain merges these two
-    kept = {
-        key: value for key, value in native.response_metadata.items() if key in ("model_provider", "output_version")
-    }
-    changes = {"id": None, "usage_metadata": None, "response_metadata": kept, "chunk_position": None}
-    return native.model_copy(update=changes | {"additional_kwargs": shown_kwargs})
-
-
 class Reading(StreamReader):
     """A streamed answer as it comes in."""
 
-    def __init__(self, ask: Generate) -> None:
+    def __init__(self, ask: Generate, *, keeps_logprobs: bool = True) -> None:
         super().__init__(ask)
         self.ended = False
+        self._keeps_logprobs = keeps_logprobs
         self._chunks: list[AIMessageChunk] = []
 
     @property
@@ -165,10 +178,12 @@ class Reading(StreamReader):
         if message is None:
             self.ended = True
             return
-        chunk = chunk_from(message)
+        told, chunk = _logprobs(message), chunk_from(message)
+        if not self._keeps_logprobs:
+            chunk = _without_logprobs(chunk)
         self._chunks.append(chunk)
         calls = bool(chunk.tool_call_chunks or chunk.tool_calls)
-        piece = Piece(_text(chunk), _thoughts(chunk), _logprobs(chunk), calls, native=chunk)
+        piece = Piece(_text(chunk), _thoughts(chunk), told, calls, native=chunk)
         shown = list(self.add(piece))
         self.ended = self.aborted
         # one without text may carry what only the framework reads: accounts, or what its provider adds
@@ -177,7 +192,7 @@ class Reading(StreamReader):
     def response(self) -> Response:
         if not self._chunks:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before it began.")
-        return self.finished(_response(self._chunks[0] + self._chunks[1:]))
+        return _with_usage(self.finished(_response(self._chunks[0] + self._chunks[1:])), self._ask)
 
 
 def chunk_from(message: AIMessage) -> AIMessageChunk:
@@ -188,19 +203,32 @@ def chunk_from(message: AIMessage) -> AIMessageChunk:
     return AIMessageChunk(**{field: getattr(message, field) for field in fields})
 
 
-def response_from(message: BaseMessage, ask: Generate) -> Response:
-    """A stage's answer to `ask`, with the message itself in it.
+def response_from(message: BaseMessage, ask: Generate, *, keeps_logprobs: bool = True) -> Response:
+    """A stage's answer to `ask`, with the message in it, without its log-probabilities unless they are to be kept.
 
     Raises:
-        ModelError: If it is no AIMessage.
+        ModelError: If it is not an AIMessage.
     """
     tokens, unscored = whole_tokens(_logprobs(message), ask.top_logprobs)
-    return _response(message).replace(tokens=tokens, unscored=unscored)
+    answered = _response(message if keeps_logprobs else _without_logprobs(message))
+    return _with_usage(answered.replace(tokens=tokens, unscored=unscored), ask)
 
 
 def _logprobs(message: BaseMessage) -> Any:
     metadata = message.response_metadata
-    return metadata.get("logprobs") or metadata.get("logprobs_result")  # of Vertex
+    return next((metadata[key] for key in _LOGPROBS if metadata.get(key)), None)
+
+
+def _without_logprobs(message: T) -> T:
+    """A copy as it would be without them: they weigh a dozen times the text, and are read by now."""
+    metadata = {key: value for key, value in message.response_metadata.items() if key not in _LOGPROBS}
+    changes: dict[str, Any] = {"response_metadata": metadata}
+    if isinstance(message.content, list):
+        changes["content"] = [
+            {key: value for key, value in block.items() if key != "logprobs"} if isinstance(block, dict) else block
+            for block in message.content
+        ]
+    return message.model_copy(update=changes)
 
 
 def _thoughts(message: BaseMessage) -> str:
@@ -229,11 +257,29 @@ def _response(message: BaseMessage) -> Response:
 
 
 def _usage(told: UsageMetadata | None) -> Usage:
-    if not told:
-        return Usage(estimated=True)
-    if told.get("total_cost") == 0:  # what LangChain writes on an answer out of a cache
+    if told and told.get("total_cost") == 0:  # what LangChain writes on an answer out of a cache
         return Usage()
-    return Usage(told["input_tokens"], told["output_tokens"])
+    if not told or not (told["input_tokens"] or told["output_tokens"]):
+        return Usage(estimated=True)
+    return Usage(
+        told["input_tokens"],
+        told["output_tokens"],
+        input_details=_details(told.get("input_token_details")),
+        output_details=_details(told.get("output_token_details")),
+    )
+
+
+def _details(told: Mapping[str, Any] | None) -> dict[str, int]:
+    return {name: count for name, count in (told or {}).items() if isinstance(count, int)}
+
+
+def _with_usage(response: Response, ask: Generate) -> Response:
+    """Estimated, where the server does not report it; of a prompt with images it stays unknown."""
+    if not response.usage.estimated or response.usage.total_tokens or ask.request.media:
+        return response
+    calls = "".join(f"{call.name}{json.dumps(dict(call.arguments), default=str)}" for call in response.tool_calls)
+    usage = estimated_usage(ask, response.thoughts + response.text + calls, response.tokens)
+    return response.replace(usage=usage)
 
 
 def _unread_call(message: BaseMessage) -> str | None:
@@ -250,26 +296,3 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text, strict=False), dict)
     except ValueError:
         return False
-
-
-def tool_calls_of(outcome: Outcome) -> list[Any]:
-    """Those of the answer, in LangChain's form."""
-    calls = outcome.response.tool_calls
-    return [{"name": call.name, "args": dict(call.arguments), "id": call.id} for call in calls]
-
-
-def end_of(outcome: Outcome) -> dict[str, Any]:
-    """What only the end of a stream can tell: structured output, and the tool calls of core models."""
-    native = outcome.response.native
-    if isinstance(native, AIMessage):
-        return {
-            "additional_kwargs": {
-                key: native.additional_kwargs[key] for key in CARRIED if key in native.additional_kwargs
-            }
-        }
-    return {
-        "tool_call_chunks": [
-            {"name": call["name"], "args": json.dumps(call["args"]), "id": call["id"], "index": i}
-            for i, call in enumerate(tool_calls_of(outcome))
-        ]
-    }

@@ -30,7 +30,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_confcascade.convert import Reading, messages_from, response_from
+from langchain_confcascade.convert import Reading, copied, messages_from, response_from
 from langchain_confcascade.structured import (
     Structured,
     can_give_structured_output,
@@ -42,8 +42,11 @@ from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
 
-# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`
-_INVOKE_METHODS = "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`, as LangChain has them: tracers patch them
+_INVOKE_METHODS = {
+    way: getattr(BaseChatModel, way)
+    for way in "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+}
 # parameters that are for handlers, and do not reach the model
 _HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
@@ -52,6 +55,8 @@ _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGo
 _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 # classes whose providers say why an answer ended: without a reason, it was cut off
 _MUST_FINISH = {"BaseChatOpenAI"}
+# what a model is set to if its user wants log-probabilities on the message
+_LOGPROBS_WANTED = ("logprobs", "top_logprobs", "response_logprobs")
 # what a refusal of a parameter that is added to calls is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -65,11 +70,11 @@ class LangChainModel(Remote):
 
     Args:
         native: A `BaseChatModel`, or what its `bind` or `with_retry` returns.
-        name: Shown in records; by default the name that the model gives in traces.
+        name: Shown in records; by default the name that the model gives in traces, or its ``model_id``.
         architecture: If known, for costs in FLOPs.
 
     Raises:
-        ConfigurationError: If it is no chat model.
+        ConfigurationError: If it is not a chat model.
     """
 
     def __init__(self, native: Any, *, name: str | None = None, architecture: Architecture | None = None) -> None:
@@ -84,22 +89,23 @@ class LangChainModel(Remote):
         self._layers = layers
         self._last_way: _Way | None = None
         self._blocks = False  # whether it has no async of its own: known once it was tried
-        self._name = name or chat._get_ls_params().get("ls_model_name") or type(chat).__name__
+        self._name = name or _own_name(chat)
         self._architecture = architecture
         names = {cls.__name__ for cls in type(chat).__mro__}
         # langchain_openai asks for none, and reads none, of OpenAI's Responses API
         responses_api = "BaseChatOpenAI" in names and chat._use_responses_api({})  # type: ignore[attr-defined]
         self._silent = bool(names & _NO_LOGPROBS) or responses_api
         self._must_finish = bool(names & _MUST_FINISH) and not responses_api
-        self._ordinary = native is chat and all(
-            getattr(type(chat), way) is getattr(BaseChatModel, way) for way in _INVOKE_METHODS
-        )
         fields = type(chat).model_fields
         # a model that knows these words takes them per call; any other is read for what it tells unasked
         self._takes = (
             {"logprobs"} if names & _LOGPROBS_PER_CALL or fields.keys() & {"logprobs", "top_logprobs"} else set()
         )
-        if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False:
+        self._nested = "ConfidenceCascadeLLM" in names
+        if self._nested:
+            self._takes.add("logprobs")
+        # OpenAI's Responses API reports usage unasked, and refuses the word
+        if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False and not responses_api:
             self._takes.add("stream_usage")
 
         self._refusals = Refusals(self._name, _REFUSALS)
@@ -144,6 +150,11 @@ class LangChainModel(Remote):
         """Whether it streams where it is invoked, too."""
         return vars(self._chat).get("streaming") is True
 
+    def _may_stream(self, request: Request) -> bool:
+        """Whether its `stream` does, and not only hand on what `invoke` gives."""
+        disabled = self._chat.disable_streaming
+        return not (disabled is True or (disabled == "tool_calling" and request.tools))
+
     def way(self, request: Request) -> _Way:
         """How to ask for what `request` wants, tools and structured output bound the model's own way."""
         if not request.judged_whole:
@@ -186,7 +197,12 @@ class LangChainModel(Remote):
                 call.retry_without(error)
             else:
                 call.answered()
-                response = self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+                response = self._judged(
+                    way,
+                    response_from(message, ask, keeps_logprobs=self._keeps_logprobs(ask)),
+                    ask,
+                    streamed=self._streams,
+                )
                 return call.explained(response)
 
     async def aanswer(self, ask: Generate) -> Response:
@@ -202,7 +218,12 @@ class LangChainModel(Remote):
                 call.retry_without(error)
             else:
                 call.answered()
-                response = self._judged(way, response_from(message, ask), ask, streamed=self._streams)
+                response = self._judged(
+                    way,
+                    response_from(message, ask, keeps_logprobs=self._keeps_logprobs(ask)),
+                    ask,
+                    streamed=self._streams,
+                )
                 return call.explained(response)
 
     def _judged(self, way: _Way, response: Response, ask: Generate, *, streamed: bool) -> Response:
@@ -223,10 +244,20 @@ class LangChainModel(Remote):
         if ask.logprobs and "logprobs" in self._takes:
             # some servers answer top_logprobs=0 with no log-probabilities at all
             top = max(1, ask.top_logprobs, given.get("top_logprobs") or 0)
-            added["logprobs"] = {"logprobs": True, "top_logprobs": top}
-        if (self._streams if streamed is None else streamed) and "stream_usage" in self._takes:
+            added["logprobs"] = {"keeps_logprobs": True} if self._nested else {"logprobs": True, "top_logprobs": top}
+        if (self._streams if streamed is None else streamed and self._may_stream(request)) and (
+            "stream_usage" in self._takes
+        ):
             added["stream_usage"] = {"stream_usage": True}
         return CallParameters(ask, given, added, self._refusals, streamed=bool(streamed))
+
+    def _keeps_logprobs(self, ask: Generate) -> bool:
+        """Whether log-probabilities stay on the message: where the caller, or the stage's own object, asks for them."""
+        if not ask.logprobs:  # nothing was added to the call: the message is the model's own
+            return True
+        settings = [ask.request.options, *(layer.kwargs for layer in self._layers)]
+        settings += [vars(self._chat), getattr(self._chat, "model_kwargs", None) or {}]
+        return any(each.get(name) for each in settings for name in _LOGPROBS_WANTED)
 
     def _invoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if self._is_watched(way, messages, parameters):
@@ -256,9 +287,11 @@ class LangChainModel(Remote):
         Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
         """
         chat = self._chat
+        kind = type(chat)
         return (
-            not self._ordinary
-            or way.runnable is not chat
+            way.runnable is not chat
+            or not all(getattr(kind, name) is method for name, method in _INVOKE_METHODS.items())
+            or not _INVOKE_METHODS.keys().isdisjoint(vars(chat))
             or bool(chat.callbacks or chat.verbose)
             or get_debug()
             or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
@@ -266,7 +299,7 @@ class LangChainModel(Remote):
         )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        way, reading = self.way(ask.request), Reading(ask)
+        way, reading = self.way(ask.request), Reading(ask, keeps_logprobs=self._keeps_logprobs(ask))
         call, messages, apart = self._call(ask, way, streamed=True), _messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
             with closing(way.runnable.stream(messages, _config(), **call.parameters)) as chunks:
@@ -305,7 +338,7 @@ class LangChainModel(Remote):
             yield piece
 
     async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        way, reading = self.way(ask.request), Reading(ask)
+        way, reading = self.way(ask.request), Reading(ask, keeps_logprobs=self._keeps_logprobs(ask))
         call, messages, apart = self._call(ask, way, streamed=True), _messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
             async with aclosing(way.runnable.astream(messages, _config(), **call.parameters)) as chunks:
@@ -384,7 +417,12 @@ class _Way:
 
 
 def _messages(request: Request) -> Sequence[BaseMessage]:
-    return messages_from(request.messages) if request.native is None else request.native
+    return messages_from(request.messages) if request.native is None else copied(request.native)
+
+
+def _own_name(chat: BaseChatModel) -> str:
+    told = chat._get_ls_params().get("ls_model_name") or getattr(chat, "model_id", None)  # the latter: ChatHuggingFace
+    return told if isinstance(told, str) and told else type(chat).__name__
 
 
 def _config() -> RunnableConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from confcascade import Attempt, CascadeExhaustedError, ModelError, Outcome
+from confcascade import Attempt, ModelError
 from confcascade.extending import Response
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -19,10 +19,12 @@ from langchain_core.callbacks import (
     CallbackManager,
 )
 from langchain_core.callbacks.manager import BaseRunManager
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.utils.uuid import uuid7
+
+from langchain_confcascade.convert import Asked
 
 __all__ = ["CascadeRun", "current_run", "feeds_stream", "under"]
 
@@ -87,35 +89,59 @@ class CascadeRun:
         run = cls.of(manager, config.get("run_id") or uuid7())
         return (run, config) if run is None else (run, {**config, "callbacks": manager, "run_id": run.id})
 
-    def report(self, messages: Sequence[BaseMessage], ended: Outcome | CascadeExhaustedError) -> None:
-        """One run below this for each attempt."""
-        for attempt, response in _attempts(ended):
+    def report(self, asked: Asked) -> None:
+        """One run below this for each attempt at a query that has ended."""
+        for attempt, response in _attempts(asked):
             manager = CallbackManager(**self._child(attempt))
-            run = manager.on_chain_start(None, {"messages": list(messages)}, name=f"attempt:{attempt.model}")
+            run = manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
             if attempt.error is not None:
                 run.on_chain_error(ModelError(attempt.error))
             else:
                 run.on_chain_end({"output": _message(response)})
 
-    async def areport(self, messages: Sequence[BaseMessage], ended: Outcome | CascadeExhaustedError) -> None:
+    async def areport(self, asked: Asked) -> None:
         """`report`, for asynchronous handlers, too."""
-        for attempt, response in _attempts(ended):
+        for attempt, response in _attempts(asked):
             manager = AsyncCallbackManager(**self._child(attempt))
-            run = await manager.on_chain_start(None, {"messages": list(messages)}, name=f"attempt:{attempt.model}")
+            run = await manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
             if attempt.error is not None:
                 await run.on_chain_error(ModelError(attempt.error))
             else:
                 await run.on_chain_end({"output": _message(response)})
 
     def _child(self, attempt: Attempt) -> dict[str, Any]:
-        told = {f"confcascade_{key}": value for key, value in attempt.as_dict().items()}
         return {
             "handlers": self.handlers,
             "inheritable_handlers": self.handlers,
             "parent_run_id": self.id,
             "tags": self.tags,
-            "metadata": {**self.metadata, **told},
+            "metadata": {**self.metadata, **attributes(attempt)},
         }
+
+
+def attributes(attempt: Attempt) -> dict[str, Any]:
+    """An attempt as plain values under flat names, which tracers can filter by; what is unknown is left out."""
+    usage, cost = attempt.usage, attempt.cost
+    told = {
+        "stage": attempt.stage,
+        "model": attempt.model,
+        "decision": attempt.decision,
+        "reason": attempt.reason,
+        "confidence": attempt.confidence,
+        "error": attempt.error,
+        "aborted": attempt.aborted,
+        "latency_s": attempt.latency_s,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "tokens_estimated": usage.estimated,
+        **{f"input_{name}_tokens": count for name, count in usage.input_details.items()},
+        **{f"output_{name}_tokens": count for name, count in usage.output_details.items()},
+        "usd": cost.usd,
+        "flops": cost.flops,
+    }
+    for name, score in attempt.scores.items():
+        told |= {f"score_{name}": score.value, f"threshold_{name}": score.threshold, f"passed_{name}": score.passed}
+    return {f"confcascade_{name}": value for name, value in told.items() if value is not None}
 
 
 def feeds_stream(handler: BaseCallbackHandler) -> bool:
@@ -155,9 +181,10 @@ def under(run: CascadeRun | None) -> Iterator[None]:
         current_run.reset(token)
 
 
-def _attempts(ended: Outcome | CascadeExhaustedError) -> Iterator[tuple[Attempt, Response | None]]:
-    attempts = ended.record.attempts if isinstance(ended, Outcome) else ended.attempts
-    return zip(attempts, ended.responses, strict=True)
+def _attempts(asked: Asked) -> Iterator[tuple[Attempt, Response | None]]:
+    if asked.ended is None:  # refused before anything was asked
+        return iter(())
+    return zip(asked.ended.record.attempts, asked.ended.responses, strict=True)
 
 
 def _message(response: Response | None) -> AIMessage | None:

@@ -9,19 +9,22 @@ What it made of the message travels on it, under ``additional_kwargs["parsed"]``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from operator import itemgetter
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from confcascade import ConfigurationError, OutputSchema, Usage
-from confcascade.extending import Generate, Response, estimated_usage, misfit, parse_problem
+from confcascade.extending import Generate, Response, estimated_usage, kept_of, misfit, parse_problem
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, message_chunk_to_message
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough, RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import SkipValidation, ValidationError
@@ -53,8 +56,8 @@ class CarriedError(str):
 
     @classmethod
     def of(cls, error: BaseException) -> CarriedError:
-        """Carries `error`."""
-        carried = cls(f"{type(error).__name__}: {error}")
+        """Carries `error`; of its text, which quotes the model, nothing."""
+        carried = cls(kept_of(error))
         carried.error = error
         return carried
 
@@ -92,7 +95,7 @@ class Structured:
 
     @cached_property
     def json_schema(self) -> dict[str, Any]:
-        return convert_to_json_schema(self.schema)
+        return _nullable(convert_to_json_schema(self.schema), self.schema)
 
     @cached_property
     def output(self) -> OutputSchema:
@@ -119,6 +122,22 @@ class Structured:
         return None
 
 
+def _nullable(schema: dict[str, Any], hint: Any) -> dict[str, Any]:
+    """`schema`, made of the type `hint`, with null where a TypedDict says ``Optional``: LangChain drops it."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        inner = _nullable(schema, kinds[0]) if len(kinds) == 1 else schema
+        return {"anyOf": [inner, {"type": "null"}]} if NoneType in get_args(hint) else inner
+    if is_typeddict(hint):
+        hints, fields = get_type_hints(hint, include_extras=True), schema.get("properties", {})
+        return schema | {"properties": {key: _nullable(rule, hints.get(key)) for key, rule in fields.items()}}
+    if get_origin(hint) in (list, Sequence) and isinstance(schema.get("items"), dict):
+        return schema | {"items": _nullable(schema["items"], get_args(hint)[0])}
+    return schema
+
+
 def can_give_structured_output(chat: BaseChatModel) -> bool:
     """Whether a chat model can be asked for structured output."""
     return can_call_tools(chat) or type(chat).with_structured_output is not BaseChatModel.with_structured_output
@@ -133,12 +152,28 @@ def taken_apart(chat: BaseChatModel, structured: Structured) -> tuple[Runnable[A
     runnable = chat.with_structured_output(structured.schema, include_raw=True, **structured.options)
     if isinstance(runnable, RunnableSequence):
         first, *rest = runnable.steps
-        if isinstance(first, RunnableParallel) and set(first.steps__) == {"raw"} and rest:
-            return first.steps__["raw"], RunnableSequence(*rest) if len(rest) > 1 else rest[0]
+        parser = RunnableSequence(*rest) if len(rest) > 1 else rest[0]
+        if isinstance(first, RunnableParallel) and set(first.steps__) == {"raw"}:
+            return first.steps__["raw"], parser
+        if _is_model(first):  # it ignores `include_raw`
+            return first, _with_raw(parser)
     raise ConfigurationError(
-        f"The structured output of {type(chat).__name__} is not a model followed by a parser, so no call can be made "
-        "with parameters of its own. Put this model last in a chain of its own."
+        f"The structured output of {type(chat).__name__} must be a model followed by a parser, for the cascade to call "
+        f"the model with parameters of its own. Got {type(runnable).__name__}. Use this model outside the cascade."
     )
+
+
+def _is_model(runnable: Any) -> bool:
+    while isinstance(runnable, RunnableBindingBase):
+        runnable = runnable.bound
+    return isinstance(runnable, BaseChatModel)
+
+
+def _with_raw(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """As LangChain's own integrations build it for ``include_raw=True``."""
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
 def judged(response: Response, output: OutputSchema, parser: Runnable[Any, Any]) -> Response:
@@ -153,7 +188,7 @@ def judged(response: Response, output: OutputSchema, parser: Runnable[Any, Any])
 def unread_output(error: Exception, structured: Structured, ask: Generate) -> Response | None:
     """The answer that a client refused to hand out, because it does not validate or was cut off (openai's does so).
 
-    None if `error` is another. What the client does not tell of its usage is estimated.
+    None if `error` is another. What the client does not report of its usage is estimated.
     """
     native = AIMessage("", additional_kwargs={"parsing_error": CarriedError.of(error)})
     if isinstance(error, ValidationError) and structured.is_class and error.title == structured.class_title:
@@ -161,9 +196,21 @@ def unread_output(error: Exception, structured: Structured, ask: Generate) -> Re
         return Response("", usage=estimated_usage(ask, "", None), problem=problem, native=native)
     if type(error).__name__ == "LengthFinishReasonError":
         told = error.completion.usage  # type: ignore[attr-defined]
-        usage = Usage(told.prompt_tokens, told.completion_tokens) if told else estimated_usage(ask, "", None)
+        usage = _usage(told) if told else estimated_usage(ask, "", None)
         return Response("", usage=usage, finish_reason="length", native=native)
     return None
+
+
+def _usage(told: Any) -> Usage:
+    """Of openai's own object."""
+    cached = getattr(told.prompt_tokens_details, "cached_tokens", None)
+    thought = getattr(told.completion_tokens_details, "reasoning_tokens", None)
+    return Usage(
+        told.prompt_tokens,
+        told.completion_tokens,
+        input_details={} if cached is None else {"cache_read": cached},
+        output_details={} if thought is None else {"reasoning": thought},
+    )
 
 
 def _problem(parsed: Any, error: BaseException | None, schema: Mapping[str, Any]) -> str | None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from confcascade import Request, Tool
+from confcascade.extending import CheckedTool, misfit
 from langchain_core.language_models import BaseChatModel
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, ValidationError
 
 __all__ = ["BoundTool", "binding_options", "bound_tool", "can_call_tools", "plain_tool"]
 
@@ -42,12 +46,48 @@ def plain_tool(tool: Any) -> Tool:
     """A tool, bound or given with a call, as the core sees it."""
     bound = bound_tool(tool)
     function = bound.get("function") or bound
-    return Tool(
+    native = bound.native
+    checks = isinstance(native, BaseTool) or (isinstance(native, type) and issubclass(native, BaseModel))
+    parameters = function.get("parameters")
+    return CheckedTool(
         name=function.get("name") or bound.get("type") or "",
-        parameters=function.get("parameters"),
+        parameters=parameters,
         description=function.get("description") or "",
-        native=bound.native,
+        native=native,
+        check=partial(_refusal, native, parameters) if checks else None,
     )
+
+
+def _refusal(native: Any, parameters: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> str | None:
+    """Why a tool's own `args_schema`, or a pydantic class, refuses the arguments of a call, without their values.
+
+    It may convert some, which the JSON Schema `parameters` would refuse. That decides where there is no such class.
+    """
+    schema = _own_schema(native)
+    unfit = None if parameters is None else misfit(arguments, parameters)
+    if not (isinstance(schema, type) and issubclass(schema, BaseModel)):  # a JSON Schema, or a class of pydantic 1
+        return unfit
+    try:
+        schema.model_validate(dict(arguments))
+    except ValidationError as error:
+        told = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = next(iter(told["loc"]), None)
+        return unfit or (f"'{where}': {told['type']}" if where in schema.model_fields else told["type"])
+    except Exception as error:  # of a validator of the user's own
+        return unfit or type(error).__name__
+    return None
+
+
+def _own_schema(native: Any) -> Any:
+    """The class that validates what a model may give, which is not what is injected; or a JSON Schema."""
+    if not isinstance(native, BaseTool):
+        return native
+    asked: Any = native.tool_call_schema
+    whole: Any = native.args_schema
+    if all(isinstance(each, type) and issubclass(each, BaseModel) for each in (asked, whole)):
+        # a subset of its fields has lost its validators
+        return whole if whole.model_fields.keys() == asked.model_fields.keys() else asked
+    return asked
 
 
 def can_call_tools(chat: BaseChatModel) -> bool:

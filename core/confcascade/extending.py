@@ -13,7 +13,7 @@ from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import Remote, as_stream, estimated_usage, in_threads, settings_digest, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
-from confcascade.tools import CUT, forced_call, misfit, parse_problem
+from confcascade.tools import CUT, CheckedTool, forced_call, misfit, parse_problem
 from confcascade.types import Prefilled, Response, Token
 from confcascade.unusable import OnCut
 
@@ -21,6 +21,7 @@ __all__ = [
     "CUT",
     "CallParameters",
     "Capability",
+    "CheckedTool",
     "Chunk",
     "Evidence",
     "Generate",

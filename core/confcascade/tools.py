@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from confcascade.types import OutputSchema, Request
+from confcascade.types import OutputSchema, Request, Tool
 
-__all__ = ["CUT", "forced_call", "in_words", "json_problem", "misfit", "parse_problem", "response_schema"]
+__all__ = [
+    "CUT",
+    "CheckedTool",
+    "arguments_problem",
+    "forced_call",
+    "in_words",
+    "json_problem",
+    "misfit",
+    "parse_problem",
+    "response_schema",
+]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "object": (Mapping,),
@@ -27,6 +37,25 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 # what providers say of an answer that reached its most tokens
 CUT = ("length", "max_tokens", "MAX_TOKENS")
+
+
+@dataclass(frozen=True)
+class CheckedTool(Tool):
+    """A tool that knows better than its JSON Schema which arguments it runs with.
+
+    Attributes:
+        check: Given the arguments of a call, why the tool cannot run with them, in one line without their values, or
+            None. It replaces the comparison with `parameters`: a tool that converts "3" to 3 itself accepts both.
+    """
+
+    check: Callable[[Mapping[str, Any]], str | None] | None = None
+
+
+def arguments_problem(tool: Tool, arguments: Mapping[str, Any]) -> str | None:
+    """Why `tool` cannot run with `arguments`, in one line without their values; None if it can."""
+    if isinstance(tool, CheckedTool) and tool.check is not None:
+        return tool.check(arguments)
+    return None if tool.parameters is None else misfit(arguments, tool.parameters)
 
 
 def forced_call(request: Request) -> str | None:

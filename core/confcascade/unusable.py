@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any, Literal
 
-from confcascade.tools import CUT, forced_call, json_problem, misfit, response_schema
+from confcascade.tools import CUT, arguments_problem, forced_call, json_problem, response_schema
 from confcascade.types import OutputSchema, Request, Response
 
 __all__ = ["FILTERED", "OnCut", "problem_of", "why_unusable"]
@@ -79,7 +79,7 @@ def problem_of(request: Request, response: Response) -> str | None:
     for call in response.tool_calls:
         if call.name not in tools:
             return f"unknown tool {_short(call.name)}"
-        if (parameters := tools[call.name].parameters) is not None and (why := misfit(call.arguments, parameters)):
+        if why := arguments_problem(tools[call.name], call.arguments):
             return f"the arguments of its call to {_short(call.name)} do not fit: {why}"
     forced = forced_call(request)
     if forced is None or any(forced in ("", call.name) for call in response.tool_calls):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from confcascade import Message, OutputSchema, Request, Tool, ToolCall
 from confcascade.answers import parted
-from confcascade.extending import CUT, Response
+from confcascade.extending import CUT, CheckedTool, Response
 from confcascade.unusable import FILTERED, why_unusable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,3 +183,12 @@ def test_no_reason_repeats_a_value(text, reason):
 def test_the_name_of_an_unknown_tool_is_cut_short():
     """A model may make one up of any length."""
     assert len(why(tool_calls=(ToolCall("x" * 1000, {}),))) < 100
+
+
+@pytest.mark.parametrize(("said", "problem"), [(None, None), ("no such city", "do not fit: no such city")])
+def test_a_tool_that_knows_better_decides_instead_of_its_schema(said, problem):
+    """Both ways: what the schema refuses may be kept, and what it allows may escalate."""
+    for arguments in ({"city": 3}, {"city": "SECRET"}):
+        tool = CheckedTool("weather", WEATHER.parameters, check=lambda _: said)
+        told = why(tool_calls=(ToolCall("weather", arguments),), tools=(tool,))
+        assert told == (problem and f"the arguments of its call to 'weather' {problem}")

@@ -1,15 +1,18 @@
-"""A scripted chat model that calls tools and gives structured output as providers do."""
+"""A scripted chat model that calls tools and gives structured output as providers do, and a scripted provider."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -21,6 +24,9 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field
+from pytest_httpserver import HTTPServer
+from werkzeug import Request as HTTPRequest
+from werkzeug import Response as HTTPResponse
 
 
 @dataclass(frozen=True)
@@ -160,3 +166,191 @@ def calling() -> Callable[..., CallingModel]:
         return CallingModel(model=name, script=script if callable(script) else lambda _: script, **parameters)
 
     return model
+
+
+# ---------------------------------------------------------------------- a provider, behind real clients
+
+
+@dataclass
+class Provider:
+    """A server with OpenAI's doors for chat and responses, which says `text` to whatever it is asked.
+
+    Attributes:
+        asked: The bodies of all requests, as they came.
+        thoughts: Told in ``reasoning_content``, as DeepSeek does.
+        call: A tool call: name and arguments as written.
+        usage: Of chat; None reports none.
+        status: Of an error in the place of an answer, whose body is `error`.
+    """
+
+    url: str = ""
+    text: str = "It is Paris"
+    thoughts: str = ""
+    call: tuple[str, str] | None = None
+    p: float = 0.9
+    finish: str | None = None
+    usage: dict[str, Any] | None = field(
+        default_factory=lambda: {
+            "prompt_tokens": 100,
+            "completion_tokens": 50,
+            "total_tokens": 150,
+            "prompt_tokens_details": {"cached_tokens": 90},
+            "completion_tokens_details": {"reasoning_tokens": 45},
+        }
+    )
+    status: int = 200
+    error: dict[str, Any] = field(default_factory=lambda: {"message": "no", "type": "error", "code": "no"})
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def serve(self, server: HTTPServer) -> Provider:
+        # a path of its own: langchain-openai shares asynchronous clients by address, over event loops
+        self.url = server.url_for(f"/{uuid.uuid4().hex}/v1")
+        path = "/" + self.url.split("/", 3)[3]
+        server.expect_request(f"{path}/chat/completions").respond_with_handler(self._chat)
+        server.expect_request(f"{path}/responses").respond_with_handler(self._responses)
+        return self
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Of a `ChatOpenAI` that asks it."""
+        # clients of their own, which read no certificates: half of a test's time
+        clients = {
+            "http_client": httpx.Client(verify=False, timeout=60),
+            "http_async_client": httpx.AsyncClient(verify=False, timeout=60),
+        }
+        return {"model": "tiny", "base_url": self.url, "api_key": "none", "max_retries": 0, **clients, **more}
+
+    def _asked(self, request: HTTPRequest) -> dict[str, Any]:
+        asked: dict[str, Any] = json.loads(request.data)
+        self.asked.append(asked)
+        return asked
+
+    def _error(self) -> HTTPResponse:
+        return HTTPResponse(json.dumps({"error": self.error}), self.status, content_type="application/json")
+
+    @property
+    def _words(self) -> list[str]:
+        return re.findall(r"\s*\S+", self.text)
+
+    @property
+    def _finish(self) -> str:
+        return self.finish or ("tool_calls" if self.call else "stop")
+
+    def _entries(self, asked: dict[str, Any], words: list[str]) -> dict[str, Any] | None:
+        if not asked.get("logprobs"):
+            return None
+        top = [
+            {"token": f" other{i}", "logprob": -3.0 - i, "bytes": None} for i in range(asked.get("top_logprobs") or 0)
+        ]
+        entries = [
+            {"token": word, "logprob": math.log(self.p), "bytes": list(word.encode()), "top_logprobs": top}
+            for word in words
+        ]
+        return {"content": entries}
+
+    def _chat(self, request: HTTPRequest) -> HTTPResponse:
+        asked = self._asked(request)
+        if self.status != 200:
+            return self._error()
+        if asked.get("stream"):
+            return HTTPResponse(self._events(asked), content_type="text/event-stream")
+        message: dict[str, Any] = {"role": "assistant", "content": None if self.call else self.text}
+        if self.thoughts:
+            message["reasoning_content"] = self.thoughts
+        if self.call:
+            function = {"name": self.call[0], "arguments": self.call[1]}
+            message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
+        logprobs = self._entries(asked, [] if self.call else self._words)
+        choice = {"index": 0, "message": message, "finish_reason": self._finish, "logprobs": logprobs}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "tiny-2026", "choices": [choice]}
+        if self.usage:
+            body["usage"] = self.usage
+        return HTTPResponse(json.dumps(body), content_type="application/json")
+
+    def _events(self, asked: dict[str, Any]) -> Iterator[str]:
+        def event(delta: dict[str, Any], **more: Any) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": None} | more
+            return said(choices=[choice])
+
+        def said(**fields: Any) -> str:
+            body = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "tiny-2026", **fields}
+            return f"data: {json.dumps(body)}\n\n"
+
+        yield event({"role": "assistant", "content": ""})
+        for word in re.findall(r"\s*\S+", self.thoughts):
+            yield event({"reasoning_content": word})
+        if self.call:
+            name, arguments = self.call
+            first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
+            yield event({"tool_calls": [first]})
+            yield event({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]})
+        else:
+            for word in self._words:
+                yield event({"content": word}, logprobs=self._entries(asked, [word]))
+        yield event({}, finish_reason=self._finish)
+        if self.usage and asked.get("stream_options", {}).get("include_usage"):
+            yield said(choices=[], usage=self.usage)
+        yield "data: [DONE]\n\n"
+
+    def _responses(self, request: HTTPRequest) -> HTTPResponse:
+        asked = self._asked(request)
+        if self.status != 200:
+            return self._error()
+        if self.call:
+            item: dict[str, Any] = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "status": "completed"}
+            item |= {"name": self.call[0], "arguments": self.call[1]}
+        else:
+            part = {"type": "output_text", "text": self.text, "annotations": []}
+            item = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}
+        response = {
+            "id": "resp_1",
+            "object": "response",
+            "created_at": 0,
+            "model": "tiny-2026",
+            "status": "completed",
+            "output": [item],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": {
+                "input_tokens": 100,
+                "output_tokens": 50,
+                "total_tokens": 150,
+                "input_tokens_details": {"cached_tokens": 90},
+                "output_tokens_details": {"reasoning_tokens": 45},
+            },
+        }
+        if not asked.get("stream"):
+            return HTTPResponse(json.dumps(response), content_type="application/json")
+        return HTTPResponse(self._response_events(response, item), content_type="text/event-stream")
+
+    def _response_events(self, response: dict[str, Any], item: dict[str, Any]) -> Iterator[str]:
+        def event(kind: str, **fields: Any) -> str:
+            return f"event: {kind}\ndata: {json.dumps({'type': kind, 'sequence_number': 0, **fields})}\n\n"
+
+        begun = {**response, "status": "in_progress", "output": [], "usage": None}
+        yield event("response.created", response=begun)
+        if item["type"] == "function_call":
+            yield event("response.output_item.added", output_index=0, item={**item, "arguments": ""})
+            where = {"output_index": 0, "item_id": "fc_1"}
+            yield event("response.function_call_arguments.delta", delta=item["arguments"], **where)
+            yield event("response.function_call_arguments.done", arguments=item["arguments"], **where)
+        else:
+            yield event("response.output_item.added", output_index=0, item={**item, "content": []})
+            where = {"output_index": 0, "item_id": "msg_1", "content_index": 0}
+            empty = {"type": "output_text", "text": "", "annotations": []}
+            yield event("response.content_part.added", part=empty, **where)
+            for word in self._words:
+                yield event("response.output_text.delta", delta=word, logprobs=[], **where)
+            yield event("response.output_text.done", text=self.text, logprobs=[], **where)
+        yield event("response.output_item.done", output_index=0, item=item)
+        yield event("response.completed", response=response)
+
+
+@pytest.fixture
+def provider(httpserver: HTTPServer) -> Callable[..., Provider]:
+    """A provider on this machine, by what it says."""
+
+    def make(**says: Any) -> Provider:
+        return Provider(**says).serve(httpserver)
+
+    return make

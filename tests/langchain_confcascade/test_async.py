@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from confcascade import CascadeExhaustedError
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables.config import var_child_runnable_config
@@ -74,7 +73,7 @@ async def test_that_it_has_no_async_is_found_out_once():
     assert tried == [1]
 
     down = Synchronous(model="down", script=lambda _: Said(error=ConnectionError("down")))
-    with pytest.raises(CascadeExhaustedError, match="ConnectionError"):
+    with pytest.raises(ConnectionError, match="down"):
         await ConfidenceCascadeLLM(models=[down]).ainvoke("q")
     assert len(down.seen) == 1
 
@@ -91,7 +90,7 @@ async def test_an_error_of_an_answer_does_not_say_that_there_is_no_async():
             return await super()._agenerate(*args, **kwargs)
 
     llm = ConfidenceCascadeLLM(models=[Stumbling(model="m", script=lambda _: Said("the answer"))])
-    with pytest.raises(CascadeExhaustedError, match="AttributeError"):
+    with pytest.raises(AttributeError, match="model_dump"):
         await llm.ainvoke("q")
     assert (await llm.ainvoke("q")).content == "the answer"
     assert len(asynchronous) == 2

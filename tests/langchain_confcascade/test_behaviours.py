@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -162,6 +163,48 @@ def test_the_last_stage_streams_live_and_a_first_token_decides_at_once():
     assert [len(large.log) for _ in llm.stream("q")] == [1, 2, 3, 3]
 
 
+THOUGHTS = {
+    "apart": [AIMessageChunk("", additional_kwargs={"reasoning_content": word}) for word in ("so", " it", " is")],
+    "blocks": [AIMessageChunk([{"type": "thinking", "thinking": word, "index": 0}]) for word in ("so", " it", " is")],
+}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("thoughts", THOUGHTS)
+async def test_the_last_stages_thoughts_stream_live(thoughts, alone):
+    """After the n-th piece was shown, the model has said no more than n: who waits sees it think."""
+    content = "42" if thoughts == "apart" else [{"type": "text", "text": "42", "index": 1}]
+    model = Chat(says=[*THOUGHTS[thoughts], AIMessageChunk(content)])
+    llm = cascade(model) if alone else cascade(Chat(p=0.1), model)
+    said = []
+    for _ in llm.stream("q"):
+        said.append(model.log.count("said"))
+    model.log.clear()
+    async for _ in llm.astream("q"):
+        said.append(model.log.count("said"))
+
+    assert said == [1, 2, 3, 4, 4] * 2
+
+
+def test_a_trace_holds_around_a_stream_that_is_read_in_other_contexts():
+    """Each step in a fresh copy of the context, as Starlette reads a synchronous generator."""
+    llm = cascade(Chat(p=0.1), Chat(says="It is 42"))
+    traces = []
+
+    def response() -> Iterator[str]:
+        with trace() as t:
+            traces.append(t)
+            for chunk in llm.stream("q"):
+                yield str(chunk.text)
+
+    steps, told = response(), []
+    while (piece := copy_context().run(next, steps, None)) is not None:
+        told.append(piece)
+
+    assert "".join(told) == "It is 42"
+    assert [each.stage for each in traces[0].records] == [1]
+
+
 @pytest.mark.parametrize("p", [0.95, 0.1])
 async def test_stop_is_honoured_in_every_way_by_chat_models(p):
     for answer in await four_ways(cascade(Chat(p=p), Chat(says="It is 42")), "q", stop=[" is"]):
@@ -185,7 +228,7 @@ async def test_where_streams_are_switched_off_there_is_one_message():
     llm = cascade(Chat(p=0.1), Chat(says="It is 42"), disable_streaming=True)
     (whole,), awhole = list(llm.stream("q")), [chunk async for chunk in llm.astream("q")]
 
-    assert (whole.content, record(whole)["answered_by"]) == ("It is 42", "Chat")
+    assert (whole.content, record(whole)["answered_by"]) == ("It is 42", "Chat (2)")
     assert [chunk.content for chunk in awhole] == ["It is 42"]
 
 
@@ -254,9 +297,9 @@ async def test_fields_can_be_configured_per_call():
 
 async def test_a_small_model_that_gives_no_answer_escalates_in_every_way():
     failures = {
-        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError: no route"),
-        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError: reset"),
-        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError: 60 s"),
+        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError"),
+        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError"),
+        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError"),
         "is empty": (Reply(""), "empty answer"),
         "is white space": (Reply(" \n "), "empty answer"),
     }
@@ -281,7 +324,7 @@ async def test_a_timeout_of_the_models_own_client_escalates(httpserver):
 
     for answer in await four_ways(cascade(chat, ScriptedModel("large")), "q"):
         assert answer.content == "large: q"
-        assert "TimeoutError: Request timed out" in record(answer)["attempts"][0]["error"]
+        assert "TimeoutError" in record(answer)["attempts"][0]["error"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +348,13 @@ async def test_a_cached_answer_keeps_its_record_and_calls_no_stage():
     first, again, later = llm.invoke("q"), llm.invoke("q"), await llm.ainvoke("q")
 
     assert len(small.sent) == 1
-    assert record(first) == record(again) == record(later)
+    assert record(again) == record(later)
+    free = {"flops": 0.0, "tokens": 0, "usd": 0.0, "seconds": 0.0}
+    assert "cached" not in record(first)
+    for cached in (again, later):  # whoever adds up the costs of answers counts each once
+        assert (record(cached)["cached"], record(cached)["cost"]) == (True, free)
+        assert (record(cached)["usage"]["input_tokens"], record(cached)["cost_answering_stage"]) == (0, free)
+        assert record(cached)["attempts"] == record(first)["attempts"]
     assert llm.batch(["q", "q"])[1].content == first.content
     assert len(small.sent) == 1
 
@@ -316,7 +365,7 @@ def test_cascades_that_may_answer_differently_share_no_entry():
         {"threshold": 0.4},
         {"threshold": 0.6},
         {"threshold": 0.4, "signals": [TokenProbability(aggregate="min")]},
-        {"threshold": 0.4, "on_exhausted": "raise"},
+        {"threshold": 0.4, "on_exhausted": "best"},
         {"threshold": 0.4, "on_error": "raise"},
     ]
     for change in changes:
@@ -404,8 +453,8 @@ async def test_a_batch_is_what_as_many_calls_are(asynchronous):
         "api bad",
     ]
     assert isinstance(answers[4], ConfigurationError)
-    assert "a query that breaks the model" in record(answers[3])["attempts"][0]["error"]
-    assert record(answers[2]) == record(before)  # from the cache
+    assert record(answers[3])["attempts"][0]["error"] == "ValueError"
+    assert (record(answers[2])["cached"], record(answers[2])["attempts"]) == (True, record(before)["attempts"])
     assert sorted(seen["tags"][0] for seen in starts.seen) == ["t0", "t1", "t2", "t3", "t4"]
     assert same_record(record(answers[1]), record(local()[0].invoke("3")))
     with pytest.raises(ConfigurationError):
@@ -552,6 +601,13 @@ def test_what_is_written_down_of_a_cascade_holds_no_key():
 
     for written in (repr(llm), str(llm), dumps(llm), llm._get_llm_string(), str(llm.asdict()), str(llm.model_dump())):
         assert secret not in written
+
+
+def test_a_dump_holds_no_header_of_a_stage():
+    model = ChatOpenAI(model="m", api_key="none", default_headers={"Authorization": "Bearer SECRET"})
+    bound = model.bind(extra_headers={"X-Key": "SECRET"})
+
+    assert "SECRET" not in str(cascade(bound, model).model_dump())
 
 
 def test_pickles_hold_no_key():

@@ -280,7 +280,7 @@ def test_the_answer_keeps_provider_fields_under_a_name_of_its_own():
 
     assert answer.response_metadata["provider_field"] == "kept"
     assert answer.response_metadata["finish_reason"] == "stop"
-    assert answer.response_metadata["logprobs"]["content"][0]["token"] == "It"
+    assert "logprobs" not in answer.response_metadata  # which nobody asked for
     assert answer.response_metadata["model_name"] == llm.model_name == f"confcascade-{llm.cascade.policy_id}"
     assert not re.search(r"gpt|claude|grok|gemini|o\d", llm.model_name)
 
@@ -374,26 +374,27 @@ async def test_a_failed_model_escalates_or_raises(on_error):
         return
     first, *others = await six_ways(llm, EASY)
     assert first.content == "large says capital of France"
-    assert record(first)["attempts"][0]["error"] == "ConnectionError: no route to host"
+    assert record(first)["attempts"][0]["error"] == "ConnectionError"
     assert all(same_record(record(other), record(first)) for other in others)
 
 
 async def test_a_failed_last_model_leaves_the_best_earlier_answer_or_raises():
     models = [small(), large(broken=True)]
-    first, *others = await six_ways(cascade(models=models), HARD)
+    first, *others = await six_ways(cascade(models=models, on_exhausted="best"), HARD)
 
     assert (first.content, record(first)["degraded"]) == ("Maybe seven", True)
     assert all(other.content == "Maybe seven" for other in others)
     assert all(same_record(record(other), record(first)) for other in others)
-    with pytest.raises(CascadeExhaustedError, match="no route to host"):
-        cascade(models=models, on_exhausted="raise").invoke(HARD)
+    for caught in (CascadeExhaustedError, ConnectionError):  # both: of the model's own class, too
+        with pytest.raises(caught, match=r"The last stage, 'large', gave no answer \(ConnectionError\)"):
+            cascade(models=models).invoke(HARD)
 
 
 def test_a_rejected_tool_call_never_comes_back():
     """An agent would act on it, without a look at the record."""
     call = {"name": "add", "args": '{"a": 1}', "id": "call_1", "index": 0}
     drafting = RuleModel(model="small", rules={"q": AIMessageChunk(content="", tool_call_chunks=[call])})
-    llm = cascade(models=[drafting, large(broken=True)])
+    llm = cascade(models=[drafting, large(broken=True)], on_exhausted="best")
 
     for ask in (llm.invoke, lambda query: list(llm.stream(query))):
         with pytest.raises(CascadeExhaustedError, match="no earlier stage has a complete one"):
@@ -452,8 +453,8 @@ def test_a_model_without_log_probabilities_escalates_with_that_reason():
         ({"models": []}, "at least one stage"),
         ({"models": small()}, "must be lists, smallest first. Got one RuleModel"),
         ({"models": "openai:gpt-4o"}, "must be a list"),
-        ({"models": ["gpt-4o"]}, 'must be "bundled:SIZE", "local:FOLDER_OR_NAME" or'),
-        ({"models": [3]}, "LangChain chat model, a LanguageModel or a string. Got int"),
+        ({"models": ["nobody-knows"]}, "A model string must begin with openai:, local:, bundled:, or be one that"),
+        ({"models": [3]}, "as `init_chat_model` takes them. Got int"),
         ({"models": [StrOutputParser()]}, "Got StrOutputParser"),
         ({"models": [StrOutputParser().bind()]}, "Got StrOutputParser"),
         ({}, "either `models`"),

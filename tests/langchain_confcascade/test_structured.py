@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Optional, TypedDict
 
 import pytest
 from confcascade import ConfigurationError, OpenAICompatibleModel, trace
@@ -330,9 +330,65 @@ def test_a_model_whose_structured_output_cannot_be_taken_apart_says_so(calling, 
 
     with trace() as t:
         cascade(odd, large).with_structured_output(Joke).invoke("q")
-    assert "not a model followed by a parser" in t.records[0].attempts[0].reason
-    with pytest.raises(ConfigurationError, match="not a model followed by a parser"):
+    assert "must be a model followed by a parser" in t.records[0].attempts[0].reason
+    with pytest.raises(ConfigurationError, match="must be a model followed by a parser"):
         cascade(odd).with_structured_output(Joke)
+
+
+class Note(TypedDict):
+    """A note."""
+
+    text: str
+    by: Optional[str]  # noqa: UP045  # as people write it
+    lines: list[int] | None
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_mode", "json_schema"])
+@pytest.mark.parametrize(
+    ("note", "stage"),
+    [
+        ({"text": "hi", "by": None, "lines": None}, 0),
+        ({"text": "hi", "by": "ann", "lines": [1]}, 0),
+        ({"text": None, "by": None, "lines": None}, 1),
+        ({"text": "hi", "by": 3, "lines": None}, 1),
+    ],
+)
+def test_null_is_usable_where_a_typed_dict_says_optional(provider, method, note, stage):
+    """ChatOpenAI alone accepts it: what LangChain sends as the schema has lost the null."""
+    text = json.dumps(note)
+    said = {"call": ("Note", text)} if method == "function_calling" else {"text": text}
+    models = [ChatOpenAI(**provider(**said).settings()) for _ in range(2)]
+    llm = ConfidenceCascadeLLM(models=models, threshold="always")
+    with trace() as t:
+        found = llm.with_structured_output(Note, method=method).invoke("q")
+
+    assert found == models[0].with_structured_output(Note, method=method).invoke("q") == note
+    assert t.records[0].stage == stage
+
+
+@pytest.mark.parametrize("text", [GOOD, BAD])
+async def test_a_model_whose_structured_output_ignores_include_raw_is_a_model_and_a_parser(calling, said, text):
+    """As ChatHuggingFace's is by some methods."""
+
+    class Ignoring(type(calling("x", "y"))):
+        def with_structured_output(self, schema: Any, *, include_raw: bool = False, **kwargs: Any) -> Any:
+            return super().with_structured_output(schema, include_raw=False, **kwargs)
+
+    model = Ignoring(model="ignoring", script=lambda _: said(text))
+    llm = ConfidenceCascadeLLM(models=[model])
+
+    async def asked(llm: Any, way: str, **options: Any) -> Any:
+        objects = llm.with_structured_output(Joke, method="json_mode", **options)
+        try:
+            return await objects.ainvoke("q") if way == "ainvoke" else objects.invoke("q")
+        except Exception as error:
+            return type(error), str(error)
+
+    for way in ("invoke", "ainvoke"):
+        assert await asked(llm, way) == await asked(model, way)
+        found = await asked(llm, way, include_raw=True)
+        assert (found["parsed"] is None) == (text == BAD) == (found["parsing_error"] is not None)
+        assert found["raw"].content == text
 
 
 @pytest.mark.parametrize("schema", [3, None, {"no": "schema"}])
