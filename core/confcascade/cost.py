@@ -49,7 +49,8 @@ class Prices:
     Attributes:
         input_usd: Of the prompt.
         output_usd: Of the answer and its thoughts.
-        cached_input_usd: Of the part of the prompt that the provider read from its cache; None: as the rest.
+        cached_input_usd: Of the part of the prompt that the provider read from its cache; None: as the rest. Replays
+            bill all of a prompt at `input_usd`: what was cached while a recording was made says nothing of other calls.
     """
 
     input_usd: float
