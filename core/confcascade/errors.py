@@ -93,7 +93,7 @@ def joined(ours: T, error: Exception | None) -> T:
         try:
             made = both.__new__(both)
             made.args = ours.args
-            vars(made).update(vars(error) | vars(ours))
+            vars(made).update({k: v for k, v in vars(error).items() if k != "__notes__"} | vars(ours))
             if isinstance(error, OSError):
                 made.errno, made.strerror = error.errno, error.strerror
         except Exception:  # it wants more to be made of, or does not let itself be changed

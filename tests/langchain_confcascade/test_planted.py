@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from confcascade import ConfcascadeError, trace
 from confcascade.testing import ScriptedModel
@@ -17,71 +16,14 @@ from langchain_core.load import dumps
 from langchain_core.outputs import ChatResult
 from langchain_core.tracers import BaseTracer
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
 
 from langchain_confcascade import ConfidenceCascadeLLM
 
-KEY, PROMPT, ANSWER = "sk-planted0123456789abcdef", "PLANTEDPROMPT of a patient", "PLANTEDANSWER of a doctor"
-TEXT = f"Incorrect API key provided: {KEY}. Could not parse '{ANSWER}' for '{PROMPT}'"
+from ..planted import ANSWER, ERRORS, KEY, PROMPT, STATUSES, TEXT, error_body
 
-
-class Number(BaseModel):
-    n: int
-
-
-def validation() -> Exception:
-    try:
-        Number.model_validate({"n": TEXT})
-    except Exception as error:
-        return error
-    raise AssertionError
-
-
-def status_error() -> Exception:
-    request = httpx.Request("POST", f"http://{KEY}.example/v1?q={ANSWER}", headers={"Authorization": f"Bearer {KEY}"})
-    return httpx.HTTPStatusError(TEXT, request=request, response=httpx.Response(418, text=TEXT, request=request))
-
-
-def with_fields() -> Exception:
-    error = RuntimeError(TEXT)
-    error.code, error.param, error.status_code = TEXT, TEXT, 400  # type: ignore[attr-defined]
-    error.add_note(TEXT)
-    return error
-
-
-def caused() -> Exception:
-    error = RuntimeError("outer")
-    error.__cause__ = ValueError(TEXT)
-    return error
-
-
-class Echo(Exception):  # noqa: N818
-    """An error whose repr and text are the prompt."""
-
-    def __repr__(self) -> str:
-        return TEXT
-
-    __str__ = __repr__
-
-
-OWN: dict[str, Callable[[], Exception]] = {
-    "ValueError": lambda: ValueError(TEXT),
-    "KeyError": lambda: KeyError(TEXT),
-    "TimeoutError": lambda: TimeoutError(TEXT),
-    "OSError": lambda: OSError(2, TEXT, ANSWER),
-    "JSONDecodeError": lambda: json.JSONDecodeError(TEXT, TEXT, 0),
-    "UnicodeDecodeError": lambda: UnicodeDecodeError("utf-8", TEXT.encode(), 0, 1, TEXT),
-    "ValidationError": validation,
-    "ConnectError": lambda: httpx.ConnectError(TEXT),
-    "ReadTimeout": lambda: httpx.ReadTimeout(TEXT),
-    "HTTPStatusError": status_error,
+OWN = ERRORS | {
     "OutputParserException": lambda: OutputParserException(TEXT, llm_output=ANSWER, observation=PROMPT),
-    "ExceptionGroup": lambda: ExceptionGroup(TEXT, [ValueError(TEXT)]),
-    "fields": with_fields,
-    "caused": caused,
-    "echo": lambda: Echo(TEXT),
 }
-STATUSES = (400, 401, 403, 404, 409, 422, 429, 500, 503)
 
 
 class Failing(BaseChatModel):
@@ -115,8 +57,7 @@ def failing(provider: Any) -> Callable[[Any], Any]:
     def make(kind: str | int) -> Any:
         if isinstance(kind, str):
             return Failing(error=OWN[kind])
-        error = {"message": TEXT, "type": TEXT, "code": TEXT if kind % 2 else "invalid_api_key", "param": TEXT}
-        return ChatOpenAI(**provider(status=kind, error=error).settings(api_key=KEY))
+        return ChatOpenAI(**provider(status=kind, error=error_body(kind)).settings(api_key=KEY))
 
     return make
 
