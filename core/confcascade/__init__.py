@@ -22,7 +22,7 @@ from confcascade.errors import (
     SignalUnavailableError,
     StreamBrokenError,
 )
-from confcascade.flow import Outcome, Stage
+from confcascade.flow import Outcome
 from confcascade.models import from_string
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.models.transformers import TransformersModel
@@ -33,6 +33,7 @@ from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.wording import Wording
+from confcascade.stage import Stage
 from confcascade.trace import Attempt, Record, Score, Trace, trace
 from confcascade.types import Message, OutputSchema, Request, Tool, ToolCall, Usage
 

@@ -13,23 +13,13 @@ from confcascade import drivers
 from confcascade.asks import Chunk, Flow, Left
 from confcascade.audit import Audit
 from confcascade.audit.auditor import Auditor
+from confcascade.building import build_stages, plain_thresholds, thresholds_of
 from confcascade.checks import active_checks
 from confcascade.errors import ConfigurationError
-from confcascade.flow import (
-    FittedStages,
-    OnError,
-    OnExhausted,
-    Outcome,
-    Stage,
-    Tried,
-    Unanswered,
-    cascade_flow,
-    policy_id,
-)
-from confcascade.models import from_string
+from confcascade.flow import OnError, OnExhausted, Outcome, Tried, Unanswered, cascade_flow
 from confcascade.notices import Notices
 from confcascade.signals import Signal, Threshold
-from confcascade.signals.token_probability import TokenProbability
+from confcascade.stage import FittedStages, Stage, policy_id
 from confcascade.trace import Record, Trace, open_traces
 from confcascade.types import Message, Request
 from confcascade.unusable import OnCut
@@ -37,84 +27,11 @@ from confcascade.unusable import OnCut
 if TYPE_CHECKING:
     from confcascade.policy import Policy
 
-__all__ = ["Batching", "Cascade", "build_stages"]
+__all__ = ["Batching", "Cascade"]
 
 Messages = Any  # str | Message | sequence of messages, pairs or mappings: see Message.parse
 Progress = Callable[[int, "Outcome | Exception"], None]
 OnEnded = Callable[[Request, "Outcome | Unanswered"], None]
-
-
-def _plain(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold]:
-    """With Python's own numbers: NumPy's go into no JSON and no checkpoint."""
-    return {name: value if isinstance(value, str) else float(value) for name, value in thresholds.items()}
-
-
-def build_stages(
-    *,
-    models: Sequence[Any] | None = None,
-    stages: Sequence[Stage] | None = None,
-    threshold: Threshold | Mapping[str, Threshold] | None = None,
-    signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None = None,
-    policy: Policy | str | Path | None = None,
-    wrap: Callable[[Any], Any] = lambda model: model,
-) -> tuple[Stage, ...]:
-    """Stages from what a user may give: `models` with a `threshold` or a `policy`, or `stages` complete.
-
-    Args:
-        models: Smallest first; the last always answers.
-        stages: The same, with signals and thresholds of their own.
-        threshold: With `models`: a number for the one signal, or numbers by signal name.
-        signals: With `models`: what judges every stage but the last; by default P(T), `TokenProbability`. With a
-            `policy`: those that it does not say how to make, or by the model's name.
-        policy: With `models`: one that was fitted on them, or its file; it chooses among them.
-        wrap: Turns a framework's model into a `LanguageModel` (strings are resolved before).
-
-    Raises:
-        ConfigurationError: If they contradict each other, or a stage cannot work.
-    """
-    if (models is None) == (stages is None):
-        got = "neither" if models is None else "both"
-        raise ConfigurationError(f"Give either `models` (smallest first, with `threshold`) or `stages`. Got {got}.")
-    if stages is not None and (threshold is not None or signals is not None):
-        raise ConfigurationError(
-            "With `stages`, each stage carries its own signals and thresholds; drop `threshold` and `signals`."
-        )
-    if policy is not None:
-        if models is None or threshold is not None:
-            raise ConfigurationError(
-                "A `policy` brings signals and thresholds, and goes with `models`; drop `stages` and `threshold`."
-            )
-        stages, models = _fitted(policy, _listed("models", models), signals, wrap), None
-        wrap = _as_it_is
-    if models is not None:
-        models = _listed("models", models)
-        chosen = (TokenProbability(),) if signals is None else tuple(_listed("signals", signals))
-        thresholds = _thresholds(threshold, chosen) if len(models) > 1 else {}
-        stages = [Stage(model, chosen, thresholds) for model in models[:-1]] + [Stage(model) for model in models[-1:]]
-    fitted = stages.policy if isinstance(stages, FittedStages) else None
-    resolved = []
-    for stage in _listed("stages", stages):
-        if not isinstance(stage, Stage):
-            raise ConfigurationError(
-                f"`stages` must hold Stage objects. Got {type(stage).__name__}; bare models go into `models`."
-            )
-        model = from_string(stage.model) if isinstance(stage.model, str) else wrap(stage.model)
-        resolved.append(replace(stage, model=model))
-    if not resolved:
-        raise ConfigurationError("A cascade needs at least one stage; the list is empty.")
-    for stage in resolved:
-        stage.validate()
-    resolved = [
-        replace(stage, thresholds=_plain(stage.thresholds), skip={k: float(v) for k, v in stage.skip.items()})
-        for stage in resolved
-    ]
-    for stage in resolved[:-1]:
-        if not stage.signals:
-            raise ConfigurationError(
-                f"Stage '{stage.model.name}' has no signal, so it could never escalate a query. "
-                "Every stage but the last needs one, such as TokenProbability()."
-            )
-    return tuple(resolved) if fitted is None else FittedStages.of(fitted, resolved)
 
 
 def _guarding(stages: tuple[Stage, ...], audit: float | Audit) -> float | Audit:
@@ -124,55 +41,6 @@ def _guarding(stages: tuple[Stage, ...], audit: float | Audit) -> float | Audit:
     from confcascade.audit.of_policy import audit_of  # here, for it needs numpy
 
     return audit_of(stages.policy, audit)
-
-
-def _as_it_is(model: Any) -> Any:
-    return model
-
-
-def _fitted(
-    policy: Policy | str | Path,
-    models: Sequence[Any],
-    signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None,
-    wrap: Callable[[Any], Any],
-) -> tuple[Stage, ...]:
-    from confcascade.policy import Policy
-
-    chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
-    resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
-    if signals is not None and not isinstance(signals, Mapping):
-        signals = _listed("signals", signals)
-    return chosen.make_stages(resolved, signals=signals or ())
-
-
-def _listed(name: str, value: Any) -> list[Any]:
-    # a single model may be iterable, too, as pydantic's are, and its repr may show a key
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
-        raise ConfigurationError(f"`{name}` must be a list. Got {type(value).__name__}.")
-    return list(value)
-
-
-def _thresholds(
-    threshold: Threshold | Mapping[str, Threshold] | None, signals: Sequence[Signal]
-) -> dict[str, Threshold]:
-    if not signals:
-        raise ConfigurationError(
-            "`signals` is empty, so no stage could ever escalate a query. Leave it out for TokenProbability()."
-        )
-    names = [signal.name if isinstance(signal, Signal) else type(signal).__name__ for signal in signals]
-    if threshold is None:
-        raise ConfigurationError(
-            f"`threshold` is missing: a number such as 0.9 for the signal {names}, or a mapping by signal. "
-            "Higher keeps fewer answers of the smaller models."
-        )
-    if isinstance(threshold, Mapping):
-        return dict(threshold)
-    if len(names) != 1:
-        raise ConfigurationError(
-            f"With signals {names}, `threshold` must be a mapping such as {dict.fromkeys(names, 0.9)}. "
-            f"Got {threshold!r}."
-        )
-    return {names[0]: threshold}
 
 
 class Cascade:
@@ -198,6 +66,7 @@ class Cascade:
         ConfigurationError: If a stage cannot work, or an audit cannot see what the policy promises; nothing is left to
             fail at the four-hundredth prompt.
 
+    >>> from confcascade.signals.token_probability import TokenProbability
     >>> from confcascade.testing import ScriptedModel
     >>> small, large = ScriptedModel("small", {"2+2?": ("4", 0.99)}), ScriptedModel("large")
     >>> stage = Stage(small, [TokenProbability()], {"p_t": 0.9})
@@ -335,10 +204,10 @@ class Cascade:
         """The stages with other thresholds; a mapping leaves signals alone that it does not name."""
         changed = []
         for stage in self.stages[:-1]:
-            told = threshold if isinstance(threshold, Mapping) else _thresholds(threshold, stage.signals)
+            told = threshold if isinstance(threshold, Mapping) else thresholds_of(threshold, stage.signals)
             kept = {name: told.get(name, value) for name, value in stage.thresholds.items()}
             skip = {name: least for name, least in stage.skip.items() if name not in told}
-            changed.append(replace(stage, thresholds=_plain(kept), skip=skip))
+            changed.append(replace(stage, thresholds=plain_thresholds(kept), skip=skip))
             for signal in stage.signals:
                 signal.validate(kept[signal.name])
         known = {name for stage in changed for name in stage.thresholds}

@@ -4,7 +4,7 @@ Whoever only uses a cascade needs none of it. `confcascade.testing` checks what 
 """
 
 from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
-from confcascade.cascade import build_stages
+from confcascade.building import build_stages
 from confcascade.errors import kept_of
 from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher

@@ -10,143 +10,42 @@ Nothing here awaits, reads a clock or touches a model: `drivers` do.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from confcascade.answers import parted
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left, Prefill, Verdict, Watch, ask
 from confcascade.checks import Check, failed_check
-from confcascade.cost import Prices, attempt_cost
+from confcascade.cost import attempt_cost
 from confcascade.errors import (
     CascadeExhaustedError,
-    ConfigurationError,
     SignalUnavailableError,
     StreamBrokenError,
     joined,
     kept_of,
 )
 from confcascade.notices import log_text
-from confcascade.signals import Evidence, Signal, Threshold, passes
+from confcascade.signals import Evidence, Signal, passes
 from confcascade.signals.calibrated import Calibrated
+from confcascade.stage import Stage
 from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
 
 __all__ = [
-    "FittedStages",
     "OnError",
     "OnExhausted",
     "Outcome",
-    "Stage",
     "Tried",
     "Unanswered",
     "cascade_flow",
-    "policy_id",
     "prefill_for",
 ]
 
 OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A model and what its answers must reach to be kept.
-
-    Args:
-        model: A `LanguageModel`, a string such as ``"local:Qwen/Qwen3-4B"``, or a model of the integration's framework.
-        signals: What judges its attempts; all of them must pass. The last stage of a cascade needs none.
-        thresholds: By the name of the signal, in the signal's own space; or "always", which keeps every usable answer,
-            even one that the signal cannot score, or "never".
-        skip: By the name of a signal of the phase "pre": below this score, at most its threshold, a query goes straight
-            to the last stage. A score that is missing skips nothing.
-        prices: US dollars per million tokens, for the costs in the record.
-        check: What a text must pass to be kept, if somebody parses it afterwards: see `confcascade.checking`.
-    """
-
-    model: Any
-    signals: Sequence[Signal] = ()
-    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
-    prices: Prices | None = None
-    skip: Mapping[str, float] = field(default_factory=dict)
-    check: Check | None = None
-
-    def validate(self) -> None:
-        """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""
-        if not isinstance(self.model, LanguageModel):
-            raise ConfigurationError(
-                f"A stage's model must be a LanguageModel or a string. Got {type(self.model).__name__}; models of "
-                "LangChain go into langchain_confcascade.ConfidenceCascadeLLM, those of LlamaIndex into "
-                "llamaindex_confcascade.ConfidenceCascadeLLM."
-            )
-        if not isinstance(self.signals, Sequence) or not all(isinstance(signal, Signal) for signal in self.signals):
-            raise ConfigurationError(
-                f"The signals of stage '{self.model.name}' must be a list of signals, such as [TokenProbability()]. "
-                f"Got {self.signals!r}."
-            )
-        names = [signal.name for signal in self.signals]
-        if len(set(names)) < len(names):
-            raise ConfigurationError(
-                f"The signals of stage '{self.model.name}' must have different names (argument `name`). Got {names}."
-            )
-        if not isinstance(self.thresholds, Mapping) or set(self.thresholds) != set(names):
-            given = list(self.thresholds) if isinstance(self.thresholds, Mapping) else self.thresholds
-            raise ConfigurationError(
-                f"Stage '{self.model.name}' needs one threshold for each of its signals {names}: a mapping such as "
-                f"{dict.fromkeys(names, 0.9)}. Got {given!r}."
-            )
-        for signal in self.signals:
-            signal.validate(self.thresholds[signal.name])
-            if not (signal.phase == "post" and self.thresholds[signal.name] == "always"):  # which needs no score
-                signal.check(self.model)
-        if self.check is not None and not callable(self.check):
-            raise ConfigurationError(
-                f"`check` of stage '{self.model.name}' must be a function of the text, such as a parser's `parse`. "
-                f"Got {type(self.check).__name__}."
-            )
-        self.validate_skip()
-
-    def validate_skip(self) -> None:
-        """Raise `ConfigurationError` unless `skip` names signals of the phase "pre", at most their thresholds."""
-        if not isinstance(self.skip, Mapping):
-            raise ConfigurationError(
-                f"`skip` of stage '{self.model.name}' must be a mapping such as {{'p_ik': 0.2}}. Got {self.skip!r}."
-            )
-        gates = {signal.name: signal for signal in self.signals if signal.phase == "pre"}
-        for name, score in self.skip.items():
-            if name not in gates:
-                raise ConfigurationError(
-                    f"`skip` of stage '{self.model.name}' names '{name}', which is not one of its signals that judge "
-                    f"before the answer. Those are {sorted(gates)}."
-                )
-            gates[name].validate(score)
-            threshold = self.thresholds[name]
-            if isinstance(score, str) or threshold == "always" or (threshold != "never" and score > float(threshold)):
-                raise ConfigurationError(
-                    f"`skip` of stage '{self.model.name}' must be a number that is at most the threshold of '{name}', "
-                    f"{threshold!r}: what passes cannot escalate. Got {score!r}."
-                )
-
-
-class FittedStages(tuple[Stage, ...]):
-    """The stages of a fitted policy, which remember it: an audit of a cascade of them guards its promise.
-
-    Attributes:
-        policy: Where they come from.
-    """
-
-    policy: Any  # a `Policy`, which knows of stages, and not they of it
-
-    @classmethod
-    def of(cls, policy: Any, stages: Iterable[Stage]) -> FittedStages:
-        """Stages that `policy` decides by."""
-        made = cls(stages)
-        made.policy = policy
-        return made
 
 
 @dataclass(frozen=True)
@@ -204,23 +103,6 @@ class Tried:
         """One more."""
         self.attempts.append(attempt)
         self.responses.append(response)
-
-
-def policy_id(stages: Sequence[Stage], on_cut: OnCut = "escalate") -> str:
-    """Twelve hexadecimal digits: cascades that decide alike (same models, signals and thresholds) have the same."""
-    identity = [
-        {
-            "model": stage.model.name,
-            "fingerprint": getattr(stage.model, "fingerprint", None),  # of its settings, where it has one
-            "signals": {signal.name: signal.identity() for signal in stage.signals},
-            # 1 and 1.0 decide alike
-            "thresholds": {k: v if isinstance(v, str) else float(v) for k, v in stage.thresholds.items()},
-            **({"skip": {k: float(v) for k, v in stage.skip.items()}} if stage.skip else {}),
-        }
-        for stage in stages
-    ]
-    told = identity if on_cut == "escalate" else [*identity, {"on_cut": on_cut}]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def cascade_flow(

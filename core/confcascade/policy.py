@@ -20,13 +20,13 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from confcascade.asks import LanguageModel
 from confcascade.calibration import Calibrator, calibrator_from_dict
 from confcascade.errors import ConfigurationError
-from confcascade.flow import FittedStages, Stage
 from confcascade.guarantee import Certificate
 from confcascade.models import from_string
 from confcascade.schema import Entry, ThresholdValue
 from confcascade.schema.signals import SignalEntry
 from confcascade.signals import Signal
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
+from confcascade.stage import FittedStages, Stage
 
 __all__ = ["CalibratedEntry", "ExpectedGainEntry", "FittedStage", "MadeFrom", "Policy", "Saving", "question_key"]
 

@@ -26,8 +26,8 @@ from confcascade import (
     trace,
 )
 from confcascade.extending import Chunk, Response, Signal, build_stages
-from confcascade.flow import FittedStages
 from confcascade.signals.knowledge_probe import ProbeCard
+from confcascade.stage import FittedStages
 from confcascade.testing import Reply, ScriptedModel
 
 SMALL, MIDDLE, LARGE = (ScriptedModel(name) for name in ("small", "middle", "large"))

@@ -34,7 +34,8 @@ from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
 from confcascade.errors import kept_of
 from confcascade.extending import Evidence, Measurement, Prefilled, Response, Signal, Token
-from confcascade.flow import cascade_flow, policy_id
+from confcascade.flow import cascade_flow
+from confcascade.stage import policy_id
 from confcascade.testing import Reply, ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st

@@ -23,7 +23,8 @@ from confcascade.audit.file import AuditFile, DrawnQuery, Guarded
 from confcascade.cost import attempt_cost
 from confcascade.drivers import call_model
 from confcascade.errors import ConfcascadeError, ConfigurationError
-from confcascade.flow import Outcome, Stage
+from confcascade.flow import Outcome
+from confcascade.stage import Stage
 from confcascade.types import Request, Response
 
 __all__ = ["Auditor", "question_hash"]

@@ -26,11 +26,12 @@ from confcascade.cascade_file.models import ModelEntry
 from confcascade.cascade_file.source import Source
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.flow import FittedStages, OnError, OnExhausted, Stage
+from confcascade.flow import OnError, OnExhausted
 from confcascade.policy import Policy
 from confcascade.schema import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
+from confcascade.stage import FittedStages, Stage
 from confcascade.unusable import OnCut
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]

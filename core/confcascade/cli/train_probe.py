@@ -187,8 +187,8 @@ def _collect(
     from confcascade.bench.questions.splitting import sample
     from confcascade.bench.recording.provenance import Noted, bind, identity_of
     from confcascade.bench.recording.writer import RecordingWriter
-    from confcascade.flow import Stage
     from confcascade.signals.token_probability import TokenProbability
+    from confcascade.stage import Stage
 
     stages = with_default_signals([Stage(model, [TokenProbability()])])
     parameters: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from confcascade.flow import Stage
 from confcascade.models.bundled import SIZES, WEIGHTS, bundled_folder, bundled_model
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.token_probability import TokenProbability
+from confcascade.stage import Stage
 
 __all__ = ["SIZES", "WEIGHTS", "bundled_model", "bundled_probe", "bundled_stages"]
 

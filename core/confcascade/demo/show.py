@@ -14,11 +14,13 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from confcascade.bench.metrics.significance import mcnemar
-from confcascade.cascade import Cascade, build_stages
+from confcascade.building import build_stages
+from confcascade.cascade import Cascade
 from confcascade.demo import bundled_stages
 from confcascade.demo.world import TASKS, Question, Task, World
 from confcascade.errors import ConfigurationError, require
-from confcascade.flow import Outcome, Stage
+from confcascade.flow import Outcome
+from confcascade.stage import Stage
 from confcascade.trace import Record, trace
 
 __all__ = ["show"]

@@ -17,7 +17,7 @@ import openai
 from confcascade import Cascade, ConfigurationError, Message, OpenAICompatibleModel, Request, Stage, TokenProbability
 from confcascade.asks import Generate
 from confcascade.extending import Response, settings_digest
-from confcascade.flow import policy_id
+from confcascade.stage import policy_id
 from confcascade.testing import ScriptedModel
 from pytest_httpserver import HTTPServer
 from werkzeug import Request as Received

@@ -23,7 +23,7 @@ from confcascade import (
 from confcascade.asks import Generate, ask
 from confcascade.calibration import Feature, Fusion, Input, Platt
 from confcascade.extending import Evidence, Measurement, Prefilled, Signal
-from confcascade.flow import policy_id
+from confcascade.stage import policy_id
 from confcascade.testing import Reply, ScriptedModel
 from confcascade.types import Message, Request
 

@@ -17,7 +17,7 @@ from confcascade import (
     TokenProbability,
 )
 from confcascade.extending import Evidence
-from confcascade.flow import policy_id
+from confcascade.stage import policy_id
 from confcascade.testing import ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st

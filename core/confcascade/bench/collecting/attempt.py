@@ -11,10 +11,11 @@ from confcascade.asks import Flow, Generate, LanguageModel, ask
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.checks import failed_check
 from confcascade.errors import ConfigurationError
-from confcascade.flow import Stage, prefill_for
+from confcascade.flow import prefill_for
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
 from confcascade.signals import Evidence, Signal
+from confcascade.stage import Stage
 from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import why_unusable
 

@@ -30,11 +30,11 @@ from confcascade.bench.recording.writer import RecordingWriter
 from confcascade.cost import attempt_cost
 from confcascade.drivers import run_many
 from confcascade.errors import ConfigurationError
-from confcascade.flow import Stage
 from confcascade.graders import Grader, grader_from_string
 from confcascade.graders.example import Example
 from confcascade.models.remote import estimated_usage
 from confcascade.signals.token_probability import TokenProbability
+from confcascade.stage import Stage
 from confcascade.types import Usage
 
 __all__ = ["AskAll", "Collected", "Ending", "Tally", "collect", "collect_rows", "with_default_signals"]

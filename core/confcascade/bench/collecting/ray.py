@@ -11,9 +11,9 @@ from confcascade.bench.collecting.collect import AskAll, collect_rows, with_defa
 from confcascade.bench.collecting.rate_limit import RateLimiter, RateLimits
 from confcascade.bench.recording.row import Row
 from confcascade.cascade_file import CascadeFile
-from confcascade.flow import Stage
 from confcascade.graders import Grader
 from confcascade.graders.example import Example
+from confcascade.stage import Stage
 from confcascade.types import Usage
 
 __all__ = ["on_ray"]

@@ -43,7 +43,7 @@ class PlaybackModel(InThreads):
         ConfigurationError: If the recording has no row of it.
 
     >>> from confcascade.cascade import Cascade
-    >>> from confcascade.flow import Stage
+    >>> from confcascade.stage import Stage
     >>> rows = [Row(question="q1", model="small", answer="4", scores={"sure": RecordedScore(value=0.8)})]
     >>> rows += [Row(question="q1", model="large", answer="5")]
     >>> small, large = PlaybackModel("small", rows), PlaybackModel("large", rows)

@@ -20,8 +20,8 @@ from confcascade.bench.questions.prompts import Prompt
 from confcascade.bench.recording.digest import digest
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.flow import Stage
 from confcascade.graders import Grader
+from confcascade.stage import Stage
 
 __all__ = ["Noted", "bind", "identity_of", "meta_path", "noted", "versions"]
 
