@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from confcascade import CascadeExhaustedError, trace
+from confcascade import trace
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, ValidationError
 from llama_index.core.prompts import PromptTemplate
@@ -92,7 +92,7 @@ async def test_what_it_lacks_is_found_out_once():
     assert tried == [1]
 
     down = Synchronous(name="down", script=Said(error=ConnectionError("down")))
-    with pytest.raises(CascadeExhaustedError, match="ConnectionError"):
+    with pytest.raises(ConnectionError):
         await ConfidenceCascadeLLM(models=[down]).acomplete("q")
     assert len(down.seen) == 1
 

@@ -212,7 +212,7 @@ async def test_a_stream_that_is_left_closes_the_stages(method):
 
     assert [entry for entry in small.log if entry != "waits"] == ["said", "closed"]
     assert large.sent == []
-    assert t.records == []
+    assert [record.ended for record in t.records] == ["left"]
 
 
 # ---------------------------------------------------------------------- what passes through
@@ -254,9 +254,9 @@ async def test_the_rate_limiter_counts_calls_of_the_cascade():
 
 async def test_a_small_model_that_gives_no_answer_escalates_in_every_way():
     failures = {
-        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError: no route"),
-        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError: reset"),
-        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError: 60 s"),
+        "raises": (Reply("", error=ConnectionError("no route")), "ConnectionError"),
+        "breaks off": (Reply("It is", error=ConnectionError("reset"), after=1), "ConnectionError"),
+        "times out": (Reply("", error=TimeoutError("60 s")), "TimeoutError"),
         "is empty": (Reply(""), "empty answer"),
         "is white space": (Reply(" \n "), "empty answer"),
     }
@@ -280,7 +280,7 @@ async def test_a_timeout_of_the_models_own_client_escalates(httpserver):
 
     for answer in await eight_ways(cascade(small, ScriptedModel("large")), "q"):
         assert text_of(answer) == "large: q"
-        assert record(answer)["attempts"][0]["error"] == "APITimeoutError: Request timed out."
+        assert record(answer)["attempts"][0]["error"] == "APITimeoutError (from ReadTimeout)"
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ def says(text: str, **settings: Any) -> ConfidenceCascadeLLM:
 
 
 @pytest.mark.parametrize(
-    "other", [{"name": "tiny"}, {"threshold": 0.8}, {"on_error": "raise"}, {"on_exhausted": "raise"}]
+    "other", [{"name": "tiny"}, {"threshold": 0.8}, {"on_error": "raise"}, {"on_exhausted": "best"}]
 )
 def test_the_ingestion_cache_keeps_cascades_apart(other):
     """Other models, thresholds or settings give other texts; the same cascade, built again, is not asked again."""

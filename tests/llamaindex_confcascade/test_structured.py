@@ -31,6 +31,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.types import PydanticProgramMode
 from llama_index.llms.openai import OpenAI
+from openai import BadRequestError
 from pydantic import Field
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
@@ -197,13 +198,15 @@ def test_a_model_that_fails_is_passed_over_and_the_last_raises(openai_server, sa
     broken = openai_server.llm("gpt-4o-mini", said(error=ConnectionError("no route")))
 
     assert cascade(broken, openai_server.llm("gpt-4o", GOOD)).structured_predict(Joke, prompt, topic="x") == JOKE
-    with pytest.raises(CascadeExhaustedError, match="no route"):
+    with pytest.raises(BadRequestError, match="no route"):
         cascade(broken, threshold=None).structured_predict(Joke, prompt, topic="x")
 
 
 def test_an_unusable_draft_never_comes_back(openai_server, said, prompt):
     llm = cascade(
-        openai_server.llm("gpt-4o-mini", BAD), openai_server.llm("gpt-4o", said(error=ConnectionError("down")))
+        openai_server.llm("gpt-4o-mini", BAD),
+        openai_server.llm("gpt-4o", said(error=ConnectionError("down"))),
+        on_exhausted="best",
     )
 
     with pytest.raises(CascadeExhaustedError, match="no earlier stage"):
@@ -213,7 +216,7 @@ def test_an_unusable_draft_never_comes_back(openai_server, said, prompt):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_doubtful_object_comes_back_where_the_last_stage_fails(stage, openai_server, said, prompt, kind):
     down = openai_server.llm("gpt-4o", said(error=ConnectionError("down")))
-    llm = cascade(stage(kind, "small", GOOD, p=0.4), down)
+    llm = cascade(stage(kind, "small", GOOD, p=0.4), down, on_exhausted="best")
 
     with trace() as t:
         assert llm.structured_predict(Joke, prompt, topic="cats") == JOKE
