@@ -257,7 +257,7 @@ def test_a_server_that_does_not_know_stream_options_still_streams(server: Server
     *_, last = model.stream(Generate(model, request()))
 
     assert isinstance(last, Response)
-    assert (last.text, last.usage) == ("Paris", Usage(5, 2, estimated=True))
+    assert (last.text.strip(), last.usage) == ("Paris", Usage(5, 2, estimated=True))
 
 
 async def test_other_errors_are_raised_at_once(server: Server) -> None:
@@ -373,7 +373,7 @@ def test_increments_of_a_stream_count_not_its_whole_texts() -> None:
     *_, last = model.stream(Generate(model, request()))
 
     assert isinstance(last, Response)
-    assert (last.text, last.usage) == ("text text text", Usage(5, 4, estimated=True))
+    assert (last.text.strip(), last.usage) == ("text text text", Usage(5, 4, estimated=True))
 
 
 @pytest.mark.parametrize(

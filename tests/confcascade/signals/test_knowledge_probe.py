@@ -373,7 +373,7 @@ def card_file(folder: Path, **changes: Any) -> None:
     ("damage", "said"),
     [
         (lambda folder: (folder / "probe.json").unlink(), "probe.json is missing. KnowledgeProbe.save writes one"),
-        (lambda folder: (folder / "probe.safetensors").unlink(), "probe.safetensors is missing"),
+        (lambda folder: (folder / "probe.safetensors").unlink(), "is missing. KnowledgeProbe.save writes one"),
         (lambda folder: (folder / "probe.json").write_text("{"), "is damaged"),
         (lambda folder: (folder / "probe.json").write_text("[]"), "is damaged"),
         (lambda folder: (folder / "probe.safetensors").write_bytes(b"no"), "is damaged"),

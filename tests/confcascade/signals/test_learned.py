@@ -322,7 +322,7 @@ def card_file(folder: Path, **changes: Any) -> None:
     ("damage", "said"),
     [
         (lambda folder: (folder / "learned.json").unlink(), "learned.json is missing. TextRouter.save writes one"),
-        (lambda folder: (folder / "learned.safetensors").unlink(), "learned.safetensors is missing"),
+        (lambda folder: (folder / "learned.safetensors").unlink(), "is missing. TextRouter.save writes one"),
         (lambda folder: (folder / "learned.json").write_text("{"), "is damaged"),
         (lambda folder: (folder / "learned.json").write_text("[]"), "is damaged"),
         (lambda folder: (folder / "learned.safetensors").write_bytes(b"no"), "is damaged"),

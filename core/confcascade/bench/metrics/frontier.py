@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import trapezoid
 
 __all__ = ["Curve", "frontier", "gap_closed", "oracle", "random_routing", "share_of_gap"]
 
@@ -36,7 +37,7 @@ class Curve:
             raise ValueError(f"An area needs {self.cost[0]:g} <= low < high. Got low={low:g}, high={high:g}.")
         inner = self.cost[(self.cost > low) & (self.cost < high)]
         x = np.concatenate([[low], inner, [high]])
-        return float(np.trapezoid(np.interp(x, self.cost, self.accuracy), x) / (high - low))
+        return float(trapezoid(np.interp(x, self.cost, self.accuracy), x) / (high - low))
 
     def cost_of(self, accuracy: float) -> float:
         """The least cost for an accuracy, NaN if it is out of reach.
