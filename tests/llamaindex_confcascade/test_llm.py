@@ -530,7 +530,7 @@ def test_unset_fields_of_llama_index_may_be_none() -> None:
 
 def payload_of(llm: LLM) -> Any:
     """What its events carry of it."""
-    return llm.to_payload() if hasattr(llm, "to_payload") else llm.to_dict()  # before llama-index-core 0.14.21
+    return llm.to_payload() if hasattr(llm, "to_payload") else llm.to_dict()  # llama-index-core 0.14.20 has none
 
 
 def test_nothing_that_is_serialized_or_shown_holds_a_key() -> None:
