@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from confcascade.cost import Architecture
-from confcascade.types import Prefilled, Request, Response, Token
+from confcascade.errors import ModelError
+from confcascade.types import Prefilled, Request, Response, Token, Usage
 
 __all__ = [
     "Answer",
@@ -105,15 +106,19 @@ class Answer(Generic[T]):
         error: Why it did not come.
         elapsed_s: Seconds from the call to its answer.
         busy_s: This ask's share of those seconds: of a call for eight queries, an eighth.
+        usage: What an ask that ended in an error has cost, as far as it is known.
     """
 
     value: T | None = None
     error: Exception | None = None
     elapsed_s: float = 0.0
     busy_s: float = 0.0
+    usage: Usage | None = None
 
     def unwrap(self) -> T:
         """The value; raises the error inside the flow, which then decides."""
+        if isinstance(self.error, StopIteration | StopAsyncIteration):  # which no generator lets through
+            raise ModelError("The model raised StopIteration: it has no more answers.") from self.error
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]  # an answer without error has one

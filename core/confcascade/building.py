@@ -104,6 +104,8 @@ def _fitted(
 ) -> tuple[Stage, ...]:
     from confcascade.policy import Policy
 
+    if not isinstance(policy, Policy | str | Path):
+        raise ConfigurationError(f"`policy` must be a Policy or the path of its file. Got {type(policy).__name__}.")
     chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
     resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
     if signals is not None and not isinstance(signals, Mapping):

@@ -194,10 +194,12 @@ class Cascade:
 
     def _index(self, stage: str | int) -> int:
         names = [each.model.name for each in self.stages]
-        if isinstance(stage, str) and stage in names:
+        if isinstance(stage, str) and names.count(stage) == 1:
             return names.index(stage)
         if isinstance(stage, int) and not isinstance(stage, bool) and -len(names) <= stage < len(names):
             return stage % len(names)
+        if isinstance(stage, str) and stage in names:
+            raise ConfigurationError(f"`stage` {stage!r} names several of {names}: give its index.")
         raise ConfigurationError(f"`stage` must name one of {names}, or be its index. Got {stage!r}.")
 
     def _with_thresholds(self, threshold: Threshold | Mapping[str, Threshold]) -> tuple[Stage, ...]:
@@ -207,9 +209,9 @@ class Cascade:
             told = threshold if isinstance(threshold, Mapping) else thresholds_of(threshold, stage.signals)
             kept = {name: told.get(name, value) for name, value in stage.thresholds.items()}
             skip = {name: least for name, least in stage.skip.items() if name not in told}
-            changed.append(replace(stage, thresholds=plain_thresholds(kept), skip=skip))
             for signal in stage.signals:
                 signal.validate(kept[signal.name])
+            changed.append(replace(stage, thresholds=plain_thresholds(kept), skip=skip))
         known = {name for stage in changed for name in stage.thresholds}
         if isinstance(threshold, Mapping) and (unknown := sorted(threshold.keys() - known)):
             raise ConfigurationError(f"`threshold` names {unknown}; the signals of this cascade are {sorted(known)}.")

@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
+from contextlib import suppress
+from functools import lru_cache
+from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, TypeVar
 
 __all__ = [
@@ -88,22 +89,38 @@ def joined(ours: T, error: Exception | None) -> T:
     >>> isinstance(joined(ModelError("It broke."), TimeoutError()), TimeoutError)
     True
     """
-    both = None if error is None or isinstance(error, ConfcascadeError) else _both(type(ours), type(error))  # type: ignore[arg-type]
-    if both is not None and error is not None:
+    theirs = error
+    while isinstance(theirs, ConfcascadeError):  # of a cascade within a cascade, say
+        theirs = theirs.__cause__ if isinstance(theirs.__cause__, Exception) else None
+    both = None if theirs is None else _both(type(ours), type(theirs))  # type: ignore[arg-type]
+    if both is not None and theirs is not None:
         try:
             made = both.__new__(both)
             made.args = ours.args
-            vars(made).update({k: v for k, v in vars(error).items() if k != "__notes__"} | vars(ours))
-            if isinstance(error, OSError):
-                made.errno, made.strerror = error.errno, error.strerror
-        except Exception:  # it wants more to be made of, or does not let itself be changed
+            for name in _slots_of(type(theirs)):
+                with suppress(AttributeError, TypeError):
+                    setattr(made, name, getattr(theirs, name))
+            vars(made).update({k: v for k, v in vars(theirs).items() if k != "__notes__"} | vars(ours))
+        except Exception:  # it wants more to be made of
             made = ours
         ours = made
     ours.__cause__ = error
     return ours
 
 
-@cache
+def _slots_of(kind: type) -> list[str]:
+    """What its instances hold outside of their ``__dict__``, such as ``errno``."""
+    kinds = (MemberDescriptorType, GetSetDescriptorType)
+    return [
+        name
+        for cls in kind.__mro__
+        if cls not in (Exception, BaseException, object)
+        for name, each in vars(cls).items()
+        if isinstance(each, kinds) and not name.startswith("__")
+    ]
+
+
+@lru_cache(maxsize=256)
 def _both(ours: type[ConfcascadeError], theirs: type[Exception]) -> Any:
     """A class of both; None where `theirs` is final, or wants more of those who derive from it."""
 
@@ -131,9 +148,9 @@ def kept_of(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, ConfcascadeError):
         return f"{name}: {error}"
-    status = _first(error, "status_code", "status", "http_status") or _first(
-        getattr(error, "response", None), "status_code", "status"
-    )
+    status = _first(error, "status_code", "status", "http_status")
+    if status is None:
+        status = _first(_first(error, "response"), "status_code", "status")
     facts = [str(status)] if isinstance(status, int) else []
     code = _first(error, "code", "errno")
     if isinstance(code, str | int) and str(code) not in facts and _CODE.fullmatch(str(code)):

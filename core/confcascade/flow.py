@@ -167,7 +167,7 @@ def cascade_flow(
     if kept is None or on_exhausted == "raise":
         failed = attempts[-1]
         exhausted = CascadeExhaustedError(
-            f"The last stage, '{failed.model}', gave no answer ({failed.reason})"
+            f"The last stage, '{failed.model}', gave no answer ({failed.reason.rstrip('.')})"
             + ("." if kept or on_exhausted == "raise" else " and no earlier stage has a complete one."),
             attempts,
             responses,
@@ -311,7 +311,7 @@ def _inability(model: LanguageModel, request: Request) -> str | None:
 
 
 class _Bill:
-    """What an attempt has used so far. A failed ask is charged its time; its tokens nobody tells."""
+    """What an attempt has used so far. A failed ask is charged its time, and the tokens that are known of."""
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -321,6 +321,8 @@ class _Bill:
     def add(self, answer: Answer[Any]) -> Any:
         self.elapsed_s += answer.elapsed_s
         self.busy_s += answer.busy_s
+        if answer.usage is not None:
+            self.usage += answer.usage
         return answer.unwrap()
 
     def leave(self, answer: Answer[Any]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from confcascade.errors import kept_of
-from confcascade.trace import Record
+from confcascade.trace import Attempt, Record
 
 __all__ = ["Notices", "log_text"]
 
@@ -25,7 +26,7 @@ class Notices:
 
     def __init__(self, last: int) -> None:
         self._last = last
-        self._said: set[tuple[str, ...]] = set()
+        self._said: dict[tuple[Any, ...], None] = {}  # the latest last
         self._asked: dict[int, int] = {}  # attempts of stages that have never been scored
         self._scored: set[int] = set()
 
@@ -35,42 +36,49 @@ class Notices:
             if attempt.error is not None:
                 then = "Its queries escalate." if attempt.stage < self._last else "It is the last stage."
                 self._once(
-                    ("failed", attempt.model, attempt.error),
-                    f"Model '{attempt.model}' failed: {attempt.error}. {then}",
+                    ("failed", attempt.stage, attempt.error),
+                    f"Model '{attempt.model}' failed: {attempt.error.rstrip('.')}. {then}",
                 )
             for name, score in attempt.scores.items():
                 if score.value is None:
                     why = str(score.details["unavailable"])
                     then = "It is kept all the same." if score.passed else "Such queries escalate."
                     self._once(
-                        ("unscored", attempt.model, name, why),
-                        f"An answer of model '{attempt.model}' has no score {name}: {why}. {then}",
+                        ("unscored", attempt.stage, name, why),
+                        f"An answer of model '{attempt.model}' has no score {name}: {why.rstrip('.')}. {then}",
                     )
-            if attempt.scores and attempt.stage not in self._scored:
-                self._count(attempt.stage, attempt.model, any(s.value is not None for s in attempt.scores.values()))
+            self._count(attempt)
         if record.degraded:
             _log.warning(
                 "The last stage failed (%s), and the rejected answer of model '%s' was returned in its place "
                 '(on_exhausted="best").',
-                record.attempts[-1].reason,
+                record.attempts[-1].reason.rstrip("."),
                 record.answered_by,
             )
 
-    def _count(self, stage: int, model: str, scored: bool) -> None:
-        if scored:
+    def _count(self, attempt: Attempt) -> None:
+        """Of a judged stage: whether it is paid and its answers are never scored, whatever the reason."""
+        stage = attempt.stage
+        if stage in self._scored or stage == self._last or not attempt.usage.total_tokens:
+            return
+        if any(score.value is not None for score in attempt.scores.values()) or attempt.decision == "accept":
             self._scored.add(stage)
             return
         self._asked[stage] = self._asked.get(stage, 0) + 1
         if self._asked[stage] == _NEVER_SCORED:
             _log.warning(
-                "Model '%s' was asked %d times and never scored: its calls are paid for and save nothing.",
-                model,
+                "Model '%s' was asked %d times and none of its answers was scored (the last: %s): its calls are paid "
+                "for and save nothing.",
+                attempt.model,
                 _NEVER_SCORED,
+                attempt.reason.rstrip("."),
             )
 
-    def _once(self, kind: tuple[str, ...], message: str) -> None:
-        if kind not in self._said and len(self._said) < _MOST:
-            self._said.add(kind)
+    def _once(self, kind: tuple[Any, ...], message: str) -> None:
+        if kind not in self._said:
+            self._said[kind] = None
+            if len(self._said) > _MOST:
+                self._said.pop(next(iter(self._said)), None)
             _log.warning("%s Logged once for each kind.", message)
 
 

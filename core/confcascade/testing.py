@@ -301,7 +301,7 @@ def check_model(model: LanguageModel, request: Request) -> None:
         )
         prefilled.close()
         prefilled.close()  # closing twice is harmless
-    if parted(request, whole).tokens:  # a watch reads those of the answer
+    if len(parted(request, whole).tokens or ()) > 1:  # a watch reads those of the answer; one may be its end
         (*_, aborted) = model.stream(Generate(model, request, watch=lambda _: "abort"))
         assert isinstance(aborted, Response), f"the last item of an aborted stream must be the Response, is {aborted!r}"
         assert aborted.finish_reason == "aborted", "a watch that aborts must end the answer"

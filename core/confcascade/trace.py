@@ -189,21 +189,27 @@ def open_traces() -> tuple[Trace, ...]:
     return _active.get()
 
 
-def untraced() -> contextlib.AbstractContextManager[None]:
-    """While a stage's model is called: where it is a cascade itself, its record is part of the outer one's."""
-    return _collected_by(()) if _active.get() else _NOTHING_TO_DO
+class Within:
+    """While a stage's model is called: where it is a cascade itself, its record is part of the outer one's.
 
+    So it is collected here and not by the traces around, and what it paid is known also if it fails.
+    """
 
-_NOTHING_TO_DO = contextlib.nullcontext()
+    def __init__(self) -> None:
+        self._inner = Trace()
+        self._traces = (self._inner,)
 
+    def __enter__(self) -> None:
+        self._token = _active.set(self._traces)
 
-@contextlib.contextmanager
-def _collected_by(traces: tuple[Trace, ...]) -> Iterator[None]:
-    token = _active.set(traces)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ValueError):  # a step that is broken off may end in another context
+            _active.reset(self._token)
+
+    @property
+    def usage(self) -> Usage | None:
+        """Of the cascades that were asked; None if there was none."""
+        return self._inner.usage if self._inner.records else None
 
 
 @cache
@@ -224,5 +230,8 @@ def _carry_into_thread_pools() -> None:
 
 
 def _job(traces: tuple[Trace, ...], fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    with _collected_by(traces):
+    token = _active.set(traces)
+    try:
         return fn(*args, **kwargs)
+    finally:
+        _active.reset(token)

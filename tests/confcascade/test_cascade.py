@@ -18,11 +18,13 @@ from confcascade import (
     KnowledgeProbe,
     Message,
     MissingExtraError,
+    ModelError,
     Outcome,
     Prices,
     Request,
     Stage,
     TokenProbability,
+    Usage,
     trace,
 )
 from confcascade.extending import Chunk, Response, Signal, build_stages
@@ -445,6 +447,75 @@ def test_the_thoughts_of_the_last_stage_are_shown_as_they_come():
     assert [next(items).native, next(items).text] == ["hm", "4"]
 
 
+class Inner(ScriptedModel):
+    """A model that is a cascade of its own, whose last stage fails."""
+
+    def __init__(self):
+        super().__init__("inner")
+        self.cascade = telling(DOWN)[0]
+
+    def generate(self, asks):
+        return [self.cascade.run(ask.request).response for ask in asks]
+
+    def stream(self, ask):
+        yield self.generate([ask])[0]
+
+
+@pytest.mark.parametrize("way", ["run", "stream"])
+def test_what_an_inner_cascade_paid_before_it_failed_is_on_the_bill(way):
+    large = ScriptedModel("large", {"hard": "4"})
+    stages = [Stage(Inner(), [TokenProbability()], {"p_t": 0.9}), Stage(large)]
+    with trace() as t:
+        _ = Cascade(stages).run("hard") if way == "run" else list(Cascade(stages).stream("hard"))
+
+    (record,) = t.records
+    assert [attempt.decision for attempt in record.attempts] == ["fail", "accept"]
+    assert record.attempts[0].usage.output_tokens == 4  # of its small model's draft
+
+
+@pytest.mark.parametrize("way", ["run", "stream"])
+def test_the_error_of_an_inner_cascade_is_the_providers_too(way):
+    small = Stage(ScriptedModel("small", {"hard": ("3", 0.1)}), [TokenProbability()], {"p_t": 0.9})
+    asked = Cascade([small, Stage(Inner())])
+
+    with pytest.raises(TimeoutError) as raised:
+        _ = asked.run("hard") if way == "run" else list(asked.stream("hard"))
+
+    assert isinstance(raised.value, CascadeExhaustedError)
+    assert isinstance(raised.value.__cause__, CascadeExhaustedError)
+
+
+def test_a_stream_that_breaks_is_billed_for_what_had_come():
+    class Breaking(ScriptedModel):
+        def stream(self, ask):
+            for word in "a b c d e f g h".split():
+                yield Chunk(f"{word} ", released=ask.live)
+            raise ConnectionResetError
+
+    small = Stage(ScriptedModel("small", {"q": ("3", 0.1)}), [TokenProbability()], {"p_t": 0.9})
+    with trace() as t, pytest.raises(ConnectionResetError):
+        list(Cascade([small, Stage(Breaking("large"))]).stream("q"))
+
+    assert t.records[0].attempts[1].usage == Usage(1, 4, estimated=True)  # sixteen characters
+
+
+def test_a_call_that_times_out_is_billed_for_its_prompt_and_a_refused_one_for_nothing():
+    for error, paid in ((TimeoutError(), Usage(1, 0, estimated=True)), (PermissionError(), Usage())):
+        asked = Cascade([Stage(ScriptedModel("m", {"q": Reply("", error=error)}))])
+        with trace() as t, pytest.raises(type(error)):
+            asked.run("q")
+        assert t.records[0].usage == paid
+
+
+def test_a_model_that_raises_stop_iteration_fails_like_any_other():
+    small = ScriptedModel("small", {"q": Reply("", error=StopIteration())})
+    stages = [Stage(small, [TokenProbability()], {"p_t": 0.9}), Stage(ScriptedModel("large", {"q": "4"}))]
+
+    assert Cascade(stages).run("q").text == "4"
+    with pytest.raises(ModelError, match="StopIteration"):
+        Cascade([Stage(small)]).run("q")
+
+
 # ---------------------------------------------------------------------- per call
 
 
@@ -462,6 +533,14 @@ def test_one_call_can_name_its_stage():
             asked.run("easy", stage=wrong)
 
 
+def test_a_name_that_two_stages_have_is_no_name_of_one():
+    twice = Cascade([Stage(LARGE, [TokenProbability()], {"p_t": 0.9}), Stage(LARGE)])
+
+    assert twice.run("q", stage=1).stage == 1
+    with pytest.raises(ConfigurationError, match="give its index"):
+        twice.run("q", stage="large")
+
+
 def test_one_call_can_change_thresholds():
     asked, _ = telling(ScriptedModel("large", {"easy": "4"}))
 
@@ -473,8 +552,9 @@ def test_one_call_can_change_thresholds():
     assert asked.run("hard", threshold=0.05).record.policy_id == same.policy_id
     with pytest.raises(ConfigurationError, match="p_ik"):
         asked.run("easy", threshold={"p_ik": 0.5})
-    with pytest.raises(ConfigurationError, match="90"):
-        asked.run("easy", threshold=90)
+    for wrong in (90, [0.5], {"p_t": None}, "sometimes"):
+        with pytest.raises(ConfigurationError, match="threshold"):
+            asked.run("easy", threshold=wrong)
 
 
 def test_always_needs_no_log_probabilities():

@@ -121,6 +121,29 @@ def test_errors_of_python_join_as_well(theirs):
     assert getattr(error, "errno", None) == getattr(theirs, "errno", None)
 
 
+def test_what_an_error_holds_outside_of_its_dict_comes_along():
+    class SlottedError(Exception):
+        __slots__ = ("body",)
+
+    theirs = SlottedError()
+    theirs.body = {"code": 7}
+
+    assert joined(confcascade.ModelError("It broke."), theirs).body == {"code": 7}
+    assert joined(confcascade.ModelError("It broke."), FileNotFoundError(2, "no", "a.txt")).filename == "a.txt"
+    assert joined(confcascade.ModelError("It broke."), ImportError("no", name="openai")).name == "openai"
+
+
+def test_of_an_error_that_fails_when_it_is_looked_at_the_type_is_kept():
+    class TouchyError(Exception):
+        @property
+        def response(self):
+            raise RuntimeError
+
+        status_code = code = param = response
+
+    assert kept_of(TouchyError("sk-secret")) == "TouchyError"
+
+
 def test_an_error_of_a_final_class_is_the_cause_only():
     with pytest.raises(ValidationError) as raised:
         TypeAdapter(int).validate_python("x")

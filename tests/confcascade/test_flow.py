@@ -37,7 +37,7 @@ from confcascade.extending import Evidence, Measurement, Prefilled, Response, Si
 from confcascade.flow import cascade_flow
 from confcascade.stage import policy_id
 from confcascade.testing import Reply, ScriptedModel
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 REQUEST = Request((Message("user", "2+2?"),), max_tokens=5, stop=("\n",))
@@ -629,6 +629,7 @@ def test_a_failure_costs_what_it_had_used():
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(0, 500)), min_size=1, max_size=6))
+@settings(deadline=None)
 def test_usage_adds_up_over_any_number_of_stages(script: list[tuple[float, int]]):
     """The record's total is the sum over the stages that were asked, up to the first that passed."""
     stages = [sure(0.5) for _ in script[:-1]] + [Stage(LARGE)]

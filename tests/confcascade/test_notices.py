@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 from confcascade import Cascade, CascadeExhaustedError, Stage, TokenProbability
@@ -66,7 +67,7 @@ def test_a_stage_that_is_never_scored_is_logged_after_twenty_attempts(caplog):
 
     assert [line.split(":")[0] for line in logged(caplog)] == [
         "An answer of model 'small' has no score p_t",
-        "Model 'small' was asked 20 times and never scored",
+        "Model 'small' was asked 20 times and none of its answers was scored (the last",
     ]
 
 
@@ -78,7 +79,29 @@ def test_one_score_is_enough_not_to_be_never_scored(caplog):
     for each in (scored, *[unscored] * 40):
         notices.note(each)
 
-    assert not [line for line in logged(caplog) if "never scored" in line]
+    assert not [line for line in logged(caplog) if "none of its answers was scored" in line]
+
+
+def test_a_stage_whose_drafts_cannot_be_kept_is_logged_too(caplog):
+    """Not for want of log-probabilities: it may say nothing, or be cut off, each time."""
+    asked = cascade("")
+    for _ in range(40):
+        asked.run("q")
+
+    (line,) = logged(caplog)
+    assert line.startswith(
+        "Model 'small' was asked 20 times and none of its answers was scored (the last: empty answer)"
+    )
+
+
+def test_after_very_many_kinds_the_next_is_still_logged(caplog):
+    notices = Notices(last=1)
+    record = cascade(Reply("", error=RefusedError(SECRET))).run("q").record
+    for i in range(400):
+        notices.note(replace(record, attempts=(replace(record.attempts[0], error=f"RefusedError ({i})"),)))
+
+    assert "RefusedError (399)" in logged(caplog)[-1]
+    assert len(notices._said) <= 256
 
 
 def test_texts_of_errors_are_logged_on_request_only(caplog):

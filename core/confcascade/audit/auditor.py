@@ -22,7 +22,7 @@ from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile, DrawnQuery, Guarded
 from confcascade.cost import attempt_cost
 from confcascade.drivers import call_model
-from confcascade.errors import ConfcascadeError, ConfigurationError
+from confcascade.errors import ConfcascadeError, ConfigurationError, kept_of
 from confcascade.flow import Outcome
 from confcascade.stage import Stage
 from confcascade.types import Request, Response
@@ -254,7 +254,7 @@ def question_hash(request: Request) -> str:
 
 def _shown(error: Exception) -> str:
     """Nothing of a query may be in a log, and a model's error may hold one; that of the state's file holds none."""
-    return str(error) if isinstance(error, ConfigurationError) else type(error).__name__
+    return str(error) if isinstance(error, ConfigurationError) else kept_of(error)
 
 
 def _flush(file: AuditFile, counts: _Counts, process: int) -> None:

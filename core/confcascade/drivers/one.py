@@ -14,8 +14,8 @@ from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, 
 from confcascade.errors import ModelError, StreamBrokenError, joined, kept_of
 from confcascade.flow import Outcome
 from confcascade.models.remote import estimated_usage
-from confcascade.trace import untraced
-from confcascade.types import Prefilled, Response, Token
+from confcascade.trace import Within
+from confcascade.types import Prefilled, Response, Token, Usage
 
 __all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
 
@@ -102,14 +102,21 @@ class Run(Generic[T]):
 # ---------------------------------------------------------------------- calling a model
 
 
-def _answers(values: Sequence[Any], started: float) -> list[Answer[Any]]:
+def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within: Within) -> list[Answer[Any]]:
     elapsed = time.perf_counter() - started
+    busy = elapsed / len(values)
     return [
-        Answer(error=value, elapsed_s=elapsed, busy_s=elapsed / len(values))
+        Answer(error=value, elapsed_s=elapsed, busy_s=busy, usage=within.usage or _usage_of(value, ask))
         if isinstance(value, Exception)
-        else Answer(value, elapsed_s=elapsed, busy_s=elapsed / len(values))
-        for value in values
+        else Answer(value, elapsed_s=elapsed, busy_s=busy)
+        for ask, value in zip(asks, values, strict=True)
     ]
+
+
+def _usage_of(error: Exception, ask: Ask) -> Usage | None:
+    """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing."""
+    slow = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
+    return estimated_usage(ask, "", ()) if slow else None
 
 
 _said: set[tuple[str, str]] = set()  # kinds of failures of batches
@@ -141,8 +148,9 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     """
     started = time.perf_counter()
     values: Any = None
+    within = Within()
     try:
-        with untraced():
+        with within:
             values = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
     except Exception as error:
         if len(asks) > 1:
@@ -152,15 +160,16 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     if values is None:  # the error is gone by now, and with it what it kept in memory
         again = [call_model(model, [_alone(ask)])[0] for ask in asks]
         values = [answer.error or answer.value for answer in again]
-    return _answers(values, started)
+    return _answers(asks, values, started, within)
 
 
 async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     """`call_model`, without blocking the event loop."""
     started = time.perf_counter()
     values: Any = None
+    within = Within()
     try:
-        with untraced():
+        with within:
             values = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
     except Exception as error:
         if len(asks) > 1:
@@ -170,7 +179,7 @@ async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[
     if values is None:
         again = [(await acall_model(model, [_alone(ask)]))[0] for ask in asks]
         values = [answer.error or answer.value for answer in again]
-    return _answers(values, started)
+    return _answers(asks, values, started, within)
 
 
 async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
@@ -210,6 +219,7 @@ class _Draft:
         self._shown = False
         self._elapsed_s = 0.0  # in the model, not in whoever reads the stream
         self._final = False
+        self._within = Within()
         self._text: list[str] = []
         self._tokens: list[Token] = []
 
@@ -240,15 +250,21 @@ class _Draft:
             if aclose := getattr(items, "aclose", None):
                 await aclose()
 
-    def answer(self) -> Answer[Response]:
+    def answer(self, ask: Generate) -> Answer[Response]:
         error = self._error
         if error is None and self._response is None:
             error = ModelError("The stream ended without a response.")
         if error is not None and self._shown:
             broken = f"The stream broke after part of the answer had been shown ({kept_of(error)})."
             error = joined(StreamBrokenError(broken), error)
-        value = None if error is not None else self._response
-        return Answer(value, error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
+        if error is None:
+            return Answer(self._response, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
+        usage = self._within.usage or (self._usage(ask) if self._text else _usage_of(error, ask))
+        return Answer(error=error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s, usage=usage)
+
+    def _usage(self, ask: Generate) -> Usage:
+        """Estimated of what has come."""
+        return estimated_usage(ask, *self.so_far())
 
     def rest(self, outcome: Outcome) -> list[Chunk]:
         """What is left to show once the flow has decided."""
@@ -261,7 +277,7 @@ class _Draft:
     def _step(self, step: Callable[[], T]) -> T | None:
         started = time.perf_counter()
         try:
-            with untraced():
+            with self._within:
                 return step()
         except Exception as error:
             self._error = error
@@ -272,7 +288,7 @@ class _Draft:
     async def _astep(self, step: Awaitable[T]) -> T | None:
         started = time.perf_counter()
         try:
-            with untraced():
+            with self._within:
                 return await step
         except Exception as error:
             self._error = error
@@ -312,7 +328,7 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
                 draft = running.draft = _Draft()
                 running.begin()
                 yield from draft.read(ask)
-                running.send([draft.answer()])
+                running.send([draft.answer(ask)])
             else:
                 running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])
         outcome = running.unwrap()
@@ -331,7 +347,7 @@ async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
                 async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
                     async for chunk in chunks:
                         yield chunk
-                running.send([draft.answer()])
+                running.send([draft.answer(ask)])
             else:
                 running.send(await _aanswers(running.begin()))
         outcome = running.unwrap()
