@@ -166,7 +166,7 @@ def trace() -> Iterator[Trace]:
 
     For places where no message survives: after `StrOutputParser`, structured output, or a query engine. It reaches over
     tasks, LangChain's threads and those of any `ThreadPoolExecutor`; a plain `threading.Thread` has a context of its
-    own, in which nothing is collected.
+    own, in which nothing is collected, and so have later steps of a generator that a server steps through.
 
     >>> with trace() as t:
     ...     pass
