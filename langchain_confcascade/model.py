@@ -53,7 +53,7 @@ _HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format"
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # classes that have no field of that name, and hand it to their provider where it is given per call
 _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
-# classes whose providers say why an answer ended: without a reason, it was cut off
+# classes whose providers say why an answer ended: a draft without a reason was cut off
 _MUST_FINISH = {"BaseChatOpenAI"}
 # what a model is set to if its user wants log-probabilities on the message
 _LOGPROBS_WANTED = ("logprobs", "top_logprobs", "response_logprobs")
@@ -227,7 +227,9 @@ class LangChainModel(Remote):
                 return call.explained(response)
 
     def _judged(self, way: _Way, response: Response, ask: Generate, *, streamed: bool) -> Response:
-        if streamed and self._must_finish and response.finish_reason is None:
+        # a live answer is the model's own, and some servers never say why one ended
+        must_finish = streamed and self._must_finish and not ask.live
+        if must_finish and response.finish_reason is None:
             raise ModelError(f"The stream of model '{self._name}' ended before the answer did.")
         return way.judged(response, ask.request)
 

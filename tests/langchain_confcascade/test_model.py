@@ -37,6 +37,7 @@ from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
 
 from langchain_confcascade.convert import Reading, messages_from, request_from, response_from
+from langchain_confcascade import ConfidenceCascadeLLM
 from langchain_confcascade.model import LangChainModel
 
 QUESTION = Request((Message("user", "capital of France?"),))
@@ -91,7 +92,8 @@ class Server:
                 "logprobs": logprobs,
             }
             yield event(choices=[choice])
-        yield event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        if asked["model"] != "unexplained":
+            yield event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
         if asked.get("stream_options", {}).get("include_usage"):
             yield event(choices=[], usage=usage)
         yield "data: [DONE]\n\n"
@@ -608,6 +610,28 @@ def test_a_stream_that_is_cut_off_is_no_answer(server):
             list(model.stream(Generate(model, QUESTION)))
     with pytest.raises(ModelError, match="ended before the answer did"):
         model.answer(Generate(model, QUESTION))
+
+
+@pytest.mark.parametrize("streaming", [{}, {"streaming": True}])
+def test_a_server_that_gives_no_reason_why_an_answer_ended_can_answer_last_but_not_be_judged(server, streaming):
+    """What is live is the model's own answer; a draft may have been cut off, and escalates."""
+    unexplained, large = server.model(model="unexplained", **streaming), server.model(model="large")
+    alone, last, first = (
+        ConfidenceCascadeLLM(models=models, threshold=threshold)
+        for models, threshold in (
+            ([unexplained], None),
+            ([large, unexplained], 0.99),
+            ([unexplained, large], 0.5),
+        )
+    )
+    for llm, answered_by in ((alone, "unexplained"), (last, "unexplained"), (first, "large")):
+        chunks = list(llm.stream("q"))
+        record = next(filter(None, (chunk.response_metadata.get("confcascade") for chunk in chunks)))
+
+        assert "".join(chunk.content for chunk in chunks) == "It is Paris"
+        assert record["answered_by"] == answered_by
+    assert record["attempts"][0]["decision"] == "fail"
+    assert alone.invoke("q").content == "It is Paris"
 
 
 def test_usage_is_asked_for_where_a_model_streams_though_it_is_invoked(server):
