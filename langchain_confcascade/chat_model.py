@@ -31,11 +31,11 @@ from pydantic import BaseModel, Field, PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from langchain_confcascade.answers import chunks_of, message_of, out_of_a_cache
-from langchain_confcascade.convert import Asked, request_from
+from langchain_confcascade.convert import PER_CALL, Asked, request_from
 from langchain_confcascade.given import loaded, wrapping
 from langchain_confcascade.model import LangChainModel
 from langchain_confcascade.profile import profile_of
-from langchain_confcascade.runs import CascadeRun, feeds_stream, under
+from langchain_confcascade.runs import CascadeRun, areported, feeds_stream, reported, under
 from langchain_confcascade.structured import Structured, StructuredOutputParser, is_lost
 from langchain_confcascade.tools import bound_tool
 
@@ -263,7 +263,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
             include_raw: Give ``{"raw": message, "parsed": object, "parsing_error": error}`` and never raise.
             method: By default each model's own; core models are always asked with a JSON Schema.
             strict: See the models' own.
-            **kwargs: What else the models' own `with_structured_output` take.
+            **kwargs: What else the models' own `with_structured_output` take; and ``stage`` and ``threshold``, which
+                are the cascade's.
 
         Raises:
             ConfigurationError: If the last stage, which always answers, cannot give structured output.
@@ -271,6 +272,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
             ValueError: And what else that stage's own `with_structured_output` raises.
         """
         self._require("structured", "give structured output")
+        chosen = {name: kwargs.pop(name) for name in PER_CALL if name in kwargs}
         options = {"method": method, "strict": strict, **kwargs}
         structured = Structured(schema, {key: value for key, value in options.items() if value is not None})
         if isinstance(last := self.cascade.stages[-1].model, LangChainModel):
@@ -278,6 +280,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         llm = self.bind(
             structured_output=structured,
             ls_structured_output_format={"kwargs": {"method": method, "strict": strict}, "schema": schema},
+            **chosen,
         )
         return llm | StructuredOutputParser(structured=structured, include_raw=include_raw)
 
@@ -301,14 +304,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
-        try:
+        with reported(run, request.native):
             outcome = self._answering.run(request)
-        except Exception:
-            if run is not None:
-                run.report(request.native)
-            raise
-        if run is not None:
-            run.report(request.native)
         return _result(outcome, keeps_logprobs)
 
     @override
@@ -322,14 +319,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
-        try:
+        async with areported(run, request.native):
             outcome = await self._answering.arun(request)
-        except Exception:
-            if run is not None:
-                await run.areport(request.native)
-            raise
-        if run is not None:
-            await run.areport(request.native)
         return _result(outcome, keeps_logprobs)
 
     @override
@@ -343,17 +334,14 @@ class ConfidenceCascadeLLM(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
-        with closing(self.cascade.stream(request)) as items:  # type: ignore[type-var]
-            try:
-                for item in items:
-                    if run is not None and isinstance(item, Outcome):
-                        run.report(request.native)
-                    for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
-                        yield ChatGenerationChunk(message=message)
-            except Exception:
-                if run is not None:
+        with reported(run, request.native), closing(self.cascade.stream(request)) as items:  # type: ignore[type-var]
+            if run is not None:
+                run.streams(items, request.native)
+            for item in items:
+                if run is not None and isinstance(item, Outcome):
                     run.report(request.native)
-                raise
+                for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
+                    yield ChatGenerationChunk(message=message)
 
     @override
     async def _astream(
@@ -366,17 +354,14 @@ class ConfidenceCascadeLLM(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         run, request = CascadeRun.under_way(run_manager), request_from(messages, stop, kwargs)
-        async with aclosing(self.cascade.astream(request)) as items:  # type: ignore[type-var]
-            try:
-                async for item in items:
-                    if run is not None and isinstance(item, Outcome):
-                        await run.areport(request.native)
-                    for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
-                        yield ChatGenerationChunk(message=message)
-            except Exception:
-                if run is not None:
+        async with areported(run, request.native), aclosing(self.cascade.astream(request)) as items:  # type: ignore[type-var]
+            if run is not None:
+                run.streams(items, request.native)
+            async for item in items:
+                if run is not None and isinstance(item, Outcome):
                     await run.areport(request.native)
-                raise
+                for message in chunks_of(item, keeps_logprobs=keeps_logprobs):
+                    yield ChatGenerationChunk(message=message)
 
     # ------------------------------------------------------------------ batches
 
@@ -430,9 +415,17 @@ class ConfidenceCascadeLLM(BaseChatModel):
         with closing(super().stream(input, config, **kwargs)) as chunks:  # type: ignore[type-var]
             with under(run):
                 first = next(chunks, None)
-            if first is not None:
+            if first is None:
+                return
+            try:
                 yield first
-                yield from chunks
+                # `yield from` would end LangChain's run before its attempts are reported
+                for chunk in chunks:  # noqa: UP028
+                    yield chunk
+            except GeneratorExit:
+                if run is not None:
+                    run.leave()
+                raise
 
     @override
     async def astream(
@@ -442,10 +435,16 @@ class ConfidenceCascadeLLM(BaseChatModel):
         async with aclosing(super().astream(input, config, **kwargs)) as chunks:  # type: ignore[type-var]
             with under(run):
                 first = await anext(chunks, None)
-            if first is not None:
+            if first is None:
+                return
+            try:
                 yield first
                 async for chunk in chunks:
                     yield chunk
+            except GeneratorExit:
+                if run is not None:
+                    await run.aleave()
+                raise
 
     @override
     def _generate_with_cache(

@@ -36,6 +36,7 @@ from langchain_confcascade.structured import Structured
 from langchain_confcascade.tools import plain_tool
 
 __all__ = [
+    "PER_CALL",
     "Asked",
     "Reading",
     "chunk_from",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=BaseMessage)
+PER_CALL = ("stage", "threshold")  # parameters of a call that are the cascade's
 _LOGPROBS = ("logprobs", "logprobs_result")  # where messages carry them; the second is Vertex's
 # types of content blocks, of LangChain and of providers
 _MEDIA = set("audio document file image image_url input_audio input_file input_image media video".split())
@@ -55,7 +57,7 @@ class Asked(list[BaseMessage]):
     """The messages of a query.
 
     Attributes:
-        ended: How it ended, once it has: what `Cascade` hands to ``on_ended``.
+        ended: How it ended, from then until its attempts are reported: what `Cascade` hands to ``on_ended``.
     """
 
     ended: Any = None  # an `Outcome`, or its like for a query that failed or was left
@@ -74,7 +76,7 @@ def request_from(
     if "model" in parameters:
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
     options = {key: value for key, value in parameters.items() if key != "stream"}
-    chosen = {key: options.pop(key) for key in ("stage", "threshold") if key in options}
+    chosen = {key: options.pop(key) for key in PER_CALL if key in options}
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     structured: Structured | None = options.pop("structured_output", None)
     return Request(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -26,12 +26,12 @@ from langchain_core.utils.uuid import uuid7
 
 from langchain_confcascade.convert import Asked
 
-__all__ = ["CascadeRun", "current_run", "feeds_stream", "under"]
+__all__ = ["CascadeRun", "areported", "current_run", "feeds_stream", "reported", "under"]
 
 current_run: ContextVar[CascadeRun | None] = ContextVar("confcascade_run", default=None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CascadeRun:
     """The run of one call of a cascade, as far as its attempts need it.
 
@@ -50,6 +50,7 @@ class CascadeRun:
     handlers: list[BaseCallbackHandler]
     tags: list[str]
     metadata: dict[str, Any]
+    _open: tuple[Any, Asked] | None = None  # the core's stream, and what it answers
 
     @classmethod
     def of(cls, manager: BaseRunManager | BaseCallbackManager | None, run_id: UUID | None = None) -> CascadeRun | None:
@@ -89,8 +90,26 @@ class CascadeRun:
         run = cls.of(manager, config.get("run_id") or uuid7())
         return (run, config) if run is None else (run, {**config, "callbacks": manager, "run_id": run.id})
 
+    def streams(self, items: Any, asked: Asked) -> None:
+        """`items`, the core's generator, answers what was asked."""
+        self._open = items, asked
+
+    def leave(self) -> None:
+        """Close the core's stream, and report its attempts: while LangChain's run, which is theirs, is still open."""
+        if self._open is not None:
+            items, asked = self._open
+            items.close()
+            self.report(asked)
+
+    async def aleave(self) -> None:
+        """`leave`, for an asynchronous stream."""
+        if self._open is not None:
+            items, asked = self._open
+            await items.aclose()
+            self.report(asked)
+
     def report(self, asked: Asked) -> None:
-        """One run below this for each attempt at a query that has ended."""
+        """One run below this for each attempt at a query that has ended; once, however often it is called."""
         for attempt, response in _attempts(asked):
             manager = CallbackManager(**self._child(attempt))
             run = manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
@@ -117,6 +136,31 @@ class CascadeRun:
             "tags": self.tags,
             "metadata": {**self.metadata, **attributes(attempt)},
         }
+
+
+@contextmanager
+def reported(run: CascadeRun | None, asked: Asked) -> Iterator[None]:
+    """However the block ends, which asks: the attempts are reported if they have not been."""
+    try:
+        yield
+    finally:
+        if run is not None:
+            run.report(asked)
+
+
+@asynccontextmanager
+async def areported(run: CascadeRun | None, asked: Asked) -> AsyncIterator[None]:
+    """`reported`, for asynchronous handlers, too; a call that was cancelled or left does not wait for them."""
+    try:
+        yield
+    except BaseException as error:
+        if run is not None and isinstance(error, Exception):
+            await run.areport(asked)
+        elif run is not None:
+            run.report(asked)
+        raise
+    if run is not None:
+        await run.areport(asked)
 
 
 def attributes(attempt: Attempt) -> dict[str, Any]:
@@ -182,9 +226,10 @@ def under(run: CascadeRun | None) -> Iterator[None]:
 
 
 def _attempts(asked: Asked) -> Iterator[tuple[Attempt, Response | None]]:
-    if asked.ended is None:  # refused before anything was asked
+    ended, asked.ended = asked.ended, None
+    if ended is None:  # refused before anything was asked, or reported already
         return iter(())
-    return zip(asked.ended.record.attempts, asked.ended.responses, strict=True)
+    return zip(ended.record.attempts, ended.responses, strict=True)
 
 
 def _message(response: Response | None) -> AIMessage | None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -180,6 +181,7 @@ class Provider:
         thoughts: Told in ``reasoning_content``, as DeepSeek does.
         call: A tool call: name and arguments as written.
         usage: Of chat; None reports none.
+        pause_s: Before a whole answer of chat, and before each word of a stream.
         status: Of an error in the place of an answer, whose body is `error`.
     """
 
@@ -198,6 +200,7 @@ class Provider:
             "completion_tokens_details": {"reasoning_tokens": 45},
         }
     )
+    pause_s: float = 0.0
     status: int = 200
     error: dict[str, Any] = field(default_factory=lambda: {"message": "no", "type": "error", "code": "no"})
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -253,6 +256,7 @@ class Provider:
             return self._error()
         if asked.get("stream"):
             return HTTPResponse(self._events(asked), content_type="text/event-stream")
+        time.sleep(self.pause_s)
         message: dict[str, Any] = {"role": "assistant", "content": None if self.call else self.text}
         if self.thoughts:
             message["reasoning_content"] = self.thoughts
@@ -285,6 +289,7 @@ class Provider:
             yield event({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]})
         else:
             for word in self._words:
+                time.sleep(self.pause_s)
                 yield event({"content": word}, logprobs=self._entries(asked, [word]))
         yield event({}, finish_reason=self._finish)
         if self.usage and asked.get("stream_options", {}).get("include_usage"):

@@ -109,6 +109,26 @@ async def test_stage_and_threshold_can_be_given_per_call(provider, how, answered
         llm.invoke("q", stage="medium")
 
 
+@pytest.mark.parametrize(
+    ("how", "answered_by"), [({"stage": 0}, "small"), ({"threshold": 0.5}, "small"), ({}, "large")]
+)
+def test_stage_and_threshold_can_be_given_with_a_schema_or_tools(provider, how, answered_by):
+    """They are the cascade's there, too, and no provider is sent them."""
+
+    class Answer(BaseModel):
+        number: int
+
+    servers = [provider(p=0.6, text='{"number": 7}'), provider(text='{"number": 7}')]
+    llm = cascade(*(ChatOpenAI(**s.settings(model=m)) for s, m in zip(servers, ("small", "large"), strict=True)))
+    told = llm.with_structured_output(Answer, include_raw=True, **how).invoke("q")
+    called = llm.bind_tools([Answer], **how).invoke("q")
+
+    assert told["parsed"] == Answer(number=7)
+    for message in (told["raw"], called):
+        assert message.response_metadata["confcascade"]["answered_by"] == answered_by
+    assert not any(how.keys() & asked.keys() for server in servers for asked in server.asked)
+
+
 async def test_any_model_can_be_a_stage_whose_answers_are_always_kept():
     """As a chain of fallbacks is migrated: classes whose providers report no log-probabilities, too."""
 

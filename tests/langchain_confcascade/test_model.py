@@ -36,8 +36,8 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
 
-from langchain_confcascade.convert import Reading, messages_from, request_from, response_from
 from langchain_confcascade import ConfidenceCascadeLLM
+from langchain_confcascade.convert import Reading, messages_from, request_from, response_from
 from langchain_confcascade.model import LangChainModel
 
 QUESTION = Request((Message("user", "capital of France?"),))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from confcascade import CascadeExhaustedError, ModelError
 from confcascade.testing import Reply, ScriptedModel
-from langchain_core.callbacks import AsyncCallbackHandler, UsageMetadataCallbackHandler, get_usage_metadata_callback
+from langchain_core.callbacks import (
+    AsyncCallbackHandler,
+    BaseCallbackHandler,
+    UsageMetadataCallbackHandler,
+    get_usage_metadata_callback,
+)
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -16,6 +22,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tracers import BaseTracer
 from langchain_core.tracers.context import collect_runs
 from langchain_core.tracers.schemas import Run
+from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
 from langchain_confcascade import ConfidenceCascadeLLM
@@ -152,6 +159,40 @@ async def test_a_failed_attempt_is_a_failed_run_also_where_the_cascade_fails(way
     assert ["ModelError('ConnectionError')" in str(run.error) for run in escalated.child_runs] == [True, False]
     assert ["ModelError('ConnectionError')" in str(run.error) for run in exhausted.child_runs] == [True, True]
     assert [attempt.decision for attempt in caught.value.attempts] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize("way", ["stream", "astream", "ainvoke"])
+async def test_attempts_of_a_call_that_was_left_are_reported(provider, way):
+    """While the cascade's own run is still open: a tracer would take what comes later for a run of its own."""
+    small, large = provider(p=0.2), provider(text="It is 42", pause_s=0.2)
+    models = [ChatOpenAI(**each.settings(model=name)) for name, each in (("small", small), ("large", large))]
+    tracer, names = Tracer(), list[str]()
+
+    class Names(BaseCallbackHandler):
+        def on_chain_start(self, *args: Any, name: str, **kwargs: Any) -> None:
+            names.append(name)
+
+    llm, config = cascade(models=models), {"callbacks": [tracer, Names()]}
+    if way == "stream":
+        chunks = llm.stream(HARD, config)
+        next(chunks)
+        chunks.close()
+    elif way == "astream":
+        achunks = llm.astream(HARD, config)
+        await anext(achunks)
+        await achunks.aclose()
+    else:
+        call = asyncio.create_task(llm.ainvoke(HARD, config))
+        while not large.asked:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    assert names == ["attempt:small", "attempt:large"]
+    if way != "ainvoke":  # whose run LangChain itself leaves open
+        (root,) = tracer.roots
+        assert [run.name for run in root.child_runs] == names
 
 
 async def test_asynchronous_handlers_are_awaited():
