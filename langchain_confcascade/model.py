@@ -320,7 +320,7 @@ class LangChainModel(Remote):
                     call.answered()
                     yield from reading.take(chunk)
         if call.whole:
-            yield from as_stream(self.answer(ask), live=ask.live)
+            yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
             return
         yield call.explained(self._judged(way, reading.response(), ask, streamed=True))
 
@@ -362,7 +362,7 @@ class LangChainModel(Remote):
                     for piece in reading.take(chunk):
                         yield piece
         if call.whole:
-            for item in as_stream(await self.aanswer(ask), live=ask.live):
+            for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
                 yield item
             return
         yield call.explained(self._judged(way, reading.response(), ask, streamed=True))

@@ -187,7 +187,7 @@ class LlamaIndexModel(Remote):
         finally:
             close(responses)
         if call.whole:
-            yield from as_stream(self._answer(way, ask), live=ask.live)
+            yield from as_stream(call.came_whole(self._answer(way, ask)), live=ask.live)
         else:
             yield call.explained(reading.response())
 
@@ -241,7 +241,7 @@ class LlamaIndexModel(Remote):
         finally:
             await aclose(responses)
         if call.whole:
-            for item in as_stream(await self._aanswer(way, ask), live=ask.live):
+            for item in as_stream(call.came_whole(await self._aanswer(way, ask)), live=ask.live):
                 yield item
         else:
             yield call.explained(reading.response())

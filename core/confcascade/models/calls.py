@@ -30,7 +30,13 @@ _UNNAMED = (400, 422, 501)  # those of them that mean a parameter where the text
 _OF_THE_CALLER = {"max_tokens", "temperature"}
 # how servers say that the parameter is at fault: a model does not take it, or only its default
 _UNSUPPORTED = re.compile(
-    r"unsupported|not support|n't support|deprecated|\bonly\b.*?(?:support|allow|accept)", re.I | re.S
+    r"unsupported|not support|n't support|deprecated|\bonly\b.*?(?:support|allow|accept)"
+    # or it is not known at all, or not beside another one
+    r"|unrecogni[sz]ed|unknown (?:\w+ )?(?:field|parameter|argument|name|key|property)"
+    r"|unexpected (?:keyword|field|parameter|argument|property)|extra_forbidden|extra (?:inputs|fields)|not permitted"
+    r"|(?:may|must|can|could)(?: ?not|'t) (?:both )?be (?:both )?(?:set|specified|used|given|provided)\b"
+    r"(?! (?:to|above|below|over|outside|beyond|greater|less|higher|lower|larger|smaller)\b)",
+    re.I | re.S,
 )
 # how servers say that they list fewer alternatives than were asked for
 _LIMIT = (
@@ -75,20 +81,24 @@ class Refusals:
             return None
         return known.why
 
+    def _mentioned(self, error: Exception) -> set[str]:
+        """What an error is about by its words: a parameter, or its value."""
+        told = f"{error} {getattr(error, 'param', None)}"
+        return {name for name, words in self._words.items() if any(word in told for word in words)}
+
     def named(self, error: Exception) -> set[str]:
         """What an error refuses by its words."""
-        told = f"{error} {getattr(error, 'param', None)}"
-        named = {name for name, words in self._words.items() if any(word in told for word in words)}
-        return {name for name in named if name not in _OF_THE_CALLER or _unsupported(error, name)}
+        return {name for name in self._mentioned(error) if name not in _OF_THE_CALLER or _unsupported(error, name)}
 
     def refused(self, error: Exception, added: Mapping[str, Any]) -> set[str]:
         """What of `added` an error refuses: what it names, or log-probabilities, where it names nothing at all."""
         status, named = getattr(error, "status_code", None), self.named(error)
         if named or status not in _UNNAMED:
             return named & added.keys() if status is None or status in _STATUSES else set()
-        # another parameter, or the length of the prompt, is at fault
+        # another parameter, the value of one, or the length of the prompt is at fault
         code, param = getattr(error, "code", None), getattr(error, "param", None)
         elsewhere = param or code not in (None, "", status, str(status)) or "context" in str(error).lower()
+        elsewhere = elsewhere or self._mentioned(error)
         return set() if elsewhere else {"logprobs"} & added.keys()
 
     def lists_fewer(self, error: Exception, asked: Mapping[str, Any]) -> bool:
@@ -230,8 +240,6 @@ class CallParameters:
         for name in refused:
             del self._added[name]
             self._refused[name] = error
-        if self.whole:
-            self._note()
 
     def answered(self) -> None:
         """Remember what was refused, for without it there is an answer, and what was taken."""
@@ -240,6 +248,14 @@ class CallParameters:
             self._note()
             for name in self._added:
                 self._refusals.taken(name, self._kind_of(name))
+
+    def came_whole(self, response: Response) -> Response:
+        """The answer to a call of its own that took the place of this one (`whole`): this one's refusals are remembered.
+
+        Had that failed, too, perhaps the question would have been at fault, and not what was added.
+        """
+        self._note()
+        return response
 
     def _note(self) -> None:
         for name, error in self._refused.items():

@@ -35,7 +35,7 @@ _LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "
 _REFUSALS = {
     "logprobs": ("logprobs",),
     "stream_options": ("stream_options",),
-    "max_tokens": ("max_completion_tokens",),  # an error of the number itself rarely names the other parameter
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
     "temperature": ("temperature",),
 }
 
@@ -174,7 +174,7 @@ class OpenAICompatibleModel(Remote):
                 else:
                     yield call.explained(reading.response())
                     return
-            yield from as_stream(self.answer(ask), live=ask.live)
+            yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         reading, call = _Reading(ask), self._call(ask, streamed=True)
@@ -193,7 +193,7 @@ class OpenAICompatibleModel(Remote):
                 else:
                     yield call.explained(reading.response())
                     return
-            for item in as_stream(await self.aanswer(ask), live=ask.live):
+            for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
                 yield item
 
     # ------------------------------------------------------------------ calls

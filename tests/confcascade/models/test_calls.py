@@ -167,6 +167,68 @@ def test_what_is_said_makes_no_other_kind(refusals):
     assert not refuse(refusals, RefusalError(), options={"seed_list": [2]}, max_tokens=5, temperature=0.5, stop=("x",))
 
 
+def of_a_caller() -> CallParameters:
+    """A call that its caller gives a limit and a temperature, with log-probabilities added."""
+    words = {"logprobs": ("logprobs",), "max_tokens": ("max_tokens",), "temperature": ("temperature",)}
+    asked = {"max_tokens": {"max_tokens": 5}, "temperature": {"temperature": 0.0}}
+    return CallParameters(
+        Generate(ScriptedModel("small"), Request((Message("user", "q"),))),
+        {},
+        {"logprobs": {"logprobs": True}},
+        Refusals("small", words),
+        streamed=False,
+        asked=asked,
+        instead={"max_tokens": {"max_completion_tokens": 5}},
+    )
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "temperature"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Unrecognized request argument supplied: {}",
+        'json: unknown field "{}"',
+        "[{{'type': 'extra_forbidden', 'loc': ('body', '{}'), 'msg': 'Extra inputs are not permitted'}}]",
+        "`{}` may not be set for this model",
+        "`{}` and `top_p` cannot both be specified for this model. Please use only one.",
+        "Unsupported parameter: '{}'",
+    ],
+)
+def test_a_parameter_that_is_refused_is_understood_however_it_is_said(name: str, told: str) -> None:
+    """The limit goes by another name then, and log-probabilities are not suspected."""
+    made = of_a_caller()
+    made.retry_without(RefusalError(told.format(name)))
+
+    assert name not in made.parameters
+    assert made.parameters["logprobs"] is True
+    assert ("max_completion_tokens" in made.parameters) == (name == "max_tokens")
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "temperature"])
+@pytest.mark.parametrize(
+    "told", ["{} must be at least 1, got 0", "{} is too large: 5. It supports at most 4", "{} cannot be set above 2"]
+)
+def test_a_value_that_is_refused_is_the_callers(name: str, told: str) -> None:
+    """Nothing is asked for again, with or without log-probabilities."""
+    made = of_a_caller()
+    with pytest.raises(RefusalError):
+        made.retry_without(RefusalError(told.format(name)))
+
+
+def test_a_draft_that_did_not_come_whole_either_says_nothing_of_log_probabilities(refusals, caplog):
+    """A question that the server refuses in every way must not cost the next ones their streams."""
+    for came in (False, False, True, True):
+        assert asks_for(call(refusals, streamed=True)) == set(ADDED)
+        draft = call(refusals, streamed=True)
+        draft.retry_without(RefusalError(UNNAMED))
+        assert draft.whole
+        if came:
+            assert draft.came_whole(Response("a")) == Response("a")
+
+    assert call(refusals, streamed=True).whole
+    assert len(caplog.messages) == 1
+
+
 def test_it_is_forgotten_after_a_while(refusals, monkeypatch):
     """A server may be started anew, and is asked again; it may also refuse again."""
     now = 1000.0
@@ -187,6 +249,7 @@ def test_a_held_draft_rather_comes_whole(refusals):
     draft.retry_without(RefusalError())
     live.retry_without(RefusalError())
 
+    draft.came_whole(Response("a"))
     assert draft.whole
     assert not live.whole
     assert call(refusals, streamed=True).whole
