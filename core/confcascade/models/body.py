@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ from confcascade.models.calls import OF_ONE_CALL
 from confcascade.tools import forced_call
 from confcascade.types import Message, Request
 
-__all__ = ["Body", "deciding", "options_problem"]
+__all__ = ["Body", "deciding", "options_problem", "unsupported_problem"]
 
 # set by each call, never by options
 _OWN = ["model", "messages", "n", "stream", "stream_options", "logprobs", "top_logprobs"]
@@ -21,10 +21,24 @@ _OWN += ["tools", "tool_choice", "response_format"]
 _OF_THE_CLIENT = {"extra_headers", "extra_query", "timeout"}
 
 
-def options_problem(options: Mapping[str, Any]) -> str | None:
+def options_problem(options: Any) -> str | None:
     """Why these cannot be the options of a model; None if they can."""
+    if not isinstance(options, Mapping):
+        got = "None: leave it out if there are none" if options is None else type(options).__name__
+        return f'must be a mapping, such as {{"reasoning_effort": "low"}}. Got {got}'
+    if not all(isinstance(name, str) for name in options):
+        return "must have the names of parameters as keys"
     own = [f"`{name}`" for name in _OWN if name in options]
     return f"cannot set {', '.join(own)}, which each call sets" if own else None
+
+
+def unsupported_problem(unsupported: Any, known: Collection[str]) -> str | None:
+    """Why this cannot be what a server is said to refuse, of all that is `known`; None if it can."""
+    if isinstance(unsupported, str) or not isinstance(unsupported, Collection):
+        got = "None: leave it out if there is none" if unsupported is None else repr(unsupported)
+        return f'must be a list, such as ["logprobs"]. Got {got}'
+    strange = [each for each in unsupported if not isinstance(each, str) or each not in known]
+    return f"may name {', '.join(known)}. Got {', '.join(sorted(map(str, strange)))}" if strange else None
 
 
 def deciding(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class CallParameters:
                 self._refusals.taken(name, self._kind_of(name))
 
     def came_whole(self, response: Response) -> Response:
-        """The answer to a call of its own that took the place of this one (`whole`): this one's refusals are remembered.
+        """The answer to a call that took the place of this one (`whole`): what this one was refused is remembered.
 
         Had that failed, too, perhaps the question would have been at fault, and not what was added.
         """

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
-from confcascade.errors import ConfigurationError, ModelError, require
-from confcascade.models.body import Body, deciding, options_problem
+from confcascade.errors import ConfigurationError, ModelError, kept_of, require
+from confcascade.models.body import Body, deciding, options_problem, unsupported_problem
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import Remote, as_stream, estimated_usage, thoughts_apart
@@ -75,7 +75,8 @@ class OpenAICompatibleModel(Remote):
     Raises:
         MissingExtraError: Without the package `openai`.
         ConfigurationError: Without a key for OpenAI's own server, if `api_key_env` is not set, if `options` set what
-            each call sets (messages, tools, streaming, log-probabilities), or if `unsupported` names anything else.
+            each call sets (messages, tools, streaming, log-probabilities) or are no mapping, or if `unsupported` is no
+                list or names anything else.
     """
 
     def __init__(
@@ -110,10 +111,8 @@ class OpenAICompatibleModel(Remote):
             )
         if (cannot := options_problem(options)) is not None:
             raise ConfigurationError(f"`options` of model '{model}' {cannot}.")
-        if strange := set(unsupported) - _REFUSALS.keys():
-            raise ConfigurationError(
-                f"`unsupported` of model '{model}' may name {', '.join(_REFUSALS)}. Got {', '.join(sorted(strange))}."
-            )
+        if (cannot := unsupported_problem(unsupported, _REFUSALS)) is not None:
+            raise ConfigurationError(f"`unsupported` of model '{model}' {cannot}.")
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -164,6 +163,8 @@ class OpenAICompatibleModel(Remote):
             while (opened := self._create(call)) is not None:
                 try:
                     with opened as events:
+                        if _is_json(events):
+                            events.response.read()
                         for event in events:
                             call.answered()
                             yield from reading.take(event)
@@ -172,6 +173,8 @@ class OpenAICompatibleModel(Remote):
                 except Exception as error:  # some servers refuse in the stream itself
                     call.retry_without(error)
                 else:
+                    if not call.is_answered:
+                        _check_sent(events, ask)
                     yield call.explained(reading.response())
                     return
             yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
@@ -182,6 +185,8 @@ class OpenAICompatibleModel(Remote):
             while (opened := await self._acreate(call)) is not None:
                 try:
                     async with opened as events:
+                        if _is_json(events):
+                            await events.response.aread()
                         async for event in events:
                             call.answered()
                             for chunk in reading.take(event):
@@ -191,6 +196,8 @@ class OpenAICompatibleModel(Remote):
                 except Exception as error:
                     call.retry_without(error)
                 else:
+                    if not call.is_answered:
+                        _check_sent(events, ask)
                     yield call.explained(reading.response())
                     return
             for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
@@ -202,17 +209,17 @@ class OpenAICompatibleModel(Remote):
         """One answer, in one piece."""
         call = self._call(ask)
         with self._unsaid():
-            completion = self._create(call)
+            response = _response(self._create(call), ask)
             call.answered()
-            return call.explained(_response(completion, ask))
+            return call.explained(response)
 
     async def aanswer(self, ask: Generate) -> Response:
         """`answer`, without blocking the event loop."""
         call = self._call(ask)
         with self._unsaid():
-            completion = await self._acreate(call)
+            response = _response(await self._acreate(call), ask)
             call.answered()
-            return call.explained(_response(completion, ask))
+            return call.explained(response)
 
     def _create(self, call: CallParameters) -> Any:
         """What the server answers; None if it should be asked for a whole answer instead."""
@@ -371,17 +378,72 @@ def _content(told: Any) -> tuple[str, str]:
     return "".join(block.get("text") or "" for block in spoken), thoughts
 
 
+class _ToldError(Exception):
+    """What a server says of an error in the body of an answer, under the names that errors of clients have."""
+
+    def __init__(self, told: Any) -> None:
+        told = told if isinstance(told, Mapping) else {}
+        code, kind = told.get("code"), told.get("type")
+        super().__init__()
+        self.status_code = code if isinstance(code, int) else None
+        self.code = kind if code is None or isinstance(code, int) else code
+        self.param = told.get("param")
+
+
+def _no_completion(sent: Any, ask: Generate) -> ModelError:
+    """Says what a server sent instead of an answer, without its text.
+
+    Args:
+        sent: As it came: parsed, if it was JSON.
+        ask: What was asked.
+    """
+    if isinstance(sent, Mapping) and sent.get("error"):
+        facts = kept_of(_ToldError(sent["error"])).removeprefix(_ToldError.__name__)
+        return ModelError(f"The server of model '{ask.model.name}' answered with an error{facts}.")
+    if isinstance(sent, Mapping) and "choices" in sent:
+        return ModelError(f"Model '{ask.model.name}' answered without a choice.")
+    what = "JSON of another form"
+    if isinstance(sent, str):
+        what = "a web page" if sent.lstrip().startswith("<") else "plain text"
+    return ModelError(
+        f"The server of model '{ask.model.name}' sent {what} instead of a chat completion. "
+        "Is its `base_url` right? It often ends in /v1."
+    )
+
+
+def _content_type(events: Any) -> str:
+    return str(events.response.headers.get("content-type", "")).lower()
+
+
+def _is_json(events: Any) -> bool:
+    """Whether a server sent one object where events were asked for; it can be read again once it was read whole."""
+    return "json" in _content_type(events)
+
+
+def _check_sent(events: Any, ask: Generate) -> None:
+    """Raise what was sent instead of a stream, where not a single event came."""
+    kind, sent = _content_type(events), None
+    if _is_json(events):
+        try:
+            sent = json.loads(events.response.text)
+        except ValueError:
+            return
+        if isinstance(sent, Mapping) and sent.get("choices"):
+            raise ModelError(f"The server of model '{ask.model.name}' sent a whole answer instead of a stream.")
+    elif kind.startswith(("text/html", "text/plain")):
+        sent = "<" if "html" in kind else ""
+    else:
+        return
+    raise _no_completion(sent, ask)
+
+
 def _response(completion: Any, ask: Generate) -> Response:
     if not hasattr(completion, "choices"):
-        sent = "JSON of another form"
-        if isinstance(completion, str):
-            sent = "a web page" if completion.lstrip().startswith("<") else "plain text"
-        raise ModelError(
-            f"The server of model '{ask.model.name}' sent {sent} instead of a chat completion. "
-            "Is its `base_url` right? It often ends in /v1."
-        )
+        raise _no_completion(completion, ask)
     if not completion.choices:
-        raise ModelError(f"Model '{ask.model.name}' answered without a choice.")
+        raise _no_completion({"choices": None, "error": getattr(completion, "error", None)}, ask)
+    if completion.choices[0].message is None:
+        raise ModelError(f"Model '{ask.model.name}' answered without a message.")
     choice = completion.choices[0]
     calls = _Calls()
     calls.add(choice.message.tool_calls)

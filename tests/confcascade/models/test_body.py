@@ -225,6 +225,27 @@ def test_only_what_can_be_left_out_can_be_unsupported(made):
         made(unsupported=["stop"])
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"unsupported": None},
+            r"`unsupported` of model 'm' must be a list.* Got None: leave it out if there is none\.",
+        ),
+        ({"unsupported": "logprobs"}, r"""must be a list, such as \["logprobs"\]\. Got 'logprobs'\."""),
+        ({"unsupported": 3}, r"must be a list.* Got 3\."),
+        ({"unsupported": [["a"]]}, r"may name logprobs, .*\. Got \['a'\]\."),
+        ({"options": None}, r"`options` of model 'm' must be a mapping.* Got None: leave it out if there are none\."),
+        ({"options": ["a"]}, r"""such as \{"reasoning_effort": "low"\}\. Got list\."""),
+        ({"options": "abc"}, r"must be a mapping.* Got str\."),
+        ({"options": {1: 2}}, r"must have the names of parameters as keys\."),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_with_its_remedy(made, given: dict[str, Any], told: str):
+    with pytest.raises(ConfigurationError, match=told):
+        made(**given)
+
+
 def test_it_works_as_the_last_stage(server: Reasoning, made):
     """With a limit and a temperature, as commands send them: the draft that was rejected is not the answer."""
     small = ScriptedModel("small", {"Which?": "Paris"})

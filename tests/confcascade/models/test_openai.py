@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -424,20 +425,42 @@ def test_a_key_that_the_server_repeats_is_masked(model: OpenAICompatibleModel, s
     assert "sk-secret" not in f"{caught.value!r} {caught.value.message} {caught.value.body}"
 
 
+@every_way
 @pytest.mark.parametrize(
-    ("sent", "kind"),
-    [("<html>sk-secret", "a web page"), ("sk-secret", "plain text"), ('["sk-secret"]', "JSON of another form")],
+    ("sent", "of_type", "told"),
+    [
+        ("<html>sk-secret", "text/html", "sent a web page instead of a chat completion. Is its `base_url` right?"),
+        ("sk-secret", "text/plain", "sent plain text instead of a chat completion"),
+        ('["sk-secret"]', "application/json", "sent JSON of another form instead of a chat completion"),
+        ('{"error": {"message": "sk-secret", "code": 529}}', "application/json", "answered with an error (529)."),
+        (
+            '{"error": {"message": "sk-secret", "code": "overloaded", "type": "server_error", "param": "model"}}',
+            "application/json",
+            "answered with an error (overloaded, parameter model).",
+        ),
+        ('{"error": "sk-secret"}', "application/json", "answered with an error."),
+        ('{"id": "sk-secret", "choices": null}', "application/json", "answered without a choice."),
+    ],
 )
 def test_what_is_no_completion_is_named_and_not_quoted(
-    model: OpenAICompatibleModel, server: Server, sent: str, kind: str
+    model: OpenAICompatibleModel, server: Server, way: str, sent: str, of_type: str, told: str
 ):
-    """It may hold the key, or what was asked."""
-    server.refuse = lambda body: Sent(sent, content_type="application/json" if sent[0] == "[" else "text/plain")
+    """It may hold the key, or what was asked; and it is the same whether the answer was to come in pieces."""
+    server.refuse = lambda body: Sent(sent, content_type=of_type)
 
-    with pytest.raises(ModelError, match=f"sent {kind} instead of a chat completion") as caught:
-        model.generate([Generate(model, REQUEST)])
+    with pytest.raises(ModelError, match=re.escape(told)) as caught:
+        ASKS[way](model, Generate(model, REQUEST))
 
     assert "sk-" not in str(caught.value)
+
+
+def test_a_server_that_does_not_stream_says_so(model: OpenAICompatibleModel, server: Server):
+    """A whole answer holds no event."""
+    whole = server.envelope("chat.completion", choices=[{"index": 0, "message": {"content": "4"}}])
+    server.refuse = lambda body: server.json(whole)
+
+    with pytest.raises(ModelError, match="sent a whole answer instead of a stream"):
+        list(model.stream(Generate(model, REQUEST)))
 
 
 def test_a_key_that_no_header_can_hold_is_masked(server: Server):
