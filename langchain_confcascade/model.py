@@ -152,8 +152,10 @@ class LangChainModel(Remote):
 
     def _may_stream(self, request: Request) -> bool:
         """Whether its `stream` does, and not only hand on what `invoke` gives."""
-        disabled = self._chat.disable_streaming
-        return not (disabled is True or (disabled == "tool_calling" and request.tools))
+        chat, disabled = self._chat, self._chat.disable_streaming
+        refuses = "streaming" in chat.model_fields_set and vars(chat).get("streaming") is False
+        never = disabled is True or refuses
+        return not (never or (disabled == "tool_calling" and request.tools))
 
     def way(self, request: Request) -> _Way:
         """How to ask for what `request` wants, tools and structured output bound the model's own way."""

@@ -638,6 +638,15 @@ def test_usage_is_asked_for_where_a_model_streams_though_it_is_invoked(server):
     assert generate(LangChainModel(server.model(streaming=True))).usage == Usage(7, 3)
 
 
+@pytest.mark.parametrize("never", [{"streaming": False}, {"disable_streaming": True}])
+def test_a_model_that_never_streams_is_not_said_to_refuse_usage(server, caplog, never):
+    """LangChain invokes it where a stream is wanted, and `invoke` does not know the word."""
+    model = LangChainModel(server.model(**never))
+
+    assert list(model.stream(Generate(model, QUESTION)))[-1].usage == Usage(7, 3)
+    assert [record for record in caplog.records if record.name == "confcascade"] == []
+
+
 def test_the_prompt_of_an_aborted_stream_is_estimated(server):
     model = LangChainModel(server.model())
     ask = Generate(model, QUESTION, watch=lambda tokens: "abort" if len(tokens) == 2 else "hold")
