@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Literal, Self, TypeVar
 
 from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage, checking
-from confcascade.extending import Chunk, LanguageModel, Signal, Threshold, settings_digest
+from confcascade.extending import Chunk, Signal, Threshold, settings_digest
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -30,13 +30,14 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation import get_dispatcher
 
 from llamaindex_confcascade.asking import Asked, AskedPrompt, Template, asked_messages, settings_of_caller
 from llamaindex_confcascade.convert import chunk_of, completion_of, request_from, response_of
+from llamaindex_confcascade.given import wrapping
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.instrumentation import report
 from llamaindex_confcascade.model import LlamaIndexModel, settings_of
@@ -124,7 +125,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             threshold=threshold,
             signals=signals,
             policy=policy,
-            wrap=_wrap,
+            wrap=wrapping(),
             on_error=on_error,
             on_exhausted=on_exhausted,
             on_cut=on_cut,
@@ -474,15 +475,3 @@ async def _apieces(answered: AsyncIterator[Chunk | Outcome]) -> ChatResponseAsyn
                 yield chunk_of(item, text)
             else:
                 yield response_of(item, delta="")
-
-
-def _wrap(model: Any) -> Any:
-    if isinstance(model, LLM):
-        return HuggingFaceModel(model) if HuggingFaceModel.takes(model) else LlamaIndexModel(model)
-    origins = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    if not isinstance(model, LanguageModel) and any(origin.startswith("langchain") for origin in origins):
-        raise ConfigurationError(
-            f"{type(model).__name__} is a model of LangChain; use langchain_confcascade.ConfidenceCascadeLLM, "
-            "or give its LlamaIndex counterpart."
-        )
-    return model

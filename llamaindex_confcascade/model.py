@@ -79,15 +79,16 @@ class LlamaIndexModel(Remote):
 
     Args:
         native: The LLM. Nobody hears its own callbacks, events and spans: see `gate`.
+        name: What records call it; by default as it is called itself.
 
     Raises:
         ConfigurationError: If the LLM does not know its own model, and so could never answer.
     """
 
-    def __init__(self, native: LLM) -> None:
+    def __init__(self, native: LLM, name: str = "") -> None:
         ancestors = {cls.__name__ for cls in type(native).__mro__}
         self.native = native
-        self._name = _name(native)
+        self._name = name or _name(native)
         silent = [name for name in _NO_LOGPROBS if name in ancestors]
         self._silent = bool(silent)
         self._remedy = remedy_for(native) or next((_NO_LOGPROBS[name] for name in silent), "")
