@@ -275,11 +275,13 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         return request_from(Asked.of(prompt, asked_messages(str(prompt)), **how), kwargs)
 
     def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
-        return Asked.of(None, super()._get_messages(prompt, **prompt_args), template=Template(prompt, prompt_args))
+        template = Template.of(prompt, prompt_args)
+        return Asked.of(None, super()._get_messages(prompt, **template.values), template=template)
 
     def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        written = AskedPrompt(super()._get_prompt(prompt, **prompt_args))
-        written.template = Template(prompt, prompt_args)
+        template = Template.of(prompt, prompt_args)
+        written = AskedPrompt(super()._get_prompt(prompt, **template.values))
+        written.template = template
         return written
 
     # ------------------------------------------------------------------ tools
@@ -345,7 +347,15 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     # ------------------------------------------------------------------ structured output
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """As any LLM's; what the prompt's own parser cannot read goes to the next stage."""
+        """As any LLM's; what the prompt's own parser cannot read goes to the next stage.
+
+        `stage` and `threshold` are the parameters of the call, unless the template has a variable of that name; so they
+        are in `stream`, `structured_predict` and their twins.
+
+        Raises:
+            ConfigurationError: If no stage is called so, or it is no threshold.
+            CascadeExhaustedError: If no stage gave an answer.
+        """
         with self._parsing(prompt):
             return super().predict(prompt, **prompt_args)
 
@@ -433,9 +443,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         """The parameters of a chat that is to give an object."""
         # tools are a stage's own means to it: LlamaIndex's programs drop what is said of them, too
         unwanted = ("tool_choice", "tool_required", "allow_parallel_tool_calls")
-        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        template = Template.of(prompt, prompt_args)
+        messages = self._extend_messages(prompt.format_messages(llm=self, **template.values))
         return {
-            "messages": Asked.of(None, messages, template=Template(prompt, prompt_args)),
+            "messages": Asked.of(None, messages, template=template),
             "response_format": BoundSchema(Structured(output_cls)),
             **{key: value for key, value in (llm_kwargs or {}).items() if key not in unwanted},
         }
