@@ -267,6 +267,19 @@ async def test_a_stage_is_heard_where_it_is_asked_without_the_cascade(calling, e
     assert heard() == 3
 
 
+def test_a_stages_own_callbacks_hear_nothing_of_the_cascades_calls(calling) -> None:
+    """And all of what is asked without it; the cascade's hear both stages."""
+    own, ours = (TokenCountingHandler(tokenizer=str.split) for _ in range(2))
+    stage = calling("small", "draft", callback_manager=CallbackManager([own]))
+    models, listening = [stage, calling("large", "answer")], CallbackManager([ours])
+    llm = ConfidenceCascadeLLM(models=models, threshold="never", callback_manager=listening)
+
+    llm.chat(MESSAGES)
+    assert (len(own.llm_token_counts), len(ours.llm_token_counts)) == (0, 1)
+    stage.chat(MESSAGES)
+    assert (len(own.llm_token_counts), len(ours.llm_token_counts)) == (1, 1)
+
+
 def classes(events: Any) -> list[str]:
     """Of the LLMs that were heard; attempts, which are told with the names of their models, have none."""
     told = [event.model_dict for event in events.seen if isinstance(event, LLMChatStartEvent)]
