@@ -47,14 +47,14 @@ def muted(method: F) -> F:
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            running = _begun()
+            running: list[None] = [None]  # its own, for it may never be started, and so never be closed
             return asteps_with(_muted, running, method(*args, **kwargs), running.pop)
 
     elif inspect.isgeneratorfunction(method):
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            running = _begun()
+            running: list[None] = [None]  # its own, for it may never be started, and so never be closed
             return steps_with(_muted, running, method(*args, **kwargs), running.pop)
 
     elif inspect.iscoroutinefunction(method):
@@ -74,16 +74,11 @@ def muted(method: F) -> F:
     return call  # type: ignore[no-any-return]
 
 
-def _begun() -> list[None]:
-    """The mark of a stage's call with one thing more that runs for it; a call within a call shares the mark."""
-    running = _muted.get() or []
-    running.append(None)
-    return running
-
-
 @contextmanager
 def _running() -> Iterator[None]:
-    running = _begun()
+    """A stage's call, or a call within it, which shares its mark."""
+    running = _muted.get() or []
+    running.append(None)
     try:
         with holding(_muted, running):
             yield
