@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 from confcascade import Cascade, Request
@@ -64,12 +64,40 @@ _UNSET: dict[str, Any] = {
 }
 
 
+# parameters of a call that are the cascade's own
+_OWN = ("stage", "threshold")
+
+
 @dataclass(frozen=True)
 class Template:
-    """A prompt template and the values for its variables."""
+    """A prompt template and the values for its variables.
+
+    Attributes:
+        parameters: Those of the call that came among the values: what the cascade alone takes, and the template does
+            not.
+    """
 
     prompt: BasePromptTemplate
     values: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prompt: BasePromptTemplate, given: Mapping[str, Any]) -> Self:
+        """From what `predict` and its like are given."""
+        own = {name: given[name] for name in _OWN if name in given and not _takes(prompt, name)}
+        return cls(prompt, {name: value for name, value in given.items() if name not in own}, own)
+
+
+def _takes(prompt: BasePromptTemplate, name: str) -> bool:
+    """Whether a template, or one of those that it selects from, has a variable of that name."""
+    if prompt.function_mappings:  # its functions are given every value
+        return True
+    selected = [template for _, template in getattr(prompt, "conditionals", None) or ()]
+    if hasattr(prompt, "default_template"):
+        selected.append(prompt.default_template)
+    if any(_takes(template, name) for template in selected):
+        return True
+    return name in prompt.template_vars or name in (prompt.template_var_mappings or {})
 
 
 class Asked(list[ChatMessage]):

@@ -51,7 +51,7 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
             f'`messages` must be a list of ChatMessage, such as [ChatMessage(role="user", content="...")]. Got a '
             f"list of {type(wrong).__name__}. A text goes into `complete`."
         )
-    options = dict(kwargs)
+    options = {**(asked.template.parameters if asked.template else {}), **kwargs}
     stop = options.pop("stop", None) or ()
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     wanted = options.get("response_format")

@@ -9,8 +9,9 @@ variable is set, and the variable is set while a stage runs. See docs/design/sil
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
@@ -25,7 +26,9 @@ __all__ = ["install_gate", "is_muted", "muted"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_muted: ContextVar[bool] = ContextVar("confcascade_muted", default=False)
+# One entry for each thing that runs for a stage's call. It is empty once the call is over, also in the contexts that
+# were copied within it: a task that a call starts and leaves behind, such as the worker of a client's queue, is heard.
+_muted: ContextVar[list[None] | None] = ContextVar("confcascade_muted", default=None)
 _REPORTS = {
     Dispatcher: ("event", "aevent", "span_enter", "span_exit", "span_drop"),
     CallbackManager: ("on_event_start", "on_event_end", "start_trace", "end_trace"),
@@ -33,8 +36,8 @@ _REPORTS = {
 
 
 def is_muted() -> bool:
-    """Whether this is code of a stage."""
-    return _muted.get()
+    """Whether this is code of a stage's call that is under way."""
+    return bool(_muted.get())
 
 
 def muted(method: F) -> F:
@@ -44,29 +47,43 @@ def muted(method: F) -> F:
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return asteps_with(_muted, True, method(*args, **kwargs))
+            running: list[None] = [None]  # its own, for it may never be started, and so never be closed
+            return asteps_with(_muted, running, method(*args, **kwargs), running.pop)
 
     elif inspect.isgeneratorfunction(method):
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return steps_with(_muted, True, method(*args, **kwargs))
+            running: list[None] = [None]  # its own, for it may never be started, and so never be closed
+            return steps_with(_muted, running, method(*args, **kwargs), running.pop)
 
     elif inspect.iscoroutinefunction(method):
 
         @wraps(method)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            with holding(_muted, True):
+            with _running():
                 return await method(*args, **kwargs)
 
     else:
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with holding(_muted, True):
+            with _running():
                 return method(*args, **kwargs)
 
     return call  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """A stage's call, or a call within it, which shares its mark."""
+    running = _muted.get() or []
+    running.append(None)
+    try:
+        with holding(_muted, running):
+            yield
+    finally:
+        running.pop()
 
 
 def install_gate() -> None:
@@ -111,7 +128,21 @@ def _carrying(submit: Callable[..., Any]) -> Any:
 
     @wraps(submit)
     def carrying(self: Any, job: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return submit(self, muted(job) if _muted.get() else job, *args, **kwargs)
+        if not (running := _muted.get()):
+            return submit(self, job, *args, **kwargs)
+
+        def carried() -> Any:
+            with holding(_muted, running):
+                return job(*args, **kwargs)
+
+        running.append(None)
+        try:
+            future = submit(self, carried)
+        except BaseException:
+            running.pop()
+            raise
+        future.add_done_callback(lambda _: running.pop())  # which may be after the call, if that is cancelled
+        return future
 
     carrying._confcascade_gate = True  # type: ignore[attr-defined]
     return carrying

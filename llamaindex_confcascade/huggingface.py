@@ -29,10 +29,11 @@ class HuggingFaceModel(TransformersModel):
 
     Args:
         native: The LLM, never changed; `takes` says whether it can be one.
+        name: What records call it; by default as it is called itself.
     """
 
-    def __init__(self, native: Any) -> None:
-        name, most = loaded_name(native), native.max_new_tokens
+    def __init__(self, native: Any, name: str = "") -> None:
+        name, most = name or loaded_name(native), native.max_new_tokens
         super().__init__(native._model, native._tokenizer, name=name, max_new_tokens=most)
         self.native = native
 

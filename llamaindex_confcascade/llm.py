@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Literal, Self, TypeVar
 
 from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage, checking
-from confcascade.extending import Chunk, LanguageModel, Signal, Threshold, settings_digest
+from confcascade.extending import Chunk, Signal, Threshold, settings_digest
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -30,13 +30,14 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation import get_dispatcher
 
 from llamaindex_confcascade.asking import Asked, AskedPrompt, Template, asked_messages, settings_of_caller
 from llamaindex_confcascade.convert import chunk_of, completion_of, request_from, response_of
+from llamaindex_confcascade.given import wrapping
 from llamaindex_confcascade.huggingface import HuggingFaceModel
 from llamaindex_confcascade.instrumentation import report
 from llamaindex_confcascade.model import LlamaIndexModel, settings_of
@@ -124,7 +125,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             threshold=threshold,
             signals=signals,
             policy=policy,
-            wrap=_wrap,
+            wrap=wrapping(),
             on_error=on_error,
             on_exhausted=on_exhausted,
             on_cut=on_cut,
@@ -274,11 +275,13 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         return request_from(Asked.of(prompt, asked_messages(str(prompt)), **how), kwargs)
 
     def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
-        return Asked.of(None, super()._get_messages(prompt, **prompt_args), template=Template(prompt, prompt_args))
+        template = Template.of(prompt, prompt_args)
+        return Asked.of(None, super()._get_messages(prompt, **template.values), template=template)
 
     def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        written = AskedPrompt(super()._get_prompt(prompt, **prompt_args))
-        written.template = Template(prompt, prompt_args)
+        template = Template.of(prompt, prompt_args)
+        written = AskedPrompt(super()._get_prompt(prompt, **template.values))
+        written.template = template
         return written
 
     # ------------------------------------------------------------------ tools
@@ -344,7 +347,15 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     # ------------------------------------------------------------------ structured output
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """As any LLM's; what the prompt's own parser cannot read goes to the next stage."""
+        """As any LLM's; what the prompt's own parser cannot read goes to the next stage.
+
+        `stage` and `threshold` are the parameters of the call, unless the template has a variable of that name; so they
+        are in `stream`, `structured_predict` and their twins.
+
+        Raises:
+            ConfigurationError: If no stage is called so, or it is no threshold.
+            CascadeExhaustedError: If no stage gave an answer.
+        """
         with self._parsing(prompt):
             return super().predict(prompt, **prompt_args)
 
@@ -432,9 +443,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         """The parameters of a chat that is to give an object."""
         # tools are a stage's own means to it: LlamaIndex's programs drop what is said of them, too
         unwanted = ("tool_choice", "tool_required", "allow_parallel_tool_calls")
-        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        template = Template.of(prompt, prompt_args)
+        messages = self._extend_messages(prompt.format_messages(llm=self, **template.values))
         return {
-            "messages": Asked.of(None, messages, template=Template(prompt, prompt_args)),
+            "messages": Asked.of(None, messages, template=template),
             "response_format": BoundSchema(Structured(output_cls)),
             **{key: value for key, value in (llm_kwargs or {}).items() if key not in unwanted},
         }
@@ -474,15 +486,3 @@ async def _apieces(answered: AsyncIterator[Chunk | Outcome]) -> ChatResponseAsyn
                 yield chunk_of(item, text)
             else:
                 yield response_of(item, delta="")
-
-
-def _wrap(model: Any) -> Any:
-    if isinstance(model, LLM):
-        return HuggingFaceModel(model) if HuggingFaceModel.takes(model) else LlamaIndexModel(model)
-    origins = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    if not isinstance(model, LanguageModel) and any(origin.startswith("langchain") for origin in origins):
-        raise ConfigurationError(
-            f"{type(model).__name__} is a model of LangChain; use langchain_confcascade.ConfidenceCascadeLLM, "
-            "or give its LlamaIndex counterpart."
-        )
-    return model

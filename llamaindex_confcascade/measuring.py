@@ -1,7 +1,7 @@
 """Measure a query engine on questions of one's own: how often it is right, what it costs, and how well signals rank.
 
 Questions take minutes and dollars, so no answer is lost: a question that fails becomes a row with its error, and with a
-file each row is kept as it comes, and a measurement that was interrupted goes on where it was.
+file each row is kept as it comes, and a measurement that was interrupted goes on where it was. Nor is what was paid.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -33,9 +34,11 @@ class MeasuredQuestion:
     Attributes:
         question: It.
         answer: The text of the answer; None if there is none, because of an error.
-        right: Whether the answer was right; None without one.
-        error: What `ask` raised: its type and status, without its text; None if it answered.
+        right: Whether the answer was right; None without one, or if `is_right` raised.
+        error: What `ask` raised, or `is_right` if there is an answer: its type and status, without its text; None if
+            neither did.
         records: Of all cascades that were asked in it, in the order in which they ended.
+        earlier: Records of the runs in which it failed, as `path` holds them; they were paid for, too.
     """
 
     question: str
@@ -43,6 +46,7 @@ class MeasuredQuestion:
     right: bool | None
     error: str | None
     records: tuple[Record, ...]
+    earlier: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Measured:
 
     @property
     def right(self) -> tuple[bool | None, ...]:
-        """For each question whether the answer was right; None for one that failed."""
+        """For each question whether the answer was right; None for one that failed or could not be judged."""
         return tuple(row.right for row in self.rows)
 
     @property
@@ -67,24 +71,24 @@ class Measured:
 
     @property
     def errors(self) -> int:
-        """How many questions failed."""
+        """How many questions failed, or have an answer that could not be judged."""
         return sum(row.error is not None for row in self.rows)
 
     @property
     def accuracy(self) -> float | None:
-        """The share of right answers among the answers, in [0, 1]; None if every question failed."""
+        """The share of right answers among those that were judged, in [0, 1]; None if none was."""
         answered = [row.right for row in self.rows if row.right is not None]
         return sum(answered) / len(answered) if answered else None
 
     @property
     def cost(self) -> Cost:
-        """Every model that ran, for all questions; models outside of cascades are not in it."""
-        return sum((record.cost for row in self.rows for record in row.records), Cost())
+        """Every model that ran, for all questions and in all runs; models outside of cascades are not in it."""
+        return sum((record.cost for row in self.rows for record in (*row.earlier, *row.records)), Cost())
 
     @property
     def usage(self) -> Usage:
-        """Tokens of every attempt that was paid for, for all questions."""
-        return sum((record.usage for row in self.rows for record in row.records), Usage())
+        """Tokens of every attempt that was paid for, for all questions and in all runs."""
+        return sum((record.usage for row in self.rows for record in (*row.earlier, *row.records)), Usage())
 
     def scores(self, signal: str, policy_id: str | None = None) -> list[tuple[float, bool]]:
         """A signal's scores of the attempts whose answers were kept, each with whether the question was answered right.
@@ -137,27 +141,21 @@ def measure(
     Args:
         ask: What answers, such as a query engine's ``query``; the text of its answer is what ``str`` makes of it.
         questions: Pairs of a question and its reference.
-        is_right: Whether the text of an answer is right, given the question's reference.
+        is_right: Whether the text of an answer is right, given the question's reference. If it raises, the row has its
+            error, and the answer.
         path: A JSON Lines file, to which each row is added as it comes. Questions that it has an answer to are not
             asked again, only judged again; those that failed are. Give each engine its own file.
         progress: Show a bar, where there is a terminal.
 
     Raises:
-        ConfigurationError: If there is no question, `ask` is asynchronous, or `path` is not such a file.
+        ConfigurationError: If there is no question, `ask` or `is_right` is asynchronous, or `path` is not such a file.
     """
     with _Measuring.of(questions, is_right, path, progress) as measuring:
         for index in measuring.open:
-            with trace() as t:
-                answer, error = None, None
-                try:
-                    found = ask(measuring.question(index))
-                    _refuse_awaitable(found)
-                    answer = str(found)  # a streamed response ends here
-                except ConfigurationError:
-                    raise
-                except Exception as failure:
-                    error = kept_of(failure)
-            measuring.take(index, answer, error, t.records)
+            with measuring.asking(index) as answers:
+                found = ask(measuring.question(index))
+                _refuse_awaitable(found)
+                answers.append(str(found))  # a streamed response ends here
         return measuring.measured()
 
 
@@ -181,8 +179,8 @@ async def ameasure(
         progress: As for `measure`.
 
     Raises:
-        ConfigurationError: If there is no question, `ask` is not asynchronous, `max_concurrency` is below 1, or `path`
-            is not such a file.
+        ConfigurationError: If there is no question, `ask` is not asynchronous, `is_right` is, `max_concurrency` is
+            below 1, or `path` is not such a file.
     """
     if max_concurrency < 1:
         raise ConfigurationError(f"`max_concurrency` must be at least 1. Got {max_concurrency}.")
@@ -191,15 +189,8 @@ async def ameasure(
 
         async def work() -> None:
             for index in left:
-                with trace() as t:
-                    answer, error = None, None
-                    try:
-                        answer = await _text_of(ask(measuring.question(index)))
-                    except ConfigurationError:
-                        raise
-                    except Exception as failure:
-                        error = kept_of(failure)
-                measuring.take(index, answer, error, t.records)
+                with measuring.asking(index) as answers:
+                    answers.append(await _text_of(ask(measuring.question(index))))
 
         workers = [asyncio.create_task(work()) for _ in range(min(max_concurrency, len(measuring.open)))]
         try:
@@ -243,14 +234,18 @@ class _Measuring(Generic[R]):
         self._is_right = is_right
         self._file = file
         self._rows: dict[int, MeasuredQuestion] = {}
-        known = {} if file is None else file.read()
+        known, failed = ({}, {}) if file is None else file.read()
+        self._failed: dict[int, tuple[Record, ...]] = {}
         seen: Counter[str] = Counter()
         for index, (question, _) in enumerate(questions):
-            earlier = known.get(question, [])
-            if seen[question] < len(earlier):  # the n-th time that it comes
-                answer, records = earlier[seen[question]]
-                self._rows[index] = self._row(index, answer, None, records)
-            seen[question] += 1
+            written = _writable(question)
+            if not seen[written]:
+                self._failed[index] = tuple(failed.get(written, ()))
+            earlier = known.get(written, [])
+            if seen[written] < len(earlier):  # the n-th time that it comes
+                answer, records = earlier[seen[written]]
+                self._rows[index] = self._judged(index, self._row(index, answer, None, records))
+            seen[written] += 1
         self.open = [index for index in range(len(questions)) if index not in self._rows]
         self._show: Callable[[_Measuring[R]], None] = lambda _: None
 
@@ -272,20 +267,54 @@ class _Measuring(Generic[R]):
     def question(self, index: int) -> str:
         return self._questions[index][0]
 
-    def take(self, index: int, answer: str | None, error: str | None, records: Iterable[Record]) -> None:
-        row = self._row(index, answer, error, records)
-        if self._file is not None:
-            self._file.append(row)
+    @contextmanager
+    def asking(self, index: int) -> Iterator[list[str]]:
+        """A question while it is asked: its answer goes into the list; what is raised becomes its row's error."""
+        answers: list[str] = []
+        error = None
+        with trace() as t:
+            try:
+                yield answers
+            except ConfigurationError:
+                raise
+            except Exception as failure:
+                error = kept_of(failure)
+            except BaseException as failure:  # it ends the measurement, and what ran was paid for
+                self._keep(self._row(index, None, kept_of(failure), t.records))
+                raise
+        row = self._row(index, answers[0] if answers else None, error, t.records)
+        try:
+            row = self._judged(index, row)
+        finally:
+            self._keep(row)
         self._rows[index] = row
         self._show(self)
+
+    def _keep(self, row: MeasuredQuestion) -> None:
+        if self._file is not None:
+            self._file.append(row)
 
     def measured(self) -> Measured:
         return Measured(tuple(self._rows[index] for index in sorted(self._rows)))
 
     def _row(self, index: int, answer: str | None, error: str | None, records: Iterable[Record]) -> MeasuredQuestion:
-        question, reference = self._questions[index]
-        right = None if answer is None else bool(self._is_right(answer, reference))
-        return MeasuredQuestion(question, answer, right, error, tuple(records))
+        """What became of a question, still to be judged."""
+        return MeasuredQuestion(self.question(index), answer, None, error, tuple(records), self._failed.get(index, ()))
+
+    def _judged(self, index: int, row: MeasuredQuestion) -> MeasuredQuestion:
+        if row.answer is None:
+            return row
+        try:
+            right = self._is_right(row.answer, self._questions[index][1])
+        except ConfigurationError:
+            raise
+        except Exception as failure:
+            return replace(row, error=kept_of(failure))
+        if inspect.isawaitable(right):
+            if inspect.iscoroutine(right):
+                right.close()
+            raise ConfigurationError("`is_right` must judge when it is called. Got one that is asynchronous.")
+        return replace(row, right=bool(right))
 
 
 class _File:
@@ -304,11 +333,13 @@ class _File:
             "records": [record.as_dict() for record in row.records],
         }
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(_writable(json.dumps(entry, ensure_ascii=False)) + "\n")
 
-    def read(self) -> dict[str, list[tuple[str, tuple[Record, ...]]]]:
-        """The answers by question; a last line that was not finished is cut off."""
+    def read(self) -> tuple[dict[str, list[tuple[str, tuple[Record, ...]]]], dict[str, list[Record]]]:
+        """The answers by question, and the records of each question's failures; a last line that was not finished is
+        cut off."""
         found: dict[str, list[tuple[str, tuple[Record, ...]]]] = {}
+        failed: dict[str, list[Record]] = {}
         whole = self._path.read_bytes()
         lines = whole.split(b"\n")
         rows = []
@@ -322,9 +353,16 @@ class _File:
             with self._path.open("r+b") as file:
                 file.truncate(len(whole) - len(lines[-1]))
         for question, answer, records in rows:
-            if answer is not None:
+            if answer is None:
+                failed.setdefault(question, []).extend(records)
+            else:
                 found.setdefault(question, []).append((answer, records))
-        return found
+        return found, failed
+
+
+def _writable(text: str) -> str:
+    """`text` as UTF-8 can hold it: half a surrogate pair, of an emoji that was cut off, say, becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _record(entry: Mapping[str, Any]) -> Record:

@@ -79,15 +79,16 @@ class LlamaIndexModel(Remote):
 
     Args:
         native: The LLM. Nobody hears its own callbacks, events and spans: see `gate`.
+        name: What records call it; by default as it is called itself.
 
     Raises:
         ConfigurationError: If the LLM does not know its own model, and so could never answer.
     """
 
-    def __init__(self, native: LLM) -> None:
+    def __init__(self, native: LLM, name: str = "") -> None:
         ancestors = {cls.__name__ for cls in type(native).__mro__}
         self.native = native
-        self._name = _name(native)
+        self._name = name or _name(native)
         silent = [name for name in _NO_LOGPROBS if name in ancestors]
         self._silent = bool(silent)
         self._remedy = remedy_for(native) or next((_NO_LOGPROBS[name] for name in silent), "")
@@ -176,7 +177,7 @@ class LlamaIndexModel(Remote):
         yield from as_stream(answer, live=ask.live)
 
     def _stream(self, way: Way, ask: Generate) -> Generator[Chunk | Response, None, None]:
-        reading = Reading(ask, way.llm, must_finish=self._is_openai)
+        reading = Reading(ask, way.llm, must_finish=self._is_openai and not ask.live)
         way, call = self._call(way, ask, streams=True)
         responses = self._responses(way, call)
         try:
@@ -229,7 +230,7 @@ class LlamaIndexModel(Remote):
             yield item
 
     async def _astream(self, way: Way, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        reading = Reading(ask, way.llm, must_finish=self._is_openai)
+        reading = Reading(ask, way.llm, must_finish=self._is_openai and not ask.live)
         way, call = self._call(way, ask, streams=True)
         responses = self._aresponses(way, call)
         try:

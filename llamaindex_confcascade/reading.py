@@ -154,7 +154,8 @@ class Reading(StreamReader):
 
     Args:
         native: The LLM.
-        must_finish: It says why an answer ended; one without a reason was cut off.
+        must_finish: An answer without a reason for its end was cut off. (Some servers never send one, so what is shown
+            as it comes is handed on, as it would be by the LLM alone.)
     """
 
     def __init__(self, ask: Generate, native: LLM, must_finish: bool) -> None:

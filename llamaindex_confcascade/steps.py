@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
@@ -25,8 +25,13 @@ def holding(variable: ContextVar[V], value: V) -> Iterator[None]:
         variable.reset(token)
 
 
-def steps_with(variable: ContextVar[V], value: V, items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """`items`, with `variable` set for each step and for the closing; in between, the reader's own value holds."""
+def steps_with(
+    variable: ContextVar[V], value: V, items: Generator[T, None, None], over: Callable[[], object] = lambda: None
+) -> Generator[T, None, None]:
+    """`items`, with `variable` set for each step and for the closing; in between, the reader's own value holds.
+
+    `over` is called once they are closed.
+    """
     try:
         while True:
             token = variable.set(value)
@@ -38,11 +43,16 @@ def steps_with(variable: ContextVar[V], value: V, items: Generator[T, None, None
                 return
             yield item
     finally:
-        with holding(variable, value):
-            items.close()
+        try:
+            with holding(variable, value):
+                items.close()
+        finally:
+            over()
 
 
-async def asteps_with(variable: ContextVar[V], value: V, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+async def asteps_with(
+    variable: ContextVar[V], value: V, items: AsyncGenerator[T, None], over: Callable[[], object] = lambda: None
+) -> AsyncGenerator[T, None]:
     """`steps_with`, asynchronously."""
     try:
         while True:
@@ -55,8 +65,11 @@ async def asteps_with(variable: ContextVar[V], value: V, items: AsyncGenerator[T
                 return
             yield item
     finally:
-        with holding(variable, value):
-            await items.aclose()
+        try:
+            with holding(variable, value):
+                await items.aclose()
+        finally:
+            over()
 
 
 def in_this_context(items: Generator[T, None, None]) -> Generator[T, None, None]:

@@ -6,6 +6,8 @@ import asyncio
 import functools
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -265,6 +267,19 @@ async def test_a_stage_is_heard_where_it_is_asked_without_the_cascade(calling, e
     assert heard() == 3
 
 
+def test_a_stages_own_callbacks_hear_nothing_of_the_cascades_calls(calling) -> None:
+    """And all of what is asked without it; the cascade's hear both stages."""
+    own, ours = (TokenCountingHandler(tokenizer=str.split) for _ in range(2))
+    stage = calling("small", "draft", callback_manager=CallbackManager([own]))
+    models, listening = [stage, calling("large", "answer")], CallbackManager([ours])
+    llm = ConfidenceCascadeLLM(models=models, threshold="never", callback_manager=listening)
+
+    llm.chat(MESSAGES)
+    assert (len(own.llm_token_counts), len(ours.llm_token_counts)) == (0, 1)
+    stage.chat(MESSAGES)
+    assert (len(own.llm_token_counts), len(ours.llm_token_counts)) == (1, 1)
+
+
 def classes(events: Any) -> list[str]:
     """Of the LLMs that were heard; attempts, which are told with the names of their models, have none."""
     told = [event.model_dict for event in events.seen if isinstance(event, LLMChatStartEvent)]
@@ -316,6 +331,75 @@ async def test_whatever_reports_is_mute_within_and_only_within(events, spans) ->
 
     assert report() is False
     assert len(events.seen) == len(spans.all) == len(counter.llm_token_counts) == 1
+
+
+async def test_what_outlives_a_stages_call_is_heard_afterwards(calling) -> None:
+    """Tasks and threads copy the context of the call that starts them; a call that is left open mutes no other."""
+    asked: asyncio.Queue[asyncio.Future[bool]] = asyncio.Queue()
+    base, workers = type(calling("x", "y")), []
+
+    async def work() -> None:
+        while True:
+            (await asked.get()).set_result(is_muted())
+
+    async def heard() -> bool:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await asked.put(future)
+        return await future
+
+    class Queued(base):
+        """Its client starts a worker when it is first needed."""
+
+        @llm_chat_callback()
+        async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+            workers.append(asyncio.create_task(work()))
+            assert await heard()
+            return self._whole(messages, kwargs)
+
+        @llm_chat_callback()
+        async def astream_chat(self, messages: Any, **kwargs: Any) -> ChatResponseAsyncGen:
+            async def pieces() -> Any:
+                workers.append(asyncio.create_task(work()))
+                for piece in self._pieces(messages, kwargs):
+                    yield piece
+
+            return pieces()
+
+    llm = ConfidenceCascadeLLM(models=[Queued(name="only", script="one two three")])
+    await llm.achat(MESSAGES)
+    assert await heard() is False
+    workers.pop().cancel()
+    pieces = await llm.astream_chat(MESSAGES)
+    await anext(pieces)
+    assert await heard() is True  # what it does belongs to the stream, whose reader holds it
+    assert not is_muted()
+    await pieces.aclose()
+    await asyncio.sleep(0)
+    assert await heard() is False
+    workers.pop().cancel()
+
+
+async def test_a_thread_of_a_call_that_is_cancelled_stays_mute_to_its_end() -> None:
+    """It still has the draft."""
+    begun, cancelled, found = threading.Event(), threading.Event(), []
+
+    def blocking() -> None:
+        begun.set()
+        cancelled.wait(5)
+        found.append(is_muted())
+
+    @muted
+    async def asked() -> None:
+        await asyncio.to_thread(blocking)
+
+    task = asyncio.create_task(asked())
+    await asyncio.to_thread(begun.wait, 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    cancelled.set()
+    await asyncio.to_thread(lambda: [time.sleep(0.01) for _ in range(500) if not found])
+    assert found == [True]
 
 
 def test_the_gate_is_put_in_once() -> None:

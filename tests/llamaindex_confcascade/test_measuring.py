@@ -32,9 +32,8 @@ class Twice(CustomQueryEngine):
 
 def engine(threshold: float | str = "always") -> Twice:
     prices = Prices(input_usd=1.0, output_usd=1.0)
-    small = Stage(
-        ScriptedModel("small", SAID), [TokenProbability(), RetrievalScore()], {"p_t": threshold, "retrieval": "always"}
-    )
+    signals, thresholds = [TokenProbability(), RetrievalScore()], {"p_t": threshold, "retrieval": "always"}
+    small = Stage(ScriptedModel("small", SAID), signals, thresholds, prices=prices)
     large = Stage(ScriptedModel("large", lambda _: "yes"), prices=prices)
     same = Stage(ScriptedModel("same", lambda r: r.messages[-1].content), prices=prices)
     return Twice(rewriting=ConfidenceCascadeLLM(stages=[same]), answering=ConfidenceCascadeLLM(stages=[small, large]))
@@ -178,7 +177,7 @@ async def test_a_measurement_goes_on_where_it_was(way: str, tmp_path: Path) -> N
 
 
 def test_rows_are_kept_as_they_come_and_judged_anew(tmp_path: Path) -> None:
-    """Whatever ends it; an answer costs, and judging it does not."""
+    """Whatever ends it, judging included; an answer costs, and judging it does not."""
     path = tmp_path / "rows.jsonl"
     asking = Sometimes()
 
@@ -189,10 +188,88 @@ def test_rows_are_kept_as_they_come_and_judged_anew(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         measure(asking.query, QUESTIONS, interrupted, path=path)
-    assert len(path.read_text().splitlines()) == 2
+    assert len(path.read_text().splitlines()) == 3
     measured = measure(asking.query, QUESTIONS, lambda answer, _: answer == "no", path=path)
     assert measured.right == (False, False, True, True)
-    assert asking.asked == ["a", "b", "c", "c", "d"]
+    assert asking.asked == ["a", "b", "c", "d"]
+
+
+@WAYS
+async def test_every_run_is_on_the_bill(way: str, tmp_path: Path) -> None:
+    """What failed, or was interrupted, after models were paid for."""
+    path = tmp_path / "rows.jsonl"
+
+    class FailsLate(Sometimes):
+        def query(self, question: str) -> Any:
+            answer = engine().query(question)
+            if error := {"b": RateLimitError, "d": asyncio.CancelledError}.get(question):
+                raise error
+            return answer
+
+    with pytest.raises(asyncio.CancelledError):
+        await measured_by(way, FailsLate(), [*QUESTIONS, *QUESTIONS[1:2]], path=path, **one_at_a_time(way))
+    again = await measured_by(way, Sometimes(), [*QUESTIONS, *QUESTIONS[1:2]], path=path, **one_at_a_time(way))
+
+    assert (again.errors, again.accuracy) == (0, 0.6)
+    assert [len(row.earlier) for row in again.rows] == [0, 2, 0, 2, 0]
+    assert [len(records) for records in again.records] == [2] * 5
+    assert len(again.scores("p_t")) == 5
+    assert again.usage.total_tokens == (5 + 2) * 6
+    kept = [record for line in path.read_text().splitlines() for record in json.loads(line)["records"]]
+    assert again.cost.usd == pytest.approx(sum(record["cost"]["usd"] for record in kept))
+
+
+def one_at_a_time(way: str) -> dict[str, int]:
+    return {"max_concurrency": 1} if way == "ameasure" else {}
+
+
+@WAYS
+async def test_an_answer_that_cannot_be_judged_is_kept(way: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is a row with the error of `is_right`, and is judged again without being asked again."""
+    path, asking = tmp_path / "rows.jsonl", Sometimes()
+
+    def judge(answer: str, reference: str) -> bool:
+        if len(asking.asked) == 2:
+            raise RateLimitError("the key sk-123 is over its limit")
+        return answer == reference
+
+    with monkeypatch.context() as patched:
+        patched.setitem(globals(), "is_right", judge)
+        first = await measured_by(way, asking, QUESTIONS, path=path, **one_at_a_time(way))
+    assert (first.rows[1].answer, first.rows[1].right, first.rows[1].error) == ("yes", None, "RateLimitError (429)")
+    assert (first.right, first.errors, first.accuracy) == ((True, None, False, False), 1, pytest.approx(1 / 3))
+
+    again = await measured_by(way, asking, QUESTIONS, path=path)
+    assert (again.right, again.errors) == ((True, True, False, False), 0)
+    assert asking.asked == list(SAID)
+
+
+def test_a_broken_emoji_is_kept(tmp_path: Path) -> None:
+    """UTF-8 has no half of a surrogate pair, in an answer or a question."""
+    path, questions = tmp_path / "rows.jsonl", [("what \ud83d?", "yes")]
+    asked = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return "yes \ud83d"
+
+    for answer in ("yes \ud83d", "yes \ufffd"):
+        (row,) = measure(ask, questions, lambda answer, _: answer.startswith("yes"), path=path).rows
+        assert (row.question, row.answer, row.right) == ("what \ud83d?", answer, True)
+    assert len(asked) == 1
+
+
+def test_an_asynchronous_judge_is_refused(tmp_path: Path) -> None:
+    """Its verdict would be a coroutine, and so every answer right."""
+
+    async def judge(answer: str, reference: str) -> bool:
+        return answer == reference
+
+    path, asking = tmp_path / "rows.jsonl", Sometimes()
+    with pytest.raises(ConfigurationError, match="`is_right` must judge"):
+        measure(asking.query, QUESTIONS, judge, path=path)
+    assert measure(asking.query, QUESTIONS, is_right, path=path).accuracy == 0.5
+    assert asking.asked == list(SAID)
 
 
 def test_a_question_that_comes_twice_is_asked_twice(tmp_path: Path) -> None:

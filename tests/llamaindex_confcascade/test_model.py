@@ -36,6 +36,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request as HTTPRequest
 from werkzeug import Response as HTTPResponse
 
+from llamaindex_confcascade import ConfidenceCascadeLLM
 from llamaindex_confcascade.model import LlamaIndexModel
 
 
@@ -275,12 +276,28 @@ async def test_other_errors_are_raised_at_once(server: Server) -> None:
     assert ["logprobs" in body for body in server.bodies] == [True, False, True, True, False, True, True, False]
 
 
-def test_a_stream_that_ends_too_early_is_an_error(server: Server) -> None:
+async def test_a_stream_without_a_finish_reason_is_held_against_a_draft_only(server: Server) -> None:
+    """It may have been cut off, so a draft is not judged; some servers never send a reason, so a live answer is one."""
     server.finishes = False
-    model = LlamaIndexModel(server.llm())
+    llm = server.llm()
+    model = LlamaIndexModel(llm)
 
     with pytest.raises(ModelError, match="ended before the answer did"):
         list(model.stream(Generate(model, request())))
+    with pytest.raises(ModelError, match="ended before the answer did"):
+        await drained(model, Generate(model, request()))
+    live = Generate(model, request(), live=True)
+    for *_, response in (list(model.stream(live)), await drained(model, live)):
+        assert (response.text, response.finish_reason) == ("Paris", "stop")
+
+    def streamed(*llms: Any) -> tuple[str, Any]:
+        pieces = list(ConfidenceCascadeLLM(models=llms, threshold=0.1).stream_chat([ChatMessage("Capital?")]))
+        return "".join(piece.delta or "" for piece in pieces), pieces[-1].additional_kwargs["confcascade"]
+
+    assert streamed(llm)[0] == "".join(piece.delta or "" for piece in llm.stream_chat([ChatMessage("Capital?")]))
+    text, record = streamed(llm, server.llm())
+    assert (text, record["stage"]) == ("Paris", 1)
+    assert "ended before the answer did" in record["attempts"][0]["error"]
 
 
 async def test_a_watch_ends_the_answer_in_every_way_of_asking(server: Server) -> None:
