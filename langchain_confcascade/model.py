@@ -203,7 +203,7 @@ class LangChainModel(Remote):
                     way,
                     response_from(message, ask, keeps_logprobs=self._keeps_logprobs(ask)),
                     ask,
-                    streamed=self._streams,
+                    held=self._streams and not ask.live,
                 )
                 return call.explained(response)
 
@@ -224,14 +224,13 @@ class LangChainModel(Remote):
                     way,
                     response_from(message, ask, keeps_logprobs=self._keeps_logprobs(ask)),
                     ask,
-                    streamed=self._streams,
+                    held=self._streams and not ask.live,
                 )
                 return call.explained(response)
 
-    def _judged(self, way: _Way, response: Response, ask: Generate, *, streamed: bool) -> Response:
-        # a live answer is the model's own, and some servers never say why one ended
-        must_finish = streamed and self._must_finish and not ask.live
-        if must_finish and response.finish_reason is None:
+    def _judged(self, way: _Way, response: Response, ask: Generate, *, held: bool) -> Response:
+        # what is shown as it comes is the model's own, and some servers never say why an answer ended
+        if held and self._must_finish and response.finish_reason is None:
             raise ModelError(f"The stream of model '{self._name}' ended before the answer did.")
         return way.judged(response, ask.request)
 
@@ -324,7 +323,7 @@ class LangChainModel(Remote):
         if call.whole:
             yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
             return
-        yield call.explained(self._judged(way, reading.response(), ask, streamed=True))
+        yield call.explained(self._judged(way, reading.response(), ask, held=not reading.released))
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         """Piece by piece; in threads where the model has no async of its own."""
@@ -367,7 +366,7 @@ class LangChainModel(Remote):
             for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
                 yield item
             return
-        yield call.explained(self._judged(way, reading.response(), ask, streamed=True))
+        yield call.explained(self._judged(way, reading.response(), ask, held=not reading.released))
 
 
 def _says_no_async(error: Exception) -> bool:

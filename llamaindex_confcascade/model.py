@@ -177,7 +177,7 @@ class LlamaIndexModel(Remote):
         yield from as_stream(answer, live=ask.live)
 
     def _stream(self, way: Way, ask: Generate) -> Generator[Chunk | Response, None, None]:
-        reading = Reading(ask, way.llm, must_finish=self._is_openai and not ask.live)
+        reading = Reading(ask, way.llm, must_finish=self._is_openai)
         way, call = self._call(way, ask, streams=True)
         responses = self._responses(way, call)
         try:
@@ -230,7 +230,7 @@ class LlamaIndexModel(Remote):
             yield item
 
     async def _astream(self, way: Way, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        reading = Reading(ask, way.llm, must_finish=self._is_openai and not ask.live)
+        reading = Reading(ask, way.llm, must_finish=self._is_openai)
         way, call = self._call(way, ask, streams=True)
         responses = self._aresponses(way, call)
         try:

@@ -179,7 +179,7 @@ class Reading(StreamReader):
     def response(self) -> Response:
         read = _read(self._last, self._ask, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
         usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
-        return self.finished(read.replace(usage=usage), must_finish=self._must_finish)
+        return self.finished(read.replace(usage=usage), must_finish=self._must_finish and not self.released)
 
 
 def _is_call(response: ChatResponse) -> bool:

@@ -632,6 +632,11 @@ def test_a_server_that_gives_no_reason_why_an_answer_ended_can_answer_last_but_n
         assert record["answered_by"] == answered_by
     assert record["attempts"][0]["decision"] == "fail"
     assert alone.invoke("q").content == "It is Paris"
+    shown_at_once = ConfidenceCascadeLLM(
+        models=[unexplained, large], threshold=0.01, signals=[TokenProbability(aggregate="first")]
+    )
+    *_, end = shown_at_once.stream("q")  # it was released by its first token, so nothing can withdraw it
+    assert end.response_metadata["confcascade"]["answered_by"] == "unexplained"
 
 
 def test_usage_is_asked_for_where_a_model_streams_though_it_is_invoked(server):

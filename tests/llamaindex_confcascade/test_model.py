@@ -287,7 +287,8 @@ async def test_a_stream_without_a_finish_reason_is_held_against_a_draft_only(ser
     with pytest.raises(ModelError, match="ended before the answer did"):
         await drained(model, Generate(model, request()))
     live = Generate(model, request(), live=True)
-    for *_, response in (list(model.stream(live)), await drained(model, live)):
+    shown = Generate(model, request(), watch=lambda tokens: "release")
+    for *_, response in (list(model.stream(live)), await drained(model, live), list(model.stream(shown))):
         assert (response.text, response.finish_reason) == ("Paris", "stop")
 
     def streamed(*llms: Any) -> tuple[str, Any]:

@@ -61,6 +61,11 @@ class StreamReader:
         return self._watcher.verdict == "abort"
 
     @property
+    def released(self) -> bool:
+        """Whether what comes is shown, so that nothing can withdraw it."""
+        return self._watcher.verdict == "release"
+
+    @property
     def tokens(self) -> tuple[Token, ...] | None:
         """All that were told so far; None if none were, or what was told is no log-probability."""
         return tuple(self._tokens) if self._tokens is not None and self._reader.problem is None else None
@@ -77,8 +82,7 @@ class StreamReader:
         if self._tokens and self._watcher.undecided and self._reader.problem is None:
             self._watcher.see(self._tokens, self.text)
         if piece.text or piece.thoughts or tokens or piece.calls_tool:
-            released = self._watcher.verdict == "release"
-            yield Chunk(piece.text, tokens, released=released, calls_tool=piece.calls_tool, native=piece.native)
+            yield Chunk(piece.text, tokens, released=self.released, calls_tool=piece.calls_tool, native=piece.native)
 
     def finished(self, response: Response, *, must_finish: bool = False) -> Response:
         """What the client made of the whole, with what only the reader knows.
