@@ -302,7 +302,7 @@ def check_model(model: LanguageModel, request: Request) -> None:
         prefilled.close()
         prefilled.close()  # closing twice is harmless
     told = parted(request, whole).tokens or ()  # a watch reads those of the answer, once they have a text
-    if any(token.text for token in told[:-1]):
+    if any(token.text for token in told[:-1] or told):
         (*_, aborted) = model.stream(Generate(model, request, watch=lambda _: "abort"))
         assert isinstance(aborted, Response), f"the last item of an aborted stream must be the Response, is {aborted!r}"
         assert aborted.finish_reason == "aborted", "a watch that aborts must end the answer"
