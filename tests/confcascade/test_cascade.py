@@ -508,7 +508,11 @@ def test_a_call_that_times_out_is_billed_for_its_prompt_and_a_refused_one_for_no
 
 
 def test_a_model_that_raises_stop_iteration_fails_like_any_other():
-    small = ScriptedModel("small", {"q": Reply("", error=StopIteration())})
+    class ExhaustedModel(ScriptedModel):
+        def generate(self, asks):
+            raise StopIteration
+
+    small = ExhaustedModel("small")
     stages = [Stage(small, [TokenProbability()], {"p_t": 0.9}), Stage(ScriptedModel("large", {"q": "4"}))]
 
     assert Cascade(stages).run("q").text == "4"
