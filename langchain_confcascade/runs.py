@@ -134,7 +134,7 @@ class CascadeRun:
             "inheritable_handlers": self.handlers,
             "parent_run_id": self.id,
             "tags": self.tags,
-            "metadata": {**self.metadata, **attributes(attempt)},
+            "metadata": {**self.metadata, **attempt.attributes()},
         }
 
 
@@ -161,31 +161,6 @@ async def areported(run: CascadeRun | None, asked: Asked) -> AsyncIterator[None]
         raise
     if run is not None:
         await run.areport(asked)
-
-
-def attributes(attempt: Attempt) -> dict[str, Any]:
-    """An attempt as plain values under flat names, which tracers can filter by; what is unknown is left out."""
-    usage, cost = attempt.usage, attempt.cost
-    told = {
-        "stage": attempt.stage,
-        "model": attempt.model,
-        "decision": attempt.decision,
-        "reason": attempt.reason,
-        "confidence": attempt.confidence,
-        "error": attempt.error,
-        "aborted": attempt.aborted,
-        "latency_s": attempt.latency_s,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "tokens_estimated": usage.estimated,
-        **{f"input_{name}_tokens": count for name, count in usage.input_details.items()},
-        **{f"output_{name}_tokens": count for name, count in usage.output_details.items()},
-        "usd": cost.usd,
-        "flops": cost.flops,
-    }
-    for name, score in attempt.scores.items():
-        told |= {f"score_{name}": score.value, f"threshold_{name}": score.threshold, f"passed_{name}": score.passed}
-    return {f"confcascade_{name}": value for name, value in told.items() if value is not None}
 
 
 def feeds_stream(handler: BaseCallbackHandler) -> bool:

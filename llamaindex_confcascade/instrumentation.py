@@ -7,7 +7,6 @@ tracing back-ends count and price it. The cascade's own event of its end then te
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -31,7 +30,7 @@ _COUNTS = {"prompt_tokens", "completion_tokens", "total_tokens"}
 def report(request: Request, ended: Any) -> None:
     """Tell of every attempt at a query, once it has ended (`Cascade`, `on_ended`), below the span that is active here.
 
-    An attempt's tags hold its entry of the record, flat, every key behind ``confcascade_``; its arguments, what was
+    An attempt's tags are its `Attempt.attributes`; its arguments, what was
     asked, by whom, and what became of it; its result, what was said. One that failed is a dropped span. No event shows
     what was said by an attempt whose answer was not kept.
     """
@@ -47,7 +46,7 @@ def _report_one(messages: list[ChatMessage], attempt: Attempt, response: Respons
     said = _said(response)
     text = None if said is None else said.content
     bound = _SIGNATURE.bind(messages, attempt.model, attempt.decision, attempt.reason, scores, text)
-    tags = _tags(attempt)
+    tags = attempt.attributes()
     # LlamaIndex reads what comes before the first hyphen as the name
     span: dict[str, Any] = {"id_": f"ConfidenceCascadeLLM.attempt-{uuid4()}", "bound_args": bound}
     span["instance"] = _Asked(model=attempt.model)
@@ -84,24 +83,6 @@ class _Asked(CustomLLM):
         raise NotImplementedError
 
     stream_complete = complete
-
-
-def _tags(attempt: Attempt) -> dict[str, str | bool | int | float]:
-    """An attempt's entry of the record, flat; what is not known is left out."""
-    entry = attempt.as_dict()
-    flat: dict[str, Any] = {key: entry[key] for key in _PLAIN if key in entry}
-    for name, score in attempt.scores.items():
-        flat |= {name: score.value, f"{name}_threshold": score.threshold, f"{name}_passed": score.passed}
-    for key, value in attempt.usage.as_dict().items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key.removesuffix('_details')}_{name}": count for name, count in value.items()}
-        else:
-            flat["usage_estimated" if key == "estimated" else key] = value
-    flat |= {f"cost_{key}": value for key, value in attempt.cost.as_dict().items() if key in ("usd", "flops")}
-    return {f"confcascade_{key}": value for key, value in flat.items() if value is not None}
-
-
-_PLAIN = ("stage", "model", "decision", "reason", "confidence", "error", "aborted", "latency_s")
 
 
 def _raw(attempt: Attempt) -> dict[str, Any]:

@@ -80,6 +80,29 @@ class Attempt:
             "cost": self.cost.as_dict(),
         }
 
+    def attributes(self) -> dict[str, str | bool | int | float]:
+        """Plain values under flat names, behind ``confcascade_``, by which tracers can filter; no value is unknown."""
+        told: dict[str, Any] = {
+            "stage": self.stage,
+            "model": self.model,
+            "decision": self.decision,
+            "reason": self.reason,
+            "confidence": self.confidence,
+            "error": self.error,
+            "aborted": self.aborted,
+            "latency_s": self.latency_s,
+            "input_tokens": self.usage.input_tokens,
+            "output_tokens": self.usage.output_tokens,
+            "tokens_estimated": self.usage.estimated,
+            **{f"input_{name}_tokens": count for name, count in self.usage.input_details.items()},
+            **{f"output_{name}_tokens": count for name, count in self.usage.output_details.items()},
+            "usd": self.cost.usd,
+            "flops": self.cost.flops,
+        }
+        for name, score in self.scores.items():
+            told |= {f"score_{name}": score.value, f"threshold_{name}": score.threshold, f"passed_{name}": score.passed}
+        return {f"confcascade_{name}": value for name, value in told.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Record:

@@ -61,6 +61,17 @@ def test_an_attempt_as_a_dict_holds_every_field_and_nothing_of_its_own():
     assert entry["scores"]["p_t"]["details"] == {"labels": ["A"]}
 
 
+def test_the_attributes_of_an_attempt_are_plain_and_known():
+    """What tracers of both frameworks show: no mapping, no None, each with a name of its own."""
+    usage = Usage(10, 3, input_details={"cache_read": 8}, output_details={"reasoning": 2})
+    told = attempt(0, usage=usage, cost=Cost(None, 13, 0.5, 0.25)).attributes()
+
+    assert all(isinstance(value, str | bool | int | float) for value in told.values())
+    assert (told["confcascade_score_p_t"], told["confcascade_passed_p_t"], told["confcascade_usd"]) == (0.4, False, 0.5)
+    assert told["confcascade_input_cache_read_tokens"] == 8
+    assert "confcascade_flops" not in told
+
+
 def test_a_record_survives_json():
     """`as_dict` holds what the documents promise, and comes back from JSON as it went."""
     entry = record().as_dict()

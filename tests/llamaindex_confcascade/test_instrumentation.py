@@ -242,8 +242,8 @@ async def test_each_attempt_is_a_span_below_the_cascades(method: str, spans: Any
         assert {f"confcascade_{key}": value for key, value in told.items()}.items() <= span.tags.items()
         assert all(isinstance(value, str | bool | int | float) for value in span.tags.values())
     tags = spans.attempts[0].tags
-    assert tags["confcascade_p_t"] == pytest.approx(0.3)
-    assert (tags["confcascade_p_t_threshold"], tags["confcascade_p_t_passed"]) == (0.8, False)
+    assert tags["confcascade_score_p_t"] == pytest.approx(0.3)
+    assert (tags["confcascade_threshold_p_t"], tags["confcascade_passed_p_t"]) == (0.8, False)
     assert spans.asked[spans.attempts[0].id_]["scores"] == {"p_t": pytest.approx(0.3)}
     assert spans.asked[spans.attempts[0].id_]["answer"] == DRAFT
     said = [spans.results[span.id_] for span in spans.attempts]
@@ -271,7 +271,7 @@ async def test_each_attempt_is_told_as_a_call_of_its_model(method: str, events: 
     assert shown == ["", ANSWER]  # no draft
     assert not {"prompt_tokens", "total_tokens"} & ends[-1].response.additional_kwargs.keys()
     assert answer.raw["usage"]["total_tokens"] == 25  # what the caller gets is whole
-    assert spans.attempts[0].tags["confcascade_cost_usd"] == pytest.approx(14e-6)
+    assert spans.attempts[0].tags["confcascade_usd"] == pytest.approx(14e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
