@@ -16,8 +16,8 @@ from operator import itemgetter
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from confcascade import ConfigurationError, OutputSchema, Usage
-from confcascade.extending import Generate, Response, estimated_usage, kept_of, misfit, parse_problem
+from confcascade import ConfigurationError, OutputSchema
+from confcascade.extending import Generate, Response, estimated_usage, kept_of, misfit, openai_usage, parse_problem
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, message_chunk_to_message
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
@@ -196,21 +196,9 @@ def unread_output(error: Exception, structured: Structured, ask: Generate) -> Re
         return Response("", usage=estimated_usage(ask, "", None), problem=problem, native=native)
     if type(error).__name__ == "LengthFinishReasonError":
         told = error.completion.usage  # type: ignore[attr-defined]
-        usage = _usage(told) if told else estimated_usage(ask, "", None)
+        usage = openai_usage(told) if told else estimated_usage(ask, "", None)
         return Response("", usage=usage, finish_reason="length", native=native)
     return None
-
-
-def _usage(told: Any) -> Usage:
-    """Of openai's own object."""
-    cached = getattr(told.prompt_tokens_details, "cached_tokens", None)
-    thought = getattr(told.completion_tokens_details, "reasoning_tokens", None)
-    return Usage(
-        told.prompt_tokens,
-        told.completion_tokens,
-        input_details={} if cached is None else {"cache_read": cached},
-        output_details={} if thought is None else {"reasoning": thought},
-    )
 
 
 def _problem(parsed: Any, error: BaseException | None, schema: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,15 @@ from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, as_stream, estimated_usage, in_threads, settings_digest, thoughts_apart
+from confcascade.models.remote import (
+    Remote,
+    as_stream,
+    estimated_usage,
+    in_threads,
+    openai_usage,
+    settings_digest,
+    thoughts_apart,
+)
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.tools import CUT, CheckedTool, forced_call, misfit, parse_problem
@@ -48,6 +56,7 @@ __all__ = [
     "in_threads",
     "kept_of",
     "misfit",
+    "openai_usage",
     "parse_problem",
     "settings_digest",
     "thoughts_apart",

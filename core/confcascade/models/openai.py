@@ -18,7 +18,7 @@ from confcascade.errors import ConfigurationError, ModelError, kept_of, require
 from confcascade.models.body import Body, deciding, options_problem, unsupported_problem
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, as_stream, estimated_usage, thoughts_apart
+from confcascade.models.remote import Remote, as_stream, estimated_usage, openai_usage, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.tools import json_problem
 from confcascade.types import Response, Token, ToolCall, Usage
@@ -350,21 +350,7 @@ class _Calls:
 def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
     if usage is None:
         return estimated_usage(ask, text, tokens)
-    read = {"cache_read": "cached_tokens", "cache_creation": "cache_write_tokens", "audio": "audio_tokens"}
-    return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        input_details=_details(usage, "prompt_tokens_details", read),
-        output_details=_details(
-            usage, "completion_tokens_details", {"reasoning": "reasoning_tokens", "audio": "audio_tokens"}
-        ),
-    )
-
-
-def _details(usage: Any, field: str, names: Mapping[str, str]) -> dict[str, int]:
-    """By our names, the counts that the server reports."""
-    counts = {ours: getattr(getattr(usage, field, None), theirs, None) for ours, theirs in names.items()}
-    return {name: count for name, count in counts.items() if isinstance(count, int)}
+    return openai_usage(usage)
 
 
 def _content(told: Any) -> tuple[str, str]:

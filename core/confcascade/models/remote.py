@@ -14,7 +14,7 @@ from confcascade.asks import Ask, Chunk, Generate, LanguageModel, Prefill
 from confcascade.errors import ModelError
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "as_stream", "estimated_usage", "in_threads", "settings_digest", "thoughts_apart"]
+__all__ = ["Remote", "as_stream", "estimated_usage", "in_threads", "openai_usage", "settings_digest", "thoughts_apart"]
 
 T = TypeVar("T")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -108,6 +108,24 @@ def estimated_usage(ask: Ask, text: str, tokens: Sequence[Token] | None) -> Usag
     """Four characters a token, where the server does not tell; an answer's tokens are counted if they are known."""
     prompt = sum(len(message.content) for message in ask.request.messages)
     return Usage(math.ceil(prompt / 4), math.ceil(len(text) / 4) if tokens is None else len(tokens), estimated=True)
+
+
+def openai_usage(counts: Any) -> Usage:
+    """What a server reports of its tokens in a chat completion, by OpenAI's names."""
+    read = {"cache_read": "cached_tokens", "cache_creation": "cache_write_tokens", "audio": "audio_tokens"}
+    written = {"reasoning": "reasoning_tokens", "audio": "audio_tokens"}
+    return Usage(
+        counts.prompt_tokens,
+        counts.completion_tokens,
+        input_details=_details(getattr(counts, "prompt_tokens_details", None), read),
+        output_details=_details(getattr(counts, "completion_tokens_details", None), written),
+    )
+
+
+def _details(reported: Any, names: Mapping[str, str]) -> dict[str, int]:
+    """By our names, the counts that are reported."""
+    counts = {ours: getattr(reported, theirs, None) for ours, theirs in names.items()}
+    return {name: count for name, count in counts.items() if isinstance(count, int)}
 
 
 async def in_threads(items: Iterator[T]) -> AsyncIterator[T]:
