@@ -24,8 +24,8 @@ from confcascade.errors import (
 )
 from confcascade.flow import Outcome
 from confcascade.models import from_string
+from confcascade.models.local import TransformersModel
 from confcascade.models.openai import OpenAICompatibleModel
-from confcascade.models.transformers import TransformersModel
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.knowledge_probe import KnowledgeProbe

@@ -93,7 +93,7 @@ class LocalModelEntry(Entry):
 
     def load(self, folder: Path) -> LanguageModel:
         """The model, loaded."""
-        from confcascade.models.transformers import TransformersModel
+        from confcascade.models.local import TransformersModel
 
         options = self.model_dump(exclude={"local", "name"})
         return TransformersModel.from_pretrained(self._place(folder), name=self.called(folder), **options)

@@ -24,7 +24,7 @@ from confcascade.cost import Architecture
 from confcascade.demo import answer_probability, bundled_probe, bundled_stages
 from confcascade.demo.world import TASKS, Question, Split, World
 from confcascade.models.bundled import SIZES, WEIGHTS, bundled_model
-from confcascade.models.transformers import TransformersModel
+from confcascade.models.local import TransformersModel
 from confcascade.signals import Evidence
 from confcascade.signals.knowledge_probe import KnowledgeProbe, resolve_layer
 from confcascade.types import Message, Request

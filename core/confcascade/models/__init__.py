@@ -17,7 +17,7 @@ def from_string(model: str) -> LanguageModel:
     """
     provider, _, name = model.partition(":")
     if name and provider == "local":
-        from confcascade.models.transformers import TransformersModel
+        from confcascade.models.local import TransformersModel
 
         return TransformersModel.from_pretrained(name)
     if name and provider == "openai":

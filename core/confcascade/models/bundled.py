@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from confcascade.errors import ConfigurationError
-from confcascade.models.transformers import TransformersModel
+from confcascade.models.local import TransformersModel
 
 __all__ = ["SIZES", "WEIGHTS", "bundled_folder", "bundled_model"]
 

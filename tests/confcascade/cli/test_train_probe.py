@@ -147,7 +147,7 @@ def test_mistakes_are_named(here, trained, folder, arguments, message):
 
 def test_ctrl_c_keeps_what_was_read(here, trained, folder, monkeypatch):
     """It ends with 130, says how to go on, and the same command does."""
-    from confcascade.models.transformers import TransformersModel
+    from confcascade.models.local import TransformersModel
 
     prefill, passes = TransformersModel.prefill, []
 

@@ -15,7 +15,7 @@ from confcascade import Cascade, ConfigurationError, KnowledgeProbe, ModelError,
 from confcascade.asks import Generate, Prefill
 from confcascade.demo import bundled_probe
 from confcascade.models.bundled import WEIGHTS, bundled_model
-from confcascade.models.transformers import TransformersModel
+from confcascade.models.local import TransformersModel
 from confcascade.testing import ScriptedModel, check_model
 from confcascade.types import Message, Request, Response
 

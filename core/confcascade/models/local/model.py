@@ -6,21 +6,22 @@ token and the KV cache that generation continues from: confidence costs no secon
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
-from confcascade.errors import ConfigurationError, ModelError, require
+from confcascade.errors import ModelError
 from confcascade.models.base import InThreads
-from confcascade.models.decoder import Capture, Decoder
-from confcascade.models.generation import DecoderSettings, Decoding
+from confcascade.models.local.batch import Batch, RowState
+from confcascade.models.local.decoder import Capture, Decoder
+from confcascade.models.local.generation import DecoderSettings, Decoding
+from confcascade.models.local.identity import architecture_of, fingerprint_of
+from confcascade.models.local.loading import load
+from confcascade.models.local.prompts import Prompts
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ class TransformersModel(InThreads):
         self.model = model
         self.tokenizer = tokenizer
         self._name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
-        self._template_options = dict(template_options or {})
         config = model.config.get_text_config(decoder=True)
         self._decoder = Decoder(model, config)
         if batch_size > 1 and not self._decoder.batches:
@@ -88,8 +88,13 @@ class TransformersModel(InThreads):
             context=context,
             device=model.device,
         )
-        self._embedded = model.get_input_embeddings().weight.shape[0]
-        self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._prompts = Prompts(
+            tokenizer,
+            name=self._name,
+            context=context,
+            embedded=model.get_input_embeddings().weight.shape[0],
+            template_options=template_options or {},
+        )
 
     def __repr__(self) -> str:
         return f"TransformersModel({self._name!r})"
@@ -125,30 +130,11 @@ class TransformersModel(InThreads):
             MissingExtraError: Without torch and transformers.
             ConfigurationError: If nothing can be loaded from there, or weights are missing.
         """
-        torch = require("torch", "local")
-        transformers = require("transformers", "local")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), **common)
-            model, told = transformers.AutoModelForCausalLM.from_pretrained(
-                str(name_or_path), dtype=dtype, output_loading_info=True, **common, **loading
-            )
-        except (OSError, ValueError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigurationError(
-                f"No causal language model can be loaded from '{name_or_path}': {why} "
-                "Give a folder with config.json, weights and tokenizer, or the name of one on the hub."
-            ) from error
-        if absent := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
-            raise ConfigurationError(
-                f"The checkpoint '{name_or_path}' lacks {len(absent)} of the model's weights, such as {absent[0]}, and "
-                "transformers would fill them with random numbers. Save or download it again."
-            )
-        if device == "cpu" and model.dtype == torch.float16:
-            model = model.float()  # half precision is slow on most CPUs, and some operations lack it
+        model, tokenizer = load(
+            name_or_path, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **loading
+        )
         return cls(
-            model.to(device).eval(),
+            model,
             tokenizer,
             name=name or Path(str(name_or_path)).name,
             max_new_tokens=max_new_tokens,
@@ -168,11 +154,7 @@ class TransformersModel(InThreads):
 
     @cached_property
     def architecture(self) -> Architecture:
-        config = self.model.config.get_text_config(decoder=True)
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        if not config.tie_word_embeddings:  # an input embedding is looked up, not multiplied
-            parameters -= self.model.get_input_embeddings().weight.numel()
-        return Architecture(parameters, config.num_hidden_layers, config.hidden_size)
+        return architecture_of(self.model)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,23 +163,7 @@ class TransformersModel(InThreads):
         Configuration (with its quantisation), precision, chat template with its options, and a sample of the weights,
         of a quantised model with those that are kept as buffers.
         """
-        config = self.model.config.to_dict()
-        for volatile in ("transformers_version", "_name_or_path"):
-            config.pop(volatile, None)
-        described = [
-            json.dumps(config, sort_keys=True, default=str),
-            str(self.model.dtype),
-            str(self.tokenizer.chat_template),
-        ]
-        if self._template_options:
-            described.append(json.dumps(self._template_options, sort_keys=True, default=str))
-        weights = list(self.model.parameters())
-        if "quantization_config" in config:  # GPTQ and AWQ pack what they quantise into buffers
-            weights += self.model.buffers()
-        digest = hashlib.sha256("\n".join(described).encode())
-        for weight in weights:  # the first 256 numbers of every tensor
-            digest.update(weight.detach().flatten()[:256].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint_of(self.model, self.tokenizer, self._prompts.template_options)
 
     # ------------------------------------------------------------------ LanguageModel
 
@@ -208,8 +174,8 @@ class TransformersModel(InThreads):
             try:
                 self._check_layers(ask.layers)
                 text = self.render(ask.request)
-                ids = {label: self._label_ids(text, label) for label in ask.labels}
-                readable.append((i, ask, self._encode(text), ids))
+                ids = {label: self._prompts.label_ids(text, label) for label in ask.labels}
+                readable.append((i, ask, self._prompts.encode(text), ids))
             except Exception as error:
                 found[i] = error
         if not readable:
@@ -220,14 +186,14 @@ class TransformersModel(InThreads):
         broken = _not_finite(logprobs)
         for row, (i, ask, _, ids) in enumerate(readable):
             if broken[row]:
-                _State(batch, row).close()
+                RowState(batch, row).close()
                 found[i] = self._overflow()
                 continue
             found[i] = Prefilled(
                 usage=Usage(batch.prompt_lengths[row], 0),
                 hidden_states={layer: hidden[layer][row] for layer in ask.layers},
                 label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
-                state=_State(batch, row),
+                state=RowState(batch, row),
             )
         return found
 
@@ -260,13 +226,7 @@ class TransformersModel(InThreads):
 
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
-        if self.tokenizer.chat_template is None:
-            return "\n".join(message.content for message in request.messages)
-        messages = [{"role": message.role, "content": message.content} for message in request.messages]
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self._template_options
-        )
-        return text
+        return self._prompts.render(request)
 
     def hidden_states(self, requests: Sequence[Request], layer: int) -> Any:
         """Hidden states of the last prompt token after block `layer`, before any final norm: (n, hidden_size)."""
@@ -276,48 +236,10 @@ class TransformersModel(InThreads):
         size = self._capability.batch_size
         found = []
         for start in range(0, len(requests), size):
-            part = [self._encode(self.render(request)) for request in requests[start : start + size]]
+            part = [self._prompts.encode(self.render(request)) for request in requests[start : start + size]]
             _, hidden = self._read(part, [layer])
             found.append(hidden[layer])
         return np.concatenate(found)
-
-    def _tokenize(self, text: str) -> list[int]:
-        # a rendered template brings its special tokens; raw text gets the tokenizer's own
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.tokenizer.chat_template is None)["input_ids"]
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        """The tokens of a rendered prompt that fits the context."""
-        ids = self._tokenize(text)
-        if not ids:
-            raise ModelError("The prompt has no tokens.")
-        if max(ids) >= self._embedded:  # on a GPU, the pass would end the process's use of it
-            raise ModelError(
-                f"The prompt has the token {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, id {max(ids)}; model "
-                f"'{self._name}' knows the ids below {self._embedded}. Its tokenizer must be that of the model: resize "
-                "the model's embedding after adding tokens."
-            )
-        context = self._speaker.context
-        if context is not None and len(ids) >= context:
-            raise ModelError(f"The prompt has {len(ids)} tokens; the context of model '{self._name}' holds {context}.")
-        return ids
-
-    def _label_ids(self, prompt: str, label: str) -> tuple[int, ...]:
-        """The tokens that say `label` right after `prompt`, with and without a space: found in context, never alone."""
-        key = prompt[-32:], label
-        if key not in self._labels:
-            before = self._tokenize(prompt)
-            ids: dict[int, None] = {}
-            for variant in (label, f" {label}"):
-                after = self._tokenize(prompt + variant)
-                if len(after) == len(before) + 1 and after[:-1] == before:
-                    ids[after[-1]] = None
-            if not ids:
-                raise ModelError(
-                    f"The label {label!r} is not a single token of model '{self._name}' after this prompt."
-                )
-            self._labels[key] = tuple(ids)
-        return self._labels[key]
 
     # ------------------------------------------------------------------ forward passes
 
@@ -333,7 +255,7 @@ class TransformersModel(InThreads):
             'weights are broken. Load it in another precision, such as dtype="float32".'
         )
 
-    def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[_Batch, dict[int, Any]]:
+    def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[Batch, dict[int, Any]]:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
         import torch
 
@@ -346,7 +268,7 @@ class TransformersModel(InThreads):
             mask[i, longest - len(row) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
-            batch = _Batch(list(map(len, encoded)), mask)
+            batch = Batch(list(map(len, encoded)), mask)
             batch.logits, batch.cache = self._decoder(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         return batch, dict(zip(layers, captured.states, strict=True))
 
@@ -358,7 +280,9 @@ class TransformersModel(InThreads):
         return list(groups.values())
 
     def _row(self, ask: Generate, position: int) -> Decoding:
-        return Decoding(ask, self._speaker, [] if ask.prefilled else self._encode(self.render(ask.request)), position)
+        return Decoding(
+            ask, self._speaker, [] if ask.prefilled else self._prompts.encode(self.render(ask.request)), position
+        )
 
     def _decode(self, rows: list[Decoding]) -> Iterator[None]:
         """Generate token by token until every row has ended; yields after each step."""
@@ -404,57 +328,6 @@ class TransformersModel(InThreads):
             batch.mask = torch.cat([batch.mask, batch.mask.new_ones(batch.mask.shape[0], 1)], 1)
             positions = batch.mask.sum(-1, keepdim=True) - 1
             batch.logits, batch.cache = self._decoder(chosen[:, None], batch.mask, positions, batch.cache)
-
-
-@dataclass
-class _Batch:
-    """Prompts that were read together, and where they stand."""
-
-    prompt_lengths: list[int]
-    mask: torch.Tensor  # (rows, tokens so far)
-    cache: Any = None
-    logits: Any = None  # (rows, vocabulary) of the last position
-    open: set[int] = field(default_factory=set)  # rows whose state nobody has closed
-
-    def __post_init__(self) -> None:
-        self.open = set(range(len(self.prompt_lengths)))
-
-    def take(self, rows: list[int]) -> _Batch:
-        """These rows, to continue from; the others' cache is kept only while somebody may still want it."""
-        import copy
-
-        if not set(rows) <= self.open:
-            raise ModelError("This prefill was closed, or was continued before; a KV cache can be continued once.")
-        self.open -= set(rows)
-        cache = copy.deepcopy(self.cache) if self.open else self.cache
-        taken = _Batch([self.prompt_lengths[row] for row in rows], self.mask, cache, self.logits)
-        if rows != list(range(len(self.prompt_lengths))):
-            taken.select(rows)
-        if not self.open:
-            self.cache = self.logits = None
-        return taken
-
-    def select(self, rows: list[int]) -> None:
-        """Keep these rows of the tensors, in this order."""
-        import torch
-
-        index = torch.tensor(rows, device=self.mask.device)
-        self.mask = self.mask[index]
-        self.logits = self.logits[index]
-        self.cache.reorder_cache(index)  # which layers without attention have, too
-
-
-@dataclass
-class _State:
-    """One row of a batch, as a `Prefilled` carries it."""
-
-    batch: _Batch
-    row: int
-
-    def close(self) -> None:
-        self.batch.open.discard(self.row)
-        if not self.batch.open:
-            self.batch.cache = self.batch.logits = None
 
 
 def _not_finite(logprobs: torch.Tensor) -> list[bool]:

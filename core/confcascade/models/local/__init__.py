@@ -1,0 +1,5 @@
+"""Models in this process: any causal language model of the hub or a folder, through `transformers`."""
+
+from confcascade.models.local.model import TransformersModel
+
+__all__ = ["TransformersModel"]

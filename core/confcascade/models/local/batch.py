@@ -1,0 +1,64 @@
+"""Prompts that were read in one forward pass, and the KV cache that their answers continue from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from confcascade.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Batch", "RowState"]
+
+
+@dataclass
+class Batch:
+    """Prompts that were read together, and where they stand."""
+
+    prompt_lengths: list[int]
+    mask: torch.Tensor  # (rows, tokens so far)
+    cache: Any = None
+    logits: Any = None  # (rows, vocabulary) of the last position
+    open: set[int] = field(default_factory=set)  # rows whose state nobody has closed
+
+    def __post_init__(self) -> None:
+        self.open = set(range(len(self.prompt_lengths)))
+
+    def take(self, rows: list[int]) -> Batch:
+        """These rows, to continue from; the others' cache is kept only while somebody may still want it."""
+        import copy
+
+        if not set(rows) <= self.open:
+            raise ModelError("This prefill was closed, or was continued before; a KV cache can be continued once.")
+        self.open -= set(rows)
+        cache = copy.deepcopy(self.cache) if self.open else self.cache
+        taken = Batch([self.prompt_lengths[row] for row in rows], self.mask, cache, self.logits)
+        if rows != list(range(len(self.prompt_lengths))):
+            taken.select(rows)
+        if not self.open:
+            self.cache = self.logits = None
+        return taken
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows of the tensors, in this order."""
+        import torch
+
+        index = torch.tensor(rows, device=self.mask.device)
+        self.mask = self.mask[index]
+        self.logits = self.logits[index]
+        self.cache.reorder_cache(index)  # which layers without attention have, too
+
+
+@dataclass
+class RowState:
+    """One row of a batch, as a `Prefilled` carries it."""
+
+    batch: Batch
+    row: int
+
+    def close(self) -> None:
+        self.batch.open.discard(self.row)
+        if not self.batch.open:
+            self.batch.cache = self.batch.logits = None
