@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from confcascade import Cascade, Stage
+from confcascade import Cascade, Stage, TokenProbability
 from confcascade.asks import Generate
 from confcascade.models.bundled import bundled_model
+from confcascade.testing import ScriptedModel
 from confcascade.types import Message, Request
 
 LONG = 400
@@ -160,25 +161,24 @@ class EnoughError(Exception):
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_batch_of_queries_that_is_left_stops(steps, asynchronous):
-    """As by Ctrl-C, or an error of `on_result`, after the first answer: the call under way is not finished."""
+    """As by Ctrl-C, or an error of `on_result`: the answer under way, of another query, is not written to its end."""
     model, passes = steps
-    cascade = Cascade([Stage(model)])
-    size = model.capability.batch_size
-    short, long = (Request(Message.parse("Where was Bren born?"), max_tokens=n) for n in (2, LONG))
-    requests = [short] * size + [long] * 2
+    small = ScriptedModel("draft", {"hard": ("no", 0.1), "easy": ("yes", 0.9)})
+    cascade = Cascade([Stage(small, [TokenProbability()], {"p_t": 0.5}), Stage(model)])
+    requests = [Request(Message.parse(text), max_tokens=LONG) for text in ("hard", "easy")]
 
     def first(_index, _outcome):
         raise EnoughError
 
     async def main():
-        await cascade.arun_batch(requests, on_result=first)
+        await cascade.arun_batch(requests, on_result=first, max_concurrency=1)
 
     if asynchronous:
         with pytest.raises(EnoughError):
             asyncio.run(main())
     else:
         with pytest.raises(EnoughError):
-            cascade.run_batch(requests, on_result=first)
+            cascade.run_batch(requests, on_result=first, max_concurrency=1)
     assert asyncio.run(stopped(passes)) < 20
 
 
