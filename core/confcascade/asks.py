@@ -158,6 +158,8 @@ class Capability:
         batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
             for many answers at once; any other computes in this process, one call at a time.
         tools: Whether it can be given tools; one that cannot is never asked without them instead.
+        tool_history: Whether it reads the calls of tools that a conversation holds; one that does not is never asked
+            without them instead.
         structured: Whether it can be asked for structured output.
         media: Whether it is given the framework's own messages, and so what they hold beyond text.
         context_window: Most tokens of prompt and answer together; None if unknown.
@@ -171,6 +173,7 @@ class Capability:
     prompt_labels: bool = False
     batch_size: int = 1
     tools: bool = False
+    tool_history: bool = True
     structured: bool = False
     media: bool = False
     context_window: int | None = None

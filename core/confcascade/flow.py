@@ -305,6 +305,8 @@ def _inability(model: LanguageModel, request: Request) -> str | None:
         return "the model takes only text"
     if request.tools and not model.capability.tools:
         return "the model cannot call tools"
+    if not model.capability.tool_history and any(message.tool_calls for message in request.messages):
+        return "the model cannot read tool calls"
     if request.output is not None and request.output.instructions is None and not model.capability.structured:
         return "the model cannot give structured output"
     return None

@@ -39,6 +39,11 @@ class Notices:
                     ("failed", attempt.stage, attempt.error),
                     f"Model '{attempt.model}' failed: {attempt.error.rstrip('.')}. {then}",
                 )
+            elif attempt.decision == "escalate" and not (attempt.latency_s or attempt.scores):  # it was not asked
+                self._once(
+                    ("passed over", attempt.stage, attempt.reason),
+                    f"Model '{attempt.model}' was not asked: {attempt.reason}. Such queries escalate.",
+                )
             for name, score in attempt.scores.items():
                 if score.value is None:
                     why = str(score.details["unavailable"])

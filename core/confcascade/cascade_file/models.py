@@ -83,8 +83,15 @@ class LocalModelEntry(Entry):
     device: str | None = Field(None, description="Where it runs; by default a GPU if there is one.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision of the weights.")
     batch_size: int = Field(32, ge=1, description="Most queries in one forward pass.")
-    max_new_tokens: int = Field(512, ge=1, description="Most tokens of an answer, where the request does not say.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens of an answer, where the request does not say; by default the model's, or 512.",
+    )
     template_options: dict[str, Any] = Field({}, description="Arguments of the chat template: {enable_thinking: false}")
+    generation_options: dict[str, Any] = Field(
+        {}, description="What replaces settings of its generation_config: {repetition_penalty: 1.0}"
+    )
     name: str | None = Field(None, min_length=1, description="Shown in records; by default the folder's or the hub's.")
 
     def called(self, folder: Path) -> str:

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from confcascade.asks import Answer, Ask, Flow, Generate, LanguageModel
 from confcascade.drivers.one import Run, acall_model, call_model
 from confcascade.errors import ConfigurationError, ModelError
+from confcascade.models.base import Waiting
 from confcascade.types import Prefilled
 
 __all__ = ["AsyncBatcher", "Batcher", "arun_many", "run_many"]
@@ -44,6 +44,7 @@ class _Calling:
     asks: tuple[Ask, ...]
     places: tuple[_Place, ...]
     local: bool
+    waiting: Waiting = field(default_factory=Waiting)
 
 
 class _Schedule(Generic[T]):
@@ -202,13 +203,15 @@ def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, 
             while True:
                 yield from schedule.ended()  # before anything new is asked: whoever keeps results has these safe then
                 for call in schedule.calls():
-                    pending[pool.submit(copy_context().run, call_model, call.model, call.asks)] = call
+                    pending[pool.submit(call.waiting.context().run, call_model, call.model, call.asks)] = call
                 yield from schedule.ended()  # of those just begun, any that ask nothing
                 if schedule.done:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     schedule.complete(pending.pop(future), future.result())
-        finally:  # left early: what is under way cannot be stopped, only waited for
+        finally:  # left early: what is under way is waited for, which is a token where the model looks
+            for call in pending.values():
+                call.waiting.leave()
             for future in [future for future in pending if not future.cancel()]:
                 _discard(future.result())
 
@@ -337,7 +340,7 @@ class AsyncBatcher(Generic[T]):
     def _begin(self) -> None:
         self._planned = False
         for call in self._schedule.calls():
-            task = asyncio.ensure_future(acall_model(call.model, call.asks))
+            task = call.waiting.context().run(asyncio.ensure_future, acall_model(call.model, call.asks))
             self._calling[task] = call
             task.add_done_callback(self._ended)
         for index, result in self._schedule.ended():
@@ -359,4 +362,7 @@ class AsyncBatcher(Generic[T]):
         for task, call in self._calling.items():
             if not any(place.flow in self._waiting for place in call.places):
                 task.cancel()
+            left = [ask for ask, place in zip(call.asks, call.places, strict=True) if place.flow == index]
+            if asks := [ask for ask in left if isinstance(ask, Generate)]:
+                call.waiting.leave(*asks)
         self._plan()

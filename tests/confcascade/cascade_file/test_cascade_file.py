@@ -402,7 +402,12 @@ def test_a_file_can_say_what_python_can(entry: Any, made_by: Any, other_names: d
     for key, default in keys.items():
         field = entry.model_fields[key]
         assert field.is_required() == (default is inspect.Parameter.empty)
-        if field.is_required() or key in ("labels", "scores", "template_options"):  # None or empty here
+        if field.is_required() or key in (
+            "labels",
+            "scores",
+            "template_options",
+            "generation_options",
+        ):  # None or empty here
             continue
         assert field.default == (list(default) if isinstance(default, tuple) else default)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,14 @@ __all__ = ["Batch", "RowState"]
 class Batch:
     """Prompts that were read together, and where they stand."""
 
-    prompt_lengths: list[int]
+    prompts: list[Sequence[int]]  # the tokens of each row's
     mask: torch.Tensor  # (rows, tokens so far)
     cache: Any = None
     logits: Any = None  # (rows, vocabulary) of the last position
     open: set[int] = field(default_factory=set)  # rows whose state nobody has closed
 
     def __post_init__(self) -> None:
-        self.open = set(range(len(self.prompt_lengths)))
+        self.open = set(range(len(self.prompts)))
 
     def take(self, rows: list[int]) -> Batch:
         """These rows, to continue from; the others' cache is kept only while somebody may still want it."""
@@ -34,8 +35,8 @@ class Batch:
             raise ModelError("This prefill was closed, or was continued before; a KV cache can be continued once.")
         self.open -= set(rows)
         cache = copy.deepcopy(self.cache) if self.open else self.cache
-        taken = Batch([self.prompt_lengths[row] for row in rows], self.mask, cache, self.logits)
-        if rows != list(range(len(self.prompt_lengths))):
+        taken = Batch([self.prompts[row] for row in rows], self.mask, cache, self.logits)
+        if rows != list(range(len(self.prompts))):
             taken.select(rows)
         if not self.open:
             self.cache = self.logits = None

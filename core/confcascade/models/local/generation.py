@@ -1,4 +1,4 @@
-"""One answer of a local model while it grows: sampling, text from tokens, stop strings, and when it ends."""
+"""One answer of a local model while it grows: text from tokens, stop strings, and when it ends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate
-from confcascade.errors import ModelError
 from confcascade.models.base import Watcher
+from confcascade.models.local.sampling import GenerationSettings, TokenChoice
 from confcascade.types import Response, Token, Usage
 
 if TYPE_CHECKING:
@@ -24,18 +24,25 @@ class DecoderSettings:
     Attributes:
         name: Of the model, for errors.
         tokenizer: Its `transformers` tokenizer.
-        ends: The tokens that end an answer.
-        max_new_tokens: Most tokens of an answer, where the request does not say.
+        max_new_tokens: Most tokens of an answer, where the request does not say; None leaves it to the settings.
         context: Most tokens of prompt and answer together; None if unknown.
-        device: Where the model runs.
+        settings: What decides which token follows.
     """
 
     name: str
     tokenizer: Any
-    ends: frozenset[int]
-    max_new_tokens: int
+    max_new_tokens: int | None
     context: int | None
-    device: torch.device
+    settings: GenerationSettings
+
+    def limit(self, asked: int | None, prompt_tokens: int) -> int:
+        """Most tokens of an answer to a prompt of so many: as asked, or as the model's settings say, or 512."""
+        wanted = (asked, self.max_new_tokens, self.settings.max_new_tokens)
+        limit = next((each for each in wanted if each is not None), None)
+        if limit is None and self.settings.max_length is not None:
+            limit = max(1, self.settings.max_length - prompt_tokens)
+        limit = 512 if limit is None else limit
+        return limit if self.context is None else min(limit, self.context - prompt_tokens)
 
 
 class Decoding:
@@ -70,59 +77,28 @@ class Decoding:
         self._prompt = 0
         self._limit = 0
         self._was_cut = False
-        self._warpers, self._random = self._sampling()
-
-    # ------------------------------------------------------------------ sampling
-
-    @property
-    def samples(self) -> bool:
-        return self._warpers is not None
-
-    def _sampling(self) -> tuple[Any, Any]:
-        options = dict(self.ask.request.options)
-        top_p, top_k, seed = options.pop("top_p", None), options.pop("top_k", None), options.pop("seed", None)
-        if options:
-            given = ", ".join(sorted(options))
-            raise ModelError(f"Model '{self._speaker.name}' knows the options top_p, top_k and seed. Got {given}.")
-        temperature = self.ask.request.temperature
-        if not temperature:
-            return None, None
-        import torch
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
-        if top_k is not None:
-            warpers.append(TopKLogitsWarper(top_k))
-        if top_p is not None:
-            warpers.append(TopPLogitsWarper(top_p))
-        generator = torch.Generator(device=self._speaker.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        return warpers, generator
-
-    def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw a token from raw logits (vocabulary,)."""
-        import torch
-
-        warped = self._warpers(None, logits[None])[0]
-        return torch.multinomial(warped.softmax(-1), 1, generator=self._random)[0]
+        self._choice = TokenChoice(speaker.settings, ask.request)
 
     # ------------------------------------------------------------------ growing
 
-    def begin(self, prompt_tokens: int) -> None:
-        """Set the answer's limit, now that the length of its prompt is known."""
-        limit = self.ask.request.max_tokens
-        self._limit = self._speaker.max_new_tokens if limit is None else limit
-        if self._speaker.context is not None:
-            self._limit = min(self._limit, self._speaker.context - prompt_tokens)
-        self._prompt = prompt_tokens
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Set what hangs on the prompt's tokens: the answer's limit, and which tokens are penalised."""
+        self._prompt = len(prompt)
+        self._limit = self._speaker.limit(self.ask.request.max_tokens, len(prompt))
+        self._choice.begin(prompt, self._limit)
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """The next token, from raw logits (vocabulary,); None if it is the most probable."""
+        return None if self._choice.plain else self._choice.next(logits)
+
+    def leave(self) -> None:
+        """End here: nobody waits for the rest."""
+        self.finish_reason = "aborted"
 
     def push(self, token: int, logprob: float, logprobs: torch.Tensor) -> None:
         """Take the next token; `logprobs` is the whole distribution (vocabulary,) it came from."""
         self._generated += 1
-        if token in self._speaker.ends:
+        if token in self._speaker.settings.ends:
             self.finish_reason = "stop"
         else:
             self._ids.append(token)

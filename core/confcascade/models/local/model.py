@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
-from confcascade.errors import ModelError
-from confcascade.models.base import InThreads
+from confcascade.errors import ConfigurationError, ModelError
+from confcascade.models.base import InThreads, Waiting
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Capture, Decoder
 from confcascade.models.local.generation import DecoderSettings, Decoding
 from confcascade.models.local.identity import architecture_of, fingerprint_of
 from confcascade.models.local.loading import load
 from confcascade.models.local.prompts import Prompts
+from confcascade.models.local.sampling import GenerationSettings
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -36,19 +37,28 @@ class TransformersModel(InThreads):
     """A causal language model in this process.
 
     Prompts are rendered with the tokenizer's chat template, or, where it has none, completed as raw text.
-    Greedy unless a request has a temperature above 0. Log-probabilities are those of the raw logits.
+    A conversation is handed to the template in the form in which nothing of it is left out: system text before the
+    user's where the template has no system turn, turns of one role joined where it wants them to alternate.
+
+    Greedy unless a request has a temperature above 0. The penalties and limits of the model's generation_config hold as
+    in ``model.generate``; its top_p, top_k and min_p where a request is sampled. Log-probabilities are those of the raw
+    logits.
 
     Args:
         model: A `transformers` causal language model, in evaluation mode; never changed.
         tokenizer: Its tokenizer; never changed.
         name: Shown in records; by default the folder's or the hub's name.
-        max_new_tokens: Most tokens of an answer, where the request does not say.
+        max_new_tokens: Most tokens of an answer, where the request does not say; by default what the generation_config
+            says, or 512.
         batch_size: Most queries in one forward pass; 1 if the trial shows that the model does not answer in a batch as
             it does alone.
         template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``.
+        generation_options: Settings that replace those of the generation_config, such as
+            ``{"repetition_penalty": 1.0}``.
 
     Raises:
-        ConfigurationError: If a trial pass shows that the model is not a decoder that continues from a KV cache.
+        ConfigurationError: If a trial pass shows that the model is not a decoder that continues from a KV cache, if its
+            template or its generation_config cannot be followed, or an argument is out of range.
     """
 
     def __init__(
@@ -57,10 +67,14 @@ class TransformersModel(InThreads):
         tokenizer: Any,
         *,
         name: str | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         batch_size: int = 32,
         template_options: Mapping[str, Any] | None = None,
+        generation_options: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_count("batch_size", batch_size)
+        if max_new_tokens is not None:
+            _check_count("max_new_tokens", max_new_tokens)
         self.model = model
         self.tokenizer = tokenizer
         self._name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
@@ -69,6 +83,14 @@ class TransformersModel(InThreads):
         if batch_size > 1 and not self._decoder.batches:
             _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", self._name)
         context = getattr(config, "max_position_embeddings", None)
+        self._prompts = Prompts(
+            tokenizer,
+            name=self._name,
+            context=context,
+            embedded=model.get_input_embeddings().weight.shape[0],
+            template_options=template_options or {},
+        )
+        template = self._prompts.template
         self._capability = Capability(
             logprobs=True,
             top_logprobs=config.vocab_size,
@@ -77,27 +99,25 @@ class TransformersModel(InThreads):
             prompt_labels=True,
             batch_size=batch_size if self._decoder.batches else 1,
             context_window=context,
+            tool_history=template is not None and template.tool_history,
         )
-        ends = model.generation_config.eos_token_id if model.generation_config else None
-        ends = tokenizer.eos_token_id if ends is None else ends
         self._speaker = DecoderSettings(
             name=self._name,
             tokenizer=tokenizer,
-            ends=frozenset(ends if isinstance(ends, list | tuple) else [ends]),
             max_new_tokens=max_new_tokens,
             context=context,
-            device=model.device,
-        )
-        self._prompts = Prompts(
-            tokenizer,
-            name=self._name,
-            context=context,
-            embedded=model.get_input_embeddings().weight.shape[0],
-            template_options=template_options or {},
+            settings=GenerationSettings(
+                model,
+                name=self._name,
+                eos=tokenizer.eos_token_id,
+                eos_ends_turns=template is not None and template.ends_turns_with_eos,
+                changes=generation_options or {},
+            ),
         )
 
     def __repr__(self) -> str:
-        return f"TransformersModel({self._name!r})"
+        settings = "".join(f", {key}={value!r}" for key, value in self.generation_settings.items())
+        return f"TransformersModel({self._name!r}{settings})"
 
     @classmethod
     def from_pretrained(
@@ -109,9 +129,10 @@ class TransformersModel(InThreads):
         revision: str | None = None,
         trust_remote_code: bool = False,
         name: str | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         batch_size: int = 32,
         template_options: Mapping[str, Any] | None = None,
+        generation_options: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> TransformersModel:
         """Load a model from a folder or the hub.
@@ -140,6 +161,7 @@ class TransformersModel(InThreads):
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             template_options=template_options,
+            generation_options=generation_options,
         )
 
     # ------------------------------------------------------------------ what it is
@@ -151,6 +173,15 @@ class TransformersModel(InThreads):
     @property
     def capability(self) -> Capability:
         return self._capability
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """What of the generation_config is followed and changes an answer.
+
+        Penalties and limits always hold; ``top_k``, ``top_p``, ``min_p`` and the like where a request has a temperature
+        and does not set its own.
+        """
+        return self._speaker.settings.followed
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -190,7 +221,7 @@ class TransformersModel(InThreads):
                 found[i] = self._overflow()
                 continue
             found[i] = Prefilled(
-                usage=Usage(batch.prompt_lengths[row], 0),
+                usage=Usage(len(batch.prompts[row]), 0),
                 hidden_states={layer: hidden[layer][row] for layer in ask.layers},
                 label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
                 state=RowState(batch, row),
@@ -268,7 +299,7 @@ class TransformersModel(InThreads):
             mask[i, longest - len(row) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
-            batch = Batch(list(map(len, encoded)), mask)
+            batch = Batch(list(encoded), mask)
             batch.logits, batch.cache = self._decoder(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         return batch, dict(zip(layers, captured.states, strict=True))
 
@@ -296,7 +327,8 @@ class TransformersModel(InThreads):
         else:
             batch, _ = self._read([row.prompt for row in rows], [])
         for row in rows:
-            row.begin(batch.prompt_lengths[row.position])
+            row.begin(batch.prompts[row.position])
+        waiting = Waiting.current()
         active = rows
         while active:
             raw = batch.logits.float()
@@ -306,8 +338,12 @@ class TransformersModel(InThreads):
             for row in active:
                 if broken[row.position]:
                     row.fail(self._overflow())
-                elif row.samples:
-                    chosen[row.position] = row.sample(raw[row.position])
+                    continue
+                try:
+                    if (token := row.choose(raw[row.position])) is not None:
+                        chosen[row.position] = token
+                except Exception as error:  # probabilities that are all 0, say
+                    row.fail(error)
             picked = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
             for row in active:
                 if row.error is None:
@@ -315,6 +351,10 @@ class TransformersModel(InThreads):
                         row.push(int(chosen[row.position]), picked[row.position], logprobs[row.position])
                     except Exception as error:  # a watch's, say: this row fails, not its batch
                         row.fail(error)
+            if waiting is not None and waiting.is_left:
+                for row in active:
+                    if row.finish_reason is None and not waiting.wants(row.ask):
+                        row.leave()
             yield
             active = [row for row in active if row.finish_reason is None]
             if not active:
@@ -334,3 +374,8 @@ def _not_finite(logprobs: torch.Tensor) -> list[bool]:
     """Which rows of log-probabilities (rows, vocabulary) are NaN: all of a row is, if a logit is NaN or infinite."""
     flags: list[bool] = logprobs[:, 0].isnan().tolist()
     return flags
+
+
+def _check_count(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"`{argument}` must be a whole number of at least 1. Got {value!r}.")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from confcascade.errors import ModelError
+from confcascade.errors import ConfigurationError, ModelError
+from confcascade.models.local.template import ChatTemplate
 from confcascade.types import Request
 
 __all__ = ["Prompts"]
+
+_log = logging.getLogger("confcascade")
+_LABELS = 256  # endings of prompts, times labels, whose tokens are remembered
 
 
 class Prompts:
@@ -20,6 +25,12 @@ class Prompts:
         context: Most tokens of prompt and answer together; None if unknown.
         embedded: The token ids that the model's embedding has.
         template_options: Further arguments of the chat template.
+
+    Attributes:
+        template: The chat template; None where prompts are completed as raw text.
+
+    Raises:
+        ConfigurationError: If the template has no such arguments, or does not render a question.
     """
 
     def __init__(
@@ -31,20 +42,30 @@ class Prompts:
         self._context = context
         self._embedded = embedded
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+        has_template = tokenizer.chat_template is not None
+        if template_options and not has_template:
+            raise ConfigurationError(f"`template_options` are given, and model '{name}' has no chat template.")
+        self.template = ChatTemplate(tokenizer, name=name, options=template_options) if has_template else None
+        if self.template is not None and self.template.writes_date:
+            fixed = 'template_options={"date_string": "26 Jul 2024"} fixes it.' if self.template.date_option else ""
+            _log.warning(
+                "The chat template of model '%s' writes today's date into every prompt, so hidden states, and what was "
+                "fitted on them, are of another prompt tomorrow. %s",
+                name,
+                fixed,
+            )
 
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
-        if self._tokenizer.chat_template is None:
-            return "\n".join(message.content for message in request.messages)
-        messages = [{"role": message.role, "content": message.content} for message in request.messages]
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.template_options
-        )
-        return text
+        if self.template is not None:
+            return self.template.render(request.messages)
+        if any(message.tool_calls for message in request.messages):
+            raise ModelError(f"Model '{self._name}' completes raw text, and cannot read the calls of tools.")
+        return "\n".join(message.content for message in request.messages)
 
     def _tokenize(self, text: str) -> list[int]:
         # a rendered template brings its special tokens; raw text gets the tokenizer's own
-        ids: list[int] = self._tokenizer(text, add_special_tokens=self._tokenizer.chat_template is None)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=self.template is None)["input_ids"]
         return ids
 
     def encode(self, text: str) -> list[int]:
@@ -67,7 +88,8 @@ class Prompts:
     def label_ids(self, prompt: str, label: str) -> tuple[int, ...]:
         """The tokens that say `label` right after `prompt`, with and without a space: found in context, never alone."""
         key = prompt[-32:], label
-        if key not in self._labels:
+        found = self._labels.get(key)
+        if found is None:
             before = self._tokenize(prompt)
             ids: dict[int, None] = {}
             for variant in (label, f" {label}"):
@@ -78,5 +100,7 @@ class Prompts:
                 raise ModelError(
                     f"The label {label!r} is not a single token of model '{self._name}' after this prompt."
                 )
-            self._labels[key] = tuple(ids)
-        return self._labels[key]
+            while len(self._labels) >= _LABELS:  # raw completions end in as many ways as there are prompts
+                self._labels.pop(next(iter(self._labels)), None)
+            self._labels[key] = found = tuple(ids)
+        return found
