@@ -64,9 +64,7 @@ def test_it_keeps_the_contract_of_a_language_model(model, yardstick):
 
 def test_it_answers_and_decides_as_the_same_weights_in_transformers(model, yardstick):
     """One by one, in batches over its slots, and streamed."""
-    cascade = Cascade(
-        [Stage(model, [TokenProbability()], {"p_t": yardstick.threshold}), Stage(bundled_model("large"))]
-    )
+    cascade = Cascade([Stage(model, [TokenProbability()], {"p_t": yardstick.threshold}), Stage(bundled_model("large"))])
     batch = cascade.run_batch(yardstick.prompts)
     for prompt, expected, outcome in zip(yardstick.prompts, yardstick.outcomes, batch, strict=True):
         assert outcome.text.removeprefix(" ") == expected.text
@@ -177,7 +175,12 @@ def test_settings_out_of_range_are_refused(path, settings, told):
 def test_broken_files_are_refused_quickly(path, tmp_path):
     """Missing, of another kind, cut in its weights or its last tensor, or an architecture that nobody knows."""
     data = path.read_bytes()
-    broken = {"text": b"GIF89a", "cut": data[: len(data) // 2], "last": data[:-8], "odd": data.replace(b"llama", b"lhama")}
+    broken = {
+        "text": b"GIF89a",
+        "cut": data[: len(data) // 2],
+        "last": data[:-8],
+        "odd": data.replace(b"llama", b"lhama"),
+    }
     started = time.monotonic()
     for name, content in broken.items():
         (tmp_path / f"{name}.gguf").write_bytes(content)
