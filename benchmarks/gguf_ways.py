@@ -148,7 +148,7 @@ def _compare(
     reference: list[Any] = []
     threshold = 0.0
     for name, model in models:
-        cascade = Cascade([Stage(model, [signal()], {"p_t": "always"}), Stage(model)])
+        cascade = Cascade([Stage(model, [signal()], {"p_t": "always"}), Stage(model)], on_cut="keep")
         outcomes, started, computed = [], time.perf_counter(), time.process_time()
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"{kind}, {name}", total=len(prompts))

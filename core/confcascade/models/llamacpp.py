@@ -221,10 +221,14 @@ def _parameters(
 
 
 def _started(parameters: Any, file: GgufFile) -> Any:
+    """llama.cpp's server, once it has answered."""
     import xllamacpp
 
+    answers: list[Any] = []
     try:
-        return xllamacpp.Server(parameters)
+        server = xllamacpp.Server(parameters)
+        # one that is stopped before its first task waits for its own end for ever
+        server.handle_completions({"prompt": "a", "n_predict": 1}, answers.append)
     except Exception as error:
         raise ConfigurationError(
             f"llama.cpp cannot load '{file.path}' (architecture '{file.architecture_name}', "
@@ -232,6 +236,11 @@ def _started(parameters: Any, file: GgufFile) -> Any:
             "xllamacpp, or memory too small: download it again, upgrade xllamacpp, or give a smaller `context` or "
             "fewer `slots`."
         ) from error
+    if not answers or "choices" not in answers[0]:
+        raise ConfigurationError(
+            f"llama.cpp loads '{file.path}' (architecture '{file.architecture_name}'), but it does not generate text."
+        )
+    return server
 
 
 def _whole(text: str | None) -> int | None:

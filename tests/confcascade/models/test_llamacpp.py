@@ -66,7 +66,7 @@ def test_it_answers_and_decides_as_the_same_weights_in_transformers(model, yards
     """One by one, in batches over its slots, and streamed."""
     cascade = Cascade([Stage(model, [TokenProbability()], {"p_t": yardstick.threshold}), Stage(bundled_model("large"))])
     batch = cascade.run_batch(yardstick.prompts)
-    for prompt, expected, outcome in zip(yardstick.prompts, yardstick.outcomes, batch, strict=True):
+    for expected, outcome in zip(yardstick.outcomes, batch, strict=True):
         assert outcome.text.removeprefix(" ") == expected.text
         assert outcome.record.stage == expected.record.stage
         ours, theirs = (each.record.attempts[0].scores["p_t"].value for each in (outcome, expected))

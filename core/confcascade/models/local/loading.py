@@ -168,8 +168,8 @@ def _placed(model: Any) -> bool:
 
 def _on_cpu(model: Any, device: str | None) -> bool:
     """Whether all of a model with plain weights runs on the CPU."""
-    places = set(map(str, (getattr(model, "hf_device_map", None) or {"": device}).values()))
-    return places == {"cpu"} and not getattr(model, "is_quantized", False)
+    there = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    return there and device in ("cpu", None) and not getattr(model, "is_quantized", False)
 
 
 # ---------------------------------------------------------------------- what was said

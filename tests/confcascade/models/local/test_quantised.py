@@ -40,22 +40,25 @@ def test_a_quantised_model_from_loading_to_decisions(folder, quantization):
     assert any("bit" in type(module).__name__ for module in model.model.modules())
     assert any(parameter.dtype in (torch.int8, torch.uint8) for parameter in model.model.parameters())
 
-    answers = model.generate([Generate(model, request) for request in REQUESTS])
-    for request, answer in zip(REQUESTS, answers, strict=True):
-        (alone,) = model.generate([Generate(model, request)])
-        assert answer.text == alone.text
+    for request in REQUESTS[:8]:
+        (answer,) = model.generate([Generate(model, request)])
         ids = torch.tensor([model.tokenizer(model.render(request), add_special_tokens=False)["input_ids"]])
         with torch.inference_mode():
             logprobs = model.model(ids).logits[0, -1].float().log_softmax(-1)
-        assert answer.tokens[0].logprob == pytest.approx(float(logprobs.max()), abs=0.02)
+        assert answer.tokens[0].logprob == pytest.approx(float(logprobs.max()), abs=1e-4)
 
     (prefilled,) = model.prefill([Prefill(model, REQUESTS[0], layers=(3,), labels=("A", "B"))])
     assert prefilled.hidden_states[3].shape == (64,)
     states = model.hidden_states(REQUESTS, 3)
     right = states[:, 0] > np.median(states[:, 0])
     probe = KnowledgeProbe.fit(model, states, right, layer=3)
-    cascade = Cascade(
-        [Stage(model, [probe, TokenProbability()], {"p_ik": 0.5, "p_t": 0.0}), Stage(bundled_model("large"))]
-    )
+    large = Stage(bundled_model("large"))
+    always = Cascade([Stage(model, [probe, TokenProbability()], {"p_ik": "always", "p_t": "always"}), large])
+    scores = [outcome.record.attempts[0].scores for outcome in always.run_batch(REQUESTS)]
+    known = [each["p_ik"].value for each in scores]
+    assert all(0 < each["p_t"].value < 1 for each in scores)
+
+    threshold = float(np.median(known))
+    cascade = Cascade([Stage(model, [probe, TokenProbability()], {"p_ik": threshold, "p_t": 0.0}), large])
     stages = [outcome.record.stage for outcome in cascade.run_batch(REQUESTS)]
-    assert {0, 1} == set(stages)
+    assert 0 < stages.count(0) < len(stages)
