@@ -31,7 +31,8 @@ _SAMPLE = 1024  # bytes of every tensor
 class _Tensor:
     name: str
     shape: tuple[int, ...]
-    offset: int
+    kind: int  # how its numbers are written, by GGML's number of the type
+    offset: int  # from the beginning of its file
 
     @property
     def size(self) -> int:
@@ -87,21 +88,21 @@ class GgufFile:
         for _ in range(entries):
             key = reader.string()
             metadata[key] = reader.value(*reader.take("I"))
-        tensors = []
+        heads = []
         for _ in range(count):
             name = reader.string()
             (dimensions,) = reader.take("I")
             shape = reader.take(f"{dimensions}Q")
-            _, offset = reader.take("IQ")
-            tensors.append(_Tensor(name, shape, offset))
+            heads.append((name, shape, *reader.take("IQ")))
         aligned = metadata.get("general.alignment", 32)
         start = -(-reader.at // aligned) * aligned
-        if tensors and start + max(tensor.offset for tensor in tensors) >= len(blob):
+        tensors = [_Tensor(name, shape, kind, start + offset) for name, shape, kind, offset in heads]
+        if tensors and max(tensor.offset for tensor in tensors) >= len(blob):
             raise ValueError("the last tensor lies behind the end")
         # what the file says, its size, and a little of each tensor: another quantisation is another model
         self._digest.update(blob[: reader.at] + str(len(blob)).encode())
         for tensor in tensors:
-            self._digest.update(blob[start + tensor.offset : start + tensor.offset + _SAMPLE])
+            self._digest.update(blob[tensor.offset : tensor.offset + _SAMPLE])
         self.metadata = {**metadata, **self.metadata}  # the first part has them all
         self.tensors += tensors
 

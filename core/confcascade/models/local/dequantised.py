@@ -69,6 +69,7 @@ def _kept(folder: Path, dtype: Any, loading: dict[str, Any]) -> tuple[Any, Any, 
 
 def _check(file: GgufFile) -> None:
     """Refuse what transformers would load as something else, or not at all."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     instead = f"Use llama.cpp, which reads it in this process: llamacpp:{file.path}"
@@ -84,6 +85,10 @@ def _check(file: GgufFile) -> None:
             f"transformers cannot read a GGUF model in {len(file.parts)} files ('{file.path.name}'). {instead} "
             "(or merge them with llama-gguf-split --merge)"
         )
+    last = max(file.tensors, key=lambda tensor: tensor.offset)
+    per_block, bytes_per_block = GGML_QUANT_SIZES[GGMLQuantizationType(last.kind)]
+    if last.offset + last.size // per_block * bytes_per_block > file.size:
+        raise ConfigurationError(f"The GGUF file '{file.path}' is cut off in its last tensor. Download it again.")
     scaled = file.of_model("rope.scaling.type", "none") != "none" or file.of_model("rope.scaling.factor", 1.0) != 1.0
     if scaled or any(tensor.name.startswith(("rope_freqs", "rope_factors")) for tensor in file.tensors):
         raise ConfigurationError(

@@ -100,6 +100,12 @@ def test_what_transformers_would_read_wrongly_is_refused(path, tmp_path, change,
         TransformersModel.from_pretrained(tmp_path / "m.gguf", gguf_cache=False)
 
 
+def test_a_file_that_lacks_its_last_numbers_is_refused(path, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigurationError, match="is cut off in its last tensor"):
+        TransformersModel.from_pretrained(tmp_path / "m.gguf", gguf_cache=False)
+
+
 def test_several_files_are_named_or_refused(path, tmp_path):
     """Parts of one model are llama.cpp's to read; of two models, one is to be named."""
     for part in (1, 2):
