@@ -53,12 +53,16 @@ def test_a_quantised_model_from_loading_to_decisions(folder, quantization):
     right = states[:, 0] > np.median(states[:, 0])
     probe = KnowledgeProbe.fit(model, states, right, layer=3)
     large = Stage(bundled_model("large"))
-    always = Cascade([Stage(model, [probe, TokenProbability()], {"p_ik": "always", "p_t": "always"}), large])
+    always = Cascade(
+        [Stage(model, [probe, TokenProbability()], {"p_ik": "always", "p_t": "always"}), large], on_cut="keep"
+    )
     scores = [outcome.record.attempts[0].scores for outcome in always.run_batch(REQUESTS)]
     known = [each["p_ik"].value for each in scores]
     assert all(0 < each["p_t"].value < 1 for each in scores)
 
     threshold = float(np.median(known))
-    cascade = Cascade([Stage(model, [probe, TokenProbability()], {"p_ik": threshold, "p_t": 0.0}), large])
+    cascade = Cascade(
+        [Stage(model, [probe, TokenProbability()], {"p_ik": threshold, "p_t": 0.0}), large], on_cut="keep"
+    )
     stages = [outcome.record.stage for outcome in cascade.run_batch(REQUESTS)]
     assert 0 < stages.count(0) < len(stages)
