@@ -125,6 +125,7 @@ def _dequantise(path: Path, dtype: Any, loading: dict[str, Any]) -> tuple[Any, A
     for name in ("quantization_config", "_model_name_or_path"):
         if hasattr(model.config, name):
             delattr(model.config, name)
+    model.config.architectures = [type(model).__name__]  # as saving writes it: kept or not, one fingerprint
     return model, tokenizer, told
 
 

@@ -75,6 +75,9 @@ def test_nothing_is_kept_where_that_is_off(path, tmp_path, monkeypatch):
     model = TransformersModel.from_pretrained(path, dtype="bfloat16")
 
     assert list(tmp_path.iterdir()) == []
+    for _ in range(2):  # made, and read again
+        kept = TransformersModel.from_pretrained(path, dtype="bfloat16", gguf_cache=tmp_path / "kept")
+    assert model.fingerprint == kept.fingerprint
     assert model.model.dtype == torch.bfloat16
 
 
