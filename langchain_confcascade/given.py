@@ -16,7 +16,7 @@ from langchain_confcascade.model import LangChainModel
 
 __all__ = ["loaded", "wrapping"]
 
-_CORES = ("openai:", "local:", "bundled:")
+_CORES = ("openai:", "local:", "llamacpp:", "bundled:")
 
 
 def _named(item: Any) -> bool:

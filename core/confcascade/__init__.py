@@ -24,6 +24,7 @@ from confcascade.errors import (
 )
 from confcascade.flow import Outcome
 from confcascade.models import from_string
+from confcascade.models.llamacpp import LlamaCppModel
 from confcascade.models.local import TransformersModel
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
@@ -68,6 +69,7 @@ __all__ = [
     "FormatProbability",
     "KnowledgeProbe",
     "LearnedScorer",
+    "LlamaCppModel",
     "Message",
     "MissingExtraError",
     "ModelError",

@@ -12,10 +12,19 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from confcascade.asks import LanguageModel
 from confcascade.cost import Architecture
 from confcascade.models.body import options_problem
+from confcascade.models.gguf import is_gguf, model_name
+from confcascade.models.llamacpp import KvType
 from confcascade.models.openai import Unsupported
 from confcascade.schema import SECRET, Entry, existing, located, suggestion
 
-__all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
+__all__ = [
+    "ArchitectureEntry",
+    "BundledModelEntry",
+    "LlamaCppModelEntry",
+    "LocalModelEntry",
+    "ModelEntry",
+    "OpenAIModelEntry",
+]
 
 
 class ArchitectureEntry(Entry):
@@ -78,10 +87,24 @@ class OpenAIModelEntry(Entry):
 class LocalModelEntry(Entry):
     """A causal language model in this process (`TransformersModel.from_pretrained`)."""
 
-    local: str = Field(min_length=1, description="A folder, relative to the file, or a name on the hub.")
+    local: str = Field(
+        min_length=1,
+        description="A folder or GGUF file, relative to the file, a PEFT adapter's folder, or a name on the hub.",
+    )
+    adapter: str | None = Field(
+        None, min_length=1, description="A PEFT adapter of it: a folder, relative to the file, or a name on the hub."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; by default the newest.")
     device: str | None = Field(None, description="Where it runs; by default a GPU if there is one.")
+    device_map: str | dict[str, str | int] | None = Field(
+        None, description="Instead of `device`, where each part runs: auto, or a place by the part's name."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision of the weights.")
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="Weights in fewer bits, by bitsandbytes.")
+    gguf_cache: str | Literal[False] | None = Field(
+        None,
+        description="Folder, relative to the file, for the dequantised weights of a GGUF file; false keeps none.",
+    )
     batch_size: int = Field(32, ge=1, description="Most queries in one forward pass.")
     max_new_tokens: int | None = Field(
         None,
@@ -96,20 +119,65 @@ class LocalModelEntry(Entry):
 
     def called(self, folder: Path) -> str:
         """The model's name in records."""
-        return self.name or Path(self._place(folder)).resolve().name
+        return self.name or model_name(Path(_place(folder, self.adapter or self.local)).resolve())
 
     def load(self, folder: Path) -> LanguageModel:
         """The model, loaded."""
         from confcascade.models.local import TransformersModel
 
-        options = self.model_dump(exclude={"local", "name"})
-        return TransformersModel.from_pretrained(self._place(folder), name=self.called(folder), **options)
+        options = self.model_dump(exclude={"local", "name", "adapter", "gguf_cache"})
+        return TransformersModel.from_pretrained(
+            _place(folder, self.local),
+            name=self.called(folder),
+            adapter=self.adapter and _place(folder, self.adapter),
+            gguf_cache=existing(folder, self.gguf_cache) if self.gguf_cache else self.gguf_cache,
+            **options,
+        )
 
-    def _place(self, folder: Path) -> str:
-        """The folder, if there is one beside the file, or what can only be one; else a name on the hub."""
-        path = existing(folder, self.local)
-        is_path = path.exists() or self.local.startswith((".", "~", "/")) or Path(self.local).is_absolute()
-        return str(path) if is_path else self.local
+
+class LlamaCppModelEntry(Entry):
+    """A GGUF file that llama.cpp runs in this process (`LlamaCppModel`)."""
+
+    llamacpp: str = Field(min_length=1, description="A GGUF file, or a folder with one model, relative to the file.")
+    max_new_tokens: int = Field(512, ge=1, description="Most tokens of an answer, where the request does not say.")
+    context: int | None = Field(
+        None, ge=1, description="Most tokens of a prompt and its answer; by default the model's, but at most 4096."
+    )
+    slots: int = Field(4, ge=1, description="Questions answered side by side, each with a context of its own.")
+    threads: int | None = Field(
+        None, ge=1, description="Of computation; by default OMP_NUM_THREADS or llama.cpp's choice."
+    )
+    gpu_layers: int | None = Field(None, ge=0, description="Blocks on a GPU; by default all, if there is one.")
+    kv_type: KvType = Field("float32", description="Precision of keys and values.")
+    flash_attention: bool = Field(False, description="Attention in half precision, with less memory.")
+    template_options: dict[str, Any] = Field({}, description="Arguments of the chat template: {enable_thinking: false}")
+    options: dict[str, Any] = Field({}, description="Further parameters of every call, such as {repeat_penalty: 1.1}")
+    name: str | None = Field(None, min_length=1, description="Shown in records; by default the file's.")
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_sent(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if (cannot := options_problem(options)) is not None:
+            raise located(cannot)
+        return options
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        return self.name or model_name(existing(folder, self.llamacpp).resolve())
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model, started."""
+        from confcascade.models.llamacpp import LlamaCppModel
+
+        options = self.model_dump(exclude={"llamacpp", "name"})
+        return LlamaCppModel(existing(folder, self.llamacpp), name=self.called(folder), **options)
+
+
+def _place(folder: Path, place: str) -> str:
+    """A path, if there is one beside the file, or what can only be one; else a name on the hub."""
+    path = existing(folder, place)
+    is_path = path.exists() or place.startswith((".", "~", "/")) or Path(place).is_absolute() or is_gguf(place)
+    return str(path) if is_path else place
 
 
 class BundledModelEntry(Entry):
@@ -130,7 +198,7 @@ class BundledModelEntry(Entry):
         return bundled_model(self.bundled)
 
 
-_KINDS = ("openai", "local", "bundled")
+_KINDS = ("openai", "local", "llamacpp", "bundled")
 
 
 def _mapping(value: Any) -> Any:
@@ -140,18 +208,21 @@ def _mapping(value: Any) -> Any:
         if provider in _KINDS and name:
             return {provider: name}
         raise located(
-            'must be "openai:NAME", "local:FOLDER_OR_NAME", "bundled:SIZE" or a mapping. ' + _meant(provider, name)
+            'must be "openai:NAME", "local:FOLDER_OR_NAME", "llamacpp:FILE.gguf", "bundled:SIZE" or a mapping. '
+            + _meant(provider, name)
         )
     if not isinstance(value, Mapping):
         raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
     if sum(kind in value for kind in _KINDS) != 1:
         close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
         told = f"; did you mean `{close[0]}`?" if close else ""
-        raise located(f"must have exactly one of the keys `openai`, `local` and `bundled`{told}")
+        raise located(f"must have exactly one of the keys `openai`, `local`, `llamacpp` and `bundled`{told}")
     return value
 
 
 def _meant(provider: str, name: str) -> str:
+    if is_gguf(provider):
+        return f'Did you mean "llamacpp:{provider}", or "local:{provider}" with hidden states?'
     if name:
         return f"There is no provider `{provider}`; {suggestion(provider, list(_KINDS))}"
     return f'Did you mean "openai:{provider}"?' if provider not in _KINDS else "The name after the colon is missing"
@@ -166,6 +237,7 @@ def _kind(value: Any) -> str:
 _AnyModel: TypeAlias = Annotated[
     Annotated[OpenAIModelEntry, Tag("<openai>")]
     | Annotated[LocalModelEntry, Tag("<local>")]
+    | Annotated[LlamaCppModelEntry, Tag("<llamacpp>")]
     | Annotated[BundledModelEntry, Tag("<bundled>")],
     Discriminator(_kind),
 ]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError
+from confcascade.models.gguf import is_gguf
 
 __all__ = ["from_string"]
 
 
 def from_string(model: str) -> LanguageModel:
-    """A model from ``"local:NAME"`` (a folder or a name on the hub), ``"openai:NAME"`` or ``"bundled:SIZE"``.
+    """A model from its kind and its name.
+
+    ``"local:PLACE"`` (a folder, a GGUF file, a PEFT adapter's folder, or a name on the hub), ``"llamacpp:FILE.gguf"``,
+    ``"openai:NAME"`` or ``"bundled:SIZE"``.
 
     Raises:
         ConfigurationError: For any other string.
@@ -20,6 +24,10 @@ def from_string(model: str) -> LanguageModel:
         from confcascade.models.local import TransformersModel
 
         return TransformersModel.from_pretrained(name)
+    if name and provider == "llamacpp":
+        from confcascade.models.llamacpp import LlamaCppModel
+
+        return LlamaCppModel(name)
     if name and provider == "openai":
         from confcascade.models.openai import OpenAICompatibleModel
 
@@ -28,7 +36,8 @@ def from_string(model: str) -> LanguageModel:
         from confcascade.models.bundled import bundled_model
 
         return bundled_model(name)
+    hint = f' Did you mean "llamacpp:{model}" or "local:{model}"?' if is_gguf(model) else ""
     raise ConfigurationError(
-        f'A model string must be "bundled:SIZE", "local:FOLDER_OR_NAME" or "openai:NAME". Got "{model}". '
-        "Any other model is passed as an object of its framework."
+        'A model string must be "bundled:SIZE", "local:FOLDER_OR_NAME", "llamacpp:FILE.gguf" or "openai:NAME". '
+        f'Got "{model}".{hint} Any other model is passed as an object of its framework.'
     )

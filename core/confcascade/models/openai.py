@@ -152,7 +152,10 @@ class OpenAICompatibleModel(Remote):
 
         Which weights the server runs under that name is not known, nor is its address part of it: a server may move.
         """
-        told = json.dumps([self._model, deciding(self._options)], sort_keys=True, default=str)
+        return self._fingerprint_with()
+
+    def _fingerprint_with(self, *further: Any) -> str:
+        told = json.dumps([self._model, deciding(self._options), *further], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     # ------------------------------------------------------------------ LanguageModel

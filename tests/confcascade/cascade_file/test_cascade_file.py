@@ -271,6 +271,45 @@ def test_paths_are_relative_to_the_file(write: Write, tmp_path: Path, monkeypatc
         CascadeFile.load(write("models: [local:nobody/knows]")).make_stages()
 
 
+def test_a_gguf_file_by_both_ways(write: Write, tmp_path: Path):
+    """Paths are relative to the file; names are the GGUF's, without its ending."""
+    for package in ("xllamacpp", "openai", "gguf", "accelerate"):
+        pytest.importorskip(package)
+    from confcascade.demo.gguf import write_gguf
+
+    write_gguf(WEIGHTS / "small", tmp_path / "small.gguf")
+    served = {"llamacpp": "small.gguf", "context": 512, "slots": 2, "max_new_tokens": 8, "name": "served"}
+    path = write({"models": [served, {"local": "small.gguf", "gguf_cache": "kept"}], "threshold": 0.0})
+    served_model, local = (stage.model for stage in CascadeFile.load(path).make_stages())
+
+    assert (served_model.name, served_model.capability.batch_size, local.name) == ("served", 2, "small")
+    assert [folder.name.split("-")[0] for folder in (tmp_path / "kept").iterdir()] == ["small"]
+    cascade = CascadeFile.load(path).cascade()
+    assert cascade.run("What is the job of Zugril Drosi?").record.attempts[0].scores["p_t"].value > 0
+    served_model.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("llamacpp:absent.gguf", "There is no GGUF file"),
+        ("local:absent.gguf", "There is no GGUF file"),
+        ("m.gguf", 'Did you mean "llamacpp:m.gguf"'),
+        ({"llamacp": "m.gguf"}, "did you mean `llamacpp`"),
+        ({"llamacpp": "m.gguf", "contex": 1}, "did you mean `context`"),
+        ({"llamacpp": "m.gguf", "options": {"messages": 1}}, "cannot set `messages`"),
+        ({"local": "m", "quantization": "3bit"}, "8bit"),
+        ({"local": str(WEIGHTS / "small"), "adapter": "./absent"}, "No adapter can be read from"),
+    ],
+)
+def test_ways_in_that_cannot_work_are_told_with_their_place(write: Write, model: Any, told: str):
+    for package in ("xllamacpp", "openai", "gguf", "accelerate", "peft"):
+        pytest.importorskip(package)
+    with pytest.raises(ConfigurationError, match=r"`models\[0\]") as raised:
+        CascadeFile.load(write({"models": [model]})).make_stages()
+    assert told in str(raised.value)
+
+
 def test_a_served_cascade_decides_as_the_local_one(write: Write, served, yardstick):
     """Models behind a real server, by their addresses in a file."""
     pytest.importorskip("openai")

@@ -184,14 +184,21 @@ def test_a_string_becomes_a_model(monkeypatch):
     assert model.name == "ft:gpt-4o-mini:mine"
 
 
-@pytest.mark.parametrize("wrong", ["", ":", "gpt-4o", "openai:", "local:", "OpenAI:gpt-4o", "hf:qwen", "bundled:"])
+@pytest.mark.parametrize(
+    "wrong", ["", ":", "gpt-4o", "openai:", "local:", "llamacpp:", "OpenAI:gpt-4o", "hf:qwen", "bundled:"]
+)
 def test_other_strings_are_refused(wrong: str):
     """Every other string is an error that shows it, and the forms there are."""
     with pytest.raises(ConfigurationError) as raised:
         from_string(wrong)
 
     assert f'Got "{wrong}"' in str(raised.value)
-    assert '"bundled:SIZE", "local:FOLDER_OR_NAME" or "openai:NAME"' in str(raised.value)
+    assert '"bundled:SIZE", "local:FOLDER_OR_NAME", "llamacpp:FILE.gguf" or "openai:NAME"' in str(raised.value)
+
+
+def test_a_bare_gguf_file_is_told_its_two_ways_in():
+    with pytest.raises(ConfigurationError, match=r'Did you mean "llamacpp:m\.gguf" or "local:m\.gguf"\?'):
+        from_string("m.gguf")
 
 
 def test_a_string_becomes_a_bundled_model():
@@ -206,7 +213,9 @@ def test_a_string_becomes_a_bundled_model():
         from_string("bundled:tiny")
 
 
-@pytest.mark.parametrize(("model", "module"), [("openai:gpt-4o", "openai"), ("local:qwen", "torch")])
+@pytest.mark.parametrize(
+    ("model", "module"), [("openai:gpt-4o", "openai"), ("local:qwen", "torch"), ("llamacpp:m.gguf", "xllamacpp")]
+)
 def test_a_missing_package_is_named(monkeypatch, model: str, module: str):
     """Where the extra is not installed, the error names the pip command."""
     monkeypatch.setitem(sys.modules, module, None)

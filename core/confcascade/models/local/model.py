@@ -16,11 +16,13 @@ from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.base import InThreads, Waiting
+from confcascade.models.gguf import model_name
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Capture, Decoder
+from confcascade.models.local.dequantised import GgufCache
 from confcascade.models.local.generation import DecoderSettings, Decoding
 from confcascade.models.local.identity import architecture_of, fingerprint_of
-from confcascade.models.local.loading import load
+from confcascade.models.local.loading import DeviceMap, Quantization, load
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.types import Prefilled, Request, Response, Usage
@@ -124,10 +126,14 @@ class TransformersModel(InThreads):
         cls,
         name_or_path: str | Path,
         *,
+        adapter: str | Path | None = None,
         device: str | None = None,
+        device_map: DeviceMap = None,
         dtype: str = "auto",
+        quantization: Quantization = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        gguf_cache: GgufCache = None,
         name: str | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = 32,
@@ -135,29 +141,48 @@ class TransformersModel(InThreads):
         generation_options: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> TransformersModel:
-        """Load a model from a folder or the hub.
+        """Load a model from a folder, a GGUF file or the hub.
 
         Args:
-            name_or_path: A folder, or a name on the hub.
+            name_or_path: A folder, a GGUF file, a name on the hub, or the folder of a PEFT adapter, which names its
+                base. The weights of a GGUF file are dequantised by transformers, and kept for the next load.
+            adapter: A PEFT adapter of the model, such as a LoRA: a folder, or a name on the hub.
             device: Where it runs; by default a GPU if there is one.
-            dtype: Precision of the weights; "auto" takes the checkpoint's (float32 instead of float16 on a CPU).
+            device_map: Instead, where each part of it runs: "auto" fills GPUs, then memory, then disk (with
+                ``offload_folder``).
+            dtype: Precision of the weights; "auto" takes the checkpoint's (float32 instead of float16 on a CPU, and
+                for GGUF files).
+            quantization: Weights in "8bit" or "4bit", by bitsandbytes; others by transformers' own
+                ``quantization_config``.
             revision: Branch, tag or commit on the hub, of weights and tokenizer alike; by default the newest.
             trust_remote_code: Run code that comes with the weights. Off unless asked.
+            gguf_cache: The folder for dequantised weights; False keeps none. By default ``CONFCASCADE_GGUF_CACHE`` (a
+                folder, or "off"), or ``~/.cache/confcascade/gguf``.
             **loading: Further arguments of ``AutoModelForCausalLM.from_pretrained``.
 
         The other arguments are those of the class.
 
         Raises:
-            MissingExtraError: Without torch and transformers.
-            ConfigurationError: If nothing can be loaded from there, or weights are missing.
+            MissingExtraError: Without torch and transformers, or what a way of loading needs.
+            ConfigurationError: If nothing can be loaded from there, weights are missing, or this machine lacks what was
+                asked for.
         """
         model, tokenizer = load(
-            name_or_path, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **loading
+            name_or_path,
+            adapter=adapter,
+            device=device,
+            device_map=device_map,
+            dtype=dtype,
+            quantization=quantization,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            gguf_cache=gguf_cache,
+            **loading,
         )
         return cls(
             model,
             tokenizer,
-            name=name or Path(str(name_or_path)).name,
+            name=name or model_name(name_or_path if adapter is None else adapter),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             template_options=template_options,

@@ -1,0 +1,197 @@
+"""`LlamaCppModel` against `TransformersModel` on the same weights in float32, and its life."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import weakref
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("xllamacpp")
+pytest.importorskip("openai")
+pytest.importorskip("gguf")
+
+from confcascade import (
+    Cascade,
+    ConfigurationError,
+    LlamaCppModel,
+    Message,
+    MissingExtraError,
+    ModelError,
+    Request,
+    Stage,
+    TokenProbability,
+    from_string,
+)
+from confcascade.asks import Generate
+from confcascade.demo.gguf import write_gguf
+from confcascade.models.bundled import WEIGHTS, bundled_model
+from confcascade.testing import check_model
+
+ROUNDING = 1e-3  # thirty times what sums in another order differ by (docs/design/real-server.md)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    write_gguf(WEIGHTS / "small", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    with LlamaCppModel(path, context=1024, max_new_tokens=64) as model:
+        yield model
+
+
+def request(text, **parameters):
+    return Request((Message("user", text),), **parameters)
+
+
+def test_it_keeps_the_contract_of_a_language_model(model, yardstick):
+    """Greedy by itself: nobody asked for a temperature."""
+    check_model(model, request(yardstick.prompts[0]))
+
+
+def test_it_answers_and_decides_as_the_same_weights_in_transformers(model, yardstick):
+    """One by one, in batches over its slots, and streamed."""
+    cascade = Cascade([Stage(model, [TokenProbability()], {"p_t": yardstick.threshold}), Stage(bundled_model("large"))])
+    batch = cascade.run_batch(yardstick.prompts)
+    for expected, outcome in zip(yardstick.outcomes, batch, strict=True):
+        assert outcome.text.removeprefix(" ") == expected.text
+        assert outcome.record.stage == expected.record.stage
+        ours, theirs = (each.record.attempts[0].scores["p_t"].value for each in (outcome, expected))
+        assert ours == pytest.approx(theirs, abs=ROUNDING)
+    *chunks, streamed = cascade.stream(yardstick.prompts[0])
+    assert "".join(chunk.text for chunk in chunks) == streamed.text == batch[0].text
+
+
+def test_it_knows_what_it_costs_and_holds(model):
+    """The numbers are those of `TransformersModel`: FLOPs of both ways can be compared."""
+    assert model.architecture == bundled_model("small").architecture
+    assert model.capability.local
+    assert (model.capability.batch_size, model.capability.context_window, model.name) == (4, 1024, "small")
+    assert not model.capability.prefill
+
+
+def test_sampling_is_from_the_whole_distribution(model):
+    """With a temperature so high that all tokens are alike, none of llama.cpp's own cuts is left."""
+    answers = model.generate([Generate(model, request("Who?", temperature=50.0, max_tokens=24))] * 4)
+
+    assert min(token.logprob for answer in answers for token in answer.tokens) < -6  # beyond its top 40 and min-p
+
+
+def test_one_question_that_fails_fails_alone(model):
+    too_long = request("Who? " * 2000)
+    broken, answer = model.generate([Generate(model, too_long), Generate(model, request("Who?"))])
+
+    assert isinstance(broken, Exception)
+    assert answer.tokens
+
+
+def test_template_options_reach_the_template(path, monkeypatch):
+    """What the template makes of an option is in the prompt."""
+    plain = LlamaCppModel(path, context=256, slots=1)
+    with plain:
+        (before,) = plain.generate([Generate(plain, request("Who?"))])
+    options = LlamaCppModel(path, context=256, slots=1, template_options={"add_generation_prompt": False})
+    with options:
+        assert options.fingerprint != plain.fingerprint
+    assert before.usage.input_tokens > 0
+
+
+def test_two_models_side_by_side_and_each_stops_by_itself(path, model):
+    """Closed by hand, by a block's end and by the garbage collector; the other goes on."""
+    other = LlamaCppModel(path, context=256, slots=1)
+    address = other._base_url.removesuffix("/v1")
+    assert urllib.request.urlopen(f"{address}/health").status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):  # nobody else on this machine may ask
+        urllib.request.urlopen(f"{address}/v1/chat/completions", data=b"{}")
+    gone = weakref.ref(other)
+    del other
+    gc.collect()
+
+    assert gone() is None
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{address}/health", timeout=5)
+    assert model.generate([Generate(model, request("Who?"))])[0].tokens
+
+
+def test_a_closed_model_says_so(path):
+    with LlamaCppModel(path, context=256, slots=1) as model:
+        pass
+    model.close()
+    (answer,) = model.generate([Generate(model, request("Who?"))])
+
+    assert isinstance(answer, ModelError)
+    assert "'small' was closed" in str(answer)
+
+
+def test_a_copy_in_another_process_starts_its_own(path, model):
+    copy = pickle.loads(pickle.dumps(model))
+    with copy:
+        assert copy._base_url != model._base_url
+        assert (copy.fingerprint, copy.capability) == (model.fingerprint, model.capability)
+
+
+def test_python_ends_while_it_answers(path):
+    """Even in the middle of a stream, nothing keeps the interpreter from ending."""
+    script = (
+        "import sys; from confcascade import *; from confcascade.asks import Generate\n"
+        "m = from_string('llamacpp:' + sys.argv[1])\n"
+        "stream = m.stream(Generate(m, Request((Message('user', 'Who?'),), max_tokens=500), live=True))\n"
+        "print(next(stream).text)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script, path], env=environment, timeout=100, capture_output=True)
+
+    assert (done.returncode, bool(done.stdout)) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"slots": 0}, "`slots` must be a whole number of at least 1. Got 0"),
+        ({"context": 10**6}, "holds 256 tokens|holds [0-9]+ tokens. Got `context=1000000`"),
+        ({"kv_type": "f8"}, "`kv_type` must be one of float32, float16"),
+        ({"kv_type": "q8_0"}, "needs `flash_attention=True`"),
+        ({"options": {"messages": []}}, "`options` of model 'small' cannot set `messages`"),
+    ],
+)
+def test_settings_out_of_range_are_refused(path, settings, told):
+    with pytest.raises(ConfigurationError, match=told):
+        LlamaCppModel(path, **settings)
+
+
+def test_broken_files_are_refused_quickly(path, tmp_path):
+    """Missing, of another kind, cut in its weights or its last tensor, or an architecture that nobody knows."""
+    data = path.read_bytes()
+    broken = {
+        "text": b"GIF89a",
+        "cut": data[: len(data) // 2],
+        "last": data[:-100],
+        "odd": data.replace(b"llama", b"lhama"),
+    }
+    started = time.monotonic()
+    for name, content in broken.items():
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+        with pytest.raises(ConfigurationError, match=name):
+            from_string(f"llamacpp:{tmp_path / name}.gguf")
+    with pytest.raises(ConfigurationError, match="There is no GGUF file"):
+        LlamaCppModel(tmp_path / "absent.gguf")
+    assert time.monotonic() - started < 20
+
+
+def test_without_the_wheel_the_extra_is_named(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "confcascade\[llamacpp\]"'):
+        LlamaCppModel(path)
