@@ -68,6 +68,18 @@ class Stage:
             signal.validate(self.thresholds[signal.name])
             if not (signal.phase == "post" and self.thresholds[signal.name] == "always"):  # which needs no score
                 signal.check(self.model)
+        prefixes = {signal.prefix for signal in self.signals if signal.labels}
+        if len(prefixes) > 1 and self.model.capability.prefill:  # an answer is begun in one way
+            raise ConfigurationError(
+                f"The signals of stage '{self.model.name}' that judge labels want answers to begin differently, with "
+                f"{', '.join(repr(prefix) for prefix in sorted(map(str, prefixes)))}. Give all of them the same `prefix`."
+            )
+        probes = [signal.name for signal in self.signals if signal.layers(self.model)] if prefixes - {None} else []
+        if probes and self.model.capability.prefill:
+            raise ConfigurationError(
+                f"Stage '{self.model.name}' begins its answers with a `prefix`, and '{probes[0]}' was trained on hidden "
+                "states at the prompt's end. Leave the `prefix` out."
+            )
         if self.check is not None and not callable(self.check):
             raise ConfigurationError(
                 f"`check` of stage '{self.model.name}' must be a function of the text, such as a parser's `parse`. "

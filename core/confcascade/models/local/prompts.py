@@ -35,12 +35,12 @@ class Prompts:
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
         if self._tokenizer.chat_template is None:
-            return "\n".join(message.content for message in request.messages)
+            return "\n".join(message.content for message in request.messages) + request.begun
         messages = [{"role": message.role, "content": message.content} for message in request.messages]
         text: str = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **self.template_options
         )
-        return text
+        return text + request.begun
 
     def _tokenize(self, text: str) -> list[int]:
         # a rendered template brings its special tokens; raw text gets the tokenizer's own
