@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -18,10 +20,30 @@ from confcascade.schema import SECRET, Entry, existing, located, suggestion
 __all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmbt])", re.IGNORECASE)
+_THOUSANDS = {"k": 3, "m": 6, "b": 9, "t": 12}
+
+
+def _size(value: Any) -> Any:
+    """A number of parameters as people write it, as a whole number: 494e6, "494M", "0.5B"."""
+    if isinstance(value, str):
+        if named := _SIZE.fullmatch(value.strip()):
+            return int(Decimal(named[1]).scaleb(_THOUSANDS[named[2].lower()]))
+        try:  # YAML reads 494e6 as a text
+            value = float(value)
+        except ValueError:
+            raise located(f'must be a number of parameters, such as 494e6, "494M" or "0.5B". Got {value!r}') from None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
 class ArchitectureEntry(Entry):
     """The numbers of a decoder that decide its compute (`Architecture`)."""
 
-    parameters: int = Field(gt=0)
+    parameters: Annotated[int, BeforeValidator(_size, json_schema_input_type=float | str)] = Field(
+        gt=0, description='Such as 494e6, "494M" or "0.5B".'
+    )
     layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
 

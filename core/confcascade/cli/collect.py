@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from confcascade.cli.asking import EXIT, Shown, errors_told, grader_for, stopping, usd_told
+from confcascade.cli.asking import EXIT, grader_for, stopping
+from confcascade.cli.progress import Shown, errors_told, usd_told
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -746,3 +746,21 @@ def test_only_whole_drafts_are_fitted_and_evaluated(write):
     assert file.on_cut == "keep"
     with pytest.raises(ConfigurationError, match=r"on_cut.*A report counts drafts that were cut off as not usable"):
         file.only_whole("A report")
+
+
+@pytest.mark.parametrize("written", ["494e6", "494000000", "494M", "0.494B", '"0.494 b"', "494_000_000"])
+def test_a_number_of_parameters_is_read_as_people_write_it(tmp_path, written):
+    """YAML itself reads only one of these as a number."""
+    model = f"{{openai: m, architecture: {{parameters: {written}, layers: 24, hidden_size: 896}}}}"
+    (tmp_path / "c.yaml").write_text(f"models:\n- {model}\n")
+
+    assert CascadeFile.load(tmp_path / "c.yaml").architectures["m"].parameters == 494_000_000
+
+
+@pytest.mark.parametrize("written", ["half a billion", "0", "0.5", "-494e6", ".nan"])
+def test_what_is_not_one_is_refused(tmp_path, written):
+    model = f"{{openai: m, architecture: {{parameters: {written}, layers: 24, hidden_size: 896}}}}"
+    (tmp_path / "c.yaml").write_text(f"models:\n- {model}\n")
+
+    with pytest.raises(ConfigurationError, match=r"c\.yaml.*parameters"):
+        CascadeFile.load(tmp_path / "c.yaml")

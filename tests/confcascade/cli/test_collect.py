@@ -273,7 +273,7 @@ def test_bars_on_a_terminal(tmp_path):
     from confcascade.bench.collecting.collect import collect
     from confcascade.bench.questions.prompts import PROMPTS
     from confcascade.bench.recording import RecordingWriter
-    from confcascade.cli.asking import Shown
+    from confcascade.cli.progress import Shown
     from confcascade.graders import ExactMatch
     from confcascade.graders.example import Example
     from confcascade.testing import Reply, ScriptedModel
