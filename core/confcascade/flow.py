@@ -220,7 +220,7 @@ def _attempt(
 
     if reason := _inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
-    asked = begun_for(stage.model, signals, request)
+    asked = begun_for(stage.model, signals, stage.decoding.applied(request))
     if request.output is not None and not stage.model.capability.structured:
         asked = in_words(asked)
     try:

@@ -7,7 +7,7 @@ A grader compares the letter, and P(T) of labels is the probability at the place
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 __all__ = ["LETTERS", "LabelReading", "begins_with", "conclusion", "folded", "named_by", "read_label", "read_letter"]
@@ -150,9 +150,7 @@ def _plain(answer: str, begin: int, end: int) -> tuple[str, list[int]]:
     return "".join(answer[at] for at in kept), kept
 
 
-def _named(
-    text: str, choices: Sequence[str], letters: str, same: Sequence[Callable[[str], str]]
-) -> list[str]:
+def _named(text: str, choices: Sequence[str], letters: str, same: Sequence[Callable[[str], str]]) -> list[str]:
     """The letters of the choices whose text this is, in the strictest form in which there is one."""
     for form in same:
         if wanted := form(text):
@@ -175,7 +173,7 @@ def read_label(answer: str, labels: Sequence[str], *, after: str | None = None) 
     """
     start = answer.rfind(after) + len(after) if after is not None and after in answer else 0
     told = answer[start:]
-    if all(label in LETTERS for label in labels):
+    if set(labels) <= set(LETTERS):
         read = read_letter(told, letters="".join(labels))
         problem = read.problem
     else:
@@ -211,11 +209,12 @@ def begins_with(answer: str, labels: Sequence[str], *, open_ended: bool = False)
     return None
 
 
-def named_by(token: str, labels: Sequence[str]) -> str | None:
+def named_by(token: str, labels: Collection[str]) -> str | None:
     """The label that a token is, with blanks and punctuation around it or without: " B", "B.", "(B"; None if none."""
+    known = set(labels)
     bare = token.strip()
-    bare = bare if bare in labels else bare.strip(_AROUND)
-    return bare if bare in labels else None
+    bare = bare if bare in known else bare.strip(_AROUND)
+    return bare if bare in known else None
 
 
 def folded(token: str, labels: Sequence[str]) -> str | None:

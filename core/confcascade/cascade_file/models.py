@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -12,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from confcascade.asks import LanguageModel
-from confcascade.cost import Architecture
+from confcascade.cost import Architecture, parameter_count
 from confcascade.models.body import options_problem
 from confcascade.models.openai import Unsupported
 from confcascade.schema import SECRET, Entry, existing, located, suggestion
@@ -20,22 +18,14 @@ from confcascade.schema import SECRET, Entry, existing, located, suggestion
 __all__ = ["ArchitectureEntry", "BundledModelEntry", "LocalModelEntry", "ModelEntry", "OpenAIModelEntry"]
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmbt])", re.IGNORECASE)
-_THOUSANDS = {"k": 3, "m": 6, "b": 9, "t": 12}
-
-
 def _size(value: Any) -> Any:
     """A number of parameters as people write it, as a whole number: 494e6, "494M", "0.5B"."""
-    if isinstance(value, str):
-        if named := _SIZE.fullmatch(value.strip()):
-            return int(Decimal(named[1]).scaleb(_THOUSANDS[named[2].lower()]))
-        try:  # YAML reads 494e6 as a text
-            value = float(value)
-        except ValueError:
-            raise located(f'must be a number of parameters, such as 494e6, "494M" or "0.5B". Got {value!r}') from None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+    if isinstance(value, str):  # YAML reads 494e6 as a text
+        try:
+            return parameter_count(value)
+        except ValueError as error:
+            raise located(f"{error}. Got {value!r}") from None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class ArchitectureEntry(Entry):

@@ -158,6 +158,13 @@ class OpenAICompatibleModel(Remote):
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     @property
+    def own_decoding(self) -> dict[str, Any]:
+        """The settings of decoding among its options."""
+        return self._options | {
+            "max_tokens": self._options.get("max_tokens", self._options.get("max_completion_tokens"))
+        }
+
+    @property
     def timeout_s(self) -> float:
         """Longest wait for an answer, in seconds."""
         return self._timeout_s

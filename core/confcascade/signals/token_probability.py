@@ -275,7 +275,9 @@ def alternatives(tokens: Sequence[Token], place: int, labels: Sequence[str]) -> 
             pooled[label] = pooled.get(label, 0.0) + math.exp(logprob)
     if not pooled:
         where = "the first token" if place == 0 else f"token {place + 1}"
-        raise SignalUnavailableError(f"none of the labels {tuple(labels)} is among the {len(top)} alternatives of {where}")
+        raise SignalUnavailableError(
+            f"none of the labels {tuple(labels)} is among the {len(top)} alternatives of {where}"
+        )
     return {label: math.log(p) if p else -math.inf for label, p in pooled.items()}
 
 

@@ -262,7 +262,7 @@ def test_labels_are_read_from_the_prompt_where_possible():
 
 
 def test_labels_are_known_before_anything_is_generated():
-    """With a prefill, the upper bound from the start; without, from the token on that ends the label. Which it is, is not."""
+    """With a prefill, the upper bound from the start; without, from the token that ends the label. Which is not."""
     signal = TokenProbability("AB")
     prefilled = Prefilled(Usage(3), label_logprobs={"A": math.log(0.2), "B": math.log(0.6)})
 

@@ -63,7 +63,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         The row; with `Row.error` if the model failed.
     """
     model, signals = stage.model, tuple(stage.signals)
-    request = begun_for(model, signals, asking.request(example))
+    request = begun_for(model, signals, stage.decoding.applied(asking.request(example)))
     prefilled: Prefilled | None = None
     response: Response | None = None
     error: str | None = None
@@ -165,9 +165,7 @@ def _shown(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
-def _with_alternatives(
-    tokens: Sequence[Token] | None, scores: Mapping[str, RecordedScore]
-) -> tuple[Token, ...] | None:
+def _with_alternatives(tokens: Sequence[Token] | None, scores: Mapping[str, RecordedScore]) -> tuple[Token, ...] | None:
     """The tokens, only those with alternatives at which labels are judged: the first, or where the label stands."""
     if tokens is None:
         return None

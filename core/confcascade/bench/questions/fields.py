@@ -91,9 +91,9 @@ def lettered(
         return (named | by_letter).pop()
     if by_letter:
         raise UnclearError(
-            f"{reference!r} is the letter of one choice and the text of another ({', '.join(sorted(named | by_letter))}),"
-            " and the file's references are not letters throughout: write letters in every row, or `reference_index` "
-            "(from 0)"
+            f"{reference!r} is the letter of one choice and the text of another "
+            f"({', '.join(sorted(named | by_letter))}), and the file's references are not letters throughout: write "
+            "letters in every row, or `reference_index` (from 0)"
         )
     if named:
         which = ", ".join(sorted(named))

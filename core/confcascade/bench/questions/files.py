@@ -86,7 +86,7 @@ def _is_utf8(raw: Any) -> bool:
 
 
 def _excels(path: Path) -> str:
-    """The encoding in which Excel writes a table that it is not asked to write in UTF-8, in western Europe and America."""
+    """The encoding in which Excel writes a table, in western Europe and America, if it is not asked for UTF-8."""
     if path not in _SAID:
         _SAID.add(path)
         warnings.warn(

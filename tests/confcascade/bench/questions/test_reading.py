@@ -164,5 +164,5 @@ def test_letters_are_letters_where_the_file_uses_letters(tmp_path, rows):
 
 @pytest.mark.parametrize("rows", [[UNCLEAR], [UNCLEAR, CERTAIN | {"reference": "Paris"}]], ids=["only one", "texts"])
 def test_where_it_does_not_what_could_be_either_is_refused(tmp_path, rows):
-    with pytest.raises(ConfigurationError, match="Line 1 .* write letters in every row, or `reference_index`"):
+    with pytest.raises(ConfigurationError, match=r"Line 1 .* write letters in every row, or `reference_index`"):
         list(read_examples(write(tmp_path / "q.jsonl", *rows)))
