@@ -79,7 +79,9 @@ def test_what_is_no_setting_is_refused(wrong):
 
 def test_what_is_known_of_a_model():
     """Of an API, what its options say; a request and a stage come first."""
-    model = OpenAICompatibleModel("m", base_url="http://localhost", options={"temperature": 1, "max_completion_tokens": 9})
+    model = OpenAICompatibleModel(
+        "m", base_url="http://localhost", options={"temperature": 1, "max_completion_tokens": 9}
+    )
 
     assert settings_of_model(model) == {"temperature": 1.0, "max_tokens": 9}
     assert asked_with(model, Decoding(temperature=0), {"max_tokens": 5}) == {"temperature": 0.0, "max_tokens": 5}

@@ -157,9 +157,13 @@ def with_default_signals(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """`stages` as they are asked: models of strings loaded; one without signals, as the last, with the others' P(T).
 
     That decides nothing in the cascade, but its scores can be a baseline later, or show what it would do elsewhere.
+    Its answers are not begun with a `prefix`: those of the last stage of a cascade are not.
     """
     known = {
-        signal.name: signal for stage in stages for signal in stage.signals if isinstance(signal, TokenProbability)
+        signal.name: signal if signal.prefix is None else TokenProbability(signal.labels, name=signal.name)
+        for stage in stages
+        for signal in stage.signals
+        if isinstance(signal, TokenProbability)
     }
     able = [stage.model.capability.logprobs is not False for stage in stages]
     return tuple(
