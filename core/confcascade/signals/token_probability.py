@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from confcascade.answers import solid
@@ -176,29 +176,31 @@ class TokenProbability(Signal):
     def _score_labels(self, evidence: Evidence) -> Measurement:
         told = prompt_logprobs(evidence, self.labels)
         if evidence.response is None:  # all that is known is how likely each is to come first
-            found = told or first_logprobs(evidence, self.labels)
+            found = told or alternatives(answer_tokens(evidence), 0, self.labels)
             return _measured(found, max(found, key=lambda label: found[label]), len(self.labels))
         answer = evidence.response.answer
         read = read_label(answer, self.labels, after=self.prefix)
         if read.label is None:
             raise SignalUnavailableError(f"the answer gives none of the labels: {read.problem}")
-        if told and (_bound_to_come_first(told) or begins_with(answer, self.labels)):
+        begun = begins_with(answer, self.labels)
+        at = read.at if begun is None else begun[1]
+        assert at is not None  # a label that is read from only the answer stands in it
+        place = 0 if told and not evidence.tokens else _token_at(answer_tokens(evidence), answer, at)
+        if told and (place == 0 or _bound_to_come_first(told)):
             return _measured(told, read.label, len(self.labels))
-        if read.at is None and not begins_with(answer, self.labels):
-            raise SignalUnavailableError("the answer names a label in other words")
-        place = 0 if begins_with(answer, self.labels) else _token_at(answer_tokens(evidence), answer, read.at or 0)
         found = alternatives(answer_tokens(evidence), place, self.labels)
         return _measured(found, read.label, len(self.labels), place)
 
     def _highest(self, evidence: Evidence) -> float:
         """The most that the label which the finished answer gives can be given; what it is, is not known yet."""
         try:
-            told = prompt_logprobs(evidence, self.labels)
-            begun = begins_with("".join(token.text for token in evidence.tokens or ()), self.labels, open_ended=True)
-            if told and (begun or _bound_to_come_first(told)):
-                return min(1.0, math.exp(max(told.values())))
-            if begun:
-                found = first_logprobs(evidence, self.labels)
+            found = prompt_logprobs(evidence, self.labels)
+            text = "".join(token.text for token in evidence.tokens or ())
+            begun = begins_with(text, self.labels, open_ended=True)
+            place = None if begun is None else _token_at(answer_tokens(evidence), text, begun[1])
+            if not found or not (place == 0 or _bound_to_come_first(found)):
+                found = {} if place is None else alternatives(answer_tokens(evidence), place, self.labels)
+            if found:
                 return min(1.0, math.exp(max(found.values())))
         except SignalUnavailableError:  # the finished answer will say why
             pass
@@ -250,11 +252,16 @@ def prompt_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, floa
 
 
 def first_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float]:
-    """Log-probability that the answer begins with each of `labels`: see `alternatives`."""
-    return alternatives(answer_tokens(evidence), 0, labels)
+    """Log-probability that the answer's first token is each of `labels`, with blanks around it or without."""
+    return alternatives(answer_tokens(evidence), 0, labels, lambda token, _: token.strip())
 
 
-def alternatives(tokens: Sequence[Token], place: int, labels: Sequence[str]) -> dict[str, float]:
+def alternatives(
+    tokens: Sequence[Token],
+    place: int,
+    labels: Sequence[str],
+    meant: Callable[[str, Sequence[str]], str | None] | None = None,
+) -> dict[str, float]:
     """Log-probability of each of `labels` at a token of the answer, all tokens that are the same label pooled.
 
     From the alternatives that are listed there; an API tells only the most probable, and a label that is not among
@@ -268,10 +275,12 @@ def alternatives(tokens: Sequence[Token], place: int, labels: Sequence[str]) -> 
     top = tokens[place].top
     _known(logprob for _, logprob in top)
     own = tokens[place].text
-    meant = folded if folded(own, labels) and not named_by(own, labels) else named_by  # of an answer that writes "b"
+    if meant is None:  # "b" is B only in an answer that writes so
+        meant = folded if folded(own, labels) and not named_by(own, labels) else named_by
     pooled: dict[str, float] = {}
     for text, logprob in top:
-        if (label := meant(text, labels)) is not None:
+        if (label := meant(text, labels)) in labels:
+            assert label is not None
             pooled[label] = pooled.get(label, 0.0) + math.exp(logprob)
     if not pooled:
         where = "the first token" if place == 0 else f"token {place + 1}"
@@ -305,6 +314,8 @@ def _bound_to_come_first(told: Mapping[str, float]) -> bool:
 
 def _token_at(tokens: Sequence[Token], answer: str, at: int) -> int:
     """The token that holds a character of the answer, which the tokens spell but for blanks."""
+    if not tokens:
+        raise SignalUnavailableError("the model returned no log-probabilities")
     before = len(solid(answer[:at]))
     for place, token in enumerate(tokens):
         before -= len(solid(token.text))

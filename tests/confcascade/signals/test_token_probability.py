@@ -350,6 +350,8 @@ def letter(text: str, **probabilities: float) -> Token:
         ([letter("(B", A=0.2), ")"], 0),
         ([letter("B.", A=0.2), " warm"], 0),
         ([letter("**B", A=0.2), "**"], 0),
+        (["**", letter("B", A=0.2), "**"], 1),
+        (["(", letter("B", A=0.2), ") Paris"], 1),
     ],
     ids=str,
 )
