@@ -374,9 +374,7 @@ class Policy(Entry):
 
     def _decisions(self) -> list[str]:
         *gated, last = self.stages
-        how = {
-            stage.model: Decoding(**stage.decoding).describe() for stage in self.stages if stage.decoding is not None
-        }
+        how = {stage.model: Decoding(**stage.decoding).describe() for stage in self.stages if stage.decoding}
         if not gated:
             return [f"Policy: ask {last.model} alone."]
         lines = [f"Policy: {self.name}"]

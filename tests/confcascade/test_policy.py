@@ -219,8 +219,10 @@ def test_what_decodes_otherwise_is_refused_when_the_cascade_is_built():
     from langchain_confcascade import ConfidenceCascadeLLM as OfLangChain
     from llamaindex_confcascade import ConfidenceCascadeLLM as OfLlamaIndex
 
-    policy = made(model="gpt-4o-mini", build=None, decoding=DECODED)
-    policy = policy.model_copy(update={"models": ["gpt-4o-mini", "large"]})
+    policy = made(build=None, decoding=DECODED)
+    small, large = policy.stages
+    stages = [small.model_copy(update={"model": "gpt-4o-mini"}), large]
+    policy = policy.model_copy(update={"models": ["gpt-4o-mini", "large"], "stages": stages})
 
     def of_core(**own):
         model = OpenAICompatibleModel("gpt-4o-mini", base_url="http://localhost", options=own)

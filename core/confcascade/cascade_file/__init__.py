@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from confcascade.asks import LanguageModel
 from confcascade.audit import Audit
 from confcascade.cascade import Cascade
-from confcascade.cascade_file.models import ModelEntry
+from confcascade.cascade_file.models import BundledModelEntry, LocalModelEntry, ModelEntry
 from confcascade.cascade_file.source import Source
 from confcascade.cascade_file.stages import (
     DecodingEntry,
@@ -245,7 +245,11 @@ class CascadeFile(Entry):
     @property
     def decodings(self) -> Mapping[str, Decoding]:
         """How each model decodes, by name: as the file says, else greedily. No model is loaded for it."""
-        return {name: Decoding(**({"temperature": 0.0} | said)) for name, said in self._said_decodings.items()}
+        asked = {}
+        for entry, (name, settings) in zip(self._entries, self._said_decodings.items(), strict=True):
+            by_itself = isinstance(entry.model, LocalModelEntry | BundledModelEntry)  # greedy, unless asked otherwise
+            asked[name] = Decoding(**(({} if by_itself else {"temperature": 0.0}) | settings))
+        return asked
 
     @property
     def _said_decodings(self) -> dict[str, dict[str, Any]]:

@@ -142,7 +142,12 @@ def collect(
                 ask_all=_engine(engine, file, grader),
                 **parameters,
             )
-    how = {stage.model.name: asked_with(stage.model, stage.decoding, parameters) for stage in stages}
+    how = {
+        # a local model is greedy by itself
+        stage.model.name: ({"temperature": 0.0} if stage.model.capability.local else {})
+        | asked_with(stage.model, stage.decoding, parameters)
+        for stage in stages
+    }
     _report(collected, _following(out, cascade, file), max_usd, how)
     failed = any(tally.n and tally.errors == tally.n for tally in collected.tallies.values())
     raise typer.Exit(EXIT["failing" if failed and collected.ended == "complete" else collected.ended])

@@ -182,11 +182,13 @@ class TokenProbability(Signal):
         read = read_label(answer, self.labels, after=self.prefix)
         if read.label is None:
             raise SignalUnavailableError(f"the answer gives none of the labels: {read.problem}")
+        if told and _bound_to_come_first(told):
+            return _measured(told, read.label, len(self.labels))
         begun = begins_with(answer, self.labels)
         at = read.at if begun is None else begun[1]
         assert at is not None  # a label that is read from only the answer stands in it
         place = 0 if told and not evidence.tokens else _token_at(answer_tokens(evidence), answer, at)
-        if told and (place == 0 or _bound_to_come_first(told)):
+        if told and place == 0:
             return _measured(told, read.label, len(self.labels))
         found = alternatives(answer_tokens(evidence), place, self.labels)
         return _measured(found, read.label, len(self.labels), place)
