@@ -87,7 +87,7 @@ def read_letter(
         answer: Without thoughts.
         choices: Their texts, if they are known.
         letters: Those that there are; with `choices`, as many of them.
-        same: Forms in which the text of a choice is recognised, the strictest first.
+        same: Forms in which the text of a choice is recognised, the strictest first; the last may drop articles.
     """
     letters = letters[: len(choices)] if choices else letters
     begin, end = _concluded(answer)
@@ -119,12 +119,14 @@ def _read(
 
     if alone := _ALONE.match(said):
         return known(alone[1].upper(), alone.start(1))
-    named = _named(answer[begin:end], choices, letters, same)
+    leading = _LEADING.match(said)
+    # the loosest form takes the "A." of "A. Rome" for an article
+    named = _named(answer[begin:end], choices, letters, same if leading is None else same[:-1])
     if len(named) == 1:
         return LabelReading(named[0])
     if named:
         return LabelReading(None, f"the choices {', '.join(named)} have the same text")
-    if leading := _LEADING.match(said):
+    if leading is not None:
         group = next(i for i, letter in enumerate(leading.groups(), start=1) if letter)
         letter, rest = leading[group], said[leading.end() :]
         if (second := _SECOND.search(rest)) and next(filter(None, second.groups())) != letter:
