@@ -57,6 +57,14 @@ _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 _MUST_FINISH = {"BaseChatOpenAI"}
 # what a model is set to if its user wants log-probabilities on the message
 _LOGPROBS_WANTED = ("logprobs", "top_logprobs", "response_logprobs")
+# what classes call the settings of decoding
+_DECODING = {
+    "temperature": ("temperature",),
+    "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens"),
+    "top_p": ("top_p",),
+    "top_k": ("top_k",),
+    "seed": ("seed",),
+}
 # what a refusal of a parameter that is added to calls is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -133,7 +141,16 @@ class LangChainModel(Remote):
             tools=can_call_tools(self._chat),
             structured=can_give_structured_output(self._chat),
             media=True,
+            set_per_call=False,  # some hand a parameter that they do not know to a client that fails of it
         )
+
+    @property
+    def own_decoding(self) -> dict[str, Any]:
+        """How it is set to decode, where it says: what its class leaves unset, its provider decides."""
+        bound = {key: value for layer in reversed(self._layers) for key, value in layer.kwargs.items()}
+        fields = {**(getattr(self._chat, "model_kwargs", None) or {}), **vars(self._chat)}
+        told = {**{key: value for key, value in fields.items() if value is not None}, **bound}
+        return {name: next((told[key] for key in keys if key in told), None) for name, keys in _DECODING.items()}
 
     @property
     def architecture(self) -> Architecture | None:

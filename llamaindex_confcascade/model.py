@@ -67,6 +67,14 @@ _NO_LOGPROBS = {  # with what to do about it
     "Vllm": 'Serve the model: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
     "VllmServer": 'Ask its /v1: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
 }
+# what LLMs call the settings of decoding
+_DECODING = {
+    "temperature": ("temperature",),
+    "max_tokens": ("max_tokens", "max_completion_tokens", "num_predict", "max_new_tokens"),
+    "top_p": ("top_p",),
+    "top_k": ("top_k",),
+    "seed": ("seed",),
+}
 _OPENAI = {"OpenAI", "OpenAILike"}
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
 
@@ -123,7 +131,15 @@ class LlamaIndexModel(Remote):
             structured=True,  # in words, if in no other way
             media=True,
             remedy=self._remedy,
+            set_per_call=False,  # some hand a parameter that they do not know to a client that fails of it
         )
+
+    @property
+    def own_decoding(self) -> dict[str, Any]:
+        """How it is set to decode, where it says."""
+        fields = {**vars(self.native), **(getattr(self.native, "additional_kwargs", None) or {})}
+        told = {key: value for key, value in fields.items() if value is not None}
+        return {name: next((told[key] for key in keys if key in told), None) for name, keys in _DECODING.items()}
 
     @property
     def architecture(self) -> Architecture | None:

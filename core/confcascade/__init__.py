@@ -13,6 +13,7 @@ from confcascade.audit.state import AuditState
 from confcascade.cascade import Batching, Cascade
 from confcascade.checks import checking
 from confcascade.cost import Architecture, Cost, Prices
+from confcascade.decoding import Decoding
 from confcascade.errors import (
     CascadeExhaustedError,
     ConfcascadeError,
@@ -64,6 +65,7 @@ __all__ = [
     "ConfcascadeError",
     "ConfigurationError",
     "Cost",
+    "Decoding",
     "Example",
     "ExpectedGain",
     "FormatProbability",

@@ -164,6 +164,8 @@ class Capability:
         media: Whether it is given the framework's own messages, and so what they hold beyond text.
         context_window: Most tokens of prompt and answer together; None if unknown.
         remedy: What to do where it returns no log-probabilities, in one sentence, if its adapter knows.
+        set_per_call: Whether it takes settings such as a temperature with each call; else it may know them only as its
+            own, and be set where it is made.
     """
 
     logprobs: bool | None = False
@@ -178,6 +180,7 @@ class Capability:
     media: bool = False
     context_window: int | None = None
     remedy: str = ""
+    set_per_call: bool = True
 
     @property
     def prefill(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from confcascade.errors import ConfigurationError
@@ -23,6 +24,7 @@ __all__ = [
     "break_even_retention",
     "chain_cost",
     "forward_flops",
+    "parameter_count",
     "token_flops",
 ]
 
@@ -40,6 +42,30 @@ class Architecture:
     parameters: int
     layers: int
     hidden_size: int
+
+
+_UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
+
+
+def parameter_count(text: str) -> int:
+    """A number of parameters as people write it.
+
+    Raises:
+        ValueError: If it is none, or not above 0.
+
+    >>> parameter_count("0.5B"), parameter_count("494e6")
+    (500000000, 494000000)
+    """
+    unit = _UNITS.get(text.strip()[-1:].upper())
+    try:
+        number = Decimal(text.strip() if unit is None else text.strip()[:-1].rstrip()).scaleb(unit or 0)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise ValueError("must be a number of parameters, such as 8B, 350M or 8.03e9")
+    if round(number) <= 0:
+        raise ValueError("parameters must be above 0")
+    return round(number)
 
 
 @dataclass(frozen=True)

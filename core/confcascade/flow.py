@@ -11,7 +11,7 @@ Nothing here awaits, reads a clock or touches a model: `drivers` do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from confcascade.answers import parted
@@ -40,6 +40,7 @@ __all__ = [
     "Outcome",
     "Tried",
     "Unanswered",
+    "begun_for",
     "cascade_flow",
     "prefill_for",
 ]
@@ -219,9 +220,9 @@ def _attempt(
 
     if reason := _inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
-    asked = request
+    asked = begun_for(stage.model, signals, stage.decoding.applied(request))
     if request.output is not None and not stage.model.capability.structured:
-        asked = in_words(request)
+        asked = in_words(asked)
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
@@ -269,7 +270,8 @@ def _attempt(
             problem = failed_check(checks, response.text)
         if not last and (live or (watch is not None and watch.released)) and response.text.strip():
             problem = None  # shown already, and nothing withdraws it
-        if problem is None and asked is not request and request.output is not None and request.output.check is not None:
+        in_its_words = request.output is not None and not stage.model.capability.structured
+        if problem is None and in_its_words and request.output is not None and request.output.check is not None:
             problem = request.output.check(response.answer)
         if last:  # answers as it would alone
             return ended("accept", "last stage" + (f" ({problem})" if problem else ""), response)
@@ -297,6 +299,13 @@ def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Reques
     layers = tuple(sorted({layer for signal in signals for layer in signal.layers(model)}))
     labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
     return Prefill(model, request, layers, labels) if layers or (labels and model.capability.prefill) else None
+
+
+def begun_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Request:
+    """`request`, the answer begun as `signals` want it, where `model` can be made to begin so."""
+    prefix = next((signal.prefix for signal in signals if signal.prefix is not None), None)
+    free = not request.judged_whole and response_schema(request) is None
+    return replace(request, begun=prefix) if prefix is not None and free and model.capability.prefill else request
 
 
 def _inability(model: LanguageModel, request: Request) -> str | None:

@@ -13,12 +13,14 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from confcascade.asks import LanguageModel
 from confcascade.calibration import Calibrator, calibrator_from_dict
+from confcascade.decoding import Decoding, asked_with
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate
 from confcascade.models import from_string
@@ -86,6 +88,7 @@ class FittedStage(Entry):
         derived: Signals made of others.
         thresholds: By the name of the signal; none for the last stage.
         skip: As of `Stage`: scores below which a query goes straight to the last stage.
+        decoding: The settings that its answers came about with (`Decoding`); None if that was not recorded.
     """
 
     model: str = Field(min_length=1)
@@ -96,6 +99,7 @@ class FittedStage(Entry):
     derived: list[DerivedEntry] = Field(default_factory=list)
     thresholds: dict[str, ThresholdValue] = Field(default_factory=dict)
     skip: dict[str, float] = Field(default_factory=dict)
+    decoding: dict[str, Any] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -106,6 +110,31 @@ class FittedStage(Entry):
             parts = [part for each in made[name].calibrators for part in each.signals] if name in made else [name]
             found.update(dict.fromkeys(parts))
         return tuple(found)
+
+    def decodes(self, model: LanguageModel, asked: Decoding) -> tuple[Decoding, list[str]]:
+        """How its model is to decode, and which of the settings are not known of it.
+
+        Args:
+            model: Which may have settings of its own.
+            asked: What is asked of the stage.
+
+        Raises:
+            ConfigurationError: If a setting is known to be another than the recorded one.
+        """
+        if self.decoding is None:
+            return asked, []
+        known = asked_with(model, asked, {})
+        for name in dict.fromkeys([*self.decoding, *asked.settings]):
+            was, now = self.decoding.get(name), known.get(name)
+            if now is not None and was != now:
+                raise ConfigurationError(
+                    f"The policy was fitted on answers of '{self.model}' with {name} "
+                    f"{'left to the model' if was is None else was}; here it is {now}. Answers that come about "
+                    "otherwise have other scores, so nothing is promised: set it as it was, or collect and fit again."
+                )
+        if model.capability.set_per_call:
+            return Decoding(**self.decoding), []
+        return asked, [name for name in self.decoding if name not in known]
 
     def load(self, folder: Path, given: Mapping[str, Signal]) -> list[Signal]:
         """Its signals, in the order of the thresholds; those `given` go before those described here."""
@@ -241,18 +270,26 @@ class Policy(Entry):
         """Write it; `load` reads it back."""
         Path(path).write_text(self.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
 
-    def check(self, models: Sequence[LanguageModel], *, prompt_version: str | None = None) -> tuple[str, ...]:
+    def check(
+        self,
+        models: Sequence[LanguageModel],
+        *,
+        prompt_version: str | None = None,
+        decoding: Mapping[str, Decoding] = MappingProxyType({}),
+    ) -> tuple[str, ...]:
         """Refuse models and prompts that the policy was not fitted on.
 
         Args:
             models: Those that it shall decide for; such as it leaves out may be among them.
             prompt_version: Of the prompt that they will be asked with (`confcascade.bench.questions.prompts.Prompt`).
+            decoding: What is asked of them, by name, where anything is.
 
         Returns:
             What cannot be checked, in words.
 
         Raises:
-            ConfigurationError: If a model is missing, is another one or another build, or the prompt is another.
+            ConfigurationError: If a model is missing, is another one or another build, is known to decode otherwise, or
+                the prompt is another.
         """
         by_name = {model.name: model for model in models}
         if len(by_name) < len(models):
@@ -276,6 +313,8 @@ class Policy(Entry):
                     f"The policy was fitted on build {stage.build} of '{stage.model}'; this is build {build}. Its "
                     "scores may be others, so nothing is promised: collect and fit again."
                 )
+            _, unclear = stage.decodes(by_name[stage.model], decoding.get(stage.model, Decoding()))
+            unknown += [f"the {name} of '{stage.model}' (fitted with {stage.decoding[name]})" for name in unclear]  # type: ignore[index]
             if prompt_version is not None and stage.prompt_version not in (None, prompt_version):
                 raise ConfigurationError(
                     f"The policy was fitted on answers to prompt {stage.prompt_version} ('{stage.model}'); this is "
@@ -291,6 +330,7 @@ class Policy(Entry):
         *,
         prompt_version: str | None = None,
         signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] = (),
+        decoding: Mapping[str, Decoding] = MappingProxyType({}),
     ) -> FittedStages:
         """The policy's stages, of the models that it was fitted on; an audit of a cascade of them guards its promise.
 
@@ -299,12 +339,14 @@ class Policy(Entry):
             prompt_version: As for `check`. What cannot be checked is said in a warning.
             signals: Live ones, in the place of those of the same name that the policy describes; of every model, or
                 by the model's name.
+            decoding: As for `check`. Where nothing is asked, models decode as they did when the policy was fitted, if
+                they take settings with each call.
 
         Raises:
             ConfigurationError: As by `check`, and if a signal is missing or not the one that was recorded.
         """
         resolved = [from_string(model) if isinstance(model, str) else model for model in models]
-        if unknown := self.check(resolved, prompt_version=prompt_version):
+        if unknown := self.check(resolved, prompt_version=prompt_version, decoding=decoding):
             warnings.warn(
                 f"This policy's promise holds for what it was fitted on; not known here is {' and '.join(unknown)}. "
                 "See that it is the same.",
@@ -316,7 +358,9 @@ class Policy(Entry):
             theirs = signals.get(each.model, ()) if isinstance(signals, Mapping) else signals
             given = {signal.name: signal for signal in theirs}
             loaded = each.load(self._folder, given)
-            stages.append(Stage(by_name[each.model], loaded, dict(each.thresholds), skip=dict(each.skip)))
+            model = by_name[each.model]
+            how, _ = each.decodes(model, decoding.get(each.model, Decoding()))
+            stages.append(Stage(model, loaded, dict(each.thresholds), skip=dict(each.skip), decoding=how))
         return FittedStages.of(self, stages)
 
     @property
@@ -330,6 +374,7 @@ class Policy(Entry):
 
     def _decisions(self) -> list[str]:
         *gated, last = self.stages
+        how = {stage.model: Decoding(**stage.decoding).describe() for stage in self.stages if stage.decoding}
         if not gated:
             return [f"Policy: ask {last.model} alone."]
         lines = [f"Policy: {self.name}"]
@@ -339,6 +384,10 @@ class Policy(Entry):
             for name, value in stage.skip.items():
                 lines.append(f"  ask {last.model} at once if its {name} < {_shown(value)}")
         lines.append(f"  else ask {last.model}")
+        if len(set(how.values())) == 1 and len(how) == len(self.stages):
+            lines.append(f"  answers: {next(iter(how.values()))}")
+        else:
+            lines += [f"  answers of {model}: {each}" for model, each in how.items()]
         if skipped := [name for name in self.models if name not in {stage.model for stage in self.stages}]:
             lines.append(f"  (not asked at all: {', '.join(skipped)})")
         return lines

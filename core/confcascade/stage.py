@@ -11,6 +11,7 @@ from typing import Any
 from confcascade.asks import LanguageModel
 from confcascade.checks import Check
 from confcascade.cost import Prices
+from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Signal, Threshold
 from confcascade.unusable import OnCut
@@ -31,6 +32,7 @@ class Stage:
             to the last stage. A score that is missing skips nothing.
         prices: US dollars per million tokens, for the costs in the record.
         check: What a text must pass to be kept, if somebody parses it afterwards: see `confcascade.checking`.
+        decoding: Settings of its model's calls, where a request does not say: ``Decoding(temperature=0)``.
     """
 
     model: Any
@@ -39,6 +41,7 @@ class Stage:
     prices: Prices | None = None
     skip: Mapping[str, float] = field(default_factory=dict)
     check: Check | None = None
+    decoding: Decoding = field(default_factory=Decoding)
 
     def validate(self) -> None:
         """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""
@@ -68,6 +71,23 @@ class Stage:
             signal.validate(self.thresholds[signal.name])
             if not (signal.phase == "post" and self.thresholds[signal.name] == "always"):  # which needs no score
                 signal.check(self.model)
+        prefixes = {signal.prefix for signal in self.signals if signal.labels}
+        if len(prefixes) > 1 and self.model.capability.prefill:  # an answer is begun in one way
+            raise ConfigurationError(
+                f"The signals of stage '{self.model.name}' that judge labels want answers to begin differently: "
+                f"{', '.join(repr(prefix) for prefix in sorted(map(str, prefixes)))}. Give them the same `prefix`."
+            )
+        probes = [signal.name for signal in self.signals if signal.layers(self.model)] if prefixes - {None} else []
+        if probes and self.model.capability.prefill:
+            raise ConfigurationError(
+                f"Stage '{self.model.name}' begins its answers with a `prefix`, and '{probes[0]}' was trained on "
+                "hidden states at the prompt's end. Leave the `prefix` out."
+            )
+        if not isinstance(self.decoding, Decoding):
+            raise ConfigurationError(
+                f"`decoding` of stage '{self.model.name}' must be a Decoding, such as Decoding(temperature=0). "
+                f"Got {type(self.decoding).__name__}."
+            )
         if self.check is not None and not callable(self.check):
             raise ConfigurationError(
                 f"`check` of stage '{self.model.name}' must be a function of the text, such as a parser's `parse`. "
@@ -124,6 +144,7 @@ def policy_id(stages: Sequence[Stage], on_cut: OnCut = "escalate") -> str:
             # 1 and 1.0 decide alike
             "thresholds": {k: v if isinstance(v, str) else float(v) for k, v in stage.thresholds.items()},
             **({"skip": {k: float(v) for k, v in stage.skip.items()}} if stage.skip else {}),
+            **({"decoding": stage.decoding.settings} if stage.decoding.settings else {}),
         }
         for stage in stages
     ]

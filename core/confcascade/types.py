@@ -158,6 +158,8 @@ class Request:
         stage: The one stage that is to answer, by its model's name or its index; None for the cascade.
         threshold: What replaces the thresholds of the stages for this query: a value for the one signal of each, or
             values by signal; None for their own.
+        begun: With what the answer is begun for a model that reads the prompt in this process ("Answer:"): it writes
+            what follows, and this is not part of its answer. The cascade sets it, where a signal of the stage wants it.
     """
 
     messages: tuple[Message, ...]
@@ -173,6 +175,7 @@ class Request:
     native: Any = None
     stage: str | int | None = None
     threshold: Any = None  # Threshold | Mapping[str, Threshold]
+    begun: str = ""
 
     @property
     def judged_whole(self) -> bool:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any, Literal
 
+from confcascade.letters import conclusion, named_by
 from confcascade.tools import CUT, arguments_problem, forced_call, json_problem, response_schema
 from confcascade.types import OutputSchema, Request, Response
 
@@ -58,7 +59,7 @@ def why_unusable(
         return "it was cut off in its thoughts" if cut else "it has thoughts, and no answer"
     if request.tools and _calls_in_words(response.answer, {tool.name for tool in request.tools}):
         return "a tool call was left in its text"
-    if cut and on_cut == "escalate" and response.answer.strip() not in labels:
+    if cut and on_cut == "escalate" and named_by(conclusion(response.answer), labels) is None:
         return "it was cut off at its most tokens"
     if cut and _is_periodic(response.answer):
         return "it repeats itself"

@@ -930,3 +930,18 @@ def test_what_cannot_skip_is_refused(skip: Any, threshold: Any, message: str):
     stage = Stage(SMALL, [Known(), TokenProbability()], {"p_ik": threshold, "p_t": 0.9}, skip=skip)
     with pytest.raises(ConfigurationError, match=message):
         Cascade([stage, Stage(LARGE)])
+
+
+def test_an_answer_is_begun_where_the_model_reads_the_prompt_itself():
+    """With the prefix of its labels; the next stage, and a model behind an API, are asked as ever."""
+    labels = TokenProbability("AB", prefix="Answer:")
+    local = Stage(SMALL, [labels], {"p_t": 0.9})
+    flow = cascade_flow([local, Stage(LARGE)], REQUEST)
+    (first,) = next(flow)
+    assert (first.request.begun, first.request.messages) == ("Answer:", REQUEST.messages)
+    (last,) = flow.send((prefilled(A=0.5, B=0.45),))
+    assert (last.model, last.request.begun) == (LARGE, "")
+
+    flow = cascade_flow([Stage(MIDDLE, [labels], {"p_t": 0.9}), Stage(LARGE)], REQUEST)
+    (first,) = next(flow)
+    assert (first.model, first.request.begun) == (MIDDLE, "")

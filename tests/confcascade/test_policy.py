@@ -204,3 +204,58 @@ def test_a_question_is_known_again():
     keys = base64.b64encode(question_key("a") + question_key("b")).decode()
     made_from = MadeFrom(questions=2, keyed_by="id", keys=keys)
     assert made_from.overlap([question_key("A"), question_key("c")]) == 1
+
+
+DECODED = {"temperature": 0.0, "max_tokens": 64}
+
+
+def test_what_decodes_otherwise_is_refused_when_the_cascade_is_built():
+    """Whatever the framework: a core model's options, LangChain's fields, LlamaIndex's default of 0.1."""
+    from confcascade.decoding import Decoding
+    from confcascade.models.openai import OpenAICompatibleModel
+    from langchain_openai import ChatOpenAI
+    from llama_index.llms.openai import OpenAI
+
+    from langchain_confcascade import ConfidenceCascadeLLM as OfLangChain
+    from llamaindex_confcascade import ConfidenceCascadeLLM as OfLlamaIndex
+
+    policy = made(build=None, decoding=DECODED)
+    small, large = policy.stages
+    stages = [small.model_copy(update={"model": "gpt-4o-mini"}), large]
+    policy = policy.model_copy(update={"models": ["gpt-4o-mini", "large"], "stages": stages})
+
+    def of_core(**own):
+        model = OpenAICompatibleModel("gpt-4o-mini", base_url="http://localhost", options=own)
+        return build_stages(models=[model, LARGE], policy=policy)
+
+    def of_langchain(**own):
+        chat = ChatOpenAI(model="gpt-4o-mini", api_key="none", **own)
+        return OfLangChain(models=[chat, LARGE], policy=policy).cascade.stages
+
+    def of_llamaindex(**own):
+        llm = OpenAI(model="gpt-4o-mini", api_key="none", **own)
+        return OfLlamaIndex(models=[llm, LARGE], policy=policy).cascade.stages
+
+    for built in (of_core, of_langchain, of_llamaindex):
+        with pytest.warns(UserWarning, match="not known here") as said:
+            stages = built(**DECODED)
+        assert "temperature" not in str(said[0].message)
+        with pytest.raises(ConfigurationError, match=r"with temperature 0\.0; here it is 1\.0"):
+            built(**DECODED | {"temperature": 1})
+        with pytest.raises(ConfigurationError, match="with max_tokens 64; here it is 512"):
+            built(**DECODED | {"max_tokens": 512})
+    assert of_core()[0].decoding == Decoding(**DECODED)
+    assert stages[0].decoding == Decoding()  # LlamaIndex's own settings are what is wanted
+    with pytest.warns(UserWarning, match=r"the temperature of 'gpt-4o-mini' \(fitted with 0\.0\) and the max_tokens"):
+        of_langchain()
+
+
+def test_a_policy_without_settings_is_read_and_asks_nothing():
+    """As those of older versions are."""
+    told = json.loads(made().model_dump_json())
+    for stage in told["stages"]:
+        del stage["decoding"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small, _ = Policy.model_validate(told).make_stages([SMALL, LARGE], prompt_version="v1")
+    assert not small.decoding.settings

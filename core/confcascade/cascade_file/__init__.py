@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,59 +22,29 @@ from pydantic_core import ErrorDetails
 from confcascade.asks import LanguageModel
 from confcascade.audit import Audit
 from confcascade.cascade import Cascade
-from confcascade.cascade_file.models import ModelEntry
+from confcascade.cascade_file.models import BundledModelEntry, LocalModelEntry, ModelEntry
 from confcascade.cascade_file.source import Source
+from confcascade.cascade_file.stages import (
+    DecodingEntry,
+    PricesEntry,
+    RateLimit,
+    StageEntry,
+    check_known,
+    names_of,
+    said,
+)
 from confcascade.cost import Architecture, Prices
+from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
 from confcascade.flow import OnError, OnExhausted
 from confcascade.policy import Policy
-from confcascade.schema import Entry, PromptValue, ThresholdValue, ThresholdValues, existing, located, suggestion
+from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, located, suggestion
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
 from confcascade.stage import FittedStages, Stage
 from confcascade.unusable import OnCut
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
-
-
-class PricesEntry(Entry):
-    """US dollars per million tokens (`Prices`)."""
-
-    input_usd: float = Field(ge=0, allow_inf_nan=False)
-    output_usd: float = Field(ge=0, allow_inf_nan=False)
-    cached_input_usd: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="Of what the provider reads from its cache; by default as input.",
-    )
-
-
-class RateLimit(Entry):
-    """What a provider allows; None for no limit."""
-
-    requests_per_minute: float | None = Field(None, gt=0, allow_inf_nan=False)
-    tokens_per_minute: float | None = Field(None, gt=0, allow_inf_nan=False)
-
-
-class StageEntry(Entry):
-    """A model and what its answers must reach to be kept."""
-
-    model: ModelEntry
-    signals: list[SignalEntry] = Field([], description="What judges its attempts; all of them must pass.")
-    thresholds: dict[str, ThresholdValue] = Field({}, description="By the name of the signal.")
-    skip: dict[str, ThresholdValue] = Field(
-        {}, description="By the name of a signal that judges before the answer: below this, straight to the last stage."
-    )
-    prices: PricesEntry | None = Field(None, description="US dollars per million tokens.")
-    rate_limit: RateLimit | None = Field(None, description="What the provider allows; for `confcascade collect`.")
-
-    @model_validator(mode="after")
-    def _names_fit(self) -> Self:
-        names = _names(self.signals, "signals")
-        _known(self.thresholds, names, "thresholds")
-        _known(self.skip, list(self.thresholds), "skip")
-        return self
 
 
 class CascadeFile(Entry):
@@ -92,6 +62,7 @@ class CascadeFile(Entry):
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
         on_cut: As of `Cascade`.
+        decoding: How its models decode, when they are collected from and when they answer.
         prompt: Name of a prompt, or templates ``{system, user}``, as written; see
             `confcascade.bench.questions.prompts`.
     """
@@ -114,6 +85,9 @@ class CascadeFile(Entry):
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("raise", description="What follows if the last stage fails.")
     on_cut: OnCut = Field("escalate", description="What follows if a draft was cut off at its most tokens.")
+    decoding: DecodingEntry | None = Field(
+        None, description="How models decode, collected and live: {max_tokens: 64}; greedily, if nothing is said."
+    )
     prompt: PromptValue | None = Field(
         None, description="How questions are put: the name of a prompt, or templates {system, user}."
     )
@@ -269,17 +243,42 @@ class CascadeFile(Entry):
         return {name: Architecture(**each.model_dump()) for name, each in told.items() if each is not None}
 
     @property
+    def decodings(self) -> Mapping[str, Decoding]:
+        """How each model decodes, by name: as the file says, else greedily. No model is loaded for it."""
+        asked = {}
+        for entry, (name, settings) in zip(self._entries, self._said_decodings.items(), strict=True):
+            by_itself = isinstance(entry.model, LocalModelEntry | BundledModelEntry)  # greedy, unless asked otherwise
+            asked[name] = Decoding(**(({} if by_itself else {"temperature": 0.0}) | settings))
+        return asked
+
+    @property
+    def _said_decodings(self) -> dict[str, dict[str, Any]]:
+        """What the file says of decoding, by the model's name; a temperature that is left to the model is said, too."""
+        named = zip(self._called(), self._entries, strict=True)
+        return {name: self._own(entry.model) | said(self.decoding) | said(entry.decoding) for name, entry in named}
+
+    @staticmethod
+    def _own(model: ModelEntry) -> dict[str, Any]:
+        """That the temperature is a model's own affair: its options say one, or its server takes none."""
+        own = "temperature" in getattr(model, "options", ()) or "temperature" in getattr(model, "unsupported", ())
+        return {"temperature": None} if own else {}
+
+    @property
     def digest(self) -> str:
         """The sha256 of what the file says, however it says it: short forms are written out, defaults filled in.
 
         Paths count as they are written, and what they lead to does not count.
         """
-        said = {
-            "stages": [entry.model_dump(mode="json") for entry in self._entries],
+        told = {
+            "stages": [
+                entry.model_dump(mode="json", exclude=None if entry.decoding else {"decoding"})
+                for entry in self._entries
+            ],
             **self.model_dump(mode="json", include={"on_error", "on_exhausted", "on_cut", "prompt"}),
+            **({} if self.decoding is None else {"decoding": said(self.decoding)}),
             **({} if self.policy is None else {"policy": self.policy}),
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     # ------------------------------------------------------------------ made of
 
@@ -311,9 +310,9 @@ class CascadeFile(Entry):
         if self.policy is not None:
             return [StageEntry.model_construct(model=model) for model in self.models or ()]
         signals = self.signals or [TokenProbabilityEntry.model_validate({"type": "token_probability"})]
-        names = _names(signals, "signals")
+        names = names_of(signals, "signals")
         if isinstance(self.threshold, dict):
-            _known(self.threshold, names, "threshold")
+            check_known(self.threshold, names, "threshold")
             thresholds = self.threshold
         elif self.threshold is not None and len(names) > 1:
             raise located(f"with several signals, must be a mapping such as {dict.fromkeys(names, 0.9)}", "threshold")
@@ -345,7 +344,8 @@ class CascadeFile(Entry):
                 with at(self._keys(i, "signals", j)):
                     signal.check(model)
             prices = self.prices.get(entry.model.called(folder))
-            stage = Stage(model, signals, thresholds, prices, entry.skip)  # type: ignore[arg-type]  # checked right here
+            decoding = self.decodings[entry.model.called(folder)]
+            stage = Stage(model, signals, thresholds, prices, entry.skip, decoding=decoding)  # type: ignore[arg-type]  # checked right here
             if entry.skip:
                 with at(self._keys(i, "skip")):
                     stage.validate_skip()
@@ -363,7 +363,9 @@ class CascadeFile(Entry):
             with self._source.at(self._keys(i, "model")):
                 models.append(entry.model.load(self.folder))
         with self._source.at(("policy",) if policy is None else ()):
-            stages = chosen.make_stages(models, prompt_version=prompt_version)
+            # greedy is what nothing said means, and then the policy knows better
+            asked = {name: Decoding(**said) for name, said in self._said_decodings.items()}
+            stages = chosen.make_stages(models, prompt_version=prompt_version, decoding=asked)
         priced = (replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
         return FittedStages.of(chosen, priced)
 
@@ -381,21 +383,6 @@ class CascadeFile(Entry):
 
 def _again(kind: type[CascadeFile], source: Source) -> CascadeFile:
     return kind.model_validate(source.data, context=source)
-
-
-def _names(signals: Sequence[SignalEntry], *keys: str) -> list[str]:
-    names = [signal.name for signal in signals]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise located(f"two signals are called '{name}'; give one another `name`", *keys, i)
-    return names
-
-
-def _known(thresholds: Iterable[str], names: Sequence[str], *keys: str) -> None:
-    for name in thresholds:
-        if name not in names:
-            told = suggestion(name, list(names)) if names else "the stage has no signals"
-            raise located(f"there is no signal of this name; {told}", *keys, name)
 
 
 def _problem(source: Source, error: ErrorDetails) -> tuple[int, str]:

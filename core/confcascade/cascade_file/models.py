@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from confcascade.asks import LanguageModel
-from confcascade.cost import Architecture
+from confcascade.cost import Architecture, parameter_count
 from confcascade.models.body import options_problem
 from confcascade.models.gguf import is_gguf, model_name
 from confcascade.models.llamacpp import KvType
@@ -27,10 +27,22 @@ __all__ = [
 ]
 
 
+def _size(value: Any) -> Any:
+    """A number of parameters as people write it, as a whole number: 494e6, "494M", "0.5B"."""
+    if isinstance(value, str):  # YAML reads 494e6 as a text
+        try:
+            return parameter_count(value)
+        except ValueError as error:
+            raise located(f"{error}. Got {value!r}") from None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class ArchitectureEntry(Entry):
     """The numbers of a decoder that decide its compute (`Architecture`)."""
 
-    parameters: int = Field(gt=0)
+    parameters: Annotated[int, BeforeValidator(_size, json_schema_input_type=float | str)] = Field(
+        gt=0, description='Such as 494e6, "494M" or "0.5B".'
+    )
     layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from typing import Any
 
@@ -19,6 +20,8 @@ from confcascade.cli.fit import fit
 from confcascade.cli.hints import with_options
 from confcascade.cli.train_probe import train_probe
 from confcascade.errors import ConfcascadeError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="confcascade",
@@ -53,4 +56,11 @@ def main() -> None:
         Console(stderr=True).print(
             f"[bold red]Error:[/] {escape(with_options(str(error)))}", highlight=False, soft_wrap=True
         )
+        raise SystemExit(2) from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f", writing '{error.filename}'" if error.filename else ""
+        told = f"The disk is full{where}. What was kept before stays; make room, and run the same command again."
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(told)}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from error

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from confcascade.cli.asking import EXIT, Shown, errors_told, grader_for, stopping, usd_told
+from confcascade.cli.asking import EXIT, grader_for, stopping
+from confcascade.cli.progress import Shown, errors_told, usd_told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,10 +61,14 @@ def collect(
     max_usd: Annotated[
         float | None, typer.Option(help="Begin no call that would bring the dollars spent beyond this.")
     ] = None,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Most calls to APIs at a time.")] = 16,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
+    max_concurrency: Annotated[
+        int, typer.Option(min=1, help="Most calls to APIs at a time; fewer to a server that answers fewer.")
+    ] = 16,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer. By default the cascade file's `decoding`.")
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 is greedy. By default an API's own; local models are greedy.")
+        float | None, typer.Option(min=0, help="By default the cascade file's `decoding`, else 0: greedy.")
     ] = None,
     retry_errors: Annotated[bool, typer.Option(help="Ask again where the recording has an error.")] = False,
     text: Annotated[bool, typer.Option(help="Keep prompts, references, answers and their tokens.")] = True,
@@ -79,9 +84,11 @@ def collect(
 
     The recording is what thresholds are chosen from and cascades are judged on, without asking anyone again. A row is
     kept as soon as it is there: after Ctrl-C, a crash or a kill, the same command goes on where it was. Models behind
-    APIs are asked at the pace that the file's `rate_limit` allows, and again after errors that pass.
+    APIs are asked at the pace that the file's `rate_limit` allows, as many at a time as their server answers, and again
+    after errors that pass. Answers are greedy (temperature 0) unless the file's `decoding` says otherwise.
 
-    Ends with 0 when all is asked, 3 at the cap of --max-usd, 130 after Ctrl-C, and 1 if a model fails time after time.
+    Ends with 0 when all is asked, 3 at the cap of --max-usd, 130 after Ctrl-C, and 1 if a model fails time after time,
+    or on every question.
 
     An example with the bundled models, without a network:
 
@@ -99,6 +106,7 @@ def collect(
     from confcascade.bench.recording.provenance import Noted, bind, identity_of
     from confcascade.bench.recording.writer import RecordingWriter
     from confcascade.cascade_file import CascadeFile
+    from confcascade.decoding import asked_with
 
     console = Console(stderr=True)
     file = CascadeFile.load(cascade)
@@ -134,8 +142,15 @@ def collect(
                 ask_all=_engine(engine, file, grader),
                 **parameters,
             )
-    _report(collected, _following(out, cascade, file), max_usd)
-    raise typer.Exit(EXIT[collected.ended])
+    how = {
+        # a local model is greedy by itself
+        stage.model.name: ({"temperature": 0.0} if stage.model.capability.local else {})
+        | asked_with(stage.model, stage.decoding, parameters)
+        for stage in stages
+    }
+    _report(collected, _following(out, cascade, file), max_usd, how)
+    failed = any(tally.n and tally.errors == tally.n for tally in collected.tallies.values())
+    raise typer.Exit(EXIT["failing" if failed and collected.ended == "complete" else collected.ended])
 
 
 def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
@@ -149,9 +164,12 @@ def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
     return on_ray(file, functools.partial(grader_from_string, grader or "choice"))
 
 
-def _report(collected: Collected, following: str, max_usd: float | None) -> None:
+def _report(collected: Collected, following: str, max_usd: float | None, how: Mapping[str, Mapping[str, Any]]) -> None:
     console = Console()
     console.print(_table(collected.tallies))
+    for told, models in _decoding(how).items():
+        named = "" if len(models) == len(how) else f" ({', '.join(models)})"
+        console.print(f"Answers{named}: {told}.", highlight=False, soft_wrap=True, markup=False)
     others = {model: used for model, used in collected.used.items() if model not in collected.tallies}
     for model, used in others.items():  # a judge, say
         console.print(f"{model}, asked by the grader or a signal: {used.total_tokens:,} tokens.", highlight=False)
@@ -174,10 +192,27 @@ def _report(collected: Collected, following: str, max_usd: float | None) -> None
         if tally.errors and tally.last_error not in collected.problem:
             told = f"{model}: {errors_told(tally.errors)}, at last {tally.last_error}"
             console.print(told, highlight=False, soft_wrap=True, markup=False)
+    for model, tally in collected.tallies.items():
+        if tally.n and tally.errors == tally.n:
+            told = (
+                f"{model} answered no question, so this recording cannot be evaluated: see the error above. Try one "
+                "question with `confcascade ask`, and look at its server, its key and the length of its prompts."
+            )
+            console.print(told, highlight=False, soft_wrap=True, markup=False)
     if any(tally.errors for tally in collected.tallies.values()):
         console.print("Rows with errors are asked again with --retry-errors.", highlight=False)
     if not said and all(tally.graded for tally in collected.tallies.values()):
         console.print(f"Next: {following}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _decoding(how: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """How answers came about, in words, and the models whose did."""
+    from confcascade.decoding import Decoding
+
+    told: dict[str, list[str]] = {}
+    for model, settings in how.items():
+        told.setdefault(Decoding(**settings).describe(), []).append(model)
+    return told
 
 
 def _table(tallies: Mapping[str, Tally]) -> Table:

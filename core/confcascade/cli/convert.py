@@ -33,16 +33,21 @@ def convert(
     if target.exists():
         raise ConfigurationError(f"'{target}' is there already; name a new one.")
     rows = track(read_rows(source), "rows", total=None, console=Console(stderr=True), transient=True)
-    if parts is not None:
-        count = write_parts(rows, target, parts)
-    elif target.suffix == ".parquet":
-        count = write_parquet(rows, target)
-    elif target.suffix == ".jsonl":
-        with RecordingWriter(target) as writer:
-            count = 0
-            for row in rows:
-                writer.append(row)
-                count += 1
-    else:
-        raise ConfigurationError(f"'{target}' must end with .parquet or .jsonl, or be a folder for --parts.")
+    try:
+        if parts is not None:
+            count = write_parts(rows, target, parts)
+        elif target.suffix == ".parquet":
+            count = write_parquet(rows, target)
+        elif target.suffix == ".jsonl":
+            with RecordingWriter(target) as writer:
+                count = 0
+                for row in rows:
+                    writer.append(row)
+                    count += 1
+        else:
+            raise ConfigurationError(f"'{target}' must end with .parquet or .jsonl, or be a folder for --parts.")
+    except OSError:  # a full disk, say: half a recording would stand in the way of the next try
+        if target.is_file():
+            target.unlink()
+        raise
     print(f"{count:,} rows in {target}")

@@ -37,8 +37,6 @@ Unit: TypeAlias = Annotated[
     typer.Option(help="In which costs count: flops, usd, tokens or seconds. By default the first that is known."),
 ]
 
-_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-
 
 def pair(text: str, option: str, read: Callable[[str], T]) -> tuple[str, T]:
     """NAME=VALUE, the value read."""
@@ -62,15 +60,9 @@ def threshold(text: str) -> Threshold:
 
 def architecture(text: str) -> Architecture:
     """A number of parameters: 8030000000, 8.03e9 or 8.03B."""
-    from confcascade.cost import Architecture
+    from confcascade.cost import Architecture, parameter_count
 
-    unit = _UNITS.get(text[-1:].upper())
-    number = _number(text) if unit is None else unit * _number(text[:-1])
-    if not math.isfinite(number):
-        raise ValueError("must be a number of parameters, such as 8B, 350M or 8.03e9")
-    if round(number) <= 0:
-        raise ValueError("parameters must be above 0")
-    return Architecture(round(number), 0, 0)  # of layers and width nothing is known: 2N a token
+    return Architecture(parameter_count(text), 0, 0)  # of layers and width nothing is known: 2N a token
 
 
 def prices(text: str) -> Prices:

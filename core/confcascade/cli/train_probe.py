@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from confcascade.cli.asking import EXIT, LINE_EVERY_S, Shown, grader_for, stopping
+from confcascade.cli.asking import EXIT, grader_for, stopping
+from confcascade.cli.progress import LINE_EVERY_S, Shown
 from confcascade.errors import ConfigurationError, require
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ import json
 from dataclasses import dataclass
 
 from confcascade.errors import ConfigurationError
+from confcascade.letters import LETTERS
 
 __all__ = ["LETTERS", "Example"]
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from confcascade.asks import Flow
 from confcascade.errors import ConfigurationError
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
+from confcascade.letters import conclusion
 
-__all__ = ["REFUSAL", "Grader", "conclusion"]
+__all__ = ["REFUSAL", "Grader"]
 
 # An answer that begins so, and does not go on to answer all the same. Conservative: what it overlooks counts as wrong.
 REFUSAL = (
@@ -29,23 +30,6 @@ REFUSAL = (
     r")(?!.*\b(?:but|however|although|though|maybe|perhaps|probably|possibly|likely|approximately|roughly"
     r"|(?:could|might|may) be|i (?:think|believe|guess|assume|suspect)|my (?:best )?guess)\b)"
 )
-
-# what the paper's prompts ask for, and how models conclude of their own accord
-_CONCLUSION = re.compile(
-    r"\banswer\b\W{0,4}:|(?<!what the )(?<!what the correct )(?<!what the right )\banswer is\b(?:\W{0,4}:)?",
-    re.IGNORECASE,
-)
-
-
-def conclusion(text: str) -> str:
-    """What stands after the last "Answer:" or "answer is", without white space and asterisks around it; else the whole.
-
-    >>> conclusion("17-3=14\\n**Answer:** 14")
-    '14'
-    """
-    *before, last = _CONCLUSION.split(text)
-    concluded = last.strip(" \t\r\n*") if before else ""
-    return concluded if re.search(r"\w", concluded) else text.strip()
 
 
 class Grader(ABC):

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from confcascade.errors import ConfigurationError
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
-from confcascade.graders.grader import REFUSAL, Grader, conclusion
+from confcascade.graders.grader import REFUSAL, Grader
+from confcascade.letters import conclusion
 
 __all__ = ["Numeric", "number"]
 

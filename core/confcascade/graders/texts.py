@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
-from confcascade.graders.grader import Grader, conclusion
+from confcascade.graders.grader import Grader
+from confcascade.letters import conclusion
 
 __all__ = ["ContainsAny", "ExactMatch", "NormalizedMatch", "normalized"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ __all__ = ["OpenAICompatibleModel"]
 
 Unsupported: TypeAlias = Literal["max_tokens", "temperature", "logprobs", "stream_options"]
 
+_PATIENCE_S = 10.0  # for what a server says of itself
 _LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "none" or "EMPTY" do
 # what calls may have to do without, by the words of an error that refuses it
 _REFUSALS = {
@@ -157,6 +159,38 @@ class OpenAICompatibleModel(Remote):
     def _fingerprint_with(self, *further: Any) -> str:
         told = json.dumps([self._model, deciding(self._options), *further], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    @property
+    def own_decoding(self) -> dict[str, Any]:
+        """The settings of decoding among its options."""
+        return self._options | {
+            "max_tokens": self._options.get("max_tokens", self._options.get("max_completion_tokens"))
+        }
+
+    @property
+    def timeout_s(self) -> float:
+        """Longest wait for an answer, in seconds."""
+        return self._timeout_s
+
+    def unretried(self) -> OpenAICompatibleModel:
+        """The same model, whose client tries each call once: for whoever repeats calls with more patience."""
+        model = copy.copy(self)
+        model.__dict__.pop("_client", None)
+        model._max_retries, model._async = 0, None
+        return model
+
+    def slots(self) -> int | None:
+        """How many answers its server writes at a time, where it reports that, as llama.cpp's does; else None."""
+        client = self._client.with_options(timeout=_PATIENCE_S, max_retries=0)
+        if client.base_url.host == "api.openai.com":
+            return None
+        root = str(client.base_url).rstrip("/").removesuffix("/v1")
+        try:
+            told = client.get(f"{root}/props", cast_to=object)
+        except Exception:  # it has no such page, or is not there, which the first call will say
+            return None
+        slots = told.get("total_slots") if isinstance(told, dict) else None
+        return slots if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0 else None
 
     # ------------------------------------------------------------------ LanguageModel
 

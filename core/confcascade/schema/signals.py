@@ -73,6 +73,9 @@ class TokenProbabilityEntry(SignalType):
     labels: Annotated[list[str], BeforeValidator(_letters, json_schema_input_type=str | list[str])] = Field(
         [], description='The answer labels of multiple choice, such as "ABCD"; by default free text.'
     )
+    prefix: str | None = Field(
+        None, description='With `labels`: what stands before them, such as "Answer:"; local answers are begun with it.'
+    )
     aggregate: Literal["mean", "min", "product", "first"] = Field("mean", description="Over the tokens of free text.")
     part: Literal["answer", "thoughts"] = Field("answer", description="Of what: of the answer, or of the thoughts.")
     after: str | None = Field(None, description='Score only what follows this text, such as "Answer:".')
@@ -81,7 +84,14 @@ class TokenProbabilityEntry(SignalType):
     def load(self, folder: Path) -> Signal:
         """The signal."""
         del folder
-        return TokenProbability(self.labels, aggregate=self.aggregate, part=self.part, after=self.after, name=self.name)
+        return TokenProbability(
+            self.labels,
+            prefix=self.prefix,
+            aggregate=self.aggregate,
+            part=self.part,
+            after=self.after,
+            name=self.name,
+        )
 
 
 class WordingEntry(SignalType):

@@ -64,6 +64,7 @@ class Signal(ABC):
 
     # what it needs of an attempt
     labels: tuple[str, ...] = ()
+    prefix: str | None = None  # with what answers are to begin, where the model can be made to
     logprobs: bool = False
     top_logprobs: int = 0
 

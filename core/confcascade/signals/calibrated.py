@@ -50,6 +50,7 @@ class _Derived(Signal):
         self.name = name
         self.phase = "pre" if all(part.phase == "pre" for part in self.parts) else "post"  # type: ignore[misc]
         self.labels = tuple(dict.fromkeys(label for part in self.parts for label in part.labels))
+        self.prefix = next((part.prefix for part in self.parts if part.prefix is not None), None)
         self.logprobs = any(part.logprobs for part in self.parts)
         self.top_logprobs = max(part.top_logprobs for part in self.parts)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Measurement, Signal
-from confcascade.signals.token_probability import label_logprobs
+from confcascade.signals.token_probability import first_logprobs, prompt_logprobs
 
 __all__ = ["FormatProbability"]
 
@@ -67,7 +67,7 @@ class FormatProbability(Signal):
             )
 
     def score(self, evidence: Evidence) -> Measurement:
-        found = label_logprobs(evidence, self.labels)
+        found = prompt_logprobs(evidence, self.labels) or first_logprobs(evidence, self.labels)
         return Measurement(min(1.0, math.exp(found[self.opening])))
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from confcascade.answers import solid
 from confcascade.asks import LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
+from confcascade.letters import begins_with, folded, named_by, read_label
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.signals.spans import call_tokens, thought_tokens, value_tokens, wants_object
 from confcascade.types import Token
 
-__all__ = ["TokenProbability", "label_logprobs"]
+__all__ = ["TokenProbability", "first_logprobs", "prompt_logprobs"]
 
 Aggregate = Literal["mean", "min", "product", "first"]
 
-_TOKENS = 2  # by which rule tokens count: scores of another one are others, and so are thresholds fitted on them
+# by which rule tokens count: scores of another one are others, and so are thresholds fitted on them
+_TOKENS = 2
+_LABELS = 3  # likewise, where they are labels: since they are judged where they stand
 
 
 class TokenProbability(Signal):
@@ -32,9 +36,17 @@ class TokenProbability(Signal):
     - "product": the probability of the whole sequence;
     - "first": the first token alone.
 
-    Of answer labels (multiple choice), it is the probability of the most confident option before anything is generated,
-    P(T) = max_c p(c | x), where " A" and "A" are pooled; the sum over all labels is the detail ``label_mass``.
-    Needs no generation: a label that is not likely enough escalates from the prompt alone.
+    Of answer labels (multiple choice), it is the probability of the label that the answer gives, at the place where it
+    gives it: the paper's P(T) = max_c p(c | x) where the answer begins with its label, and the letter's own token where
+    a model says "Answer: B" first. Tokens that are the same label are pooled, with blanks and punctuation or without
+    (" A", "A", "A.", "(A"); the sum over all labels is the detail ``label_mass``, and ``token`` tells which token of
+    the answer it was, if not the first. Which label an answer gives is read as the choice grader reads it
+    (`confcascade.letters`); where none can be read, there is no score.
+
+    A model that reads the prompt in this process tells how likely each label is before anything is generated. Where a
+    label is bound to come first, that is the score, and one that is not likely enough escalates from the prompt alone.
+    With `prefix`, such a model's answer is begun with it, so that the label comes first; it is not part of the answer.
+    Models behind an API cannot be made to begin so: there the label is what follows the last `prefix` of the answer.
 
     Of tool calls and structured output, it is the same aggregate over the tokens of the values, and of a call's name
     where the request left the choice: braces, quotes and keys follow from the schema. Needs a model that lists the
@@ -43,6 +55,7 @@ class TokenProbability(Signal):
 
     Args:
         labels: The answer labels, such as "ABCD"; empty means free text. Labels are never guessed from a prompt.
+        prefix: With `labels`: what stands before the label, such as "Answer:".
         aggregate: How the tokens of free text become one number.
         part: "answer", or "thoughts": the same aggregate over what the model thought before it, which needs a model
             that tells the log-probabilities of its thoughts. An answer without thoughts has no such score.
@@ -63,12 +76,14 @@ class TokenProbability(Signal):
         self,
         labels: Iterable[str] = (),
         *,
+        prefix: str | None = None,
         aggregate: Aggregate = "mean",
         part: Literal["answer", "thoughts"] = "answer",
         after: str | None = None,
         name: str = "p_t",
     ) -> None:
         self.labels = tuple(labels)
+        self.prefix = prefix
         self.aggregate = aggregate
         self.part = part
         self.after = after
@@ -90,6 +105,10 @@ class TokenProbability(Signal):
                 "`labels` must be at least two different, non-empty strings without spaces around them. "
                 f"Got {self.labels}."
             )
+        if prefix is not None and (not self.labels or not isinstance(prefix, str) or not prefix.strip()):
+            raise ConfigurationError(
+                f'`prefix` must be a text such as "Answer:", and goes with `labels`. Got {prefix!r}.'
+            )
         if after is not None and not after:
             raise ConfigurationError('`after` must be a text such as "Answer:", or None for the whole answer. Got "".')
         self.top_logprobs = 20 if self.labels else 0
@@ -99,17 +118,19 @@ class TokenProbability(Signal):
     def __repr__(self) -> str:
         thoughts = ", part='thoughts'" if self.part == "thoughts" else ""
         what = f"aggregate={self.aggregate!r}{thoughts}, after={self.after!r}"
-        what = f"labels={self.labels}" if self.labels else what
+        prefix = "" if self.prefix is None else f", prefix={self.prefix!r}"
+        what = f"labels={self.labels}{prefix}" if self.labels else what
         return f"TokenProbability({what})"
 
     def identity(self) -> Mapping[str, Any]:
         return {
             "signal": "TokenProbability",
-            "tokens": _TOKENS,
+            "tokens": _LABELS if self.labels else _TOKENS,
             "labels": list(self.labels),
             "aggregate": self.aggregate,
             "part": self.part,
             "after": self.after,
+            **({} if self.prefix is None else {"prefix": self.prefix}),
         }
 
     def check(self, model: LanguageModel) -> None:
@@ -143,13 +164,7 @@ class TokenProbability(Signal):
         if evidence.request.judged_whole or wants_object(evidence.request):
             return self.space  # most tokens of a tool call or an object do not count
         if self.labels:
-            if (evidence.prefilled and evidence.prefilled.label_logprobs) or evidence.tokens:
-                try:
-                    value = self._score_labels(evidence).value
-                except SignalUnavailableError:
-                    return self.space  # the finished answer will say why
-                return self.space[0], value  # of another label that it may turn out to answer with, less
-            return self.space
+            return self.space[0], self._highest(evidence)
         if not self.early or not evidence.tokens:
             return self.space
         try:
@@ -159,18 +174,39 @@ class TokenProbability(Signal):
         return (value, value) if self.aggregate == "first" else (0.0, value)
 
     def _score_labels(self, evidence: Evidence) -> Measurement:
-        found = label_logprobs(evidence, self.labels)
-        truncated = len(found) < len(self.labels)
-        label = max(found, key=lambda candidate: found[candidate])
-        if evidence.response is not None:
-            label = label_of(evidence.response.answer, self.labels)
-            if label not in found:
-                raise SignalUnavailableError(f"the label of the answer, {label!r}, is not among the alternatives")
-        mass = math.fsum(math.exp(logprob) for logprob in found.values())
-        details = {"label": label, "label_mass": min(1.0, mass)}
-        if truncated:
-            details["label_mass_is_lower_bound"] = True
-        return Measurement(min(1.0, math.exp(found[label])), details)
+        told = prompt_logprobs(evidence, self.labels)
+        if evidence.response is None:  # all that is known is how likely each is to come first
+            found = told or alternatives(answer_tokens(evidence), 0, self.labels)
+            return _measured(found, max(found, key=lambda label: found[label]), len(self.labels))
+        answer = evidence.response.answer
+        read = read_label(answer, self.labels, after=self.prefix)
+        if read.label is None:
+            raise SignalUnavailableError(f"the answer gives none of the labels: {read.problem}")
+        if told and _bound_to_come_first(told):
+            return _measured(told, read.label, len(self.labels))
+        begun = begins_with(answer, self.labels)
+        at = read.at if begun is None else begun[1]
+        assert at is not None  # a label that is read from only the answer stands in it
+        place = 0 if told and not evidence.tokens else _token_at(answer_tokens(evidence), answer, at)
+        if told and place == 0:
+            return _measured(told, read.label, len(self.labels))
+        found = alternatives(answer_tokens(evidence), place, self.labels)
+        return _measured(found, read.label, len(self.labels), place)
+
+    def _highest(self, evidence: Evidence) -> float:
+        """The most that the label which the finished answer gives can be given; what it is, is not known yet."""
+        try:
+            found = prompt_logprobs(evidence, self.labels)
+            text = "".join(token.text for token in evidence.tokens or ())
+            begun = begins_with(text, self.labels, open_ended=True)
+            place = None if begun is None else _token_at(answer_tokens(evidence), text, begun[1])
+            if not found or not (place == 0 or _bound_to_come_first(found)):
+                found = {} if place is None else alternatives(answer_tokens(evidence), place, self.labels)
+            if found:
+                return min(1.0, math.exp(max(found.values())))
+        except SignalUnavailableError:  # the finished answer will say why
+            pass
+        return self.space[1]
 
     def _span(self, tokens: Sequence[Token]) -> Sequence[Token]:
         """The tokens that are judged; never empty."""
@@ -204,51 +240,90 @@ def answer_tokens(evidence: Evidence) -> Sequence[Token]:
     return evidence.tokens
 
 
-def label_of(answer: str, labels: Sequence[str]) -> str:
-    """The label that an answer consists of or begins with: "B", "(B)", "B. Lyon", but not "A good question".
+def prompt_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float]:
+    """Log-probability that what follows the prompt is each of `labels`, as the pass over it told; empty without one.
 
     Raises:
-        SignalUnavailableError: If it is none.
+        SignalUnavailableError: If one is not a number.
     """
-    begun = answer.strip().lstrip("\"'([{*` ")
-    for label in sorted(labels, key=len, reverse=True):
-        rest = begun[len(label) :]
-        if not begun.startswith(label) or rest[:1].isalnum():
-            continue
-        # after a single letter, a word would make another word of it
-        if len(label) > 1 or not rest.strip() or rest[0] == "\n" or not rest.lstrip(" ")[0].isalnum():
-            return label
-    raise SignalUnavailableError("the answer does not begin with one of the labels")
+    thought = evidence.response is not None and evidence.response.thoughts  # then the prompt's next token was no answer
+    told = evidence.prefilled.label_logprobs if evidence.prefilled and not thought else {}
+    found = {label: told[label] for label in labels if label in told}  # others are another signal's
+    _known(found.values())
+    return found
 
 
-def label_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float]:
-    """Log-probability that the answer begins with each of `labels`, " A" and "A" pooled.
+def first_logprobs(evidence: Evidence, labels: Sequence[str]) -> dict[str, float]:
+    """Log-probability that the answer's first token is each of `labels`, with blanks around it or without."""
+    return alternatives(answer_tokens(evidence), 0, labels, lambda token, _: token.strip())
 
-    As the pass over the prompt told them, where there was one; else from the alternatives of the first token, of which
-    an API tells only the most probable: a label that is not among them is left out.
+
+def alternatives(
+    tokens: Sequence[Token],
+    place: int,
+    labels: Sequence[str],
+    meant: Callable[[str, Sequence[str]], str | None] | None = None,
+) -> dict[str, float]:
+    """Log-probability of each of `labels` at a token of the answer, all tokens that are the same label pooled.
+
+    From the alternatives that are listed there; an API tells only the most probable, and a label that is not among
+    them is left out.
 
     Raises:
         SignalUnavailableError: If none is known, or one is not a number.
     """
-    thought = evidence.response is not None and evidence.response.thoughts  # then the prompt's next token was no answer
-    told = evidence.prefilled.label_logprobs if evidence.prefilled and not thought else {}
-    if found := {label: told[label] for label in labels if label in told}:  # others are another signal's
-        _known(found.values())
-        return found
-    if not answer_tokens(evidence):
+    if not tokens:
         raise SignalUnavailableError("the model returned no log-probabilities")
-    assert evidence.tokens
+    top = tokens[place].top
+    _known(logprob for _, logprob in top)
+    own = tokens[place].text
+    if meant is None:  # "b" is B only in an answer that writes so
+        meant = folded if folded(own, labels) and not named_by(own, labels) else named_by
     pooled: dict[str, float] = {}
-    _known(logprob for _, logprob in evidence.tokens[0].top)
-    for text, logprob in evidence.tokens[0].top:
-        if text.strip() in labels:
-            pooled[text.strip()] = pooled.get(text.strip(), 0.0) + math.exp(logprob)
+    for text, logprob in top:
+        if (label := meant(text, labels)) in labels:
+            assert label is not None
+            pooled[label] = pooled.get(label, 0.0) + math.exp(logprob)
     if not pooled:
+        where = "the first token" if place == 0 else f"token {place + 1}"
         raise SignalUnavailableError(
-            f"none of the labels {tuple(labels)} is among the {len(evidence.tokens[0].top)} alternatives "
-            "of the first token"
+            f"none of the labels {tuple(labels)} is among the {len(top)} alternatives of {where}"
         )
     return {label: math.log(p) if p else -math.inf for label, p in pooled.items()}
+
+
+def _measured(found: Mapping[str, float], label: str, labels: int, place: int = 0) -> Measurement:
+    """The score of a label among those that are known at one place."""
+    if label not in found:
+        raise SignalUnavailableError(f"the label of the answer, {label!r}, is not among the alternatives")
+    mass = math.fsum(math.exp(logprob) for logprob in found.values())
+    details: dict[str, Any] = {"label": label, "label_mass": min(1.0, mass)}
+    if len(found) < labels:
+        details["label_mass_is_lower_bound"] = True
+    if place:
+        details["token"] = place
+    return Measurement(min(1.0, math.exp(found[label])), details)
+
+
+def _bound_to_come_first(told: Mapping[str, float]) -> bool:
+    """Whether the likeliest token after the prompt is a label, whatever the others are.
+
+    A label may be two tokens, " A" and "A", of which the likelier has half of it.
+    """
+    mass = math.fsum(map(math.exp, told.values()))
+    return math.exp(max(told.values())) / 2 > 1 - mass
+
+
+def _token_at(tokens: Sequence[Token], answer: str, at: int) -> int:
+    """The token that holds a character of the answer, which the tokens spell but for blanks."""
+    if not tokens:
+        raise SignalUnavailableError("the model returned no log-probabilities")
+    before = len(solid(answer[:at]))
+    for place, token in enumerate(tokens):
+        before -= len(solid(token.text))
+        if before < 0:
+            return place
+    raise SignalUnavailableError("the log-probabilities are not those of the answer's text")
 
 
 def _known(logprobs: Iterable[float]) -> list[float]:

@@ -790,3 +790,58 @@ def test_only_whole_drafts_are_fitted_and_evaluated(write):
     assert file.on_cut == "keep"
     with pytest.raises(ConfigurationError, match=r"on_cut.*A report counts drafts that were cut off as not usable"):
         file.only_whole("A report")
+
+
+@pytest.mark.parametrize("written", ["494e6", "494000000", "494M", "0.494B", '"0.494 b"', "494_000_000"])
+def test_a_number_of_parameters_is_read_as_people_write_it(tmp_path, written):
+    """YAML itself reads only one of these as a number."""
+    model = f"{{openai: m, architecture: {{parameters: {written}, layers: 24, hidden_size: 896}}}}"
+    (tmp_path / "c.yaml").write_text(f"models:\n- {model}\n")
+
+    assert CascadeFile.load(tmp_path / "c.yaml").architectures["m"].parameters == 494_000_000
+
+
+@pytest.mark.parametrize("written", ["half a billion", "0", "0.5", "-494e6", ".nan"])
+def test_what_is_not_one_is_refused(tmp_path, written):
+    model = f"{{openai: m, architecture: {{parameters: {written}, layers: 24, hidden_size: 896}}}}"
+    (tmp_path / "c.yaml").write_text(f"models:\n- {model}\n")
+
+    with pytest.raises(ConfigurationError, match=r"c\.yaml.*parameters"):
+        CascadeFile.load(tmp_path / "c.yaml")
+
+
+# ---------------------------------------------------------------------- decoding
+
+
+def decodings(write: Write, text: str) -> dict[str, dict[str, Any]]:
+    return {name: each.settings for name, each in CascadeFile.load(write(text)).decodings.items()}
+
+
+def test_served_models_are_greedy_where_the_file_says_nothing(write: Write):
+    """Local ones are so by themselves; options may say a temperature, and a server may take none."""
+    told = decodings(
+        write,
+        "models:\n- bundled:small\n- openai:a\n- {openai: b, options: {temperature: 0.7}}\n"
+        "- {openai: c, unsupported: [temperature]}\n",
+    )
+    assert told == {"small": {}, "a": {"temperature": 0.0}, "b": {}, "c": {}}
+
+
+def test_a_stage_says_what_it_does_otherwise(write: Write):
+    told = decodings(
+        write,
+        "decoding: {max_tokens: 64, seed: 1}\nstages:\n- model: openai:a\n"
+        "- {model: openai:b, decoding: {max_tokens: 512, temperature: null}}\n",
+    )
+    assert told == {"a": {"temperature": 0.0, "max_tokens": 64, "seed": 1}, "b": {"max_tokens": 512, "seed": 1}}
+
+
+def test_live_stages_decode_so(write: Write):
+    file = CascadeFile.load(write("decoding: {max_tokens: 64}\nthreshold: 0.9\nmodels: [openai:a, openai:b]\n"))
+    assert [stage.decoding.settings for stage in file.cascade().stages] == [{"temperature": 0.0, "max_tokens": 64}] * 2
+
+
+@pytest.mark.parametrize("wrong", ["{temperature: -1}", "{max_tokens: 0}", "{top_p: 2}", "{heat: 1}", "greedy"])
+def test_what_is_no_setting_is_refused_with_its_place(write: Write, wrong: str):
+    with pytest.raises(ConfigurationError, match="decoding"):
+        CascadeFile.load(write(f"models: [openai:a]\ndecoding: {wrong}\n"))

@@ -11,8 +11,8 @@ import pytest
 def confcascade():
     """Runs ``confcascade ARGUMENTS`` in a process of its own; gives its return code, stdout and stderr."""
 
-    def run(*arguments, **options):
-        environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
+    def run(*arguments, env=None, **options):
+        environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1", **(env or {})}
         return subprocess.run(
             [sys.executable, "-m", "confcascade.cli", *map(str, arguments)],
             capture_output=True,

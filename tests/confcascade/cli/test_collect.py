@@ -273,7 +273,7 @@ def test_bars_on_a_terminal(tmp_path):
     from confcascade.bench.collecting.collect import collect
     from confcascade.bench.questions.prompts import PROMPTS
     from confcascade.bench.recording import RecordingWriter
-    from confcascade.cli.asking import Shown
+    from confcascade.cli.progress import Shown
     from confcascade.graders import ExactMatch
     from confcascade.graders.example import Example
     from confcascade.testing import Reply, ScriptedModel
@@ -288,3 +288,23 @@ def test_bars_on_a_terminal(tmp_path):
     drawn = console.file.getvalue()
     for part in ("8/8", "/s", "$7.00", "1 error"):
         assert part in drawn
+
+
+def test_a_model_that_answers_nothing_ends_it_with_one(confcascade, httpserver, tmp_path):
+    """Two of two questions are too long for its server: no twenty in a row, and yet nothing to evaluate."""
+    refusal = {"error": {"message": "context length", "code": "context_length_exceeded"}}
+    httpserver.expect_request("/v1/chat/completions").respond_with_json(refusal, status=400)
+    model = f"{{openai: m, base_url: '{httpserver.url_for('/v1')}', api_key_env: NO_KEY}}"
+    (tmp_path / "cascade.yaml").write_text(f"decoding: {{max_tokens: 8}}\nmodels:\n- {model}\n")
+    (tmp_path / "q.jsonl").write_text('{"question": "a", "reference": "b"}\n{"question": "c", "reference": "d"}\n')
+    given = ["collect", "q.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", "--grader", "exact"]
+
+    done = confcascade(*given, cwd=tmp_path, env={"NO_KEY": "none"})
+
+    assert done.returncode == 1, done.stderr
+    assert "m answered no question, so this recording cannot be evaluated" in done.stdout
+    assert "Answers: greedy, at most 8 tokens." in done.stdout
+    told = json.loads((tmp_path / "rec.jsonl.meta.json").read_text())
+    assert told["identity"]["models"]["m"]["decoding"] == {"temperature": 0.0, "max_tokens": 8}
+    (sent, *_) = [json.loads(request.data) for request, _ in httpserver.log if request.method == "POST"]
+    assert (sent["temperature"], sent["max_tokens"]) == (0, 8)

@@ -54,6 +54,7 @@ NOT_READ = [
     ("I think so", "no letter"),
     ("It is Paris, not London", "no letter"),
     ("B. Rome", "beside the text of another choice"),
+    ("A. Rome", "beside the text of another choice"),  # and not Rome, with an article
     ("E", "none of A to D"),
     ("The answer is E.", "none of A to D"),
     ("42", "no letter"),

@@ -21,7 +21,7 @@ from confcascade.graders import (
 )
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
-from confcascade.graders.grader import conclusion
+from confcascade.letters import conclusion
 from confcascade.testing import ScriptedModel
 from hypothesis import given
 from hypothesis import strategies as st

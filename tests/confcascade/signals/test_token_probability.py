@@ -262,13 +262,14 @@ def test_labels_are_read_from_the_prompt_where_possible():
 
 
 def test_labels_are_known_before_anything_is_generated():
-    """With a prefill, the upper bound from the start; without, from the first token on. Which label it is, is not."""
+    """With a prefill, the upper bound from the start; without, from the token that ends the label. Which is not."""
     signal = TokenProbability("AB")
     prefilled = Prefilled(Usage(3), label_logprobs={"A": math.log(0.2), "B": math.log(0.6)})
 
     assert signal.bounds(Evidence(REQUEST, prefilled, ())) == pytest.approx((0.0, 0.6))
     assert signal.bounds(answer()) == (0.0, 1.0)
-    assert signal.bounds(answer(top(A=0.7, B=0.2))) == pytest.approx((0.0, 0.7))
+    assert signal.bounds(answer(top(A=0.7, B=0.2))) == (0.0, 1.0)  # "A good question" may follow
+    assert signal.bounds(answer(top(A=0.7, B=0.2), Token(".", -0.1))) == pytest.approx((0.0, 0.7))
 
 
 @given(
@@ -319,6 +320,97 @@ def test_rounding_does_not_leave_the_space():
     measured = TokenProbability("AB").score(answer(top(A=0.7, _A=0.3000001)))
 
     assert (measured.value, measured.details["label_mass"]) == (1.0, 1.0)
+
+
+# ---------------------------------------------------------------------- labels, wherever they stand
+
+
+def said(*tokens: Token | str, prefilled: Prefilled | None = None) -> Evidence:
+    """A whole answer; only tokens that are listed have alternatives."""
+    listed = tuple(token if isinstance(token, Token) else Token(token, -0.1) for token in tokens)
+    text = "".join(token.text for token in listed)
+    return Evidence(REQUEST, prefilled, listed, Response(text, listed))
+
+
+def letter(text: str, **probabilities: float) -> Token:
+    """The token `text` beside labels with these probabilities."""
+    return Token(text, math.log(0.5), ((text, math.log(0.5)), *((k, math.log(p)) for k, p in probabilities.items())))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "place"),
+    [
+        (["Answer", ":", letter(" B", A=0.2)], 2),
+        (["Answer", ":", letter(" B", A=0.2), ".", " warm", " climate"], 2),
+        (["The", " correct", " answer", " is", " (", letter("B", A=0.2), ")"], 5),
+        (["**", "Answer", ":**", letter(" B", A=0.2), "\n"], 3),
+        (["Answer", ": (", letter("B)", A=0.2), " Paris"], 2),
+        (["Answer", letter(": B.", A=0.2)], 1),
+        ([letter("B", A=0.2), ".", " warm"], 0),
+        ([letter("(B", A=0.2), ")"], 0),
+        ([letter("B.", A=0.2), " warm"], 0),
+        ([letter("**B", A=0.2), "**"], 0),
+        (["**", letter("B", A=0.2), "**"], 1),
+        (["(", letter("B", A=0.2), ") Paris"], 1),
+    ],
+    ids=str,
+)
+def test_a_label_is_judged_where_it_stands(tokens: list[Any], place: int):
+    """Whatever the model says before it, and whatever stands around it in its token."""
+    measured = TokenProbability("AB").score(said(*tokens))
+
+    assert measured.value == pytest.approx(0.5)
+    assert measured.details["label"] == "B"
+    assert measured.details["label_mass"] == pytest.approx(0.7)
+    assert measured.details.get("token", 0) == place
+
+
+def test_tokens_that_are_one_label_are_pooled_whatever_stands_around_it():
+    token = Token(" B", math.log(0.3), tuple((t, math.log(0.1)) for t in (" B", "B", "B.", "(B", "A", "Because", "b")))
+
+    measured = TokenProbability("AB").score(said("Answer", ":", token))
+
+    assert measured.value == pytest.approx(0.4)
+    assert measured.details["label_mass"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("answer", ["Answer: yes", "Paris", "A or B", "Because", "A good question"])
+def test_where_no_label_can_be_read_there_is_no_score(answer: str):
+    """Though a label may be likely at the first token."""
+    with pytest.raises(SignalUnavailableError, match="gives none of the labels"):
+        TokenProbability("AB").score(Evidence(REQUEST, None, (top(A=0.7, B=0.2),), Response(answer)))
+
+
+def test_a_sampled_letter_is_judged_not_the_likeliest():
+    """Where the answer gives it: the text is what the user is told."""
+    measured = TokenProbability("AB").score(said("Answer", ":", Token(" B", math.log(0.1), top(_A=0.8, _B=0.1).top)))
+
+    assert (measured.details["label"], measured.value) == ("B", pytest.approx(0.1))
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.sampled_from(["Answer: B", "B", "B.", "A is it. Answer: B"]))
+def test_a_label_that_is_bound_to_come_first_is_judged_by_the_prompt(a: float, b: float, text: str):
+    """So that what escalates from the prompt would have been rejected; any other waits for the answer."""
+    total = max(1.0, a + b)
+    told = {"A": math.log(a / total), "B": math.log(b / total)}
+    signal = TokenProbability("AB")
+    prefilled = Prefilled(Usage(3), label_logprobs=told)
+    _, high = signal.bounds(Evidence(REQUEST, prefilled, ()))
+
+    answer = Evidence(REQUEST, prefilled, (letter("x", B=0.4),) * 3, Response(text))
+    if high < 1:
+        assert signal.score(answer).value <= high
+        assert signal.score(answer).value == pytest.approx(b / total)
+
+
+def test_a_prefix_goes_with_labels_and_into_the_identity():
+    signal = TokenProbability("AB", prefix="Choice:")
+
+    assert signal.identity()["prefix"] == "Choice:"
+    assert "prefix" not in TokenProbability("AB").identity()
+    assert signal.score(said("A", " is", " my", " Choice", ":", letter(" B", A=0.2))).details["token"] == 5
+    with pytest.raises(ConfigurationError, match="goes with `labels`"):
+        TokenProbability(prefix="Answer:")
 
 
 # ---------------------------------------------------------------------- as a signal

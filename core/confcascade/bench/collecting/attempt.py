@@ -11,7 +11,7 @@ from confcascade.asks import Flow, Generate, LanguageModel, ask
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.checks import failed_check
 from confcascade.errors import ConfigurationError
-from confcascade.flow import prefill_for
+from confcascade.flow import begun_for, prefill_for
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
 from confcascade.signals import Evidence, Signal
@@ -37,7 +37,7 @@ class CollectOptions:
         keep_text: Whether prompts, references and answers are kept; without, answers read "(not kept)", and of
             `Row.predicted` only the letter of a choice remains.
         keep_tokens: Whether the answer's tokens are kept with their log-probabilities (they spell the answer, so only
-            with `keep_text`). Their alternatives are kept only of the first token, where answer labels are judged.
+            with `keep_text`). Their alternatives are kept only of the first token, and where answer labels were judged.
         keep_thoughts: Whether what the model thought before it answered is kept (only with `keep_text`).
     """
 
@@ -62,7 +62,8 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
     Returns:
         The row; with `Row.error` if the model failed.
     """
-    request, model, signals = asking.request(example), stage.model, tuple(stage.signals)
+    model, signals = stage.model, tuple(stage.signals)
+    request = begun_for(model, signals, stage.decoding.applied(asking.request(example)))
     prefilled: Prefilled | None = None
     response: Response | None = None
     error: str | None = None
@@ -111,7 +112,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         error=error,
         problem=problem,
         finish_reason=None if response is None else response.finish_reason,
-        tokens=_first_alternatives(response.tokens) if response and kept and asking.keep_tokens else None,
+        tokens=_with_alternatives(response.tokens, scores) if response and kept and asking.keep_tokens else None,
         before_answer=0 if response is None else len(response.thought_tokens or ()),
         thoughts=_thoughts(response, keep=kept and asking.keep_thoughts),
         labels={} if prefilled is None else prefilled.label_logprobs,
@@ -164,7 +165,9 @@ def _shown(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
-def _first_alternatives(tokens: Sequence[Token] | None) -> tuple[Token, ...] | None:
+def _with_alternatives(tokens: Sequence[Token] | None, scores: Mapping[str, RecordedScore]) -> tuple[Token, ...] | None:
+    """The tokens, only those with alternatives at which labels are judged: the first, or where the label stands."""
     if tokens is None:
         return None
-    return tuple(token if i == 0 else Token(token.text, token.logprob) for i, token in enumerate(tokens))
+    kept = {0, *(score.details.get("token") for score in scores.values())}
+    return tuple(token if i in kept else Token(token.text, token.logprob) for i, token in enumerate(tokens))

@@ -157,9 +157,13 @@ def with_default_signals(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """`stages` as they are asked: models of strings loaded; one without signals, as the last, with the others' P(T).
 
     That decides nothing in the cascade, but its scores can be a baseline later, or show what it would do elsewhere.
+    Its answers are not begun with a `prefix`: those of the last stage of a cascade are not.
     """
     known = {
-        signal.name: signal for stage in stages for signal in stage.signals if isinstance(signal, TokenProbability)
+        signal.name: signal if signal.prefix is None else TokenProbability(signal.labels, name=signal.name)
+        for stage in stages
+        for signal in stage.signals
+        if isinstance(signal, TokenProbability)
     }
     able = [stage.model.capability.logprobs is not False for stage in stages]
     return tuple(
@@ -186,7 +190,7 @@ def collect_rows(
         max_concurrency: Most calls to APIs at a time.
         lines: Rate limits, and a way to stop; by default none.
     """
-    lines = lines or RateLimiter()
+    lines = lines or RateLimiter(max_concurrency=max_concurrency)
     flows = (lines.play(attempt_flow(example, stage, asking)) for example, stage in pairs)
     with closing(run_many(flows, max_concurrency)) as ended:  # type: ignore[type-var]
         for _, row in ended:
@@ -226,7 +230,7 @@ def collect(
         grader: Judges the answers; or its name, as for `grader_from_string`.
         max_usd: No call is begun that would bring the dollars spent beyond this, rows of earlier runs included. Calls
             under way count as much as the model's dearest answer so far, so it is passed only by answers dearer still.
-        max_concurrency: Most calls to APIs at a time.
+        max_concurrency: Most calls to APIs at a time; to a server that answers fewer at a time, as many as it does.
         rate_limits: What providers allow, by the name of the model.
         retry_errors: Ask again where the recording has an error.
         give_up_after: Errors of one model in a row after which nothing new is begun: its key or its server is at fault.
@@ -248,7 +252,8 @@ def collect(
     stages = with_default_signals(stages)
     _check(stages, max_usd)
     with nullcontext(writer) if isinstance(writer, RecordingWriter) else RecordingWriter(writer) as opened:
-        done = _Budget(stages, max_usd, give_up_after, RateLimiter(rate_limits, stop), drawn)
+        lines = RateLimiter(rate_limits, stop, max_concurrency=max_concurrency)
+        done = _Budget(stages, max_usd, give_up_after, lines, drawn)
         for row in _drawn_more(opened, drawn):
             opened.append(row)
         failed = done.read(opened, len(chosen))

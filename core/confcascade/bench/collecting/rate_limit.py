@@ -1,5 +1,7 @@
 """Between flows and the APIs that answer them: the pace that a provider allows, and patience while it is busy.
 
+How many calls are under way at a time follows the server (`concurrency`).
+
 The time of an answer is the provider's: neither the wait for one's turn counts nor the tries that failed (those aside
 that a client makes by itself and does not tell of).
 """
@@ -11,9 +13,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from confcascade.asks import Answer, Ask, Capability, Chunk, Flow, Generate, LanguageModel, Prefill
+from confcascade.bench.collecting.concurrency import Concurrency, timed_out
 from confcascade.errors import ConfcascadeError, ConfigurationError
 from confcascade.models.remote import estimated_usage
 from confcascade.types import Prefilled, Response, Usage
@@ -27,8 +30,24 @@ _LONGEST_S = 60.0
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # HTTP states that another try may heal
 
 
+_BUSY = frozenset({429, 503, 529})  # HTTP states of a server that has enough to do
+_STOPPED = "Collecting was stopped before this call was made."
+
+
 class CollectStoppedError(ConfcascadeError):
     """A call that was waiting for its turn when collecting was stopped. It was not made."""
+
+
+@runtime_checkable
+class _Served(LanguageModel, Protocol):
+    """A model whose server can be asked how many answers it writes at a time."""
+
+    @property
+    def timeout_s(self) -> float: ...
+
+    def slots(self) -> int | None: ...
+
+    def unretried(self) -> LanguageModel: ...
 
 
 class RateLimits(Protocol):
@@ -101,19 +120,31 @@ class PacedModel:
 
     Errors that pass are lost connections, time-outs and the HTTP states 408, 409, 425, 429, 500, 502, 503, 504 and 529
     (whichever client raises them); an exhausted quota (429 as well) does not. ``Retry-After`` is obeyed up to a minute,
-    and holds up all calls to the model.
+    and holds up all calls to the model. A call that times out twice though no other was under way is given up.
 
     Args:
         model: Asked in `generate` alone: that is all that collecting needs.
         limits: What the provider allows.
         stop: Once set, whoever waits gives up with `CollectStoppedError`.
+        max_concurrency: Most calls at a time; fewer where the server answers no more of them (`Concurrency`).
         first_wait_s: Before the second try; doubled for each further one, and drawn between half and the whole.
     """
 
     def __init__(
-        self, model: LanguageModel, limits: RateLimits | None, stop: threading.Event, *, first_wait_s: float = 1.0
+        self,
+        model: LanguageModel,
+        limits: RateLimits | None,
+        stop: threading.Event,
+        *,
+        max_concurrency: int = 16,
+        first_wait_s: float = 1.0,
     ) -> None:
-        self._model = model
+        # a client's own tries would go behind all others in the server's queue, and hide that calls time out
+        self._model = model.unretried() if isinstance(model, _Served) else model
+        self._served = self._model if isinstance(self._model, _Served) else None
+        self._max_concurrency = max_concurrency
+        self._asked_slots = threading.Lock()
+        self._concurrency: Concurrency | None = None
         self._pace = Pace(limits.requests_per_minute, limits.tokens_per_minute) if limits is not None else Pace()
         self._stop = stop
         self._first_wait_s = first_wait_s
@@ -137,28 +168,49 @@ class PacedModel:
 
     def _one(self, ask: Generate) -> Response | Exception:
         tokens = estimated_usage(ask, "", ()).input_tokens + (ask.request.max_tokens or self._answer_tokens)
+        late_alone = 0
         for tried in range(1, _TRIES + 1):
             self._wait(self._pace.reserve(tokens))
-            begun = time.perf_counter()
+            if not self._turns.wait(self._stop):
+                raise CollectStoppedError(_STOPPED)
+            begun, alone = time.monotonic(), self._turns.limit < 2
             try:
                 (answer,) = self._model.generate([replace(ask, model=self._model)])
             except Exception as error:
                 answer = error
-            self.served_s[id(ask)] = time.perf_counter() - begun
+            except BaseException:
+                self._turns.over(begun)
+                raise
+            self.served_s[id(ask)] = time.monotonic() - begun
+            failed = None if isinstance(answer, Response) else answer
+            self._turns.over(begun, failed, refused=failed is not None and _status_of(failed) in _BUSY)
+            late_alone += alone and failed is not None and timed_out(failed)
             if isinstance(answer, Response):
                 self._answer_tokens = max(self._answer_tokens, answer.usage.output_tokens)
                 self._pace.correct(answer.usage.total_tokens - tokens)
                 return answer
             self._pace.correct(-tokens)
             wait = _wait_of(answer, self._first_wait_s * 2 ** (tried - 1))
-            if wait is None or tried == _TRIES:
+            if wait is None or tried == _TRIES or late_alone > 1:
                 return answer
             self._pace.hold(wait)
         raise AssertionError("the last try returns")  # pragma: no cover
 
     def _wait(self, seconds: float) -> None:
         if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
-            raise CollectStoppedError("Collecting was stopped before this call was made.")
+            raise CollectStoppedError(_STOPPED)
+
+    @property
+    def _turns(self) -> Concurrency:
+        """Made with the first call: the server is asked for its slots."""
+        with self._asked_slots:
+            if self._concurrency is None:
+                slots = None if self._served is None else self._served.slots()
+                timeout_s = None if self._served is None else self._served.timeout_s
+                self._concurrency = Concurrency(
+                    self._model.name, self._max_concurrency, slots=slots, timeout_s=timeout_s
+                )
+            return self._concurrency
 
     # ------------------------------------------------------------------ the rest of a LanguageModel
 
@@ -180,8 +232,7 @@ class PacedModel:
 
 def _wait_of(error: Exception, otherwise_s: float) -> float | None:
     """Seconds until another try makes sense; None if none does."""
-    response = getattr(error, "response", None)
-    status = getattr(error, "status_code", None) or getattr(response, "status_code", None)
+    response, status = getattr(error, "response", None), _status_of(error)
     if status is None:
         lost = isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in _LOST
         return _drawn(otherwise_s) if lost else None
@@ -192,6 +243,11 @@ def _wait_of(error: Exception, otherwise_s: float) -> float | None:
         return min(_LONGEST_S, max(0.0, float(told)))
     except (TypeError, ValueError):  # none, or a date
         return _drawn(otherwise_s)
+
+
+def _status_of(error: Exception) -> int | None:
+    response = getattr(error, "response", None)
+    return getattr(error, "status_code", None) or getattr(response, "status_code", None)
 
 
 _LOST = frozenset(
@@ -209,13 +265,21 @@ class RateLimiter:
     Args:
         limits: By the name of the model.
         stop: Once set, calls that wait for their turn are not made.
+        max_concurrency: Most calls to one model at a time; fewer where its server answers no more of them.
 
     Attributes:
         used: Tokens by the name of the model: of every answer, those to a signal or a grader included.
         given_up: Whoever takes the rows wants no more of them.
     """
 
-    def __init__(self, limits: Mapping[str, RateLimits] | None = None, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        limits: Mapping[str, RateLimits] | None = None,
+        stop: threading.Event | None = None,
+        *,
+        max_concurrency: int = 16,
+    ) -> None:
+        self._max_concurrency = max_concurrency
         self.limits = dict(limits or {})
         self.stop = stop or threading.Event()
         self.used: dict[str, Usage] = {}
@@ -247,7 +311,8 @@ class RateLimiter:
         if model.capability.local or isinstance(model, PacedModel):
             return ask
         if id(model) not in self._paced:
-            self._paced[id(model)] = PacedModel(model, self.limits.get(model.name), self.stop)
+            limits = self.limits.get(model.name)
+            self._paced[id(model)] = PacedModel(model, limits, self.stop, max_concurrency=self._max_concurrency)
         return replace(ask, model=self._paced[id(model)])
 
     def _received(self, ask: Ask, answer: Answer[Any]) -> Answer[Any]:

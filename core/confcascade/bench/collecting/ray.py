@@ -92,7 +92,8 @@ class _Asker:
     def __call__(self, batch: list[tuple[Example, str]]) -> tuple[list[bytes], dict[str, Usage]]:
         if self._made is None:
             stages = {stage.model.name: stage for stage in with_default_signals(self.file.make_stages())}
-            self._made = stages, replace(self.asking, grader=self.grader()), RateLimiter(self.limits)
+            lines = RateLimiter(self.limits, max_concurrency=self.max_concurrency)
+            self._made = stages, replace(self.asking, grader=self.grader()), lines
         stages, asking, lines = self._made
         lines.used.clear()
         pairs = ((example, stages[model]) for example, model in batch)

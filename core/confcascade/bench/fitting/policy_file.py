@@ -145,7 +145,8 @@ def _stage(
     bare = FittedStage(model=model, thresholds=thresholds, derived=entries)
     needs = bare.needs
     known = described.get(model)
-    recorded = material.identity.get("models", {}).get(model, {}).get("signals", {})
+    noted = material.identity.get("models", {}).get(model, {})
+    recorded = noted.get("signals", {})
     return FittedStage(
         model=model,
         build=material.builds.get(model),
@@ -155,6 +156,7 @@ def _stage(
         derived=entries,
         thresholds=thresholds,
         skip=dict(stage.skip),
+        decoding=noted.get("decoding"),
     )
 
 

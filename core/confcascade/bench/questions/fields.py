@@ -9,7 +9,7 @@ from typing import Any
 
 from confcascade.graders.example import LETTERS
 
-__all__ = ["array", "indexed", "lettered", "listed", "reordered", "text"]
+__all__ = ["UnclearError", "array", "indexed", "lettered", "listed", "reordered", "text"]
 
 
 def text(record: Mapping[str, Any], *keys: str) -> str | None:
@@ -62,25 +62,39 @@ def indexed(index: int, choices: Sequence[str]) -> str:
     return LETTERS[index]
 
 
-def lettered(reference: str, choices: Sequence[str], labels: Sequence[str] | None = None) -> str:
+class UnclearError(ValueError):
+    """A reference that names one choice by its letter, and another by its text."""
+
+
+def lettered(
+    reference: str, choices: Sequence[str], labels: Sequence[str] | None = None, *, letters_only: bool = False
+) -> str:
     """The letter of the choice that `reference` names: by its label, or by its text.
 
     Args:
         reference: Such as "B", or "Paris".
         choices: Their texts, which need not differ.
         labels: What the data calls them; a reference that is one of these is no text. Without, they are the letters.
+        letters_only: Whether a letter is a letter, whatever the text of another choice.
 
     Raises:
-        ValueError: If it names none, or more than one.
+        ValueError: If it names none, or more than one; an `UnclearError` if a letter and a text.
     """
     wanted, letters = reference.strip(), LETTERS[: len(choices)]
     if labels is not None and wanted in labels:
         return letters[labels.index(wanted)]
+    by_letter = {letter for letter in letters if letter == wanted.upper()} if labels is None else set()
+    if letters_only and by_letter:
+        return by_letter.pop()
     named = {letters[i] for i, choice in enumerate(choices) if choice.strip() == wanted}
-    if labels is None:
-        named |= {letter for letter in letters if letter == wanted.upper()}
-    if len(named) == 1:
-        return named.pop()
+    if len(named | by_letter) == 1:
+        return (named | by_letter).pop()
+    if by_letter:
+        raise UnclearError(
+            f"{reference!r} is the letter of one choice and the text of another "
+            f"({', '.join(sorted(named | by_letter))}), and the file's references are not letters throughout: write "
+            "letters in every row, or `reference_index` (from 0)"
+        )
     if named:
         which = ", ".join(sorted(named))
         raise ValueError(f"{reference!r} could be any of the choices {which}: say which by `reference_index` (from 0)")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
+import re
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +23,8 @@ KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", 
 T = TypeVar("T")
 _FIELD_LIMIT = threading.Lock()  # held while it is another
 _LONGEST_CELL = 2**31 - 1  # that a C long holds everywhere
+_UTF8 = "utf-8-sig"  # with or without a byte order mark
+_SAID: set[Path] = set()  # files of which it was said that they are not in UTF-8
 
 
 def readable(path: Path) -> bool:
@@ -47,11 +52,49 @@ def _opened(path: Path) -> Iterator[TextIO]:
     """As text without a byte order mark, which Excel writes; what cannot be read is a `ConfigurationError`."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+        with opener(path, "rb") as raw:
+            encoding = _encoding(raw.read(len(codecs.BOM_UTF8)))
+            if encoding == _UTF8 and kind(path) in ("csv", "tsv") and not _is_utf8(raw):
+                encoding = _excels(path)
+        with opener(path, "rt", newline="", encoding=encoding) as file:
             yield file
-    except (OSError, zlib.error, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"'{path}' is not text in UTF-8 (from byte {error.start}): save it as UTF-8, in Excel as "
+            '"CSV UTF-8 (comma delimited)".'
+        ) from error
+    except (OSError, zlib.error, EOFError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigurationError(f"'{path}' cannot be read: {why}.") from error
+
+
+def _encoding(begin: bytes) -> str:
+    """By the byte order mark, where there is one."""
+    return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else _UTF8
+
+
+def _is_utf8(raw: Any) -> bool:
+    raw.seek(0)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := raw.read(1 << 20):
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _excels(path: Path) -> str:
+    """The encoding in which Excel writes a table, in western Europe and America, if it is not asked for UTF-8."""
+    if path not in _SAID:
+        _SAID.add(path)
+        warnings.warn(
+            f"'{path}' is not in UTF-8, and is read as Windows-1252, as Excel writes it. If letters with accents look "
+            "wrong, save it as UTF-8.",
+            stacklevel=2,
+        )
+    return "cp1252"
 
 
 def cells(reader: Iterator[T]) -> Iterator[T]:
@@ -78,8 +121,9 @@ def cells(reader: Iterator[T]) -> Iterator[T]:
 def table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV or tab-separated file, its header included and blank lines left out."""
     with _opened(path) as file:
-        begins = 1
-        reader = csv.reader(file, delimiter="\t" if kind(path) == "tsv" else ",", strict=True)
+        delimiter, begins = ("\t", 1) if kind(path) == "tsv" else _delimiter(file)
+        skipped = begins - 1
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         rows = cells(reader)
         while True:
             try:
@@ -90,7 +134,25 @@ def table(path: Path) -> Iterator[tuple[int, list[str]]]:
                 raise ConfigurationError(f"The row from line {begins} of '{path}' cannot be read: {error}.") from error
             if any(cell.strip() for cell in row):
                 yield begins, row
-            begins = reader.line_num + 1  # a quoted cell may run over several lines
+            begins = skipped + reader.line_num + 1  # a quoted cell may run over several lines
+
+
+def _delimiter(file: TextIO) -> tuple[str, int]:
+    """What is between the cells of a CSV file, and the line that its header begins on; `file` then stands there.
+
+    A semicolon is, where Excel has it (where the comma is for decimals), or a tab. Excel's own line ``sep=;`` says so.
+    """
+    first = file.readline(_LONGEST_CELL)
+    if told := re.fullmatch(r"sep=(.)\s*", first):
+        return told[1], 2
+    file.seek(0)
+
+    def cells_by(delimiter: str) -> int:
+        return len(next(csv.reader([first], delimiter=delimiter), []))
+
+    if cells_by(",") < 2 and (others := [each for each in ";\t" if cells_by(each) > 1]):
+        return others[0], 1
+    return ",", 1
 
 
 def lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -141,7 +203,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
         if len(row) != len(names):
             raise ConfigurationError(
                 f"Line {number} of '{path}' has {len(row)} cells, its header {len(names)}; "
-                "a cell with a comma in it needs quotation marks."
+                "a cell with a comma in it (or a semicolon, where those are between cells) needs quotation marks."
             )
         yield f"line {number}", dict(zip(names, row, strict=True))
 
@@ -150,7 +212,7 @@ def _array(path: Path, part: str | None) -> Sequence[Any]:
     with _opened(path) as file:
         try:
             value = json.load(file)
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             raise ConfigurationError(f"'{path}' is no JSON: {error}.") from error
     if isinstance(value, list):
         if part is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confcascade.bench.questions.fields import array, indexed, lettered, listed, text
 from confcascade.graders.example import LETTERS, Example
 
-__all__ = ["claims", "example"]
+__all__ = ["claims", "example", "uses_letters"]
 
 # keys by which this format differs from every published one
 MARKS = {"reference", "references", "reference_index", "group", "context", "choice_a"}
@@ -31,7 +31,7 @@ def claims(record: Mapping[str, Any]) -> bool:
     return "question" in record and not elsewhere and (bool(MARKS & set(record)) or {"A", "B"} <= set(record))
 
 
-def example(record: Mapping[str, Any]) -> Example:
+def example(record: Mapping[str, Any], *, letters_only: bool = False) -> Example:
     """An example of a record.
 
     Its keys: ``question``, and none or some of
@@ -40,7 +40,7 @@ def example(record: Mapping[str, Any]) -> Example:
       columns ``choice_a``, ``choice_b``, ... or ``A``, ``B``, ...;
     - ``reference``, ``references`` or ``answer``, one of them: a text, a number, or several in a list (in a table a
       JSON list under ``references``). Of a question with choices the letter, the label or the choice's own text, never
-      an index;
+      an index. A letter that is also another choice's text is the letter where the file uses letters (`uses_letters`);
     - ``reference_index``: of a question with choices, the 0-based index instead;
     - ``context``, ``group``, ``id``.
 
@@ -54,7 +54,7 @@ def example(record: Mapping[str, Any]) -> Example:
     if question is None:
         raise ValueError("it has no `question`")
     labels, choices = _choices(record)
-    references = _references(record, choices, labels)
+    references = _references(record, choices, labels, letters_only)
     _refuse_unread(record, choices, references)
     return Example(
         question=question,
@@ -96,7 +96,23 @@ def _choices(record: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[s
     return None, tuple(texts)
 
 
-def _references(record: Mapping[str, Any], choices: tuple[str, ...], labels: tuple[str, ...] | None) -> tuple[str, ...]:
+def uses_letters(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the references of a file are letters: all are, and at least one can be nothing else."""
+    certain = False
+    for record in records:
+        labels, choices = _choices(record)
+        if not choices or labels is not None or record.get("reference_index") not in (None, ""):
+            continue
+        for reference in _references(record, (), None, True):
+            if reference.strip().upper() not in LETTERS[: len(choices)]:
+                return False
+            certain = certain or reference.strip() not in map(str.strip, choices)
+    return certain
+
+
+def _references(
+    record: Mapping[str, Any], choices: tuple[str, ...], labels: tuple[str, ...] | None, letters_only: bool
+) -> tuple[str, ...]:
     given = [key for key in (*REFERENCES, "reference_index") if record.get(key) not in (None, "")]
     if len(given) > 1:
         raise ValueError(f"it has both `{given[0]}` and `{given[1]}`; one of them must tell what is right")
@@ -119,4 +135,6 @@ def _references(record: Mapping[str, Any], choices: tuple[str, ...], labels: tup
         )
     references = listed(record, key) if several else (text(record, key) or "",)
     references = tuple(each for each in references if each.strip())
-    return tuple(dict.fromkeys(lettered(each, choices, labels) for each in references)) if choices else references
+    if not choices:
+        return references
+    return tuple(dict.fromkeys(lettered(each, choices, labels, letters_only=letters_only) for each in references))

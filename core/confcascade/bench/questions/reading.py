@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from confcascade.bench.questions import arc, gpqa, gsm8k, mmlu, mmlu_pro, own, popqa, squad, truthfulqa
+from confcascade.bench.questions.fields import UnclearError
 from confcascade.bench.questions.files import KINDS, readable, records
 from confcascade.errors import ConfigurationError
 from confcascade.graders.example import Example
@@ -116,10 +117,20 @@ def _examples(path: Path, chosen: str, part: str | None) -> Iterator[tuple[str, 
             (file, mmlu.rows(file) if is_bare else records(file, part))
             for file, is_bare in zip(files, bare, strict=True)
         ]
+    letters: bool | None = None  # whether the references are, once it matters
     for file, rows in sources:
         for where, record in rows:
             try:
-                yield where, file, reader.example(record)
+                try:
+                    found = reader.example(record)
+                except UnclearError:
+                    if letters is None:
+                        every = (each for other, _ in sources for _, each in records(other, part))
+                        letters = chosen == "own" and own.uses_letters(every)
+                    if not letters:
+                        raise
+                    found = own.example(record, letters_only=True)
+                yield where, file, found
             except KeyError as error:
                 raise _misread(where, file, f"it has no `{error.args[0]}`", chosen) from error
             except (ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from confcascade.bench.questions.prompts import Prompt
 from confcascade.bench.recording.digest import digest
 from confcascade.cost import Architecture, Prices
+from confcascade.decoding import Decoding, asked_with
 from confcascade.errors import ConfigurationError
 from confcascade.graders import Grader
 from confcascade.stage import Stage
@@ -26,6 +27,7 @@ from confcascade.stage import Stage
 __all__ = ["Noted", "bind", "identity_of", "meta_path", "noted", "versions"]
 
 FORMAT = 1
+_DECODING = {each.name for each in fields(Decoding)}
 _PACKAGES = ("confcascade", "numpy", "torch", "transformers", "openai")
 
 
@@ -56,6 +58,7 @@ def identity_of(
         "models": {
             stage.model.name: {
                 "fingerprint": getattr(stage.model, "fingerprint", None),
+                "decoding": asked_with(stage.model, stage.decoding, parameters),
                 "signals": {signal.name: dict(signal.identity()) for signal in stage.signals},
             }
             for stage in stages
@@ -133,8 +136,7 @@ def bind(
         meta = _read(path)
         theirs = meta["identity"]
         shared = [name for name in ours["models"] if name in theirs["models"]]
-        before = {**theirs, "models": {name: theirs["models"][name] for name in shared}}
-        now = {**ours, "models": {name: ours["models"][name] for name in shared}}
+        before, now = _compared(theirs, shared), _compared(ours, shared)
         if (differing := next(_differences(before, now), None)) is not None:
             what, *sides = differing
             was, given = map(_brief, sides)
@@ -171,6 +173,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ConfigurationError(f"'{path}' does not tell what a recording was made with; collect into another file.")
+
+
+def _compared(identity: Mapping[str, Any], shared: Sequence[str]) -> dict[str, Any]:
+    """An identity, only these models in it; where it is of an older version, as if it had noted their decoding."""
+    parameters = {name: value for name, value in identity["parameters"].items() if name not in _DECODING}
+    asked = {name: value for name, value in identity["parameters"].items() if name in _DECODING}
+    models = {name: {"decoding": asked, **identity["models"][name]} for name in shared}
+    return {**identity, "parameters": parameters, "models": models}
 
 
 def _differences(was: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -6,6 +6,7 @@ reader drops an unfinished last line, a writer cuts it off before it adds anothe
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -65,7 +66,8 @@ class RecordingWriter:
         written = os.write(self._fd, line)  # all or, of a full disk, a part: it raises only if nothing was written
         if written != len(line):
             os.ftruncate(self._fd, end)
-            raise OSError(f"Only {written} of the {len(line)} bytes of a row could be written to '{self.path}'.")
+            problem = f"Only {written} of the {len(line)} bytes of a row could be written"
+            raise OSError(errno.ENOSPC, problem, str(self.path))
         self.keys.add(row.key)
         if time.monotonic() - self._synced >= self._sync_every_s:
             self.sync()

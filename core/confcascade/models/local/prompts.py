@@ -58,10 +58,10 @@ class Prompts:
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
         if self.template is not None:
-            return self.template.render(request.messages)
+            return self.template.render(request.messages) + request.begun
         if any(message.tool_calls for message in request.messages):
             raise ModelError(f"Model '{self._name}' completes raw text, and cannot read the calls of tools.")
-        return "\n".join(message.content for message in request.messages)
+        return "\n".join(message.content for message in request.messages) + request.begun
 
     def _tokenize(self, text: str) -> list[int]:
         # a rendered template brings its special tokens; raw text gets the tokenizer's own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import warnings
 
 import pytest
 from confcascade.bench.questions.files import records
@@ -100,7 +101,6 @@ def test_the_only_list_of_a_json_file_is_taken(tmp_path):
         ("a.csv", b'question,group\nx,y\n"a"b,c\n', "row from line 3 of .* cannot be read"),
         ("a.csv", b'question,group\n"a,c\n', "row from line 2 of .* cannot be read"),
         ("a.csv", b"question,question\na,b\n", "more than one column 'question'"),
-        ("a.csv", b"question\n\xff\n", "cannot be read"),
         ("a.csv.gz", b"question\na\n", "cannot be read"),
         ("a.parquet", b"PAR1", r"must end in \.jsonl"),
     ],
@@ -115,3 +115,44 @@ def test_a_part_is_asked_only_of_what_has_parts(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(ConfigurationError, match="has no parts"):
         list(records(path, "test"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.filterwarnings("ignore:.*Windows-1252")
+def test_tables_as_excel_writes_them(tmp_path, encoding, delimiter, quoting):
+    """Between the cells a comma, a semicolon or a tab, in Unicode or in the code page of western Windows."""
+    rows = [{"question": "Où, à Zürich; et \t quoi?", "reference": "“ici”\n"}, {"question": "2,5 €", "reference": "x"}]
+    with open(tmp_path / "rows.csv", "w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, quoting=quoting)
+        writer.writeheader()
+        writer.writerows(rows)
+
+    assert [dict(record) for _, record in records(tmp_path / "rows.csv")] == rows
+
+
+def test_excels_own_line_names_the_delimiter(tmp_path):
+    (tmp_path / "rows.csv").write_text("sep=;\nquestion;reference\n\nWhat?;that\n", encoding="utf-8")
+
+    assert list(records(tmp_path / "rows.csv")) == [("line 4", {"question": "What?", "reference": "that"})]
+
+
+def test_a_guessed_encoding_is_said_once(tmp_path):
+    """Windows-1252 cannot be told from its neighbours, so the user looks."""
+    (tmp_path / "rows.csv").write_text("question\nÀ quoi?\n", encoding="cp1252")
+
+    with pytest.warns(UserWarning, match="is not in UTF-8, and is read as Windows-1252"):
+        assert [record["question"] for _, record in records(tmp_path / "rows.csv")] == ["À quoi?"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(records(tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+@pytest.mark.filterwarnings("ignore:.*Windows-1252")
+def test_what_is_not_text_is_refused_in_plain_words(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"question": "\x81\xff"}')
+
+    with pytest.raises(ConfigurationError, match="save it as UTF-8"):
+        list(records(tmp_path / name))

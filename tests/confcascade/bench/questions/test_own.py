@@ -95,7 +95,7 @@ def test_numbers_are_texts_and_missing_values_are_none():
         ({"question": "?", "choices": ["1", "2"], "reference": 1}, "could be an index or a text"),
         ({"question": "?", "choices": ["1", "2"], "references": [1]}, "could be an index or a text"),
         ({"question": "?", "choices": CITIES, "reference": "1"}, "none of the choices"),
-        ({"question": "?", "choices": ["B", "A"], "reference": "A"}, "could be any of the choices A, B"),
+        ({"question": "?", "choices": ["B", "A"], "reference": "A"}, "letter of one choice and the text of another"),
         ({"question": "?", "choices": ["x", "x"], "reference": "x"}, "could be any of the choices A, B"),
         ({"question": "?", "choices": CITIES, "reference_index": 3}, "no choice at the index 3"),
         ({"question": "?", "choices": CITIES, "reference_index": -1}, "whole number"),

@@ -148,3 +148,21 @@ def test_examples_come_one_at_a_time(tmp_path):
     assert [next(found).question, next(found).question] == ["a", "b"]
     with pytest.raises(ConfigurationError, match="Line 3"):
         next(found)
+
+
+CERTAIN = {"question": "Capital of France?", "choices": ["Rome", "Paris"], "reference": "B"}
+UNCLEAR = {"question": "Which is a vitamin?", "choices": ["C", "Paris", "Rome"], "reference": "C"}
+
+
+@pytest.mark.parametrize("rows", [[CERTAIN, UNCLEAR], [UNCLEAR, CERTAIN]])
+def test_letters_are_letters_where_the_file_uses_letters(tmp_path, rows):
+    """The text of one choice may be another's letter."""
+    found = {each.question: each.references for each in read_examples(write(tmp_path / "q.jsonl", *rows))}
+
+    assert found == {CERTAIN["question"]: ("B",), UNCLEAR["question"]: ("C",)}
+
+
+@pytest.mark.parametrize("rows", [[UNCLEAR], [UNCLEAR, CERTAIN | {"reference": "Paris"}]], ids=["only one", "texts"])
+def test_where_it_does_not_what_could_be_either_is_refused(tmp_path, rows):
+    with pytest.raises(ConfigurationError, match=r"Line 1 .* write letters in every row, or `reference_index`"):
+        list(read_examples(write(tmp_path / "q.jsonl", *rows)))

@@ -101,7 +101,7 @@ def test_sizes_and_prices_are_noted(made, tmp_path):
     [
         ({"prompt": Prompt("plain", None, "Q: {question}")}, "prompt was"),
         ({"grader": ExactMatch()}, 'grader.grader was "normalized" and is now "exact"'),
-        ({"parameters": {"max_tokens": 5}}, "parameters.max_tokens was absent and is now 5"),
+        ({"parameters": {"max_tokens": 5}}, "models.small.decoding.max_tokens was absent and is now 5"),
         ({"stages": [Stage(Renamed("small"), [TokenProbability()])]}, "models.small.fingerprint was"),
         ({"stages": [Stage(SMALL, [TokenProbability(aggregate="min")])]}, "models.small.signals.p_t.aggregate"),
         ({"stages": [Stage(SMALL)]}, "models.small.signals.p_t was"),

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -174,6 +175,26 @@ def test_labels_pool_both_spellings(small):
     for label, logprob in prefilled.label_logprobs.items():
         ids = [small.tokenizer.convert_tokens_to_ids(form) for form in (label, f"Ġ{label}")]
         assert torch.tensor(logprob).exp() == pytest.approx(float(p[ids].sum()), abs=1e-5)
+
+
+def test_labels_after_a_begun_answer(small):
+    """The answer is begun with the prefix: the labels' probabilities are those after it, and so is what is written."""
+    question = next(q.prompt for q in World().questions("test", ("letters",), per_task=1))
+    asked = replace(request(question), begun="Answer:", max_tokens=3)
+
+    (prefilled,) = small.prefill([Prefill(small, asked, labels=("A", "B"))])
+    (continued,) = small.generate([Generate(small, asked, prefilled=prefilled)])
+    (alone,) = small.generate([Generate(small, asked)])
+
+    ids = small.tokenizer(small.render(request(question)) + "Answer:", add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        logits = small.model(**ids).logits[0, -1]
+    for label, logprob in prefilled.label_logprobs.items():
+        forms = [small.tokenizer.convert_tokens_to_ids(form) for form in (label, f"Ġ{label}")]
+        assert logprob == pytest.approx(float(logits.log_softmax(-1)[forms].logsumexp(-1)), abs=1e-4)
+    assert small.tokenizer.decode([int(logits.argmax())]) == alone.tokens[0].text
+    assert alone.text == continued.text
+    assert "Answer:" not in alone.text
 
 
 def test_a_label_of_several_tokens_is_an_error(small):
