@@ -120,21 +120,30 @@ def page(found: Sequence[Found], command: str) -> str:
 
     counts = Counter(each.verdict for each in found)
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    return f"""# Architectures
-
-Every type of causal language model of transformers {transformers.__version__}, with torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}: {summary}.
-
-`{command}` makes this page; the script's `--help` says what is compared, and what that does not tell.
-
-- *Equal*: greedy answers, their log-probabilities and every batch differ by at most {SAME:g} from plain `generate` and from one forward pass; the largest difference is given.
-- *Equal, one by one*: the trial pass at loading showed that a batch would change answers, or that rows of the cache cannot be selected. The model is asked one by one, and a warning says so.
-- *Refused*: `TransformersModel` raises `ConfigurationError` when the model is loaded, with this reason.
-- *Not built*: transformers itself does not make a model that answers a prompt, or not without another package.
-- *Hidden states*: of blocks 1 to n, alone and in a batch, against `output_hidden_states` (relative). "None" are models whose blocks do not return (rows, tokens, width): P(IK) is refused for them, all else works.
-- *2N / counted*: twice `architecture.parameters`, over what torch's `FlopCounterMode` counts in a pass over one token. The counter sees neither norms nor element-wise states, and counts attention too, which is small here.
-
-{table(found)}
-"""
+    lines = [
+        "# Architectures",
+        "",
+        f"Every type of causal language model of transformers {transformers.__version__}, with torch "
+        f"{torch.__version__}, {datetime.now(UTC):%Y-%m-%d}: {summary}.",
+        "",
+        f"`{command}` makes this page; the script's `--help` says what is compared, and what that does not show.",
+        "",
+        f"- *Equal*: greedy answers, their log-probabilities and every batch differ by at most {SAME:g} from plain "
+        "`generate` and from one forward pass; the largest difference is given.",
+        "- *Equal, one by one*: the trial pass at loading showed that a batch would change answers, or that rows of "
+        "the cache cannot be selected. The model is asked one by one, and a warning says so.",
+        "- *Refused*: `TransformersModel` raises `ConfigurationError` when the model is loaded, with this reason.",
+        "- *Not built*: transformers itself does not make a model that answers a prompt from the tiny configuration, or "
+        "not without another package.",
+        '- *Hidden states*: of blocks 1 to n, alone and in a batch, against `output_hidden_states` (relative). "None" '
+        "are models whose blocks do not return (rows, tokens, width): P(IK) is refused for them, all else works.",
+        "- *2N / counted*: twice `architecture.parameters`, over what torch's `FlopCounterMode` counts in a pass over "
+        "one token. The counter sees neither norms nor element-wise states, and counts attention and scans, too: the "
+        "fallbacks of linear attention compute a whole chunk for one token.",
+        "",
+        table(found),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main(

@@ -44,7 +44,7 @@ _NUMBERS: list[tuple[str, int]] = [
     (r"state_size|d_state", 8),
     (r"chunk_size$|attention_chunk_size|block_size|floor_scale", WINDOW),
     (r"window|local_attention|mem_len|keep_window", WINDOW),
-    (r"hidden_size|d_model|n_embd|embedding_size|emb_dim|embedding_dim|embed_proj_dim|embed_dim|d_embed|hidden_dim", WIDTH),
+    (r"hidden_size|d_model|n_embd|embedding_size|emb_dim|embedding_dim|embed_proj_dim|embed_dim|hidden_dim", WIDTH),
     (r"dim_model_base|query_pre_attn_scalar", 8),
 ]  # fmt: skip
 _ABSENT = {"head_dim": 8, "num_key_value_heads": 2}  # which some work out from others, and some do not
@@ -69,7 +69,8 @@ _INDEXED = {
     "indexer_head_dim": 8, "indexer_budget": CONTEXT, "indexer_compress_ratio": 4,
 }  # fmt: skip
 _NOTE = {
-    "num_key_value_heads": 4, "head_dim": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 8,
+    "num_key_value_heads": 4, "head_dim": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 8,
     "swa_kv_lora_rank": 8, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
 }  # fmt: skip
 _OWN: dict[str, dict[str, Any]] = {
