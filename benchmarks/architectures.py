@@ -133,13 +133,13 @@ def page(found: Sequence[Found], command: str) -> str:
         "- *Equal, one by one*: the trial pass at loading showed that a batch would change answers, or that rows of "
         "the cache cannot be selected. The model is asked one by one, and a warning says so.",
         "- *Refused*: `TransformersModel` raises `ConfigurationError` when the model is loaded, with this reason.",
-        "- *Not built*: transformers itself does not make a model that answers a prompt from the tiny configuration, or "
-        "not without another package.",
+        "- *Not built*: transformers itself does not make a model that answers a prompt from the tiny configuration, "
+        "or not without another package.",
         '- *Hidden states*: of blocks 1 to n, alone and in a batch, against `output_hidden_states` (relative). "None" '
         "are models whose blocks do not return (rows, tokens, width): P(IK) is refused for them, all else works.",
         "- *2N / counted*: twice `architecture.parameters`, over what torch's `FlopCounterMode` counts in a pass over "
-        "one token. The counter sees neither norms nor element-wise states, and counts attention and scans, too: the "
-        "fallbacks of linear attention compute a whole chunk for one token.",
+        "a second token. The counter sees neither norms nor element-wise states, and counts attention, too. "
+        "(transformers computes all experts of Llama 4; those that the token is not sent to are not counted in N.)",
         "",
         table(found),
     ]

@@ -66,7 +66,7 @@ def check(kind: str, folder: Path, **options: Any) -> Found:
     try:
         model = TransformersModel.from_pretrained(folder, max_new_tokens=NEW)
     except ConfigurationError as error:
-        return Found(kind, "refused", _line(error))
+        return Found(kind, "refused", _line(error, folder))
     try:
         Comparison(model, found).run()
     except Exception as error:
@@ -74,8 +74,8 @@ def check(kind: str, folder: Path, **options: Any) -> Found:
     return found
 
 
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _line(error: Exception, folder: Path | None = None) -> str:
+    text = " ".join(str(error).split()).replace(str(folder), "FOLDER")
     return text.split("In a trial pass: ")[-1].split(". TransformersModel needs")[0][:300]
 
 
@@ -275,14 +275,21 @@ def prompts() -> list[str]:
 
 
 def products(model: TransformersModel) -> tuple[float, float]:
-    """Operations of the pass over one token: by `architecture`, and as torch counts them."""
+    """Operations of the pass over a second token: by `architecture`, and as torch counts them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    one = torch.tensor([[5]])
     plain = model.model.requires_grad_(False)
     if hasattr(plain, "set_experts_implementation"):
         plain.set_experts_implementation("eager")  # the counter does not know grouped products
-    with FlopCounterMode(display=False) as counter:
-        plain(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
+    ids = torch.tensor([[5, 7]])
+    _, cache = model._decoder(ids[:, :1], torch.ones(1, 1, dtype=torch.long), torch.tensor([[0]]))
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        plain(
+            input_ids=ids[:, 1:],
+            attention_mask=torch.ones_like(ids),
+            position_ids=torch.tensor([[1]]),
+            use_cache=True,
+            **{model._decoder._word: cache},
+        )
     return 2.0 * model.architecture.parameters, float(counter.get_total_flops())

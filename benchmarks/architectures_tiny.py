@@ -138,7 +138,10 @@ def configuration(kind: str, vocabulary: int, **options: Any) -> Any:
     parts = {name for name in default.sub_configs if name in own}
     shrunk = _shrunk(default, vocabulary, own)
     config = made(**({**own, **shrunk} if parts else {**shrunk, **own}))
-    return made.from_dict(config.to_dict())  # as it will be loaded
+    try:
+        return made.from_dict(config.to_dict())  # as it will be loaded
+    except Exception:  # infinity is written as it is not read
+        return config
 
 
 def _shrunk(config: Any, vocabulary: int, own: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class MultipliedWeights:
 
     Args:
         model: A `torch` module.
-        routed: Most experts that a token is sent to, where a mixture computes more; None if it is no mixture.
+        routed: Experts that a token is sent to, where a mixture computes all of them; None if that is not known.
 
     Attributes:
         count: So far.
@@ -66,7 +66,6 @@ class MultipliedWeights:
         tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
         indices = [each for each in tensors if each.dtype in (torch.int64, torch.int32)]
         if indices:
-            count = int((indices[0] < experts).sum())
-        else:
-            count = min(experts, tensors[0].numel() // tensors[0].shape[-1])
-        return count if self._routed is None else min(count, self._routed)
+            return int((indices[0] < experts).sum())
+        rows = tensors[0].numel() // tensors[0].shape[-1]
+        return min(rows, self._routed or experts, experts)

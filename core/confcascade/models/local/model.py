@@ -222,6 +222,8 @@ class TransformersModel(InThreads):
         try:
             for _ in self._decode(rows):
                 pass
+        except ModelError:  # a prefill that was continued before
+            raise
         except Exception as error:
             cut_off = [i for i, row in enumerate(rows) if row.finish_reason is None]
             if len(rows) == 1:
