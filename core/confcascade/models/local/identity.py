@@ -53,8 +53,10 @@ def _weights(model: Any, *, packed: bool) -> Iterator[Any]:
         for name, weight in module._parameters.items():
             if weight is not None and weight.is_meta:
                 offloaded[f"{path}.{name}" if path else name] = _kept_elsewhere(module, name)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, weight in model.named_parameters():
-        yield offloaded.get(name, weight)
+        if not (name in offloaded and name in tied):  # offloading gives what is tied two tensors
+            yield offloaded.get(name, weight)
     if packed:
         yield from model.buffers()
 

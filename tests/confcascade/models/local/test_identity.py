@@ -25,7 +25,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype="float32").eval()
 
 
 def test_the_tokenizer_is_part_of_it(model: Any, tmp_path: Path):
@@ -58,7 +58,7 @@ def test_it_does_not_change_with_use(model: Any, tmp_path: Path):
 def test_offloaded_weights_are_read_where_they_are_kept(tmp_path: Path):
     """The same model, on disk or in memory."""
     accelerate = pytest.importorskip("accelerate")
-    weights = transformers.AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+    weights = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype="float32").eval()
     plain = TransformersModel(weights, tokenizer()).fingerprint
 
     accelerate.disk_offload(weights, tmp_path / "offload")
@@ -72,7 +72,7 @@ def test_tensors_made_of_others_are_sampled_by_these(model: Any):
     from torch.testing._internal.two_tensor import TwoTensor
 
     def with_second(second: float) -> str:
-        made = transformers.AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+        made = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype="float32").eval()
         weight = made.lm_head.weight.detach()
         made.lm_head.weight = torch.nn.Parameter(TwoTensor(weight, weight + second), requires_grad=False)
         return fingerprint_of(made, tokenizer(), {})
