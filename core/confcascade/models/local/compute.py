@@ -68,4 +68,4 @@ class MultipliedWeights:
         if indices:
             return int((indices[0] < experts).sum())
         rows = tensors[0].numel() // tensors[0].shape[-1]
-        return min(rows, self._routed or experts, experts)
+        return int(min(rows, self._routed or experts, experts))
