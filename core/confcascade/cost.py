@@ -34,7 +34,8 @@ class Architecture:
     """The numbers of a decoder that decide its compute.
 
     Attributes:
-        parameters: N, weights that take part in a matrix product (tied embeddings once, untied input embeddings not).
+        parameters: N, weights that take part in a matrix product for a token: of a mixture the experts that it is sent
+            to, of embeddings those that are multiplied (tied ones once, input embeddings that are looked up not).
         layers: n_layer.
         hidden_size: d_model.
     """

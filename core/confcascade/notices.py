@@ -8,7 +8,7 @@ from typing import Any
 from confcascade.errors import kept_of
 from confcascade.trace import Attempt, Record
 
-__all__ = ["Notices", "log_text"]
+__all__ = ["Notices", "log_failed_batch", "log_text"]
 
 _log = logging.getLogger("confcascade")
 _texts = logging.getLogger("confcascade.texts")
@@ -85,6 +85,23 @@ class Notices:
             if len(self._said) > _MOST:
                 self._said.pop(next(iter(self._said)), None)
             _log.warning("%s Logged once for each kind.", message)
+
+
+_failed: set[tuple[str, str]] = set()  # kinds of failures of batches
+
+
+def log_failed_batch(model: str, error: Exception, count: int) -> None:
+    """Log that a batch failed, the first of its kind: asking one by one would hide it, and is slow."""
+    kind = model, kept_of(error)
+    if kind not in _failed:
+        _failed.add(kind)
+        _log.warning(
+            "A call of model '%s' for %d queries failed: %s. They are asked one by one, which is slower. "
+            "Logged once for each kind.",
+            model,
+            count,
+            kind[1],
+        )
 
 
 def log_text(model: str, error: Exception) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, closing, suppress
@@ -14,13 +13,13 @@ from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, 
 from confcascade.errors import ModelError, StreamBrokenError, joined, kept_of
 from confcascade.flow import Outcome
 from confcascade.models.remote import estimated_usage
+from confcascade.notices import log_failed_batch
 from confcascade.trace import Within
 from confcascade.types import Prefilled, Response, Token, Usage
 
 __all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
 
 T = TypeVar("T")
-_log = logging.getLogger("confcascade")
 
 
 class Run(Generic[T]):
@@ -119,23 +118,6 @@ def _usage_of(error: Exception, ask: Ask) -> Usage | None:
     return estimated_usage(ask, "", ()) if slow else None
 
 
-_said: set[tuple[str, str]] = set()  # kinds of failures of batches
-
-
-def _say(model: LanguageModel, error: Exception, count: int) -> None:
-    """Log that a batch failed, the first of its kind: asking one by one would hide it, and is slow."""
-    kind = model.name, kept_of(error)
-    if kind not in _said:
-        _said.add(kind)
-        _log.warning(
-            "A call of model '%s' for %d queries failed: %s. They are asked one by one, which is slower. "
-            "Logged once for each kind.",
-            model.name,
-            count,
-            kind[1],
-        )
-
-
 def _alone(ask: Any) -> Any:
     """An ask to repeat: its KV cache was that of the batch."""
     return replace(ask, prefilled=None) if isinstance(ask, Generate) else ask
@@ -154,7 +136,7 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
             values = model.prefill(asks) if isinstance(asks[0], Prefill) else model.generate(asks)
     except Exception as error:
         if len(asks) > 1:
-            _say(model, error, len(asks))
+            log_failed_batch(model.name, error, len(asks))
         else:
             values = [error]
     if values is None:  # the error is gone by now, and with it what it kept in memory
@@ -173,7 +155,7 @@ async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[
             values = await (model.aprefill(asks) if isinstance(asks[0], Prefill) else model.agenerate(asks))
     except Exception as error:
         if len(asks) > 1:
-            _say(model, error, len(asks))
+            log_failed_batch(model.name, error, len(asks))
         else:
             values = [error]
     if values is None:

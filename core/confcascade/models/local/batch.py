@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ class Batch:
     cache: Any = None
     logits: Any = None  # (rows, vocabulary) of the last position
     open: set[int] = field(default_factory=set)  # rows whose state nobody has closed
+    lock: threading.Lock = field(default_factory=threading.Lock)  # rows may be continued by several threads
 
     def __post_init__(self) -> None:
         self.open = set(range(len(self.prompts)))
@@ -31,16 +33,26 @@ class Batch:
         """These rows, to continue from; the others' cache is kept only while somebody may still want it."""
         import copy
 
-        if not set(rows) <= self.open:
-            raise ModelError("This prefill was closed, or was continued before; a KV cache can be continued once.")
-        self.open -= set(rows)
-        cache = copy.deepcopy(self.cache) if self.open else self.cache
-        taken = Batch([self.prompts[row] for row in rows], self.mask, cache, self.logits)
+        with self.lock:
+            if not set(rows) <= self.open:
+                raise ModelError("This prefill was closed, or was continued before; a KV cache can be continued once.")
+            self.open -= set(rows)
+            cache = copy.deepcopy(self.cache) if self.open else self.cache
+            taken = Batch([self.prompts[row] for row in rows], self.mask, cache, self.logits)
+            self._free()
         if rows != list(range(len(self.prompts))):
             taken.select(rows)
+        return taken
+
+    def close(self, row: int) -> None:
+        """Give up a row, if nobody has continued it."""
+        with self.lock:
+            self.open.discard(row)
+            self._free()
+
+    def _free(self) -> None:
         if not self.open:
             self.cache = self.logits = None
-        return taken
 
     def select(self, rows: list[int]) -> None:
         """Keep these rows of the tensors, in this order."""
@@ -60,6 +72,4 @@ class RowState:
     row: int
 
     def close(self) -> None:
-        self.batch.open.discard(self.row)
-        if not self.batch.open:
-            self.batch.cache = self.batch.logits = None
+        self.batch.close(self.row)

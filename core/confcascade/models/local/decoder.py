@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from confcascade.errors import ConfigurationError, ModelError
+from confcascade.models.local.compute import MultipliedWeights
 
 if TYPE_CHECKING:
     import torch
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["Capture", "Decoder"]
 
 _WORDS = ("cache", "past_key_values")  # what forward calls its cache; transformers 5.24 renamed it
+_ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+_TRIED = 5  # tokens after as much padding; what compresses four tokens into one reads them otherwise then
+# What only a longer trial would show: attention that goes by columns, padding among them, from so many columns on.
+_BY_COLUMN = ("keep_window_size", "attn_temperature_tuning")
 _ROUNDING = 0.05  # of the logits' spread; a shift by one position moves them several times as far
 
 
 class Decoder:
-    """Calls a model token by token. When it is made, passes over two tokens try what the model can do.
+    """Calls a model token by token. When it is made, passes over a few tokens try what the model can do.
 
     Args:
         model: A `transformers` model, or a wrapper around one.
@@ -28,6 +33,7 @@ class Decoder:
     Attributes:
         blocks: The blocks whose outputs are hidden states of shape (rows, tokens, hidden_size); empty if the model has
             no such list.
+        multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
             be selected.
 
@@ -39,13 +45,14 @@ class Decoder:
         self._model = model
         self._word = ""  # once one has worked
         self._options: dict[str, int] = {}
+        self.multiplied = 0
         try:
             self.blocks, self.batches = self._try(config)
         except Exception as error:
             said = (str(error).splitlines() or [""])[0].rstrip(".")
             why = said if isinstance(error, ModelError) else f"{type(error).__name__}: {said}"
             raise ConfigurationError(
-                f"{type(model).__name__} does not work as a decoder. In a trial pass over two tokens: {why}. "
+                f"{type(model).__name__} does not work as a decoder. In a trial pass: {why}. "
                 "TransformersModel needs a model whose forward takes `attention_mask` and `position_ids`, and "
                 "continues from the KV cache that it returns. Serve this one instead, and use OpenAICompatibleModel."
             ) from error
@@ -80,54 +87,69 @@ class Decoder:
     # ------------------------------------------------------------------ the trial
 
     def _try(self, config: Any) -> tuple[Sequence[Any], bool]:
-        """Read a token after padding beside the same token without; continue from that row, and from it alone.
+        """Read a few tokens after padding beside the same without; continue from them in another order, and alone.
 
         Returns:
             Attributes `blocks` and `batches`.
         """
         import torch
 
+        n = _TRIED
+        few, more, other = self._tokens(config)
         device = self._model.device
-        blank = getattr(config, "pad_token_id", None)  # its embedding is often zero, which would show nothing
-        one, two = [token for token in range(3) if token != blank][:2]
-        ids = torch.tensor([[two, one], [one, two]], device=device)
-        mask = torch.tensor([[0, 1], [1, 1]], device=device)
-        positions = torch.tensor([[0, 0], [0, 1]], device=device)
+        ids = torch.tensor([few + few, few + more, other + few], device=device)
+        mask = torch.ones_like(ids)
+        mask[0, :n] = 0
         captures = [Capture(blocks, whole=True) for blocks in _lists(self._model, config.num_hidden_layers)]
         with ExitStack() as stack:
             for capture in captures:
                 stack.enter_context(capture)
-            out = self._pass(ids, mask, positions)
-        shape = 2, 2, config.hidden_size
+            out = self._pass(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+        shape = *ids.shape, config.hidden_size
         fit = [each.blocks for each in captures if all(getattr(s, "shape", None) == shape for s in each.states)]
         blocks = fit[0] if fit else ()
         told = _word_in(out)
         if told is None:
             raise ModelError("it returned no KV cache")
-        new = ids.new_full((1, 1), one)
-        alone = self._continue(new, self(ids[1:], mask[1:], positions[1:])[1], told)
-        if _alike(out.logits[0, 1], out.logits[1, 0]):
+        last = ids[:1, -1:]
+        positions = torch.arange(n + 1, device=device)[None]
+        alone = self._continue(last, self(ids[:1, n:], mask[:1, n:], positions[:, :n])[1], told, config)
+        by_column = any(getattr(config, name, None) for name in _BY_COLUMN)
+        if not by_column and _alike(out.logits[0, -1], out.logits[1, n - 1]):
             with suppress(Exception):  # some caches cannot select rows
-                out[told].reorder_cache(torch.tensor([1], device=device))
-                return blocks, _alike(self(new, mask.new_ones(1, 3), new.new_full((1, 1), 2), out[told])[0], alone)
+                rows = torch.tensor([2, 0], device=device)
+                out[told].reorder_cache(rows)
+                mask = torch.cat([mask[rows], mask.new_ones(2, 1)], 1)
+                logits, _ = self(last.repeat(2, 1), mask, mask.sum(-1, keepdim=True) - 1, out[told])
+                return blocks, _alike(logits[1:], alone)
         return blocks, False
 
-    def _continue(self, new: torch.Tensor, cache: Any, told: str) -> torch.Tensor:
-        """The logits after one row's third token; finds the arguments by which the model takes it."""
+    def _tokens(self, config: Any) -> list[list[int]]:
+        """Three lists of a few tokens, without the one for padding: its embedding is often zero, and shows nothing."""
+        blank = getattr(config, "pad_token_id", None)
+        known = [token for token in range(min(config.vocab_size, 3 * _TRIED + 1)) if token != blank]
+        return [[known[(i * _TRIED + j) % len(known)] for j in range(_TRIED)] for i in range(3)]
+
+    def _continue(self, new: torch.Tensor, cache: Any, told: str, config: Any) -> torch.Tensor:
+        """The logits after one row's next token; finds the arguments by which the model takes it."""
         words = sorted(_WORDS, key=lambda word: word != told)
         problems: list[Exception] = []
+        routed = next((count for name in _ROUTED if isinstance(count := getattr(config, name, None), int)), None)
+        mask = new.new_ones(1, _TRIED + 1)
         for self._options in ({"logits_to_keep": 1}, {}):
             for self._word in words:
                 try:
-                    logits, after = self(new, new.new_ones(1, 3), new.new_full((1, 1), 2), cache)
+                    with MultipliedWeights(self._model, routed) as weights:
+                        logits, after = self(new, mask, new.new_full((1, 1), _TRIED), cache)
                     length = int(after.get_seq_length())
                 except Exception as error:
                     problems.append(error)
                     continue
-                if (len(logits), length) == (1, 3):
+                if (len(logits), length) == (1, _TRIED + 1):
+                    self.multiplied = weights.count
                     return logits
                 # an unknown word may be swallowed, and the token then be read without what came before
-                problems.append(ModelError(f"its KV cache holds {length} tokens after the third"))
+                problems.append(ModelError(f"its KV cache holds {length} tokens after {_TRIED + 1}"))
         raise problems[0]
 
 

@@ -1,31 +1,23 @@
-"""What a local model is: the numbers that decide its compute, and what its hidden states hang on."""
+"""What a local model is: all that its hidden states depend on, in twelve digits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from confcascade.cost import Architecture
+__all__ = ["fingerprint_of"]
 
-__all__ = ["architecture_of", "fingerprint_of"]
-
-
-def architecture_of(model: Any) -> Architecture:
-    """The numbers of a `transformers` model that decide its compute."""
-    config = model.config.get_text_config(decoder=True)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if not config.tie_word_embeddings:  # an input embedding is looked up, not multiplied
-        parameters -= model.get_input_embeddings().weight.numel()
-    return Architecture(parameters, config.num_hidden_layers, config.hidden_size)
+_SAMPLE = 256  # numbers of every tensor
 
 
 def fingerprint_of(model: Any, tokenizer: Any, template_options: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of all that a model's hidden states hang on.
+    """Twelve hexadecimal digits of all that a model's hidden states depend on.
 
-    Configuration (with its quantisation), precision, chat template with its options, and a sample of the weights,
-    of a quantised model with those that are kept as buffers.
+    Configuration (with its quantisation), precision, tokenizer, chat template with its options, and a sample of the
+    weights, of a quantised model with those that are kept as buffers. To be taken after a first pass: in it,
+    bitsandbytes packs weights anew.
     """
     config = model.config.to_dict()
     for volatile in ("transformers_version", "_name_or_path"):
@@ -34,13 +26,57 @@ def fingerprint_of(model: Any, tokenizer: Any, template_options: Mapping[str, An
         json.dumps(config, sort_keys=True, default=str),
         str(model.dtype),
         str(tokenizer.chat_template),
+        _words(tokenizer),
     ]
     if template_options:
         described.append(json.dumps(template_options, sort_keys=True, default=str))
-    weights = list(model.parameters())
-    if "quantization_config" in config:  # GPTQ and AWQ pack what they quantise into buffers
-        weights += model.buffers()
     digest = hashlib.sha256("\n".join(described).encode())
-    for weight in weights:  # the first 256 numbers of every tensor
-        digest.update(weight.detach().flatten()[:256].float().cpu().numpy().tobytes())
+    for weight in _weights(model, packed="quantization_config" in config):
+        digest.update(_first_numbers(weight))
     return digest.hexdigest()[:12]
+
+
+def _words(tokenizer: Any) -> str:
+    """How text becomes tokens: normalizer, added tokens, vocabulary, merges; without how a call last padded or cut."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # one written in Python
+        return json.dumps([sorted(tokenizer.get_vocab().items()), sorted(tokenizer.get_added_vocab().items())])
+    whole: str = backend.to_str()
+    head, mark, rest = whole.partition('"added_tokens":')  # truncation and padding stand before
+    return mark + rest if mark else head
+
+
+def _weights(model: Any, *, packed: bool) -> Iterator[Any]:
+    """All weights; of a model that is packed, with buffers, in which GPTQ and AWQ keep theirs."""
+    offloaded = {}
+    for path, module in model.named_modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.is_meta:
+                offloaded[f"{path}.{name}" if path else name] = _kept_elsewhere(module, name)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, weight in model.named_parameters():
+        if not (name in offloaded and name in tied):  # offloading gives what is tied two tensors
+            yield offloaded.get(name, weight)
+    if packed:
+        yield from model.buffers()
+
+
+def _kept_elsewhere(module: Any, name: str) -> Any:
+    """A weight that accelerate brings from memory or disk for each pass."""
+    hook = getattr(module, "_hf_hook", None)
+    for each in (hook, *getattr(hook, "hooks", ())):
+        if (kept := getattr(each, "weights_map", None)) is not None:
+            return kept[name]
+    raise NotImplementedError(f"weight '{name}' of {type(module).__name__} is on no device")
+
+
+def _first_numbers(weight: Any) -> bytes:
+    """Of a tensor, or of the tensors that a packed one is made of."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    weight = weight.detach()
+    if is_traceable_wrapper_subclass(weight):
+        names, _ = weight.__tensor_flatten__()
+        return b"".join(_first_numbers(getattr(weight, name)) for name in names)
+    numbers: bytes = weight.flatten()[:_SAMPLE].float().cpu().numpy().tobytes()
+    return numbers

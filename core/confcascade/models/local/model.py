@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
@@ -21,10 +22,11 @@ from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Capture, Decoder
 from confcascade.models.local.dequantised import GgufCache
 from confcascade.models.local.generation import DecoderSettings, Decoding
-from confcascade.models.local.identity import architecture_of, fingerprint_of
+from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import DeviceMap, Quantization, load
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.sampling import GenerationSettings
+from confcascade.notices import log_failed_batch
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["TransformersModel"]
 
 _log = logging.getLogger("confcascade")
+T = TypeVar("T")
 
 
 class TransformersModel(InThreads):
@@ -208,9 +211,10 @@ class TransformersModel(InThreads):
         """
         return self._speaker.settings.followed
 
-    @cached_property
+    @property
     def architecture(self) -> Architecture:
-        return architecture_of(self.model)
+        config = self.model.config.get_text_config(decoder=True)
+        return Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -234,23 +238,23 @@ class TransformersModel(InThreads):
                 readable.append((i, ask, self._prompts.encode(text), ids))
             except Exception as error:
                 found[i] = error
-        if not readable:
-            return found
-        layers = sorted({layer for _, ask, _, _ in readable for layer in ask.layers})
-        batch, hidden = self._read([encoded for _, _, encoded, _ in readable], layers)
-        logprobs = batch.logits.float().log_softmax(-1)
-        broken = _not_finite(logprobs)
-        for row, (i, ask, _, ids) in enumerate(readable):
-            if broken[row]:
-                RowState(batch, row).close()
-                found[i] = self._overflow()
-                continue
-            found[i] = Prefilled(
-                usage=Usage(len(batch.prompts[row]), 0),
-                hidden_states={layer: hidden[layer][row] for layer in ask.layers},
-                label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
-                state=RowState(batch, row),
-            )
+        for part in self._parts(readable):
+            layers = sorted({layer for _, ask, _, _ in part for layer in ask.layers})
+            batch, hidden = self._read([encoded for _, _, encoded, _ in part], layers)
+            logprobs = batch.logits.float().log_softmax(-1)
+            broken = _not_finite(logprobs)
+            for row, (i, ask, _, ids) in enumerate(part):
+                if broken[row]:
+                    RowState(batch, row).close()
+                    found[i] = self._overflow()
+                    continue
+                label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
+                found[i] = Prefilled(
+                    usage=Usage(len(batch.prompts[row]), 0),
+                    hidden_states={layer: hidden[layer][row] for layer in ask.layers},
+                    label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
+                    state=RowState(batch, row),
+                )
         return found
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
@@ -264,11 +268,30 @@ class TransformersModel(InThreads):
                     kept.append(i)
                 except Exception as error:
                     answers[i] = error
-            for _ in self._decode(rows):
-                pass
+            self._decode_all(rows)
             for i, row in zip(kept, rows, strict=True):
                 answers[i] = row.error or row.response()
         return answers
+
+    def _decode_all(self, rows: list[Decoding]) -> None:
+        """Decode to the end. If a pass fails, rows that have ended keep their answers, and the others begin anew."""
+        try:
+            for _ in self._decode(rows):
+                pass
+        except ModelError:  # a prefill that was continued before
+            raise
+        except Exception as error:
+            cut_off = [i for i, row in enumerate(rows) if row.finish_reason is None]
+            if len(rows) == 1:
+                rows[0].fail(error)
+                return
+            log_failed_batch(self._name, error, len(cut_off))
+            # the error is gone by the time they are asked, and with it what it kept in memory
+        else:
+            return
+        for i in cut_off:
+            rows[i] = self._row(replace(rows[i].ask, prefilled=None), 0)
+            self._decode_all([rows[i]])
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         row = self._row(ask, 0)
@@ -289,11 +312,9 @@ class TransformersModel(InThreads):
         import numpy as np
 
         self._check_layers([layer])
-        size = self._capability.batch_size
         found = []
-        for start in range(0, len(requests), size):
-            part = [self._prompts.encode(self.render(request)) for request in requests[start : start + size]]
-            _, hidden = self._read(part, [layer])
+        for part in self._parts(requests):
+            _, hidden = self._read([self._prompts.encode(self.render(request)) for request in part], [layer])
             found.append(hidden[layer])
         return np.concatenate(found)
 
@@ -328,12 +349,17 @@ class TransformersModel(InThreads):
             batch.logits, batch.cache = self._decoder(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         return batch, dict(zip(layers, captured.states, strict=True))
 
-    def _groups(self, asks: Sequence[Generate]) -> list[list[int]]:
+    def _parts(self, items: Sequence[T]) -> list[Sequence[T]]:
+        """No more than can be read together."""
+        size = self._capability.batch_size
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _groups(self, asks: Sequence[Generate]) -> list[Sequence[int]]:
         """Which asks can be decoded together: those that continue from the same pass, and those that begin."""
         groups: dict[int, list[int]] = {}
         for i, ask in enumerate(asks):
             groups.setdefault(id(ask.prefilled.state.batch) if ask.prefilled else 0, []).append(i)
-        return list(groups.values())
+        return [part for group in groups.values() for part in self._parts(group)]
 
     def _row(self, ask: Generate, position: int) -> Decoding:
         return Decoding(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -276,3 +278,71 @@ def test_another_tower_as_deep_is_not_mistaken_for_the_decoder():
     model = wrapped(weights)
 
     assert model.hidden_states([request(PROMPTS[0])], 4).shape == (1, 32)
+
+
+def test_a_model_that_compresses_padding_is_asked_one_by_one():
+    """DeepSeek-V4 makes one entry of four columns, padding among them; two tokens of trial did not show it."""
+    model = wrapped(
+        random_weights(
+            "DeepseekV4", q_lora_rank=8, num_experts_per_tok=2, n_routed_experts=4, moe_intermediate_size=16,
+            index_n_heads=4, index_head_dim=8, index_topk=256, o_groups=1, o_lora_rank=8, num_nextn_predict_layers=0,
+            sliding_window=16,
+        )
+    )  # fmt: skip
+    asked = [request(text, 6) for text in PROMPTS]
+
+    answers = model.generate([Generate(model, each) for each in asked])
+
+    assert model.capability.batch_size == 1
+    for each, found in zip(asked, answers, strict=True):
+        same(found, model.generate([Generate(model, each)])[0])
+
+
+@pytest.mark.parametrize("field", ["attn_temperature_tuning", "keep_window_size"])
+def test_attention_by_columns_is_asked_one_by_one(field: str):
+    """Llama 4 and Doge count columns from the eight thousandth on, which no trial can show."""
+    weights = random_weights("Llama")
+    setattr(weights.config, field, 4)
+
+    assert wrapped(weights).capability.batch_size == 1
+
+
+def test_rows_of_one_pass_are_continued_by_several_threads():
+    """Each row goes to one of them, with the cache as it was read."""
+    model = wrapped(random_weights("Llama"))
+    asked = [request(text, 4) for text in PROMPTS]
+    alone = [model.generate([Generate(model, each)])[0] for each in asked]
+    for _ in range(5):
+        read: list[Any] = list(model.prefill([Prefill(model, each) for each in asked]))
+        barrier = threading.Barrier(len(asked))
+
+        def go_on(i: int, read: list[Any] = read, barrier: threading.Barrier = barrier) -> Any:
+            barrier.wait()
+            return model.generate([Generate(model, asked[i], prefilled=read[i])])[0]
+
+        with ThreadPoolExecutor(len(asked)) as pool:
+            for found, expected in zip(pool.map(go_on, range(len(asked))), alone, strict=True):
+                same(found, expected)
+
+
+def test_a_pass_that_fails_costs_no_row_that_has_ended(caplog: pytest.LogCaptureFixture):
+    """Rows that had ended keep their answers; the others begin anew, one by one, and it is said once."""
+    model = wrapped(random_weights("Llama"), name="flaky")
+    asked = [request(text, length) for text, length in zip(PROMPTS, LENGTHS, strict=True)]
+    alone = [model.generate([Generate(model, each)])[0] for each in asked]
+    passes: list[int] = []
+
+    def fail(_module: Any, _args: Any, kwargs: Any) -> None:
+        passes.append(len(kwargs["input_ids"]))
+        if len(passes) == 4:  # two have ended by then
+            raise MemoryError
+
+    handle = model.model.register_forward_pre_hook(fail, with_kwargs=True)
+    with caplog.at_level(logging.WARNING, "confcascade"):
+        answers = model.generate([Generate(model, each) for each in asked])
+    handle.remove()
+
+    for found, expected in zip(answers, alone, strict=True):
+        same(found, expected)
+    assert "A call of model 'flaky' for 2 queries failed: MemoryError. They are asked one by one" in caplog.text
+    assert passes.count(1) == LENGTHS[2] + LENGTHS[3]  # only the two that were cut off
