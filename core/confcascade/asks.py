@@ -197,6 +197,7 @@ class Chunk:
         released: Nothing can withdraw it, nor what follows: it may be shown.
         calls_tool: It adds to a call of a tool, which is an answer even without text.
         native: The framework's own chunk, carried through untouched.
+        thoughts: What it adds to the thoughts, where they are told apart from the text.
     """
 
     text: str
@@ -204,6 +205,7 @@ class Chunk:
     released: bool = False
     calls_tool: bool = False
     native: Any = None
+    thoughts: str = ""
 
 
 @runtime_checkable

@@ -98,6 +98,22 @@ class LocalModelEntry(Entry):
         options = self.model_dump(exclude={"local", "name"})
         return TransformersModel.from_pretrained(self._place(folder), name=self.called(folder), **options)
 
+    def shares_weights(self, other: ModelEntry) -> bool:
+        """Whether it is another model of the same loaded weights: only asked in another way."""
+        asked = {"name", "max_new_tokens", "template_options"}
+        return isinstance(other, LocalModelEntry) and self.model_dump(exclude=asked) == other.model_dump(exclude=asked)
+
+    def like(self, loaded: LanguageModel, folder: Path) -> LanguageModel:
+        """The model, of the weights of another that shares them."""
+        from confcascade.models.local import TransformersModel
+
+        assert isinstance(loaded, TransformersModel)
+        return loaded.with_options(
+            name=self.called(folder),
+            template_options=self.template_options,
+            max_new_tokens=self.max_new_tokens,
+        )
+
     def _place(self, folder: Path) -> str:
         """The folder, if there is one beside the file, or what can only be one; else a name on the hub."""
         path = existing(folder, self.local)

@@ -30,6 +30,7 @@ from confcascade import (
     TokenProbability,
     TransformersModel,
 )
+from confcascade.asks import Generate
 from confcascade.cascade_file import CascadeFile, PricesEntry
 from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
 from confcascade.extending import build_stages
@@ -43,6 +44,8 @@ from confcascade.schema.signals import (
     TextRouterEntry,
     TokenProbabilityEntry,
 )
+from confcascade.types import Message, Request
+from confcascade.types import Response as AnswerOf
 from werkzeug import Response
 
 DOCS = Path(__file__).parents[3] / "docs" / "cascade-files.md"
@@ -746,3 +749,31 @@ def test_only_whole_drafts_are_fitted_and_evaluated(write):
     assert file.on_cut == "keep"
     with pytest.raises(ConfigurationError, match=r"on_cut.*A report counts drafts that were cut off as not usable"):
         file.only_whole("A report")
+
+
+def test_stages_that_only_ask_in_another_way_share_their_weights(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "The same, thinking" is loaded once, with its own name, limit and template options; other weights are not shared."""
+    loaded = []
+    load = TransformersModel.from_pretrained
+    monkeypatch.setattr(
+        TransformersModel, "from_pretrained", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs)
+    )
+    path = write(f"""
+models:
+  - {{local: {WEIGHTS / "small"}, name: quick, max_new_tokens: 8, template_options: {{enable_thinking: false}}}}
+  - {{local: {WEIGHTS / "small"}, name: thinking}}
+  - {{local: {WEIGHTS / "small"}, name: half, dtype: bfloat16}}
+threshold: 0.5
+""")
+    quick, thinking, half = (stage.model for stage in CascadeFile.load(path).make_stages())
+
+    assert len(loaded) == 2
+    assert isinstance(quick, TransformersModel)
+    assert isinstance(thinking, TransformersModel)
+    assert thinking.model is quick.model
+    assert half.model is not quick.model  # type: ignore[attr-defined]
+    assert thinking.fingerprint == bundled_model("small").fingerprint != quick.fingerprint
+    (short,) = quick.generate([Generate(quick, Request(Message.parse("A long story, please.")))])
+    assert isinstance(short, AnswerOf)
+    assert short.usage.output_tokens <= 8
+    assert [model.name for model in (quick, thinking, half)] == ["quick", "thinking", "half"]

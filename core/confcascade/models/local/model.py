@@ -6,8 +6,10 @@ token and the KV cache that generation continues from: confidence costs no secon
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +20,12 @@ from confcascade.errors import ModelError
 from confcascade.models.base import InThreads
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Capture, Decoder
+from confcascade.models.local.detokenizer import marks_of
 from confcascade.models.local.generation import DecoderSettings, Decoding
 from confcascade.models.local.identity import architecture_of, fingerprint_of
 from confcascade.models.local.loading import load
 from confcascade.models.local.prompts import Prompts
+from confcascade.thoughts import may_open_mark, opened_by
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -84,6 +88,7 @@ class TransformersModel(InThreads):
             name=self._name,
             tokenizer=tokenizer,
             ends=frozenset(ends if isinstance(ends, list | tuple) else [ends]),
+            marks=marks_of(tokenizer),
             max_new_tokens=max_new_tokens,
             context=context,
             device=model.device,
@@ -142,6 +147,32 @@ class TransformersModel(InThreads):
             template_options=template_options,
         )
 
+    def with_options(
+        self,
+        *,
+        name: str,
+        template_options: Mapping[str, Any] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> TransformersModel:
+        """The same weights, asked in another way, as a model of its own: "the same, thinking" as the next stage.
+
+        Nothing is loaded or tried again.
+
+        Args:
+            name: Its own, in records.
+            template_options: Instead of this model's; part of the fingerprint, and so of its probes.
+            max_new_tokens: Instead of this model's.
+        """
+        other = copy.copy(self)
+        for known in ("fingerprint", "architecture"):
+            other.__dict__.pop(known, None)
+        other._name = name
+        most = self._speaker.max_new_tokens if max_new_tokens is None else max_new_tokens
+        other._speaker = replace(self._speaker, name=name, max_new_tokens=most)
+        options = self._prompts.template_options if template_options is None else template_options
+        other._prompts = self._prompts.with_options(name, options)
+        return other
+
     # ------------------------------------------------------------------ what it is
 
     @property
@@ -169,22 +200,23 @@ class TransformersModel(InThreads):
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
         found: list[Any] = [None] * len(asks)
-        readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]]]] = []
+        readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]], str]] = []
         for i, ask in enumerate(asks):  # a prompt that cannot be read fails alone, not its batch
             try:
                 self._check_layers(ask.layers)
                 text = self.render(ask.request)
                 ids = {label: self._prompts.label_ids(text, label) for label in ask.labels}
-                readable.append((i, ask, self._prompts.encode(text), ids))
+                readable.append((i, ask, self._prompts.encode(text), ids, opened_by(text)))
             except Exception as error:
                 found[i] = error
         if not readable:
             return found
-        layers = sorted({layer for _, ask, _, _ in readable for layer in ask.layers})
-        batch, hidden = self._read([encoded for _, _, encoded, _ in readable], layers)
+        layers = sorted({layer for _, ask, *_ in readable for layer in ask.layers})
+        batch, hidden = self._read([encoded for _, _, encoded, *_ in readable], layers)
         logprobs = batch.logits.float().log_softmax(-1)
         broken = _not_finite(logprobs)
-        for row, (i, ask, _, ids) in enumerate(readable):
+        likeliest = logprobs.argmax(-1).tolist()
+        for row, (i, ask, _, ids, opened) in enumerate(readable):
             if broken[row]:
                 RowState(batch, row).close()
                 found[i] = self._overflow()
@@ -192,8 +224,11 @@ class TransformersModel(InThreads):
             found[i] = Prefilled(
                 usage=Usage(batch.prompt_lengths[row], 0),
                 hidden_states={layer: hidden[layer][row] for layer in ask.layers},
-                label_logprobs={label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
-                state=RowState(batch, row),
+                # what comes first are thoughts, so that labels are read behind them
+                label_logprobs={}
+                if opened or (ids and self._begins_thoughts(likeliest[row]))
+                else {label: float(logprobs[row, list(which)].logsumexp(-1)) for label, which in ids.items()},
+                state=RowState(batch, row, opened),
             )
         return found
 
@@ -280,9 +315,14 @@ class TransformersModel(InThreads):
         return list(groups.values())
 
     def _row(self, ask: Generate, position: int) -> Decoding:
-        return Decoding(
-            ask, self._speaker, [] if ask.prefilled else self._prompts.encode(self.render(ask.request)), position
-        )
+        if ask.prefilled is not None:
+            return Decoding(ask, self._speaker, [], position, ask.prefilled.state.opened)
+        text = self.render(ask.request)
+        return Decoding(ask, self._speaker, self._prompts.encode(text), position, opened_by(text))
+
+    def _begins_thoughts(self, token: int) -> bool:
+        """Whether an answer that begins with this token begins with a mark of thoughts."""
+        return may_open_mark(self.tokenizer.decode([token]))
 
     def _decode(self, rows: list[Decoding]) -> Iterator[None]:
         """Generate token by token until every row has ended; yields after each step."""

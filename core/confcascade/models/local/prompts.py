@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,14 @@ class Prompts:
         self._context = context
         self._embedded = embedded
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    def with_options(self, name: str, template_options: Mapping[str, Any]) -> Prompts:
+        """The same for another model of this tokenizer, with other options of the template."""
+        other = copy.copy(self)
+        other._name = name
+        other.template_options = dict(template_options)
+        other._labels = {}
+        return other
 
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
