@@ -111,10 +111,17 @@ def main(folder: str | Path, count: int = 24, most: int = 96) -> list[str]:
     thinking = quick.with_options(name="thinking", template_options={"enable_thinking": True}, max_new_tokens=most)
     asked = questions(count)
     always = {"p_t": "always"}
-    lines = [
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    for line in (
         "| asked | right | cut off in its thoughts | AUROC of P(T) | tokens a question | PFLOP | seconds |",
         "|---|---|---|---|---|---|---|",
-    ]
+    ):
+        say(line)
     alone: dict[str, list[Outcome | Exception]] = {}
     grades: dict[str, list[bool]] = {}
     for model in (quick, thinking):
@@ -122,14 +129,13 @@ def main(folder: str | Path, count: int = 24, most: int = 96) -> list[str]:
         nobody = ScriptedModel("nobody", lambda _: "")
         alone[model.name], seconds = ask([Stage(model, [TokenProbability()], always), Stage(nobody)], asked)
         line, grades[model.name] = row(f"{model.name} only", asked, alone[model.name], seconds)
-        lines.append(line)
+        say(line)
     values, _ = scored(alone["quick"], grades["quick"])
     for share in (0.25, 0.5, 0.75):
         threshold = float(np.quantile(values, share))
         found, seconds = ask([Stage(quick, [TokenProbability()], {"p_t": threshold}), Stage(thinking)], asked)
         line, _ = row(f"quick, thinking below {threshold:.3f}", asked, found, seconds)
-        lines.append(line)
-    print("\n".join(lines))
+        say(line)
     return lines
 
 

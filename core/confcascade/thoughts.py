@@ -96,7 +96,8 @@ _MARK = "|".join(
 )
 # marks of several special tokens, with every one of them
 _SPELLED = (
-    *_OPENINGS, "<|end|><|start|>assistant<|channel|>final<|message|><|return|>", "<channel|>", "<|close|>response<|sep|>"
+    *_OPENINGS, "<|end|><|start|>assistant<|channel|>final<|message|><|return|>", "<channel|>",
+    "<|close|>response<|sep|>",
 )  # fmt: skip
 
 _compiled = cache(re.compile)  # where it is needed, and not whenever confcascade is imported
@@ -228,7 +229,7 @@ class ThoughtReader:
 
     @property
     def sure(self) -> int:
-        """Up to which character of what was added all belongs to the thoughts: what follows may begin what closes them."""
+        """Up to which character of what was added all is thoughts: what follows may begin the mark that closes them."""
         held = _compiled(_MAY_CLOSE).search(self._rest, max(0, len(self._rest) - _LONGEST))
         return self._at + (held.start() if held else len(self._rest))
 

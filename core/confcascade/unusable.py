@@ -26,7 +26,8 @@ FILTERED = frozenset(
 _CALL = r"""(?x)<tool_calls?>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|functools\[
     |<\|python_(?:tag|start)\|>|<\|tool_calls?\|>|<\|tool_calls?(?:_section)?_(?:begin|start)\|>|<\|tool_call>call:
     |<\|open\|>tools<\|sep\|>|<minimax:tool_call>|<｜DSML｜|<｜tool[▁_]calls[▁_]begin｜>|<seed:tool_call>
-    |<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<\|start\|>assistant\ to=|<\|START_ACTION\|>|<\|action_start\|>
+    |<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<\|start\|>assistant\ to=
+    |<\|START_ACTION\|>|<\|action_start\|>
     |<start_function_call>|<longcat_tool_call>|<dots_function_call>"""
 _FENCED = re.compile(r"\s*```(?:json|tool_call|tool_code)?\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
 _PERIODS = 4  # repeats at the end of a cut-off answer by which it is known to go round in circles

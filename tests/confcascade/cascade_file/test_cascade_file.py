@@ -752,7 +752,7 @@ def test_only_whole_drafts_are_fitted_and_evaluated(write):
 
 
 def test_stages_that_only_ask_in_another_way_share_their_weights(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "The same, thinking" is loaded once, with its own name, limit and template options; other weights are not shared."""
+    """The same model, thinking, is loaded once, with a name, limit and options of its own; others are loaded."""
     loaded = []
     load = TransformersModel.from_pretrained
     monkeypatch.setattr(

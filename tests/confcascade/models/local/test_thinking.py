@@ -199,9 +199,10 @@ def test_turns_that_a_text_may_take(said, text, thoughts):
 @pytest.mark.parametrize(
     "said",
     [
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant to=functions.get<|channel|>commentary json<|message|>{}",
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.get <|constrain|>json"
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant to=functions.get<|channel|>commentary json"
         "<|message|>{}",
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.get "
+        "<|constrain|>json<|message|>{}",
         "<|start|>assistant to=functions.get<|channel|>commentary json<|message|>{}",
         "<|channel|>commentary to=functions.get <|constrain|>json<|message|>{}",
     ],
@@ -242,7 +243,7 @@ def test_streamed_text_is_the_whole_text(make, data):
         assert found.text == made.tokenizer.decode(kept, skip_special_tokens=True)
 
 
-def test_text_that_ends_inside_a_character(subtests=None):
+def test_text_that_ends_inside_a_character():
     """A fox of four byte tokens, ended after one, two or three of them: by the model, and by the limit."""
     made = model()
     fox = made.tokenizer("Hi🦊")["input_ids"]
