@@ -27,10 +27,10 @@ TEMPLATE = """\
 {%- macro turn(role, text) %}<|im_start|>{{ role }}
 {{ text }}<|im_end|>
 {% endmacro -%}
-{{ turn('user', 'Tom has 3 boxes with 4 pens each. He finds 5 more pens. How many pens does he have?') -}}
-{{ turn('assistant', ('<think>\\n3 boxes with 4 pens are 3 * 4 = 12 pens. With 5 more, 12 + 5 = 17.\\n</think>\\n'
-    if enable_thinking else '') + '17') -}}
-{{ turn('user', 'Ann has 6 bags with 2 nuts each. She finds 7 more nuts. How many nuts does she have?') -}}
+{{ turn('user', 'Tom has 8 pens. Tom finds 5 more pens. How many pens does Tom have?') -}}
+{{ turn('assistant', ('<think>\\n8 pens and 5 more are 8 + 5 = 13.\\n</think>\\n'
+    if enable_thinking else '') + '13') -}}
+{{ turn('user', 'Ann has 6 bags with 2 nuts each. Ann finds 7 more nuts. How many nuts does Ann have?') -}}
 {{ turn('assistant', ('<think>\\n6 bags with 2 nuts are 6 * 2 = 12 nuts. With 7 more, 12 + 7 = 19.\\n</think>\\n'
     if enable_thinking else '') + '19') -}}
 {%- for message in messages %}{{ turn(message['role'], message['content']) }}{% endfor -%}
@@ -95,17 +95,15 @@ def row(
     grades = [right(question, outcome) for question, outcome in zip(asked, outcomes, strict=True)]
     done = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     tokens = np.mean([outcome.record.usage.output_tokens for outcome in done])
-    petaflops = sum(outcome.record.cost.flops or 0.0 for outcome in done) / 1e15
-    cut = sum("cut off in its thoughts" in attempt.reason for outcome in done for attempt in outcome.record.attempts)
+    teraflops = sum(outcome.record.cost.flops or 0.0 for outcome in done) / 1e12
+    mute = sum("thoughts" in attempt.reason for outcome in done for attempt in outcome.record.attempts)
     values, judged = scored(done, [g for g, o in zip(grades, outcomes, strict=True) if not isinstance(o, Exception)])
     told = auroc(values, judged) if values else "-"
-    line = (
-        f"| {what} | {sum(grades)} of {len(grades)} | {cut} | {told} | {tokens:.1f} | {petaflops:.3f} | {seconds:.0f} |"
-    )
+    line = f"| {what} | {sum(grades)} of {len(grades)} | {mute} | {told} | {tokens:.1f} | {teraflops:.3g} | {seconds:.0f} |"
     return line, grades
 
 
-def main(folder: str | Path, count: int = 24, most: int = 96) -> list[str]:
+def main(folder: str | Path, count: int = 24, most: int = 96, shares: Sequence[float] = (0.5,)) -> list[str]:
     quick = TransformersModel.from_pretrained(folder, name="quick", max_new_tokens=12)
     quick.tokenizer.chat_template = TEMPLATE
     thinking = quick.with_options(name="thinking", template_options={"enable_thinking": True}, max_new_tokens=most)
@@ -118,7 +116,7 @@ def main(folder: str | Path, count: int = 24, most: int = 96) -> list[str]:
         print(line, flush=True)
 
     for line in (
-        "| asked | right | cut off in its thoughts | AUROC of P(T) | tokens a question | PFLOP | seconds |",
+        "| asked | right | no answer behind its thoughts | AUROC of P(T) | tokens a question | TFLOP | seconds |",
         "|---|---|---|---|---|---|---|",
     ):
         say(line)
@@ -131,7 +129,7 @@ def main(folder: str | Path, count: int = 24, most: int = 96) -> list[str]:
         line, grades[model.name] = row(f"{model.name} only", asked, alone[model.name], seconds)
         say(line)
     values, _ = scored(alone["quick"], grades["quick"])
-    for share in (0.25, 0.5, 0.75):
+    for share in shares:
         threshold = float(np.quantile(values, share))
         found, seconds = ask([Stage(quick, [TokenProbability()], {"p_t": threshold}), Stage(thinking)], asked)
         line, _ = row(f"quick, thinking below {threshold:.3f}", asked, found, seconds)

@@ -10,15 +10,15 @@ from confcascade.models.bundled import WEIGHTS
 
 
 def test_a_cascade_of_efforts_is_measured(load_script, capsys):
-    """Each effort alone, and three cascades of both: in them only part of the questions is thought about."""
-    lines = load_script("thinking").main(WEIGHTS / "small", count=4, most=8)
+    """Each effort alone, and two cascades of both: in them only part of the questions is thought about."""
+    lines = load_script("thinking").main(WEIGHTS / "small", count=4, most=8, shares=(0.25, 0.75))
 
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert [row[0].split(" below")[0] for row in cells] == ["quick only", "thinking only", *["quick, thinking"] * 3]
+    assert [row[0].split(" below")[0] for row in cells] == ["quick only", "thinking only", *["quick, thinking"] * 2]
     assert all(row[1].endswith("of 4") for row in cells)
-    assert cells[1][2] == "4"  # eight tokens are no thought
-    flops = [float(row[4]) for row in cells]
-    assert flops[0] < flops[2] <= flops[4]
+    assert cells[1][2] == "4"  # it never closes its thoughts
+    flops = [float(row[5]) for row in cells]
+    assert flops[0] < flops[2] <= flops[3]
     assert capsys.readouterr().out.splitlines() == lines
 
 

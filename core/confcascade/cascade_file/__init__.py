@@ -337,7 +337,7 @@ class CascadeFile(Entry):
                     with at(self._keys(i, "thresholds", each.name)):
                         signals[-1].validate(thresholds[each.name])
             judged.append((signals, thresholds))
-        stages = []
+        stages: list[Stage] = []
         for i, (entry, (signals, thresholds)) in enumerate(zip(self._entries, judged, strict=True)):
             with at(self._keys(i, "model")):
                 model = self._loaded(i, [stage.model for stage in stages])
