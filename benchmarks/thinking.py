@@ -99,8 +99,8 @@ def row(
     mute = sum("thoughts" in attempt.reason for outcome in done for attempt in outcome.record.attempts)
     values, judged = scored(done, [g for g, o in zip(grades, outcomes, strict=True) if not isinstance(o, Exception)])
     told = auroc(values, judged) if values else "-"
-    line = f"| {what} | {sum(grades)} of {len(grades)} | {mute} | {told} | {tokens:.1f} | {teraflops:.3g} | {seconds:.0f} |"
-    return line, grades
+    cells = [what, f"{sum(grades)} of {len(grades)}", mute, told, f"{tokens:.1f}", f"{teraflops:.3g}", f"{seconds:.0f}"]
+    return f"| {' | '.join(map(str, cells))} |", grades
 
 
 def main(folder: str | Path, count: int = 24, most: int = 96, shares: Sequence[float] = (0.5,)) -> list[str]:
