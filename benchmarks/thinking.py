@@ -129,7 +129,7 @@ def main(folder: str | Path, count: int = 24, most: int = 96, shares: Sequence[f
         line, grades[model.name] = row(f"{model.name} only", asked, alone[model.name], seconds)
         say(line)
     values, _ = scored(alone["quick"], grades["quick"])
-    for share in shares:
+    for share in shares if values else ():  # none, if every quick answer was cut off
         threshold = float(np.quantile(values, share))
         found, seconds = ask([Stage(quick, [TokenProbability()], {"p_t": threshold}), Stage(thinking)], asked)
         line, _ = row(f"quick, thinking below {threshold:.3f}", asked, found, seconds)
