@@ -25,7 +25,15 @@ def message_of(outcome: Outcome, *, keeps_logprobs: bool = False) -> AIMessage:
         keeps_logprobs: Put the log-probabilities of its tokens on it, in OpenAI's form, where they are known.
     """
     native = outcome.response.native
-    message = native if isinstance(native, AIMessage) else AIMessage(outcome.text, tool_calls=_tool_calls(outcome))
+    message = (
+        native
+        if isinstance(native, AIMessage)
+        else AIMessage(
+            outcome.text,
+            tool_calls=_tool_calls(outcome),
+            additional_kwargs=_thoughts(outcome.response.thoughts_apart),
+        )
+    )
     # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
     return message.model_copy(update={"id": None, **_accounts(outcome, keeps_logprobs)})
 
@@ -88,7 +96,8 @@ def _shown(chunk: Chunk) -> AIMessageChunk | None:
     """What a stream shows of a stage's chunk: content and tool calls, but none of the stage's accounts."""
     native = chunk.native
     if not isinstance(native, AIMessage):
-        return AIMessageChunk(content=chunk.text) if chunk.text else None
+        shown = chunk.text or chunk.thoughts
+        return AIMessageChunk(content=chunk.text, additional_kwargs=_thoughts(chunk.thoughts)) if shown else None
     native = chunk_from(native)
     # structured output is shown once, at the end: LangChain would merge two
     shown_kwargs = {key: value for key, value in native.additional_kwargs.items() if key not in CARRIED}
@@ -100,6 +109,11 @@ def _shown(chunk: Chunk) -> AIMessageChunk | None:
     }
     changes = {"id": None, "usage_metadata": None, "response_metadata": kept, "chunk_position": None}
     return native.model_copy(update=changes | {"additional_kwargs": shown_kwargs})
+
+
+def _thoughts(thoughts: str) -> dict[str, Any]:
+    """Those of a core model, where LangChain's own integrations put them."""
+    return {"reasoning_content": thoughts} if thoughts else {}
 
 
 def _tool_calls(outcome: Outcome) -> list[Any]:

@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import (
     ImageBlock,
     MessageRole,
     TextBlock,
+    ThinkingBlock,
     VideoBlock,
 )
 
@@ -94,7 +95,7 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
     response = ChatResponse(
-        message=_message(native, outcome.text, outcome.response.tool_calls),
+        message=_message(native, outcome.text, outcome.response.tool_calls, outcome.response.thoughts_apart),
         raw={"usage": counts | in_detail} | ({} if raw is None else {"native": raw}),
         delta=delta,
         logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
@@ -127,8 +128,13 @@ def chunk_of(chunk: Chunk, text: str) -> ChatResponse:
         message=_message(native, text),
         delta=chunk.text,
         raw=None if native is None else native.raw,
-        additional_kwargs={} if native is None else dict(native.additional_kwargs),
+        additional_kwargs=_thinking(chunk.thoughts) if native is None else dict(native.additional_kwargs),
     )
+
+
+def _thinking(thoughts: str) -> dict[str, Any]:
+    """Those of a core model's chunk, where LlamaIndex's own LLMs put them."""
+    return {"thinking_delta": thoughts} if thoughts else {}
 
 
 def _native(answer: Response | Chunk) -> ChatResponse | None:
@@ -136,10 +142,11 @@ def _native(answer: Response | Chunk) -> ChatResponse | None:
     return answer.native if isinstance(answer.native, ChatResponse) else None
 
 
-def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
+def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] = (), thoughts: str = "") -> ChatMessage:
     """A copy of the stage's message, if it is LlamaIndex's: some LLMs return shared objects."""
     if native is None:
-        blocks = [*([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
+        thought = [ThinkingBlock(content=thoughts)] if thoughts else []
+        blocks = [*thought, *([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=tool_messages(calls))
     message = native.message.model_copy(
         update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,8 +20,9 @@ from confcascade import (
     TokenProbability,
 )
 from confcascade.calibration import Input, Platt
-from confcascade.extending import Evidence, Measurement, Signal
+from confcascade.extending import Chunk, Evidence, Generate, Measurement, Signal
 from confcascade.testing import Reply, ScriptedModel, same_record
+from confcascade.types import Response
 from llama_index.core.base.llms.types import ChatMessage
 
 import langchain_confcascade
@@ -186,3 +187,29 @@ def test_they_fail_the_same() -> None:
 
     assert str(ours.value) == str(theirs.value)
     assert [each.reason for each in ours.value.attempts] == [each.reason for each in theirs.value.attempts]
+
+
+class Thinker(ScriptedModel):
+    """Tells its thoughts apart from the text, as local models do."""
+
+    def _stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        yield Chunk("", released=ask.live, thoughts="hm")
+        yield Chunk("", released=ask.live, thoughts=" so")
+        yield Chunk("Lyon", released=ask.live)
+        yield Response("Lyon", None, thoughts="hm so")
+
+
+def test_thoughts_of_core_models_come_where_each_framework_has_them() -> None:
+    """Whole and streamed, beside the text."""
+    chat = langchain_confcascade.ConfidenceCascadeLLM(models=[Thinker("m")])
+    message, chunks = chat.invoke("Q"), list(chat.stream("Q"))
+    assert (message.content, message.additional_kwargs["reasoning_content"]) == ("Lyon", "hm so")
+    merged = sum(chunks[1:], chunks[0])
+    assert (merged.content, merged.additional_kwargs["reasoning_content"]) == ("Lyon", "hm so")
+
+    llm = llamaindex_confcascade.ConfidenceCascadeLLM(models=[Thinker("m")])
+    asked = [ChatMessage("Q")]
+    answer, pieces = llm.chat(asked), list(llm.stream_chat(asked))
+    assert (answer.message.content, answer.message.blocks[0].content) == ("Lyon", "hm so")
+    assert [piece.additional_kwargs.get("thinking_delta") for piece in pieces[:2]] == ["hm", " so"]
+    assert (pieces[-1].message.content, pieces[-1].message.blocks[0].content) == ("Lyon", "hm so")

@@ -203,6 +203,7 @@ class Chunk:
         released: Nothing can withdraw it, nor what follows: it may be shown.
         calls_tool: It adds to a call of a tool, which is an answer even without text.
         native: The framework's own chunk, carried through untouched.
+        thoughts: What it adds to the thoughts, where they are told apart from the text.
     """
 
     text: str
@@ -210,6 +211,7 @@ class Chunk:
     released: bool = False
     calls_tool: bool = False
     native: Any = None
+    thoughts: str = ""
 
 
 @runtime_checkable

@@ -6,10 +6,21 @@ Servers with a reasoning parser tell the two apart. Without one, and from models
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["CLOSERS", "Parted", "blanked", "may_open", "part"]
+__all__ = [
+    "CLOSERS",
+    "Parted",
+    "ThoughtReader",
+    "blanked",
+    "calls_by_header",
+    "is_mark",
+    "may_open",
+    "opened_by",
+    "part",
+]
 
 # By family, what opens thoughts at the beginning of a text, and what closes them. The tags: Qwen3, QwQ, DeepSeek,
 # SmolLM3, GLM, Kimi K2, MiniMax, Nemotron, Phi-4, OLMo 3, Granite 3.3 and 4; <seed:think>: Seed; <mm:think>: MiniMax
@@ -23,11 +34,11 @@ _FAMILIES = (
     (r"<\|open\|>think<\|sep\|>", r"<\|close\|>think<\|sep\|>"),  # Kimi K3
     (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
-    # gpt-oss, and where its special tokens are left out of the text
+    # gpt-oss, until the channel of the answer or a tool call; and where its special tokens are left out of the text
     (
-        r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
-        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>"
-        r"(?:final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>|(?=commentary to=))",  # or a tool call begins
+        r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)<\|message\|>",
+        r"(?:<\|end\|>)?(?=<\|start\|>assistant to=|(?:<\|start\|>assistant)?<\|channel\|>"
+        r"(?:final|commentary to=|(?:analysis|commentary)<\|message\|>))",
     ),
     (r"(?:assistant)?analysis(?=[A-Z]|.*assistantfinal)", r"assistantfinal"),
     # Granite 3; others say so, too, and mean no mark by it
@@ -39,28 +50,55 @@ _OPENINGS = (
     "<think>", "<thinking>", "<thought>", "<seed:think>", "<mm:think>", "[THINK]", "◁think▷", "<|START_THINKING|>",
     "<|open|>think<|sep|>", "<|channel>thought", "<|inner_prefix|>", "<|channel|>analysis<|message|>",
     "<|start|>assistant<|channel|>analysis<|message|>", "analysis", "assistantanalysis",
+    "<|channel|>commentary<|message|>", "<|channel|>final<|message|>", "<|start|>assistant to=",
     "Here is my thought process:", "Here's my thought process:",
     "<response>", "<answer>", "<|START_RESPONSE|>", "<|START_TEXT|>", "<|open|>response<|sep|>",  # around the answer
 )  # fmt: skip
-# what begins so are thoughts once that which closes them has come
-_UNDECIDED = r"(?:assistant)?analysis\S|Here(?: is|'s) my thought process:"
+# what begins so are thoughts once that which closes them has come; of gpt-oss, the whole header says what follows
+_UNDECIDED = (
+    r"(?:assistant)?analysis\S|Here(?: is|'s) my thought process:"
+    r"|(?:<\|start\|>[^<]*)?<\|channel\|>(?:(?!<\|message\|>).)*\Z"
+)
 # A mark that closes what the prompt has opened. In quotes or backticks somebody speaks of it.
 _SINGLE = (*_FAMILIES[:5], _FAMILIES[7])
 _ALONE = rf"""(?<![`'"])(?:{"|".join(closing for _, closing in _SINGLE)})(?![`'"])"""
 _OPENED = "|".join(opening for opening, _ in _SINGLE)
 _FENCE = "```"
+_WORDS = tuple(closing for _, closing in _FAMILIES[8:])
+_MAY_CLOSE = r"[<\[◁](?:\S|(?<=assistant) |(?<=commentary) )*\Z"
+_LONGEST = 80  # characters of a mark
 CLOSERS = ("</", "[/", "◁/", "|>", "assistantfinal", "my response:")
-# what some models write around the answer that follows
+# what some models write around the answer that follows; of a tag, only behind thoughts
 _WRAPPERS = (
-    (r"<response>", r"</response>"),  # Granite 3.3, Ernie
-    (r"<answer>", r"</answer>"),  # Hunyuan
-    (r"<\|START_RESPONSE\|>", r"<\|END_RESPONSE\|>"),
-    (r"<\|START_TEXT\|>", r"<\|END_TEXT\|>"),
-    (r"<\|open\|>response<\|sep\|>", r"<\|close\|>response<\|sep\|>"),
+    (r"<response>", ("</response>",)),  # Granite 3.3, Ernie
+    (r"<answer>", ("</answer>",)),  # Hunyuan
+    (r"<\|START_RESPONSE\|>", ("<|END_RESPONSE|>",)),
+    (r"<\|START_TEXT\|>", ("<|END_TEXT|>",)),
+    (r"<\|open\|>response<\|sep\|>", ("<|close|>response<|sep|>",)),
+    (
+        r"(?:<\|start\|>assistant)?<\|channel\|>final[^<]*(?:<[^<>]*>[^<]*)?<\|message\|>",
+        ("<|return|>", "<|end|>"),
+    ),
 )
+_TAGS = _WRAPPERS[:2]
 _END = r"(?:\s*<\|[a-z_]+\|>)+\s*$"  # <|return|> and the like, where special tokens are in the text
+_CALL_HEADER = r"<\|start\|>assistant to=|(?:<\|start\|>assistant)?<\|channel\|>commentary to="  # gpt-oss's
 
-_MARK = "|".join(each for pair in (*_FAMILIES[:8], *_WRAPPERS) for each in pair)  # any, but those that are words
+
+def _any_of(texts: Sequence[str]) -> str:
+    return "|".join(map(re.escape, texts))
+
+
+# any mark, but those that are words
+_MARK = "|".join(
+    [each for pair in _FAMILIES[:8] for each in pair]
+    + [each for opening, closing in _WRAPPERS for each in (opening, _any_of(closing))]
+)
+# marks of several special tokens, with every one of them
+_SPELLED = (
+    *_OPENINGS, "<|end|><|start|>assistant<|channel|>final<|message|><|return|>", "<channel|>",
+    "<|close|>response<|sep|>",
+)  # fmt: skip
 
 _compiled = cache(re.compile)  # where it is needed, and not whenever confcascade is imported
 
@@ -125,6 +163,118 @@ def may_open(text: str) -> bool:
     return any(opening.startswith(begun) for opening in _OPENINGS) or _compiled(_UNDECIDED).match(begun) is not None
 
 
+def may_open_mark(text: str) -> bool:
+    """`may_open`, but for marks that are words, with which an answer may begin as well."""
+    return not text.strip()[:1].isalpha() and may_open(text)
+
+
+def is_mark(token: str) -> bool:
+    """Whether a special token is a mark of thoughts, or a part of one."""
+    return _compiled(_MARK).fullmatch(token) is not None or (
+        token[:1] in "<[◁" and any(token in mark for mark in _SPELLED)
+    )
+
+
+def opened_by(prompt: str) -> str:
+    """The mark at the end of a rendered prompt that has opened the thoughts; "" if none has."""
+    openings = "|".join(opening for opening, _ in _FAMILIES[:8])
+    found = _compiled(rf"(?:{openings})\s*\Z").search(prompt, max(0, len(prompt) - _LONGEST))
+    return found[0] if found else ""
+
+
+def calls_by_header(answer: str) -> bool:
+    """Whether an answer is a call of a tool in gpt-oss's form, which names the tool before its text."""
+    return _compiled(_CALL_HEADER).match(answer.lstrip()) is not None
+
+
+class ThoughtReader:
+    """Follows a text whose beginning is known, and says where the answer begins as soon as that is sure.
+
+    Args:
+        opened: The mark with which the prompt has opened the thoughts (`opened_by`).
+
+    Attributes:
+        begun: Where the answer begins, in characters of what was added; None as long as that is open.
+        thinking: Whether what came last belongs to the thoughts.
+        thoughts: Without marks, as of `Parted`.
+        closers: What closes the answer, where something was opened around it.
+    """
+
+    def __init__(self, opened: str = "") -> None:
+        self.begun: int | None = None
+        self.thinking = False
+        self.thoughts = ""
+        self.closers: tuple[str, ...] = ()
+        self._rest = opened  # what is undecided, or the thoughts so far
+        self._at = -len(opened)  # where it begins
+        self._closing: re.Pattern[str] | None = None
+        self._told = 0  # characters of `thoughts` that `fresh` has given
+        self._parts: list[str] = []
+
+    def add(self, text: str, *, last: bool = False) -> None:
+        """Take what follows; after the `last`, everything is decided."""
+        self._rest += text
+        while self.begun is None and (self._close(text) if self.thinking else self._open(last)):
+            text = self._rest
+        if last and self.thinking:
+            self._tell(self._rest)
+            self._closing = None
+
+    def fresh(self) -> str:
+        """The thoughts that are new since the last call; all of them together are `thoughts`."""
+        if self.thinking and self._closing is not None and self._closing.pattern not in _WORDS:
+            self._tell(self._rest[: self.sure - self._at])
+        told, self._told = self._told, len(self.thoughts)
+        return self.thoughts[told:]
+
+    @property
+    def sure(self) -> int:
+        """Up to which character of what was added all is thoughts: what follows may begin the mark that closes them."""
+        held = _compiled(_MAY_CLOSE).search(self._rest, max(0, len(self._rest) - _LONGEST))
+        return self._at + (held.start() if held else len(self._rest))
+
+    def _tell(self, text: str) -> None:
+        self.thoughts = "\n".join([*self._parts, text.strip()])
+
+    def _take(self, characters: int) -> None:
+        self._rest = self._rest[characters:]
+        self._at += characters
+
+    def _close(self, text: str) -> bool:
+        """Whether the thoughts have come to their end."""
+        tail = self._rest[-len(text) - _LONGEST :]
+        if self._closing is None or not any(mark in tail for mark in CLOSERS):
+            return False
+        if (end := self._closing.search(self._rest)) is None:
+            return False
+        self._tell(self._rest[: end.start()])
+        self._parts.append(self._rest[: end.start()].strip())
+        self._take(end.end())
+        self.thinking = False
+        return True
+
+    def _open(self, last: bool) -> bool:
+        """Whether thoughts begin, or the answer, here."""
+        if not last and (not self._rest.strip() or may_open(self._rest)):
+            return False
+        if (found := _opened(self._rest)) is not None:
+            start, self._closing = found
+            self._take(start)
+            self.thinking = True
+            return True
+        for opening, closers in _WRAPPERS if self._parts else _WRAPPERS[len(_TAGS) :]:
+            if (wrapper := _compiled(rf"\s*{opening}", re.DOTALL).match(self._rest)) is not None:
+                self._take(wrapper.end())
+                self.closers = closers
+                if not (last or self._rest.strip()):
+                    return False  # the first word of the answer is still to come
+                break
+        if self._parts or self.closers:
+            self._take(len(self._rest) - len(self._rest.lstrip()))
+        self.begun = self._at
+        return True
+
+
 def _opened(text: str) -> tuple[int, re.Pattern[str]] | None:
     """Where thoughts begin behind the mark that opens `text`, and what closes them."""
     for opening, closing in _FAMILIES:
@@ -144,7 +294,7 @@ def _closed(text: str) -> re.Match[str] | None:
 
 def _unwrapped(answer: str) -> str:
     for opening, closing in _WRAPPERS:
-        wrapped = _compiled(rf"\s*{opening}(.*?)(?:{closing}.*)?", re.DOTALL)
+        wrapped = _compiled(rf"\s*{opening}(.*?)(?:(?:{_any_of(closing)}).*)?", re.DOTALL)
         if (found := wrapped.fullmatch(answer)) is not None:
             return found[1].strip()
     return _compiled(_END).sub("", answer).strip()

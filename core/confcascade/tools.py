@@ -15,6 +15,7 @@ from confcascade.types import OutputSchema, Request, Tool
 
 __all__ = [
     "CUT",
+    "LEFT_CALL",
     "CheckedTool",
     "arguments_problem",
     "forced_call",
@@ -37,6 +38,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 # what providers say of an answer that reached its most tokens
 CUT = ("length", "max_tokens", "MAX_TOKENS")
+# why an answer is a call that nobody made
+LEFT_CALL = "a tool call was left in its text"
 
 
 @dataclass(frozen=True)

@@ -324,6 +324,11 @@ class Response:
         return part(self.text).answer
 
     @property
+    def thoughts_apart(self) -> str:
+        """The thoughts, where they are not in the text as well."""
+        return self.thoughts if self.answer == self.text else ""
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no answer: no text behind the thoughts and no tool call."""
         return not self.answer.strip() and not self.calls_tools

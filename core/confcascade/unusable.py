@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from confcascade.letters import conclusion, named_by
-from confcascade.tools import CUT, arguments_problem, forced_call, json_problem, response_schema
+from confcascade.tools import CUT, LEFT_CALL, arguments_problem, forced_call, json_problem, response_schema
 from confcascade.types import OutputSchema, Request, Response
 
 __all__ = ["FILTERED", "OnCut", "problem_of", "why_unusable"]
@@ -27,7 +27,8 @@ FILTERED = frozenset(
 _CALL = r"""(?x)<tool_calls?>|<function=|<function\ name=|<function_calls?>|\[TOOL_CALLS\]|functools\[
     |<\|python_(?:tag|start)\|>|<\|tool_calls?\|>|<\|tool_calls?(?:_section)?_(?:begin|start)\|>|<\|tool_call>call:
     |<\|open\|>tools<\|sep\|>|<minimax:tool_call>|<｜DSML｜|<｜tool[▁_]calls[▁_]begin｜>|<seed:tool_call>
-    |<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<\|START_ACTION\|>|<\|action_start\|>
+    |<\|channel\|>commentary\ to=|commentary\ ?to=functions\.|<\|start\|>assistant\ to=
+    |<\|START_ACTION\|>|<\|action_start\|>
     |<start_function_call>|<longcat_tool_call>|<dots_function_call>"""
 _FENCED = re.compile(r"\s*```(?:json|tool_call|tool_code)?\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
 _PERIODS = 4  # repeats at the end of a cut-off answer by which it is known to go round in circles
@@ -58,7 +59,7 @@ def why_unusable(
             return "empty answer"
         return "it was cut off in its thoughts" if cut else "it has thoughts, and no answer"
     if request.tools and _calls_in_words(response.answer, {tool.name for tool in request.tools}):
-        return "a tool call was left in its text"
+        return LEFT_CALL
     if cut and on_cut == "escalate" and named_by(conclusion(response.answer), labels) is None:
         return "it was cut off at its most tokens"
     if cut and _is_periodic(response.answer):

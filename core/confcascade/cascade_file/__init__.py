@@ -336,10 +336,10 @@ class CascadeFile(Entry):
                     with at(self._keys(i, "thresholds", each.name)):
                         signals[-1].validate(thresholds[each.name])
             judged.append((signals, thresholds))
-        stages = []
+        stages: list[Stage] = []
         for i, (entry, (signals, thresholds)) in enumerate(zip(self._entries, judged, strict=True)):
             with at(self._keys(i, "model")):
-                model = entry.model.load(folder)
+                model = self._loaded(i, [stage.model for stage in stages])
             for j, signal in enumerate(signals):
                 with at(self._keys(i, "signals", j)):
                     signal.check(model)
@@ -358,16 +358,24 @@ class CascadeFile(Entry):
         assert place is not None
         with self._source.at(("policy",) if policy is None else ()):
             chosen = Policy.load(place)
-        models = []
-        for i, entry in enumerate(self._entries):
+        models: list[LanguageModel] = []
+        for i in range(len(self._entries)):
             with self._source.at(self._keys(i, "model")):
-                models.append(entry.model.load(self.folder))
+                models.append(self._loaded(i, models))
         with self._source.at(("policy",) if policy is None else ()):
             # greedy is what nothing said means, and then the policy knows better
             asked = {name: Decoding(**said) for name, said in self._said_decodings.items()}
             stages = chosen.make_stages(models, prompt_version=prompt_version, decoding=asked)
         priced = (replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
         return FittedStages.of(chosen, priced)
+
+    def _loaded(self, i: int, before: Sequence[LanguageModel]) -> LanguageModel:
+        """The model of a stage, of the weights of one before it, where it differs only in how it is asked."""
+        entry = self._entries[i].model
+        for other, model in zip(self._entries, before, strict=False):
+            if isinstance(entry, LocalModelEntry) and entry.shares_weights(other.model):
+                return entry.like(model, self.folder)
+        return entry.load(self.folder)
 
     def _called(self) -> list[str]:
         return [entry.model.called(self._source.folder) for entry in self._entries]

@@ -146,6 +146,23 @@ class LocalModelEntry(Entry):
             **options,
         )
 
+    def shares_weights(self, other: ModelEntry) -> bool:
+        """Whether it is another model of the same loaded weights: only asked in another way."""
+        asked = {"name", "max_new_tokens", "template_options", "generation_options"}
+        return isinstance(other, LocalModelEntry) and self.model_dump(exclude=asked) == other.model_dump(exclude=asked)
+
+    def like(self, loaded: LanguageModel, folder: Path) -> LanguageModel:
+        """The model, of the weights of another that shares them."""
+        from confcascade.models.local import TransformersModel
+
+        assert isinstance(loaded, TransformersModel)
+        return loaded.with_options(
+            name=self.called(folder),
+            template_options=self.template_options,
+            generation_options=self.generation_options,
+            max_new_tokens=self.max_new_tokens,
+        )
+
 
 class LlamaCppModelEntry(Entry):
     """A GGUF file that llama.cpp runs in this process (`LlamaCppModel`)."""

@@ -82,7 +82,14 @@ class StreamReader:
         if self._tokens and self._watcher.undecided and self._reader.problem is None:
             self._watcher.see(self._tokens, self.text)
         if piece.text or piece.thoughts or tokens or piece.calls_tool:
-            yield Chunk(piece.text, tokens, released=self.released, calls_tool=piece.calls_tool, native=piece.native)
+            yield Chunk(
+                piece.text,
+                tokens,
+                released=self.released,
+                calls_tool=piece.calls_tool,
+                native=piece.native,
+                thoughts=piece.thoughts,
+            )
 
     def finished(self, response: Response, *, must_finish: bool = False) -> Response:
         """What the client made of the whole, with what only the reader knows.

@@ -30,6 +30,7 @@ from confcascade import (
     TokenProbability,
     TransformersModel,
 )
+from confcascade.asks import Generate
 from confcascade.cascade_file import CascadeFile, PricesEntry
 from confcascade.cascade_file.models import ArchitectureEntry, LocalModelEntry, OpenAIModelEntry
 from confcascade.extending import build_stages
@@ -43,6 +44,8 @@ from confcascade.schema.signals import (
     TextRouterEntry,
     TokenProbabilityEntry,
 )
+from confcascade.types import Message, Request
+from confcascade.types import Response as AnswerOf
 from werkzeug import Response
 
 DOCS = Path(__file__).parents[3] / "docs" / "cascade-files.md"
@@ -845,3 +848,37 @@ def test_live_stages_decode_so(write: Write):
 def test_what_is_no_setting_is_refused_with_its_place(write: Write, wrong: str):
     with pytest.raises(ConfigurationError, match="decoding"):
         CascadeFile.load(write(f"models: [openai:a]\ndecoding: {wrong}\n"))
+
+
+def test_stages_that_only_ask_in_another_way_share_their_weights(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same model, thinking, is loaded once, with a name, limit and options of its own; others are loaded."""
+    folder = tmp_path / "thinker"
+    shutil.copytree(WEIGHTS / "small", folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if enable_thinking %} Think.{% endif %}")
+    loaded = []
+    load = TransformersModel.from_pretrained
+    monkeypatch.setattr(
+        TransformersModel, "from_pretrained", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs)
+    )
+    path = write(f"""
+models:
+  - {{local: {folder}, name: quick, max_new_tokens: 8, template_options: {{enable_thinking: false}}}}
+  - {{local: {folder}, name: thinking}}
+  - {{local: {folder}, name: half, dtype: bfloat16}}
+threshold: 0.5
+""")
+    quick, thinking, half = (stage.model for stage in CascadeFile.load(path).make_stages())
+
+    assert len(loaded) == 2
+    assert isinstance(quick, TransformersModel)
+    assert isinstance(thinking, TransformersModel)
+    assert thinking.model is quick.model
+    assert half.model is not quick.model  # type: ignore[attr-defined]
+    assert thinking.fingerprint == TransformersModel.from_pretrained(folder).fingerprint != quick.fingerprint
+    (short,) = quick.generate([Generate(quick, Request(Message.parse("A long story, please.")))])
+    assert isinstance(short, AnswerOf)
+    assert short.usage.output_tokens <= 8
+    assert [model.name for model in (quick, thinking, half)] == ["quick", "thinking", "half"]

@@ -66,10 +66,17 @@ class Batch:
 
 @dataclass
 class RowState:
-    """One row of a batch, as a `Prefilled` carries it."""
+    """One row of a batch, as a `Prefilled` carries it.
+
+    Attributes:
+        batch: The batch.
+        row: Which of its rows.
+        opened: The mark with which the prompt has opened the thoughts, if it has.
+    """
 
     batch: Batch
     row: int
+    opened: str = ""
 
     def close(self) -> None:
         self.batch.close(self.row)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate
 from confcascade.models.base import Watcher
+from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.sampling import GenerationSettings, TokenChoice
-from confcascade.types import Response, Token, Usage
+from confcascade.thoughts import ThoughtReader, calls_by_header
+from confcascade.tools import LEFT_CALL
+from confcascade.types import Response, ThoughtToken, Token, Usage
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DecoderSettings", "Decoding"]
+__all__ = ["DecoderSettings", "GrowingAnswer"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class DecoderSettings:
     Attributes:
         name: Of the model, for errors.
         tokenizer: Its `transformers` tokenizer.
+        marks: The special tokens that are marks of thoughts, by id.
         max_new_tokens: Most tokens of an answer, where the request does not say; None leaves it to the settings.
         context: Most tokens of prompt and answer together; None if unknown.
         settings: What decides which token follows.
@@ -31,6 +35,7 @@ class DecoderSettings:
 
     name: str
     tokenizer: Any
+    marks: Mapping[int, str]
     max_new_tokens: int | None
     context: int | None
     settings: GenerationSettings
@@ -45,7 +50,7 @@ class DecoderSettings:
         return limit if self.context is None else min(limit, self.context - prompt_tokens)
 
 
-class Decoding:
+class GrowingAnswer:
     """One answer while it is generated: its text, its tokens, and when it ends.
 
     Args:
@@ -53,12 +58,15 @@ class Decoding:
         speaker: How its model writes.
         prompt: Its tokens, where they are still to be read.
         position: Its row in the batch.
+        opened: The mark with which the prompt has opened the thoughts, if it has.
 
     Raises:
         ModelError: If the request has options that local generation does not know.
     """
 
-    def __init__(self, ask: Generate, speaker: DecoderSettings, prompt: Sequence[int], position: int) -> None:
+    def __init__(
+        self, ask: Generate, speaker: DecoderSettings, prompt: Sequence[int], position: int, opened: str = ""
+    ) -> None:
         self.ask = ask
         self.prompt = prompt
         self.position = position
@@ -68,15 +76,19 @@ class Decoding:
         self._tokenizer = speaker.tokenizer
         self._watcher = Watcher(ask)
         self._tokens: list[Token] = []
-        self._settled = 0  # tokens that no stop string can still cut
+        self._settled = 0  # tokens that no stop string can still cut, and whose part of the text is known
         self._shown = 0
-        self._ids: list[int] = []
-        self._decoded = (0, 0)  # where the last undecoded window begins, and up to where it was decoded
-        self._text = ""
+        self._detokenizer = Detokenizer(speaker.tokenizer)
+        self._reader = ThoughtReader(opened)
+        self._start: int | None = None  # the answer's first token, once it has begun
+        self._text = ""  # of the answer
+        self._solid = 0  # characters in settled tokens: of the answer, once it has begun
+        self._stops = tuple(filter(None, ask.request.stop))
         self._generated = 0
         self._prompt = 0
         self._limit = 0
         self._was_cut = False
+        self._problem: str | None = None
         self._choice = TokenChoice(speaker.settings, ask.request)
 
     # ------------------------------------------------------------------ growing
@@ -101,25 +113,35 @@ class Decoding:
         if token in self._speaker.settings.ends:
             self.finish_reason = "stop"
         else:
-            self._ids.append(token)
-            piece = self._decode_new()
+            # within the answer, special tokens have no text, unless they may close what was opened around it
+            mark = self._speaker.marks.get(token) if self._start is None or self._reader.closers else None
+            if mark is None:
+                piece = self._detokenizer.add(token)
+            else:
+                self._flush()
+                self._detokenizer.restart()
+                piece = mark
             self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs)))
-            self._text += piece
-            if self._cut_at_stop():
-                self.finish_reason = "stop"
-            elif self._generated >= self._limit:
+            self._grow(piece)
+            if self.finish_reason is None and self._generated >= self._limit:
                 self.finish_reason = "length"
-        if self.finish_reason is not None:
+        if self.finish_reason is not None and not self._was_cut:
             self._flush()
+            self._grow("", last=True)
         self._settle()
         # a watch speaks of answers that go on; a finished one is judged by its scores
-        if self.finish_reason is not None or not self._settled or not self.ask.logprobs:
+        if self.finish_reason is None and self._watcher.undecided and self.ask.logprobs:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Ask the watch about the answer, as far as it has settled; nothing of the thoughts is its business."""
+        if self._start is None or self._settled <= self._start:
             return
         text = self._text if self._settled == len(self._tokens) else None
-        if self._watcher.see(self._tokens[: self._settled], text) == "abort":
+        if self._watcher.see(self._tokens[self._start : self._settled], text) == "abort":
             self.finish_reason = "aborted"
-            self._tokens = self._tokens[: self._settled]
-            self._text = "".join(each.text for each in self._tokens)
+            del self._tokens[self._settled :]
+            self._text = self._text[: self._solid]
 
     def fail(self, error: Exception) -> None:
         """End without an answer."""
@@ -132,72 +154,108 @@ class Decoding:
         values, ids = logprobs.topk(min(self.ask.top_logprobs, logprobs.shape[-1]))
         return tuple((self._tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
 
-    def _decode_new(self) -> str:
-        """Text that the last token adds; empty while a character is incomplete."""
-        start, done = self._decoded
-        before = self._tokenizer.decode(self._ids[start:done], skip_special_tokens=True)
-        now: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)
-        if now.endswith("\ufffd") or len(now) <= len(before):
-            return ""
-        self._decoded = (done, len(self._ids))
-        return now[len(before) :]
-
     def _flush(self) -> None:
         """Show what an incomplete character left behind."""
-        start, done = self._decoded
-        if self.finish_reason != "aborted" and self._tokens and done < len(self._ids) and not self._was_cut:
-            before = self._tokenizer.decode(self._ids[start:done], skip_special_tokens=True)
-            rest: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)[len(before) :]
-            if rest:
-                last = self._tokens[-1]
-                self._tokens[-1] = Token(last.text + rest, last.logprob, last.top)
-                self._text += rest
+        if rest := self._detokenizer.rest():
+            last = self._tokens[-1]
+            self._tokens[-1] = replace(last, text=last.text + rest)
+            self._grow(rest)
 
-    def _cut_at_stop(self) -> bool:
-        """End the text before the first stop string, if one has appeared."""
-        ends = [at for stop in self.ask.request.stop if stop and (at := self._text.find(stop)) >= 0]
+    def _grow(self, piece: str, *, last: bool = False) -> None:
+        """Add to the text what its last token did."""
+        if self._start is None:
+            self._reader.add(piece, last=last)
+            if self._reader.begun is None:
+                return
+            self._begin_answer(self._reader.begun)
+            piece = self._text
+        else:
+            self._text += piece
+        if piece and self._cut_at_stop(len(self._text) - len(piece)):
+            self.finish_reason = "stop"
+
+    def _begin_answer(self, begun: int) -> None:
+        """Take the tokens apart, now that the answer is known to begin at the character `begun` of what was written."""
+        start, end = 0, 0
+        if begun:
+            while start < len(self._tokens) and end + len(self._tokens[start].text) <= begun:
+                end += len(self._tokens[start].text)
+                start += 1
+            while start and not self._tokens[start - 1].text:  # the first bytes of a character
+                start -= 1
+        marks = set(self._speaker.marks.values())
+        if calls_by_header("".join(token.text for token in self._tokens[start:])):
+            self._problem = LEFT_CALL  # for certain: special tokens say so
+        while self._problem is None and start < len(self._tokens) and self._tokens[start].text in marks:
+            end, begun = end + len(self._tokens[start].text), 0
+            start += 1
+        if start < len(self._tokens) and begun > end:  # in the midst of a token
+            self._tokens[start] = replace(self._tokens[start], text=self._tokens[start].text[begun - end :])
+        self._are_thoughts(start)
+        self._start, self._settled, self._solid = start, start, 0
+        self._text = "".join(token.text for token in self._tokens[start:])
+        self._stops += self._reader.closers
+
+    def _are_thoughts(self, end: int) -> None:
+        """Mark the tokens up to there, but for those that have been."""
+        for i in range(self._settled, end):
+            token = self._tokens[i]
+            self._tokens[i] = ThoughtToken(token.text, token.logprob, token.top)
+        self._settled = max(self._settled, end)
+
+    def _cut_at_stop(self, new: int) -> bool:
+        """End the answer before the first stop string, if one has appeared with the characters from `new` on."""
+        ends = [at for stop in self._stops if (at := self._text.find(stop, max(0, new - len(stop) + 1))) >= 0]
         if not ends:
             return False
         self._was_cut = True
         self._text = self._text[: min(ends)]
-        kept, length = [], 0
-        for token in self._tokens:
-            if length >= len(self._text):
-                break
-            text = token.text[: len(self._text) - length]
-            kept.append(Token(text, token.logprob, token.top))
+        length, count = self._solid, self._settled
+        while length < len(self._text):
+            text = self._tokens[count].text[: len(self._text) - length]
+            self._tokens[count] = replace(self._tokens[count], text=text)
             length += len(text)
-        self._tokens = kept
+            count += 1
+        del self._tokens[count:]
         return True
 
     def _settle(self) -> None:
-        """Count the tokens that cannot turn out to begin a stop string."""
-        if self.finish_reason is not None or not self.ask.request.stop:
-            self._settled = len(self._tokens)
+        """Count the tokens that are known to be thoughts, or that cannot turn out to begin a stop string."""
+        ended = self.finish_reason is not None
+        whole = len(self._tokens) - (0 if ended else self._detokenizer.pending)
+        if self._start is None:
+            if ended:
+                self._are_thoughts(whole)
+            elif self._reader.thinking:
+                self._are_thoughts(self._up_to(whole, self._reader.sure))
             return
-        held = max(
-            (n for stop in self.ask.request.stop for n in range(1, len(stop)) if self._text.endswith(stop[:n])),
-            default=0,
-        )
-        safe, length, count = len(self._text) - held, 0, 0
-        for token in self._tokens:
-            length += len(token.text)
-            if length > safe:
-                break
-            count += 1
-        self._settled = max(self._settled, count)
+        held = 0
+        if not ended and self._stops:
+            text = self._text
+            held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._settled = self._up_to(whole, len(self._text) - held)
+
+    def _up_to(self, count: int, characters: int) -> int:
+        """How many of the first `count` tokens lie within so many characters: of the answer, once it has begun."""
+        settled = self._settled
+        while settled < count and self._solid + len(self._tokens[settled].text) <= characters:
+            self._solid += len(self._tokens[settled].text)
+            settled += 1
+        return settled
 
     # ------------------------------------------------------------------ showing
 
     def new_chunks(self) -> Iterator[Chunk]:
         """What has settled since the last call."""
-        if self._settled > self._shown:
+        thoughts = self._reader.fresh()
+        if self._settled > self._shown or thoughts:
             fresh = tuple(self._tokens[self._shown : self._settled])
             self._shown = self._settled
             yield Chunk(
-                "".join(token.text for token in fresh),
+                "".join([token.text for token in fresh if not isinstance(token, ThoughtToken)]),
                 fresh if self.ask.logprobs else (),
                 released=self._watcher.verdict == "release",
+                thoughts=thoughts,
             )
 
     def response(self) -> Response:
@@ -206,4 +264,6 @@ class Decoding:
             tokens=tuple(self._tokens) if self.ask.logprobs else None,
             usage=Usage(self._prompt, self._generated),
             finish_reason=self.finish_reason,
+            thoughts=self._reader.thoughts,
+            problem=self._problem,
         )

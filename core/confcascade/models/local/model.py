@@ -6,6 +6,7 @@ token and the KV cache that generation continues from: confidence costs no secon
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +22,14 @@ from confcascade.models.gguf import model_name
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Capture, Decoder
 from confcascade.models.local.dequantised import GgufCache
-from confcascade.models.local.generation import DecoderSettings, Decoding
+from confcascade.models.local.detokenizer import marks_of
+from confcascade.models.local.generation import DecoderSettings, GrowingAnswer
 from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import DeviceMap, Quantization, load
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.notices import log_failed_batch
+from confcascade.thoughts import may_open_mark, opened_by
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -82,20 +85,11 @@ class TransformersModel(InThreads):
             _check_count("max_new_tokens", max_new_tokens)
         self.model = model
         self.tokenizer = tokenizer
-        self._name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
+        name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
         config = model.config.get_text_config(decoder=True)
         self._decoder = Decoder(model, config)
         if batch_size > 1 and not self._decoder.batches:
-            _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", self._name)
-        context = getattr(config, "max_position_embeddings", None)
-        self._prompts = Prompts(
-            tokenizer,
-            name=self._name,
-            context=context,
-            embedded=model.get_input_embeddings().weight.shape[0],
-            template_options=template_options or {},
-        )
-        template = self._prompts.template
+            _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", name)
         self._capability = Capability(
             logprobs=True,
             top_logprobs=config.vocab_size,
@@ -103,20 +97,42 @@ class TransformersModel(InThreads):
             hidden_size=config.hidden_size if self._decoder.blocks else 0,
             prompt_labels=True,
             batch_size=batch_size if self._decoder.batches else 1,
-            context_window=context,
-            tool_history=template is not None and template.tool_history,
+            context_window=getattr(config, "max_position_embeddings", None),
         )
+        self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
+
+    def _set_options(
+        self,
+        name: str,
+        max_new_tokens: int | None,
+        template_options: Mapping[str, Any],
+        generation_options: Mapping[str, Any],
+    ) -> None:
+        """How the weights are asked."""
+        self._name = name
+        self._generation_options = dict(generation_options)
+        context = self._capability.context_window
+        self._prompts = Prompts(
+            self.tokenizer,
+            name=name,
+            context=context,
+            embedded=self.model.get_input_embeddings().weight.shape[0],
+            template_options=template_options,
+        )
+        template = self._prompts.template
+        self._capability = replace(self._capability, tool_history=template is not None and template.tool_history)
         self._speaker = DecoderSettings(
-            name=self._name,
-            tokenizer=tokenizer,
+            name=name,
+            tokenizer=self.tokenizer,
+            marks=marks_of(self.tokenizer),
             max_new_tokens=max_new_tokens,
             context=context,
             settings=GenerationSettings(
-                model,
-                name=self._name,
-                eos=tokenizer.eos_token_id,
+                self.model,
+                name=name,
+                eos=self.tokenizer.eos_token_id,
                 eos_ends_turns=template is not None and template.ends_turns_with_eos,
-                changes=generation_options or {},
+                changes=generation_options,
             ),
         )
 
@@ -192,6 +208,39 @@ class TransformersModel(InThreads):
             generation_options=generation_options,
         )
 
+    def with_options(
+        self,
+        *,
+        name: str,
+        max_new_tokens: int | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        generation_options: Mapping[str, Any] | None = None,
+    ) -> TransformersModel:
+        """The same weights, asked in another way, as a model of its own: "the same, thinking" as the next stage.
+
+        Nothing is loaded or tried again.
+
+        Args:
+            name: Its own, in records.
+            max_new_tokens: Instead of this model's.
+            template_options: Instead of this model's; part of the fingerprint, and so of its probes.
+            generation_options: Instead of this model's.
+
+        Raises:
+            ConfigurationError: If the template or the generation_config does not have such options.
+        """
+        if max_new_tokens is not None:
+            _check_count("max_new_tokens", max_new_tokens)
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other._set_options(
+            name,
+            self._speaker.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            self._prompts.template_options if template_options is None else template_options,
+            self._generation_options if generation_options is None else generation_options,
+        )
+        return other
+
     # ------------------------------------------------------------------ what it is
 
     @property
@@ -229,38 +278,41 @@ class TransformersModel(InThreads):
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
         found: list[Any] = [None] * len(asks)
-        readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]]]] = []
+        readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]], str]] = []
         for i, ask in enumerate(asks):  # a prompt that cannot be read fails alone, not its batch
             try:
                 self._check_layers(ask.layers)
                 text = self.render(ask.request)
                 ids = {label: self._prompts.label_ids(text, label) for label in ask.labels}
-                readable.append((i, ask, self._prompts.encode(text), ids))
+                readable.append((i, ask, self._prompts.encode(text), ids, opened_by(text)))
             except Exception as error:
                 found[i] = error
         for part in self._parts(readable):
-            layers = sorted({layer for _, ask, _, _ in part for layer in ask.layers})
-            batch, hidden = self._read([encoded for _, _, encoded, _ in part], layers)
+            layers = sorted({layer for _, ask, *_ in part for layer in ask.layers})
+            batch, hidden = self._read([encoded for _, _, encoded, *_ in part], layers)
             logprobs = batch.logits.float().log_softmax(-1)
             broken = _not_finite(logprobs)
-            for row, (i, ask, _, ids) in enumerate(part):
+            likeliest = logprobs.argmax(-1).tolist()
+            for row, (i, ask, _, ids, opened) in enumerate(part):
                 if broken[row]:
                     RowState(batch, row).close()
                     found[i] = self._overflow()
                     continue
+                if opened or (ids and self._begins_thoughts(likeliest[row])):
+                    ids = {}  # what comes first are thoughts, so that labels are read behind them
                 label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
                 found[i] = Prefilled(
                     usage=Usage(len(batch.prompts[row]), 0),
                     hidden_states={layer: hidden[layer][row] for layer in ask.layers},
                     label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
-                    state=RowState(batch, row),
+                    state=RowState(batch, row, opened),
                 )
         return found
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         answers: list[Any] = [None] * len(asks)
         for group in self._groups(asks):
-            rows: list[Decoding] = []
+            rows: list[GrowingAnswer] = []
             kept: list[int] = []
             for i in group:  # a prompt that cannot be read fails alone, not its batch
                 try:
@@ -273,7 +325,7 @@ class TransformersModel(InThreads):
                 answers[i] = row.error or row.response()
         return answers
 
-    def _decode_all(self, rows: list[Decoding]) -> None:
+    def _decode_all(self, rows: list[GrowingAnswer]) -> None:
         """Decode to the end. If a pass fails, rows that have ended keep their answers, and the others begin anew."""
         try:
             for _ in self._decode(rows):
@@ -361,12 +413,17 @@ class TransformersModel(InThreads):
             groups.setdefault(id(ask.prefilled.state.batch) if ask.prefilled else 0, []).append(i)
         return [part for group in groups.values() for part in self._parts(group)]
 
-    def _row(self, ask: Generate, position: int) -> Decoding:
-        return Decoding(
-            ask, self._speaker, [] if ask.prefilled else self._prompts.encode(self.render(ask.request)), position
-        )
+    def _row(self, ask: Generate, position: int) -> GrowingAnswer:
+        if ask.prefilled is not None:
+            return GrowingAnswer(ask, self._speaker, [], position, ask.prefilled.state.opened)
+        text = self.render(ask.request)
+        return GrowingAnswer(ask, self._speaker, self._prompts.encode(text), position, opened_by(text))
 
-    def _decode(self, rows: list[Decoding]) -> Iterator[None]:
+    def _begins_thoughts(self, token: int) -> bool:
+        """Whether an answer that begins with this token begins with a mark of thoughts."""
+        return may_open_mark(self.tokenizer.decode([token]))
+
+    def _decode(self, rows: list[GrowingAnswer]) -> Iterator[None]:
         """Generate token by token until every row has ended; yields after each step."""
         import torch
 

@@ -527,3 +527,39 @@ def test_shipped_probes_fit_their_models():
     """A changed way to make fingerprints would refuse every probe that is in use."""
     for size in ("small", "medium", "large"):
         bundled_probe(size).check(bundled_model(size))
+
+
+def test_the_same_weights_asked_in_another_way_are_a_model_of_their_own(tokenizer):
+    """Other name, limit, template options and fingerprint; nothing is loaded, tried or copied, and the first stays."""
+    plain = random_model(tokenizer)
+    plain.tokenizer.chat_template = "{{ messages[-1].content }}{% if think %} What is{% endif %}"
+    passes = []
+    handle = plain.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    thinking = plain.with_options(name="thinking", template_options={"think": True}, max_new_tokens=3)
+    handle.remove()
+
+    assert passes == []
+    assert (thinking.model, thinking.tokenizer) == (plain.model, plain.tokenizer)
+    assert (plain.name, thinking.name) == ("random-llama", "thinking")
+    assert (plain.render(request("Hi")), thinking.render(request("Hi"))) == ("Hi", "Hi What is")
+    assert answer(thinking, "Hi").usage.output_tokens == 3 < answer(plain, "Hi").usage.output_tokens
+    fresh = TransformersModel(plain.model, plain.tokenizer, template_options={"think": True})
+    assert plain.fingerprint != thinking.fingerprint == fresh.fingerprint
+    assert plain.with_options(name="other").fingerprint == plain.fingerprint
+    with pytest.raises(ModelError, match="context of model 'thinking'"):
+        answer(thinking, "salt " * 300)
+
+
+def test_a_cascade_of_efforts_is_a_cascade(tokenizer):
+    """The quick answer first, the same weights with thoughts where it is unsure, alone and in batches."""
+    quick = random_model(tokenizer)
+    quick.tokenizer.chat_template = "{{ messages[-1].content }}{% if think %} What{% endif %}"
+    stages = [
+        Stage(quick, [TokenProbability()], {"p_t": "never"}),
+        Stage(quick.with_options(name="thinking", template_options={"think": True})),
+    ]
+    cascade = Cascade(stages, on_cut="keep")
+    texts = ["Where was Bren born?", "What is it?"]
+    for text, outcome in zip(texts, cascade.run_batch(texts), strict=True):
+        assert [each.model for each in outcome.record.attempts] == ["random-llama", "thinking"]
+        assert outcome.text == cascade.run(text).text == answer(stages[1].model, text).text

@@ -1,0 +1,74 @@
+"""Text from tokens, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from confcascade.thoughts import is_mark
+
+__all__ = ["Detokenizer", "marks_of"]
+
+_WINDOW = 8  # tokens that are decoded again with each new one, at most, but for those of one character
+_LOST = "\ufffd"
+
+
+def marks_of(tokenizer: Any) -> Mapping[int, str]:
+    """The special tokens of a tokenizer that are marks of thoughts, by id: text from tokens leaves special ones out."""
+    special = set(tokenizer.all_special_ids)
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    special |= {token for token, told in added.items() if getattr(told, "special", False)}
+    texts = {
+        token: str(added[token]) if token in added else tokenizer.convert_ids_to_tokens(token) for token in special
+    }
+    return {token: text for token, text in texts.items() if is_mark(text)}
+
+
+class Detokenizer:
+    """Turns tokens into text one by one, without special tokens: all pieces add up to the text of all tokens.
+
+    Args:
+        tokenizer: A `transformers` tokenizer.
+
+    Attributes:
+        pending: How many of the last tokens have added nothing yet: they may be the first bytes of a character.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # of the window
+        self._known = 0  # of them, those that `_before` is the text of
+        self._before = ""
+
+    @property
+    def pending(self) -> int:
+        return len(self._ids) - self._known
+
+    def add(self, token: int) -> str:
+        """The text that a token adds; empty while a character is incomplete."""
+        if self._known == len(self._ids) and self._known > _WINDOW:
+            self._ids = self._ids[-_WINDOW // 2 :]
+            self._known = len(self._ids)
+            self._before = self._decode()
+        self._ids.append(token)
+        text = self._decode()
+        if text.endswith(_LOST) or len(text) <= len(self._before):
+            return ""
+        return self._take(text)
+
+    def rest(self) -> str:
+        """The text of what is pending: of an incomplete character, a replacement for it."""
+        return self._take(self._decode()) if self.pending else ""
+
+    def restart(self) -> None:
+        """Forget what came so far: what follows is another text."""
+        self._ids, self._known, self._before = [], 0, ""
+
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return text
+
+    def _take(self, text: str) -> str:
+        added = text[len(self._before) :]
+        self._before, self._known = text, len(self._ids)
+        return added
