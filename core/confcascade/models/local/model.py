@@ -99,6 +99,7 @@ class TransformersModel(InThreads):
             batch_size=batch_size if self._decoder.batches else 1,
             context_window=getattr(config, "max_position_embeddings", None),
         )
+        self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
 
     def _set_options(
@@ -262,8 +263,7 @@ class TransformersModel(InThreads):
 
     @property
     def architecture(self) -> Architecture:
-        config = self.model.config.get_text_config(decoder=True)
-        return Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
+        return self._architecture
 
     @cached_property
     def fingerprint(self) -> str:
