@@ -138,7 +138,7 @@ class Comparison:
             ids = out.sequences[0, prompt.shape[1] :]
             stepwise = torch.stack(out.logits, 1)[0].float().log_softmax(-1)
             whole = self._pass(out.sequences[:, :-1]).logits[0, -len(ids) :].float().log_softmax(-1)
-            shown = [i for i, token in enumerate(ids.tolist()) if token not in self.model._speaker.ends]
+            shown = [i for i, token in enumerate(ids.tolist()) if token not in self.model._speaker.settings.ends]
             said = [float(stepwise[i, ids[i]]) for i in shown]
             once = [float(whole[i, ids[i]]) for i in shown]
             text = self.model.tokenizer.decode(ids[shown], skip_special_tokens=True)
