@@ -77,11 +77,10 @@ class HuggingFaceModel(TransformersModel):
             prompt = llm.completion_to_prompt(prompt)
         return prompt
 
-    def _tokenize(self, text: str) -> list[int]:
-        # as the LLM does it: with the tokenizer's special tokens, but not twice where the prompt brings the first
+    def _adds_special_tokens(self, prompt: str) -> bool:
+        """As the LLM does, but not twice where the prompt brings the first."""
         begins = getattr(self.tokenizer, "bos_token", None)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not (begins and text.startswith(begins)))["input_ids"]
-        return ids
+        return not (begins and prompt.startswith(begins))
 
 
 def loaded_name(llm: Any) -> str:

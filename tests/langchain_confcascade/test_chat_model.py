@@ -453,7 +453,10 @@ def test_a_model_without_log_probabilities_escalates_with_that_reason():
         ({"models": []}, "at least one stage"),
         ({"models": small()}, "must be lists, smallest first. Got one RuleModel"),
         ({"models": "openai:gpt-4o"}, "must be a list"),
-        ({"models": ["nobody-knows"]}, "A model string must begin with openai:, local:, bundled:, or be one that"),
+        (
+            {"models": ["nobody-knows"]},
+            "must begin with openai:, local:, llamacpp:, bundled:, or be one that",
+        ),
         ({"models": [3]}, "as `init_chat_model` takes them. Got int"),
         ({"models": [StrOutputParser()]}, "Got StrOutputParser"),
         ({"models": [StrOutputParser().bind()]}, "Got StrOutputParser"),

@@ -56,7 +56,10 @@ def test_a_stage_takes_such_strings_too():
     ("given", "why"),
     [
         ("anthropic:claude-haiku-4-5", "pip install langchain-anthropic"),
-        ("nobody-knows-it", "begin with openai:, local:, bundled:, or be one that LangChain's `init_chat_model` reads"),
+        (
+            "nobody-knows-it",
+            "openai:, local:, llamacpp:, bundled:, or be one that LangChain's `init_chat_model` reads",
+        ),
         ("", "A model string must be"),
     ],
 )

@@ -99,6 +99,6 @@ class Concurrency:
         else:
             advice = (
                 f"From now on it is asked {int(self.limit)} at a time, and more again as it answers. If calls still "
-                "time out, give it a longer `timeout_s`, answers fewer `max_tokens`, or set --max-concurrency."
+                "time out, give it a longer `timeout_s`, answers fewer `max_tokens`, or set `max_concurrency`."
             )
         _log.warning("Model '%s' did not answer %s, and is asked again. %s", self._model, after, advice)

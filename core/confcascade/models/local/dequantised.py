@@ -83,7 +83,7 @@ def _check(file: GgufFile) -> None:
     if len(file.parts) > 1:
         raise ConfigurationError(
             f"transformers cannot read a GGUF model in {len(file.parts)} files ('{file.path.name}'). {instead} "
-            "(or merge them with llama-gguf-split --merge)"
+            "(or merge them with llama.cpp's llama-gguf-split)"
         )
     last = max(file.tensors, key=lambda tensor: tensor.offset)
     per_block, bytes_per_block = GGML_QUANT_SIZES[GGMLQuantizationType(last.kind)]

@@ -119,6 +119,7 @@ class TransformersModel(InThreads):
             context=context,
             embedded=self.model.get_input_embeddings().weight.shape[0],
             template_options=template_options,
+            adds_special_tokens=self._adds_special_tokens,
         )
         template = self._prompts.template
         self._capability = replace(self._capability, tool_history=template is not None and template.tool_history)
@@ -358,6 +359,11 @@ class TransformersModel(InThreads):
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
         return self._prompts.render(request)
+
+    def _adds_special_tokens(self, prompt: str) -> bool:
+        """Whether the tokenizer adds its own: a rendered template brings them."""
+        del prompt
+        return self._prompts.template is None
 
     def hidden_states(self, requests: Sequence[Request], layer: int) -> Any:
         """Hidden states of the last prompt token after block `layer`, before any final norm: (n, hidden_size)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confcascade.errors import ConfigurationError, ModelError
@@ -25,6 +25,7 @@ class Prompts:
         context: Most tokens of prompt and answer together; None if unknown.
         embedded: The token ids that the model's embedding has.
         template_options: Further arguments of the chat template.
+        adds_special_tokens: Whether the tokenizer adds its special tokens to a rendered prompt.
 
     Attributes:
         template: The chat template; None where prompts are completed as raw text.
@@ -34,13 +35,21 @@ class Prompts:
     """
 
     def __init__(
-        self, tokenizer: Any, *, name: str, context: int | None, embedded: int, template_options: Mapping[str, Any]
+        self,
+        tokenizer: Any,
+        *,
+        name: str,
+        context: int | None,
+        embedded: int,
+        template_options: Mapping[str, Any],
+        adds_special_tokens: Callable[[str], bool],
     ) -> None:
         self.template_options = dict(template_options)
         self._tokenizer = tokenizer
         self._name = name
         self._context = context
         self._embedded = embedded
+        self._adds_special_tokens = adds_special_tokens
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
         has_template = tokenizer.chat_template is not None
         if template_options and not has_template:
@@ -64,8 +73,7 @@ class Prompts:
         return "\n".join(message.content for message in request.messages) + request.begun
 
     def _tokenize(self, text: str) -> list[int]:
-        # a rendered template brings its special tokens; raw text gets the tokenizer's own
-        ids: list[int] = self._tokenizer(text, add_special_tokens=self.template is None)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
         return ids
 
     def encode(self, text: str) -> list[int]:
