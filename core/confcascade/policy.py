@@ -124,7 +124,7 @@ class FittedStage(Entry):
         if self.decoding is None:
             return asked, []
         known = asked_with(model, asked, {})
-        for name in dict.fromkeys([*self.decoding, *asked.settings]):
+        for name in dict.fromkeys([*self.decoding, *asked.settings, "temperature"]):
             was, now = self.decoding.get(name), known.get(name)
             if now is not None and was != now:
                 raise ConfigurationError(
