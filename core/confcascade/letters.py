@@ -214,8 +214,8 @@ def begins_with(answer: str, labels: Sequence[str], *, open_ended: bool = False)
     begun = answer.lstrip(_AROUND)
     at = len(answer) - len(begun)
     for label in sorted(labels, key=len, reverse=True):
-        rest = begun[len(label) :]
-        if not begun.startswith(label) or rest[:1].isalnum():
+        spelled, rest = begun[: len(label)], begun[len(label) :]
+        if not (spelled == label or (spelled in _spellings(label) and spelled not in labels)) or rest[:1].isalnum():
             continue
         if (open_ended and not rest.strip(" ")) or _joined(label, rest, open_ended=open_ended):
             continue
@@ -223,6 +223,11 @@ def begins_with(answer: str, labels: Sequence[str], *, open_ended: bool = False)
         if len(label) > 1 or not rest.strip() or rest[0] == "\n" or not rest.lstrip(" ")[0].isalnum():
             return label, at
     return None
+
+
+def _spellings(label: str) -> tuple[str, ...]:
+    """How else a label may be written: "Yes" and "YES" for "yes", but neither "a" for "A" nor "It" for "IT"."""
+    return () if len(label) == 1 or label.isupper() else (label.lower(), label.capitalize(), label.upper())
 
 
 def _joined(label: str, rest: str, *, open_ended: bool) -> bool:

@@ -50,6 +50,17 @@ def test_what_gives_none_says_why(answer):
     assert read.problem
 
 
+def test_words_are_labels_however_they_are_spelled():
+    assert [read_label(said, ["yes", "no"]).label for said in ("Yes.", "NO", "Answer: Yes, it is")] == [
+        "yes",
+        "no",
+        "yes",
+    ]
+    assert read_label("true", ["True", "False"]).label == "True"
+    assert read_label("No", ["no", "No"]).label == "No"
+    assert read_label("It is HR", ["IT", "HR"]).label is None
+
+
 def test_numerals_count_statements_where_they_are_no_labels():
     """As in many of MMLU's choices."""
     assert read_label("B. I and II only", "ABCD").label == "B"

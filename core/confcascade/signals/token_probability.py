@@ -191,6 +191,10 @@ class TokenProbability(Signal):
         assert at is not None  # a label that is read from only the answer stands in it
         place = 0 if told and not evidence.tokens else _token_at(answer_tokens(evidence), answer, at)
         if told and place == 0:
+            if not answer.startswith(read.label, at) and len(read.label) > 1:
+                raise SignalUnavailableError(
+                    f"the answer spells the label {read.label!r} otherwise, which was not told"
+                )
             return _measured(told, read.label, len(self.labels))
         found = alternatives(answer_tokens(evidence), place, self.labels)
         return _measured(found, read.label, len(self.labels), place)

@@ -389,6 +389,17 @@ def test_another_label_that_the_answer_begins_with_is_not_the_place():
         TokenProbability("AB").score(goes_through)
 
 
+def test_a_word_that_is_spelled_otherwise_is_judged_by_what_was_listed_for_it():
+    """An API lists "Yes" and "No"; a pass over the prompt told how likely "yes" is, which is another token."""
+    token = Token("Yes", math.log(0.7), (("Yes", math.log(0.7)), ("No", math.log(0.2))))
+    signal = TokenProbability(("yes", "no"))
+
+    assert signal.score(said(token, ".")).value == pytest.approx(0.7)
+    told = Prefilled(Usage(3), label_logprobs={"yes": math.log(0.01), "no": math.log(0.02)})
+    with pytest.raises(SignalUnavailableError, match="spells the label 'yes' otherwise"):
+        signal.score(said(token, ".", prefilled=told))
+
+
 def test_a_sampled_letter_is_judged_not_the_likeliest():
     """Where the answer gives it: the text is what the user is told."""
     measured = TokenProbability("AB").score(said("Answer", ":", Token(" B", math.log(0.1), top(_A=0.8, _B=0.1).top)))
