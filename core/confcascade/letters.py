@@ -16,20 +16,25 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # what the paper's prompts ask for, and how models conclude of their own accord
 _CONCLUSION = re.compile(
-    r"\banswer\b\W{0,4}:|(?<!what the )(?<!what the correct )(?<!what the right )\banswer is\b(?:\W{0,4}:)?",
+    r"\banswer\b\W{0,4}:"
+    r"|(?<!what the )(?<!what the correct )(?<!what the right )\banswer (?:to (?:the|this|your) question )?is\b"
+    r"(?:\W{0,4}:)?",
     re.IGNORECASE,
 )
-_MARKUP = re.compile(r"\\(?:boxed|text|mathbf|mathrm)\b|[*`$\\{}\"“”]")
+_MARKUP = re.compile(r"\\(?:boxed|text|mathbf|mathrm)\b|</?answer>|[*`$\\{}\"“”]|(?<!\w)'|'(?!\w)")
 _LEAD = r"^(?i:(?:the |my )?(?:correct |right |best )?(?:option|choice|letter|answer)(?: is)?\b[:\s]*)?"
 _ALONE = re.compile(rf"{_LEAD}[(\[]?\s*([A-Za-z])\s*[)\]]?[.:,;!]?$")
-# "(B) Paris", "B. Paris", "B - Paris", "B is right": something sets the letter apart from words such as A and I
-_LEADING = re.compile(rf"{_LEAD}(?:[(\[]([A-Z])[)\]]|([A-Z])\s*[).:,;\n–—]|([A-Z]) -|([A-Z]) (?:is|because|since)\b)")
+# "(B) Paris", "B. Paris", "B - Paris", "B (Paris)", "B is right": something sets it apart from words such as A and I
+_LEADING = re.compile(
+    rf"{_LEAD}(?:[(\[]([A-Z])[)\]]|([A-Z])\s*[).:,;\n–—]|([A-Z]) [-(]|([A-Z]) (?:is|because|since)\b)"
+)
 # a second letter right after the first, joined to it further on, or at the beginning of the next line
 _SECOND = re.compile(
     r"^\W*(?:(?:or|and|nor)\b\W*)?([A-Z])(?:\s*$|\s*[).:,/\]]| or\b| and\b)"
     r"|\b(?:or|and)\s+[(\[]?([A-Z])[).:\]]"
     r"|^[^\n]*\n[ \t]*[(\[]?([A-Z])[).:\]]"
 )
+_NUMERALS = frozenset("IVX")  # "A. I and II only": where they are no labels, they count statements
 _NONE = "no letter can be read"
 # what stands around a label in a token: " B", "B.", "(B", "**B**"
 _AROUND = " \t\r\n.,:;!()[]{}*`$\"'“”_"
@@ -129,7 +134,9 @@ def _read(
     if leading is not None:
         group = next(i for i, letter in enumerate(leading.groups(), start=1) if letter)
         letter, rest = leading[group], said[leading.end() :]
-        if (second := _SECOND.search(rest)) and next(filter(None, second.groups())) != letter:
+        own = choices[letters.index(letter)] if choices and letter in letters else ""
+        second = _SECOND.search(_without(own, rest))
+        if second and next(filter(None, second.groups())) not in {letter, *_NUMERALS.difference(letters)}:
             return LabelReading(None, "more than one letter can be read")
         named = _named(rest, choices, letters, same)
         if named and letter not in named:
@@ -139,6 +146,13 @@ def _read(
     if alone := _ALONE.match(last_line.strip()):
         return known(alone[1].upper(), len(said) - len(last_line.lstrip()) + alone.start(1))
     return LabelReading(None, _NONE)
+
+
+def _without(own: str, rest: str) -> str:
+    """What stands after a letter, without the text of its choice: that may hold letters, as "Both A and B" does."""
+    bare = _MARKUP.sub("", own).strip().rstrip(".")
+    found = re.match(rf"\W*{re.escape(bare)}(?!\w)", rest, re.IGNORECASE) if bare else None
+    return rest if found is None else rest[found.end() :]
 
 
 def _plain(answer: str, begin: int, end: int) -> tuple[str, list[int]]:
@@ -200,15 +214,27 @@ def begins_with(answer: str, labels: Sequence[str], *, open_ended: bool = False)
     begun = answer.lstrip(_AROUND)
     at = len(answer) - len(begun)
     for label in sorted(labels, key=len, reverse=True):
-        rest = begun[len(label) :]
-        if not begun.startswith(label) or rest[:1].isalnum():
+        spelled, rest = begun[: len(label)], begun[len(label) :]
+        if not (spelled == label or (spelled in _spellings(label) and spelled not in labels)) or rest[:1].isalnum():
             continue
-        if open_ended and not rest.strip(" "):
+        if (open_ended and not rest.strip(" ")) or _joined(label, rest, open_ended=open_ended):
             continue
         # after a single letter, a word would make another word of it
         if len(label) > 1 or not rest.strip() or rest[0] == "\n" or not rest.lstrip(" ")[0].isalnum():
             return label, at
     return None
+
+
+def _spellings(label: str) -> tuple[str, ...]:
+    """How else a label may be written: "Yes" and "YES" for "yes", but neither "a" for "A" nor "It" for "IT"."""
+    return () if len(label) == 1 or label.isupper() else (label.lower(), label.capitalize(), label.upper())
+
+
+def _joined(label: str, rest: str, *, open_ended: bool) -> bool:
+    """Whether a label is the beginning of another word or number, or may be: "I'm", "B-cells", "1.5"."""
+    if not rest.startswith((".", ",") if label.isdigit() else ("'", "’", "-", "/", "_")):
+        return False
+    return (open_ended and len(rest) == 1) or rest[1:2].isalnum()
 
 
 def named_by(token: str, labels: Collection[str]) -> str | None:

@@ -124,7 +124,7 @@ class FittedStage(Entry):
         if self.decoding is None:
             return asked, []
         known = asked_with(model, asked, {})
-        for name in dict.fromkeys([*self.decoding, *asked.settings]):
+        for name in dict.fromkeys([*self.decoding, *asked.settings, "temperature"]):
             was, now = self.decoding.get(name), known.get(name)
             if now is not None and was != now:
                 raise ConfigurationError(
@@ -305,6 +305,8 @@ class Policy(Entry):
                 raise ConfigurationError(
                     f"The policy asks model '{stage.model}', which is not among the models {list(by_name)}."
                 )
+            # before the build: some have their settings in it, which names none of them
+            _, unclear = stage.decodes(by_name[stage.model], decoding.get(stage.model, Decoding()))
             build = getattr(by_name[stage.model], "fingerprint", None)
             if None in (stage.build, build):
                 unknown.append(f"the build of '{stage.model}'")
@@ -313,7 +315,6 @@ class Policy(Entry):
                     f"The policy was fitted on build {stage.build} of '{stage.model}'; this is build {build}. Its "
                     "scores may be others, so nothing is promised: collect and fit again."
                 )
-            _, unclear = stage.decodes(by_name[stage.model], decoding.get(stage.model, Decoding()))
             unknown += [f"the {name} of '{stage.model}' (fitted with {stage.decoding[name]})" for name in unclear]  # type: ignore[index]
             if prompt_version is not None and stage.prompt_version not in (None, prompt_version):
                 raise ConfigurationError(

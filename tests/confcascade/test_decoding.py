@@ -109,6 +109,7 @@ def test_a_stage_decodes_as_its_policy_was_fitted():
         ({"temperature": 0.0}, Own(), {"temperature": 0.7}, "with temperature 0.0; here it is 0.7"),
         ({"max_tokens": 64}, Own(max_tokens=1024), {}, "with max_tokens 64; here it is 1024"),
         ({}, Own(), {"temperature": 0}, "with temperature left to the model; here it is 0.0"),
+        ({}, Own(temperature=0.1), {}, "with temperature left to the model; here it is 0.1"),  # LlamaIndex's default
     ],
 )
 def test_a_known_difference_is_refused_and_named(was, model, asked, said):

@@ -20,6 +20,10 @@ SAID = [  # and which character the letter is
     ("The Louvre is on the Seine.\n\n  B ", 31),
     ("Answer: A\nWait.\nAnswer: B", 24),
     ("  B is right, because A is in England", 2),
+    ("Answer: B (Paris)", 8),
+    ("It is on the Seine.\n<answer>B</answer>", 28),
+    ("{'answer': 'B'}", 12),
+    ("The answer to this question is (B) Paris.", 32),
 ]
 
 
@@ -46,6 +50,24 @@ def test_what_gives_none_says_why(answer):
     assert read.problem
 
 
+def test_words_are_labels_however_they_are_spelled():
+    assert [read_label(said, ["yes", "no"]).label for said in ("Yes.", "NO", "Answer: Yes, it is")] == [
+        "yes",
+        "no",
+        "yes",
+    ]
+    assert read_label("true", ["True", "False"]).label == "True"
+    assert read_label("No", ["no", "No"]).label == "No"
+    assert read_label("It is HR", ["IT", "HR"]).label is None
+
+
+def test_numerals_count_statements_where_they_are_no_labels():
+    """As in many of MMLU's choices."""
+    assert read_label("B. I and II only", "ABCD").label == "B"
+    assert read_label("B. I and II only", "ABCDEFGHI").label is None
+    assert read_label("B. C and D", "ABCD").label is None
+
+
 def test_labels_that_are_words():
     assert read_label("Answer: yes, it does", ["yes", "no"]).at == 8
     assert read_label("no.", ["yes", "no"]).label == "no"
@@ -66,6 +88,17 @@ def test_tokens_that_are_a_label(token):
 @pytest.mark.parametrize("token", ["", " ", "Because", "b", "AB", "E", "Answer"])
 def test_tokens_that_are_none(token):
     assert named_by(token, "ABCD") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels"),
+    [("I'd say so", "ABCDEFGHI"), ("B-cells do", "ABCD"), ("A/B tests", "ABCD"), ("1.5 kg", "1234"), ("2,000", "1234")],
+)
+def test_a_letter_of_a_word_and_a_digit_of_a_number_are_no_labels(answer, labels):
+    """Nor may one that can still become so be taken for one."""
+    assert begins_with(answer, labels) is None
+    assert begins_with(answer[:2], labels, open_ended=True) is None
+    assert begins_with("1. Paris", labels + "1", open_ended=True) == ("1", 0)
 
 
 def test_what_may_become_another_word_is_not_a_label_yet():

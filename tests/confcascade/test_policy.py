@@ -250,6 +250,17 @@ def test_what_decodes_otherwise_is_refused_when_the_cascade_is_built():
         of_langchain()
 
 
+def test_another_temperature_is_named_though_the_build_has_it_in_it():
+    """A policy that `collect` made of core models, and LangChain's class, whose fingerprint is of all its settings."""
+    from langchain_openai import ChatOpenAI
+
+    from langchain_confcascade import ConfidenceCascadeLLM
+
+    chat = ChatOpenAI(model="small", api_key="none", temperature=0.7)
+    with pytest.raises(ConfigurationError, match=r"with temperature 0\.0; here it is 0\.7"):
+        ConfidenceCascadeLLM(models=[chat, LARGE], policy=made(decoding=DECODED))
+
+
 def test_a_policy_without_settings_is_read_and_asks_nothing():
     """As those of older versions are."""
     told = json.loads(made().model_dump_json())

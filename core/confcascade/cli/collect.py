@@ -142,12 +142,14 @@ def collect(
                 ask_all=_engine(engine, file, grader),
                 **parameters,
             )
-    how = {
-        # a local model is greedy by itself
-        stage.model.name: ({"temperature": 0.0} if stage.model.capability.local else {})
-        | asked_with(stage.model, stage.decoding, parameters)
-        for stage in stages
-    }
+    how = {}
+    for stage in stages:
+        by_itself = {"temperature": 0.0} if stage.model.capability.local else {}  # a local model is greedy
+        settings = by_itself | asked_with(stage.model, stage.decoding, parameters)
+        refused = getattr(stage.model, "refused", ())  # its answers came about without
+        how[stage.model.name] = {
+            name: value for name, value in settings.items() if name != "temperature" or name not in refused
+        }
     _report(collected, _following(out, cascade, file), max_usd, how)
     failed = any(tally.n and tally.errors == tally.n for tally in collected.tallies.values())
     raise typer.Exit(EXIT["failing" if failed and collected.ended == "complete" else collected.ended])

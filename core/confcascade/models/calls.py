@@ -72,6 +72,11 @@ class Refusals:
         self._logged: dict[tuple[str, Hashable], None] = {}
         self.most_alternatives: int | None = None
 
+    @property
+    def surely(self) -> frozenset[str]:
+        """What is not asked for, in some kind of call at least."""
+        return self._unsupported | {what for (what, _), known in self._known.items() if known.times >= _SURE}
+
     def why(self, what: str, kind: Hashable) -> str | None:
         """Why `what` is not to be asked for in calls of this kind; None if it may be."""
         if what in self._unsupported:

@@ -168,6 +168,11 @@ class OpenAICompatibleModel(Remote):
         }
 
     @property
+    def refused(self) -> frozenset[str]:
+        """What its server is known to refuse, in some kind of call at least: of those that `unsupported` may name."""
+        return self._refusals.surely
+
+    @property
     def timeout_s(self) -> float:
         """Longest wait for an answer, in seconds."""
         return self._timeout_s

@@ -185,10 +185,16 @@ class TokenProbability(Signal):
         if told and _bound_to_come_first(told):
             return _measured(told, read.label, len(self.labels))
         begun = begins_with(answer, self.labels)
+        if begun is not None and begun[0] != read.label:  # a draft could be ended by the first, before the other came
+            raise SignalUnavailableError(f"the answer begins with {begun[0]!r} and concludes with {read.label!r}")
         at = read.at if begun is None else begun[1]
         assert at is not None  # a label that is read from only the answer stands in it
         place = 0 if told and not evidence.tokens else _token_at(answer_tokens(evidence), answer, at)
         if told and place == 0:
+            if not answer.startswith(read.label, at) and len(read.label) > 1:
+                raise SignalUnavailableError(
+                    f"the answer spells the label {read.label!r} otherwise, which was not told"
+                )
             return _measured(told, read.label, len(self.labels))
         found = alternatives(answer_tokens(evidence), place, self.labels)
         return _measured(found, read.label, len(self.labels), place)

@@ -244,6 +244,7 @@ def test_limits_and_temperatures_that_a_model_refuses(confcascade, files, httpse
         assert done.stderr.count("refuses temperature=0.0 in one kind of call") == 1
     answered = [body for body in bodies if not {"max_tokens", "temperature"} & body.keys()]
     assert [body["max_completion_tokens"] for body in answered] == [64] * 4
+    assert "Answers: at most 64 tokens." in collected.stdout  # and not greedy, which the server was not
 
 
 def test_the_table_names_its_models():

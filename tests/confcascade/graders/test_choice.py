@@ -70,6 +70,23 @@ def test_a_letter_is_read(answer, letter):
     assert GRADER.grade(Example("?", CITIES, (other,)), answer).value == 0
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (("heat", "light", "neither", "Both A and B"), "D. Both A and B.", "D"),  # MMLU has several such
+        (("I and II only", "II only", "I, II and III", "none"), "C. I, II and III", "C"),
+        (("B", "C", "D", "A"), "A. B", "A"),
+        (("$C$ or D", "x"), "The answer is A: C or D.", "A"),
+        (("Paris", "Rome"), "A. Paris or B. Rome", None),
+        (("Both A and B", "x"), "A. Both A and B, or B.", None),
+    ],
+)
+def test_letters_in_the_choices_own_text_are_no_second_answer(choices, answer, letter):
+    grade = GRADER.grade(Example("?", choices, ("A",)), answer)
+
+    assert (grade.predicted, grade.reason) == (letter, "" if letter else "more than one letter can be read")
+
+
 @pytest.mark.parametrize(("answer", "reason"), NOT_READ)
 def test_what_names_no_letter_or_several_is_wrong_with_a_reason(answer, reason):
     for letter in "ABCD":

@@ -381,6 +381,25 @@ def test_where_no_label_can_be_read_there_is_no_score(answer: str):
         TokenProbability("AB").score(Evidence(REQUEST, None, (top(A=0.7, B=0.2),), Response(answer)))
 
 
+def test_another_label_that_the_answer_begins_with_is_not_the_place():
+    """It bounds the score of a draft, and what B has there is not how sure the model is of its conclusion."""
+    goes_through = said(letter("A", B=0.01), ". London", " is wrong.\n", "Answer", ":", letter(" B", A=0.2))
+
+    with pytest.raises(SignalUnavailableError, match="begins with 'A' and concludes with 'B'"):
+        TokenProbability("AB").score(goes_through)
+
+
+def test_a_word_that_is_spelled_otherwise_is_judged_by_what_was_listed_for_it():
+    """An API lists "Yes" and "No"; a pass over the prompt told how likely "yes" is, which is another token."""
+    token = Token("Yes", math.log(0.7), (("Yes", math.log(0.7)), ("No", math.log(0.2))))
+    signal = TokenProbability(("yes", "no"))
+
+    assert signal.score(said(token, ".")).value == pytest.approx(0.7)
+    told = Prefilled(Usage(3), label_logprobs={"yes": math.log(0.01), "no": math.log(0.02)})
+    with pytest.raises(SignalUnavailableError, match="spells the label 'yes' otherwise"):
+        signal.score(said(token, ".", prefilled=told))
+
+
 def test_a_sampled_letter_is_judged_not_the_likeliest():
     """Where the answer gives it: the text is what the user is told."""
     measured = TokenProbability("AB").score(said("Answer", ":", Token(" B", math.log(0.1), top(_A=0.8, _B=0.1).top)))

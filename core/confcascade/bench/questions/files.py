@@ -69,8 +69,12 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def _encoding(begin: bytes) -> str:
-    """By the byte order mark, where there is one."""
-    return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else _UTF8
+    """By the byte order mark, where there is one, or by the NUL that each ASCII character has in UTF-16."""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if begin[:1] == b"\0" or begin[1:2] == b"\0":
+        return "utf-16-be" if begin[:1] == b"\0" else "utf-16-le"
+    return _UTF8
 
 
 def _is_utf8(raw: Any) -> bool:
