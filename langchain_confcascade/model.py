@@ -158,9 +158,12 @@ class LangChainModel(Remote):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the model's class and settings, none of which can be read from them."""
+        """Of the model's class and settings, none of which can be read from it: "langchain:" and twelve digits.
+
+        So it is not compared with what the same model is called by a class of another library.
+        """
         bound = [layer.kwargs for layer in self._layers]
-        return hashlib.sha256(f"{self._chat._get_llm_string()}{bound}".encode()).hexdigest()[:12]
+        return f"langchain:{hashlib.sha256(f'{self._chat._get_llm_string()}{bound}'.encode()).hexdigest()[:12]}"
 
     @property
     def _streams(self) -> bool:

@@ -308,7 +308,7 @@ class Policy(Entry):
             # before the build: some have their settings in it, which names none of them
             _, unclear = stage.decodes(by_name[stage.model], decoding.get(stage.model, Decoding()))
             build = getattr(by_name[stage.model], "fingerprint", None)
-            if None in (stage.build, build):
+            if stage.build is None or build is None or _maker(stage.build) != _maker(build):
                 unknown.append(f"the build of '{stage.model}'")
             elif stage.build != build:
                 raise ConfigurationError(
@@ -420,3 +420,8 @@ def _differing(was: Mapping[str, Any], signal: Signal) -> str:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _maker(build: str) -> str:
+    """Whose fingerprint it is: what a framework's class makes of a model's settings says nothing of another's."""
+    return build.rpartition(":")[0]

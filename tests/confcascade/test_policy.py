@@ -261,6 +261,22 @@ def test_another_temperature_is_named_though_the_build_has_it_in_it():
         ConfidenceCascadeLLM(models=[chat, LARGE], policy=made(decoding=DECODED))
 
 
+def test_a_policy_of_core_models_goes_with_the_same_models_of_langchain():
+    """Whether they are the same cannot be known, so it is said; another setting of one class is another build."""
+    from langchain_openai import ChatOpenAI
+
+    from langchain_confcascade import ConfidenceCascadeLLM
+
+    def fitted_on(build):
+        chat = ChatOpenAI(model="small", api_key="none", temperature=0.0)
+        return ConfidenceCascadeLLM(models=[chat, LARGE], policy=made(build=build, decoding=DECODED))
+
+    with pytest.warns(UserWarning, match="not known here is the build of 'small'"):
+        assert fitted_on("0123456789ab").cascade.stages[0].model.name == "small"
+    with pytest.raises(ConfigurationError, match="fitted on build langchain:0123456789ab of 'small'"):
+        fitted_on("langchain:0123456789ab")
+
+
 def test_a_policy_without_settings_is_read_and_asks_nothing():
     """As those of older versions are."""
     told = json.loads(made().model_dump_json())
