@@ -156,7 +156,7 @@ class Capability:
         hidden_size: Their dimension.
         prompt_labels: Whether it answers `Prefill` even if it gives no hidden states: with labels' log-probabilities.
         batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
-            for many answers at once; any other computes in this process, one call at a time.
+            for many answers at once, unless it is `in_process`; any other computes in this process, one call at a time.
         tools: Whether it can be given tools; one that cannot is never asked without them instead.
         tool_history: Whether it reads the calls of tools that a conversation holds; one that does not is never asked
             without them instead.
@@ -166,6 +166,7 @@ class Capability:
         remedy: What to do where it returns no log-probabilities, in one sentence, if its adapter knows.
         set_per_call: Whether it takes settings such as a temperature with each call; else it may know them only as its
             own, and be set where it is made.
+        in_process: That it computes in this process, where `batch_size` and prefilling do not say so.
     """
 
     logprobs: bool | None = False
@@ -181,6 +182,7 @@ class Capability:
     context_window: int | None = None
     remedy: str = ""
     set_per_call: bool = True
+    in_process: bool = False
 
     @property
     def prefill(self) -> bool:
@@ -190,7 +192,7 @@ class Capability:
     @property
     def local(self) -> bool:
         """Whether it computes in this process, and so shares the machine with all others that do."""
-        return self.batch_size > 1 or self.prefill
+        return self.in_process or self.batch_size > 1 or self.prefill
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -131,7 +132,7 @@ class LocalModelEntry(Entry):
 
     def called(self, folder: Path) -> str:
         """The model's name in records."""
-        return self.name or model_name(Path(_place(folder, self.adapter or self.local)).resolve())
+        return self.name or model_name(os.path.abspath(_place(folder, self.adapter or self.local)))
 
     def load(self, folder: Path) -> LanguageModel:
         """The model, loaded."""
@@ -192,7 +193,7 @@ class LlamaCppModelEntry(Entry):
 
     def called(self, folder: Path) -> str:
         """The model's name in records."""
-        return self.name or model_name(existing(folder, self.llamacpp).resolve())
+        return self.name or model_name(os.path.abspath(existing(folder, self.llamacpp)))
 
     def load(self, folder: Path) -> LanguageModel:
         """The model, started."""

@@ -43,7 +43,7 @@ def ask(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, help="0 is greedy; by default greedy for local models, the server's for others."),
+        typer.Option(min=0, help="0 is greedy; by default the file's or the policy's, else greedy."),
     ] = None,
     stream: Annotated[bool, typer.Option(help="Show the answer as it is written.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer and its record as JSON.")] = False,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import urllib.error
+import urllib.request
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,6 +33,8 @@ _LONGEST_S = 3600.0  # an answer on a slow CPU; nothing of it gets lost on the w
 # of a file without a chat template: raw text, as `TransformersModel` completes it
 _RAW = "{% for message in messages %}{{ message.content }}{% if not loop.last %}\n{% endif %}{% endfor %}"
 
+_MARK = "find_quince"  # a tool's name that no template has
+
 
 class LlamaCppModel(OpenAICompatibleModel):
     """A GGUF model that llama.cpp runs in this process, by the wheel `xllamacpp`.
@@ -38,7 +43,8 @@ class LlamaCppModel(OpenAICompatibleModel):
     `close`, at the end of a ``with`` block, when nobody holds the model any more, and at the end of Python.
 
     Greedy unless a request has a temperature above 0; then it samples from the whole distribution, as
-    `TransformersModel` does. Hidden states cannot be seen, so P(IK) needs that class.
+    `TransformersModel` does. It calls tools if the file's chat template shows them to the model, which is tried at the
+    start; else such queries go to the next model. Hidden states cannot be seen, so P(IK) needs that class.
 
     Args:
         path: A GGUF file (of several parts, the first), or a folder with one model.
@@ -53,7 +59,8 @@ class LlamaCppModel(OpenAICompatibleModel):
             `TransformersModel`; "float16" takes half the memory, and "q8_0" a quarter.
         flash_attention: Whether attention is computed in half precision with less memory. Caches below half precision
             need it.
-        template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``.
+        template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``; one that it
+            does not name is refused.
         options: Further parameters of every call, as llama.cpp's server takes them.
 
     Raises:
@@ -93,6 +100,11 @@ class LlamaCppModel(OpenAICompatibleModel):
             raise ConfigurationError(
                 f"The context of '{file.path.name}' holds {file.context_length} tokens. Got `context={context}`."
             )
+        for option in template_options or ():
+            if not re.search(rf"\b{re.escape(option)}\b", file.chat_template or ""):
+                raise ConfigurationError(
+                    f"`template_options` has {option!r}, which the chat template of '{file.path.name}' does not read."
+                )
         context = context or min(_CONTEXT, file.context_length or _CONTEXT)
         key = secrets.token_urlsafe(24)
         parameters = _parameters(
@@ -109,6 +121,7 @@ class LlamaCppModel(OpenAICompatibleModel):
         parameters.api_keys = [key]
         self._held = [_started(parameters, file)]
         self._closing = weakref.finalize(self, self._held.clear)  # at the end of Python, too
+        self._tools, self._tool_history = _tools(self._held[0].listening_address, key)
         super().__init__(
             model_name(file.path),
             base_url=f"{self._held[0].listening_address}/v1",
@@ -142,7 +155,15 @@ class LlamaCppModel(OpenAICompatibleModel):
 
     @property
     def capability(self) -> Capability:
-        return replace(super().capability, logprobs=True, batch_size=self._slots, context_window=self._context)
+        return replace(
+            super().capability,
+            logprobs=True,
+            tools=self._tools,
+            tool_history=self._tool_history,
+            batch_size=self._slots,
+            context_window=self._context,
+            in_process=True,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -166,6 +187,9 @@ class LlamaCppModel(OpenAICompatibleModel):
         except Exception as error:  # one answer's, not its batch's
             return error
         return answer
+
+    def _http_client(self, kind: Callable[..., Any]) -> Any:
+        return kind(trust_env=False)  # llama.cpp is in this process: prompts and key have no business with a proxy
 
     def _call(self, ask: Generate, *, streamed: bool = False) -> Any:
         if not self._closing.alive:
@@ -241,6 +265,33 @@ def _started(parameters: Any, file: GgufFile) -> Any:
             f"llama.cpp loads '{file.path}' (architecture '{file.architecture_name}'), but it does not generate text."
         )
     return server
+
+
+def _tools(address: str, key: str) -> tuple[bool, bool]:
+    """Whether tools reach the prompt, and the calls of a conversation: a template may leave them out without a word."""
+    asked = {"role": "user", "content": "Where?"}
+    tool = {"name": _MARK, "description": "Finds it.", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": _MARK, "arguments": "{}"}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "There."}
+    told = (
+        {"messages": [asked], "tools": [{"type": "function", "function": tool}]},
+        {"messages": [asked, called, result]},
+    )
+    offered, held = (_MARK in _rendered(address, key, body) for body in told)
+    return offered, held
+
+
+def _rendered(address: str, key: str, body: Mapping[str, Any]) -> str:
+    """The prompt that llama.cpp makes of a request; empty if the template refuses it."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/apply-template", json.dumps(body).encode(), headers)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+    try:
+        with opener.open(request, timeout=60) as answer:
+            return str(json.load(answer)["prompt"])
+    except urllib.error.HTTPError:
+        return ""
 
 
 def _whole(text: str | None) -> int | None:

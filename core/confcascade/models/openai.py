@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import MappingProxyType
@@ -338,11 +338,16 @@ class OpenAICompatibleModel(Remote):
             "max_retries": self._max_retries,
         }
 
+    def _http_client(self, kind: Callable[..., Any]) -> Any:
+        """What carries the calls, by OpenAI's own class for it; None for its defaults."""
+        del kind
+        return None
+
     @cached_property
     def _client(self) -> Any:
         import openai
 
-        return openai.OpenAI(**self._client_options())
+        return openai.OpenAI(**self._client_options(), http_client=self._http_client(openai.DefaultHttpxClient))
 
     @property
     def _aclient(self) -> Any:
@@ -351,7 +356,8 @@ class OpenAICompatibleModel(Remote):
 
         loop = asyncio.get_running_loop()
         if self._async is None or self._async[0] is not loop:
-            self._async = loop, openai.AsyncOpenAI(**self._client_options())
+            http = self._http_client(openai.DefaultAsyncHttpxClient)
+            self._async = loop, openai.AsyncOpenAI(**self._client_options(), http_client=http)
         return self._async[1]
 
 

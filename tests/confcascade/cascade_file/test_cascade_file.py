@@ -777,6 +777,17 @@ def test_a_policy_stands_in_the_place_of_thresholds(tmp_path, text, message):
         CascadeFile.load(path)
 
 
+@pytest.mark.parametrize("provider", ["local", "llamacpp"])
+def test_a_model_is_called_by_the_name_it_is_given_by_not_by_what_a_link_leads_to(tmp_path, provider):
+    """The hub's cache links names to blobs, which are called by their hash; Python calls the model by its name, too."""
+    (tmp_path / "blob").write_bytes(b"GGUF")
+    (tmp_path / "m.Q4.gguf").symlink_to("blob")
+    path = tmp_path / "cascade.yaml"
+    path.write_text(f"models: [{provider}:m.Q4.gguf, openai:large]\nthreshold: 1\n")
+
+    assert list(CascadeFile.load(path).decodings) == ["m.Q4", "large"]
+
+
 def test_a_policy_that_is_not_there_is_named_with_its_line(tmp_path):
     path = tmp_path / "cascade.yaml"
     path.write_text("models: ['bundled:small', 'bundled:large']\npolicy: policy.json\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +39,12 @@ from confcascade.demo.gguf import write_gguf
 from confcascade.models.bundled import WEIGHTS, bundled_model
 from confcascade.testing import check_model
 
+TEMPLATE_OF_TOOLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|user|>{{ message.content }}"
+    "{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.name }}"
+    "{{ call.function.arguments | tojson }}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 ROUNDING = 1e-3  # thirty times what sums in another order differ by (docs/design/real-server.md)
 
 
@@ -96,6 +104,49 @@ def test_one_question_that_fails_fails_alone(model):
 
     assert isinstance(broken, Exception)
     assert answer.tokens
+
+
+def test_a_single_slot_is_no_api(path):
+    with LlamaCppModel(path, context=256, slots=1) as model:
+        assert model.capability.batch_size == 1
+        assert model.capability.local
+
+
+def test_a_proxy_of_the_environment_is_not_asked(path, monkeypatch):
+    """Which would have been told the prompt, and cannot reach this machine's own address."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    with LlamaCppModel(path, context=256, slots=1) as model:
+        (answer,) = model.generate([Generate(model, request("Who?", max_tokens=2))])
+        later = asyncio.run(model.aanswer(Generate(model, request("Who?", max_tokens=2))))
+
+    assert answer.text == later.text
+    assert answer.tokens
+
+
+def test_tools_that_the_template_leaves_out_pass_the_model_over(path, tmp_path):
+    """llama.cpp would ask the model without them, in silence."""
+    told = []
+    for name, template in {"plain": None, "tools": TEMPLATE_OF_TOOLS}.items():
+        file = path
+        if template is not None:
+            folder = tmp_path / name
+            shutil.copytree(WEIGHTS / "small", folder)
+            (folder / "chat_template.jinja").write_text(template)
+            file = tmp_path / f"{name}.gguf"
+            write_gguf(folder, file)
+        with LlamaCppModel(file, context=256, slots=1) as model:
+            told.append((model.capability.tools, model.capability.tool_history))
+
+    assert told == [(False, False), (True, True)]
+
+
+def test_template_options_that_the_template_does_not_read_are_refused(path):
+    with pytest.raises(ConfigurationError, match=r"'enable_thinkin', which the chat template of 'small.gguf' does not"):
+        LlamaCppModel(path, template_options={"enable_thinkin": False})
 
 
 def test_template_options_reach_the_template(path, monkeypatch):
