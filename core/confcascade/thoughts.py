@@ -66,6 +66,7 @@ _OPENED = "|".join(opening for opening, _ in _SINGLE)
 _FENCE = "```"
 _WORDS = tuple(closing for _, closing in _FAMILIES[8:])
 _MAY_CLOSE = r"[<\[◁](?:\S|(?<=assistant) |(?<=commentary) )*\Z"
+_WORDS_ONLY = r"(?:(?!<[|/\w｜]|\[/?[A-Z]|◁).)*"  # no tag or mark
 _LONGEST = 80  # characters of a mark
 CLOSERS = ("</", "[/", "◁/", "|>", "assistantfinal", "my response:")
 # what some models write around the answer that follows; of a tag, only behind thoughts
@@ -175,11 +176,18 @@ def is_mark(token: str) -> bool:
     )
 
 
-def opened_by(prompt: str) -> str:
-    """The mark at the end of a rendered prompt that has opened the thoughts; "" if none has."""
+def opened_by(prompt: str, turn: str = "") -> str:
+    """The mark that has opened the thoughts in a rendered prompt; "" if none has.
+
+    Args:
+        prompt: It ends with the mark; or, a mark in `turn` begins a line or follows a tag, and then come words only.
+        turn: The end of the prompt, as far as nobody asked it: the beginning of the answer's turn.
+    """
     openings = "|".join(opening for opening, _ in _FAMILIES[:8])
-    found = _compiled(rf"(?:{openings})\s*\Z").search(prompt, max(0, len(prompt) - _LONGEST))
-    return found[0] if found else ""
+    if found := _compiled(rf"(?:{openings})\s*\Z").search(prompt, max(0, len(prompt) - _LONGEST)):
+        return found[0]
+    found = _compiled(rf"(?:\A|[\n>\]])\s*({openings}){_WORDS_ONLY}\Z", re.DOTALL).search(turn)
+    return f"{found[1]}\n" if found else ""  # a mark may end at a word boundary
 
 
 def calls_by_header(answer: str) -> bool:

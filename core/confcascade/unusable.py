@@ -14,7 +14,7 @@ from confcascade.letters import conclusion, named_by
 from confcascade.tools import CUT, LEFT_CALL, arguments_problem, forced_call, json_problem, response_schema
 from confcascade.types import OutputSchema, Request, Response
 
-__all__ = ["FILTERED", "OnCut", "problem_of", "why_unusable"]
+__all__ = ["FILTERED", "OnCut", "begins_call", "problem_of", "why_unusable"]
 
 OnCut = Literal["escalate", "keep"]
 
@@ -95,6 +95,11 @@ def _format_problem(request: Request, response: Response) -> str | None:
     if schema is None or response.calls_tools or not response.answer.strip():
         return None
     return json_problem(response.answer, OutputSchema("", schema))
+
+
+def begins_call(token: str) -> bool:
+    """Whether a single token is the mark with which some family's tool calls begin."""
+    return any(re.fullmatch(_CALL, text) for text in (token, f"{token}call:"))  # Gemma 4's is followed by a word
 
 
 def _calls_in_words(answer: str, tools: set[str]) -> bool:

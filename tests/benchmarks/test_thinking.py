@@ -11,10 +11,11 @@ from confcascade.models.bundled import WEIGHTS
 
 def test_a_cascade_of_efforts_is_measured(load_script, capsys):
     """Each effort alone, and two cascades of both: in them only part of the questions is thought about."""
-    lines = load_script("thinking").main(WEIGHTS / "small", count=4, most=8, shares=(0.25, 0.75))
+    lines = load_script("thinking").main(WEIGHTS / "small", count=4, most=(8,), shares=(0.25, 0.75))
 
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert [row[0].split(" below")[0] for row in cells] == ["quick only", "thinking only", *["quick, thinking"] * 2]
+    names = ["quick only", "thinking only, at most 8 tokens", *["quick, thinking (at most 8)"] * 2]
+    assert [row[0].split(" below")[0] for row in cells] == names
     assert all(row[1].endswith("of 4") for row in cells)
     assert cells[1][2] == "4"  # it never closes its thoughts
     flops = [float(row[5]) for row in cells]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from confcascade.thoughts import is_mark
+from confcascade.unusable import begins_call
 
-__all__ = ["Detokenizer", "marks_of"]
+__all__ = ["Detokenizer", "call_marks_of", "marks_of"]
 
 _WINDOW = 8  # tokens that are decoded again with each new one, at most, but for those of one character
 _LOST = "\ufffd"
@@ -15,13 +16,20 @@ _LOST = "\ufffd"
 
 def marks_of(tokenizer: Any) -> Mapping[int, str]:
     """The special tokens of a tokenizer that are marks of thoughts, by id: text from tokens leaves special ones out."""
-    special = set(tokenizer.all_special_ids)
-    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    special |= {token for token, told in added.items() if getattr(told, "special", False)}
-    texts = {
-        token: str(added[token]) if token in added else tokenizer.convert_ids_to_tokens(token) for token in special
-    }
-    return {token: text for token, text in texts.items() if is_mark(text)}
+    return {token: text for token, (text, special) in _added(tokenizer).items() if special and is_mark(text)}
+
+
+def call_marks_of(tokenizer: Any) -> Mapping[int, bool]:
+    """The tokens of a tokenizer that begin a tool call, and whether they are special, and so have no text."""
+    return {token: special for token, (text, special) in _added(tokenizer).items() if begins_call(text)}
+
+
+def _added(tokenizer: Any) -> Mapping[int, tuple[str, bool]]:
+    """Texts of all special tokens, and of others that were added to the vocabulary, and whether they are special."""
+    found = {token: (tokenizer.convert_ids_to_tokens(token), True) for token in tokenizer.all_special_ids}
+    for token, told in (getattr(tokenizer, "added_tokens_decoder", None) or {}).items():
+        found[token] = str(told), token in found or getattr(told, "special", False)
+    return found
 
 
 class Detokenizer:

@@ -28,6 +28,7 @@ class DecoderSettings:
         name: Of the model, for errors.
         tokenizer: Its `transformers` tokenizer.
         marks: The special tokens that are marks of thoughts, by id.
+        call_marks: The tokens that begin a tool call, and whether they are special.
         max_new_tokens: Most tokens of an answer, where the request does not say; None leaves it to the settings.
         context: Most tokens of prompt and answer together; None if unknown.
         settings: What decides which token follows.
@@ -36,6 +37,7 @@ class DecoderSettings:
     name: str
     tokenizer: Any
     marks: Mapping[int, str]
+    call_marks: Mapping[int, bool]
     max_new_tokens: int | None
     context: int | None
     settings: GenerationSettings
@@ -113,6 +115,8 @@ class GrowingAnswer:
         if token in self._speaker.settings.ends:
             self.finish_reason = "stop"
         else:
+            if token in self._speaker.call_marks and not self._reader.thinking:
+                self._see_call(special=self._speaker.call_marks[token])
             # within the answer, special tokens have no text, unless they may close what was opened around it
             mark = self._speaker.marks.get(token) if self._start is None or self._reader.closers else None
             if mark is None:
@@ -142,6 +146,12 @@ class GrowingAnswer:
             self.finish_reason = "aborted"
             del self._tokens[self._settled :]
             self._text = self._text[: self._solid]
+
+    def _see_call(self, *, special: bool) -> None:
+        """Know a call by the token that begins it; one that has text may be quoted within a line, or in a fence."""
+        text = self._text.rstrip(" ")
+        if special or ((not text or text.endswith("\n")) and text.count("```") % 2 == 0):
+            self._problem = LEFT_CALL
 
     def fail(self, error: Exception) -> None:
         """End without an answer."""

@@ -22,14 +22,14 @@ from confcascade.models.gguf import model_name
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Capture, Decoder
 from confcascade.models.local.dequantised import GgufCache
-from confcascade.models.local.detokenizer import marks_of
+from confcascade.models.local.detokenizer import call_marks_of, marks_of
 from confcascade.models.local.generation import DecoderSettings, GrowingAnswer
 from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import DeviceMap, Quantization, load
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.notices import log_failed_batch
-from confcascade.thoughts import may_open_mark, opened_by
+from confcascade.thoughts import may_open_mark
 from confcascade.types import Prefilled, Request, Response, Usage
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class TransformersModel(InThreads):
             name=name,
             tokenizer=self.tokenizer,
             marks=marks_of(self.tokenizer),
+            call_marks=call_marks_of(self.tokenizer),
             max_new_tokens=max_new_tokens,
             context=context,
             settings=GenerationSettings(
@@ -285,7 +286,7 @@ class TransformersModel(InThreads):
                 self._check_layers(ask.layers)
                 text = self.render(ask.request)
                 ids = {label: self._prompts.label_ids(text, label) for label in ask.labels}
-                readable.append((i, ask, self._prompts.encode(text), ids, opened_by(text)))
+                readable.append((i, ask, self._prompts.encode(text), ids, self._prompts.opened(ask.request, text)))
             except Exception as error:
                 found[i] = error
         for part in self._parts(readable):
@@ -423,7 +424,8 @@ class TransformersModel(InThreads):
         if ask.prefilled is not None:
             return GrowingAnswer(ask, self._speaker, [], position, ask.prefilled.state.opened)
         text = self.render(ask.request)
-        return GrowingAnswer(ask, self._speaker, self._prompts.encode(text), position, opened_by(text))
+        opened = self._prompts.opened(ask.request, text)
+        return GrowingAnswer(ask, self._speaker, self._prompts.encode(text), position, opened)
 
     def _begins_thoughts(self, token: int) -> bool:
         """Whether an answer that begins with this token begins with a mark of thoughts."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.local.template import ChatTemplate
+from confcascade.thoughts import opened_by
 from confcascade.types import Request
 
 __all__ = ["Prompts"]
@@ -71,6 +72,12 @@ class Prompts:
         if any(message.tool_calls for message in request.messages):
             raise ModelError(f"Model '{self._name}' completes raw text, and cannot read the calls of tools.")
         return "\n".join(message.content for message in request.messages) + request.begun
+
+    def opened(self, request: Request, text: str) -> str:
+        """The mark with which the rendered prompt `text` has opened the thoughts, if it has."""
+        behind = self.template.behind if self.template is not None else ""
+        turn = behind if text.removesuffix(request.begun).endswith(behind) else ""
+        return opened_by(text, turn + request.begun) or opened_by(text, request.begun)
 
     def _tokenize(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]

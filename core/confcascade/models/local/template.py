@@ -32,6 +32,9 @@ class ChatTemplate:
         name: Of the model, for errors.
         options: Further arguments of the template.
 
+    Attributes:
+        behind: What it writes behind a question: the end of that turn, and the beginning of the answer's.
+
     Raises:
         ConfigurationError: If the template has no such arguments, or does not render a question.
     """
@@ -42,8 +45,11 @@ class ChatTemplate:
         self._options = dict(options)
         self._forms: dict[tuple[_Turn, ...], _Form | str] = {}  # by shape, or why there is none
         self._check_options()
-        if isinstance(why := self._form((_Turn("user"),)), str):
-            raise ConfigurationError(f"The chat template of model '{name}' does not render a question: {why}.")
+        form = self._form(shape := (_Turn("user"),))
+        if isinstance(form, str):
+            raise ConfigurationError(f"The chat template of model '{name}' does not render a question: {form}.")
+        (asked,) = _marked(shape)
+        self.behind = self._apply(form, [asked]).rpartition(asked.content)[2]
 
     @property
     def tool_history(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import cache
 
@@ -28,6 +29,7 @@ SPECIAL = [
     "<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|channel>", "<channel|>",
     "<|inner_prefix|>", "<|inner_suffix|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|constrain|>",
     "<|open|>", "<|close|>", "<|sep|>", "<seed:think>", "</seed:think>", "<|other|>",
+    "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call>",
 ]  # fmt: skip
 # by family, as its model writes: what opens thoughts, what closes them, what closes the answer
 FAMILIES = {
@@ -59,6 +61,7 @@ def byte_level():
     core.decoder = tokenizers.decoders.ByteLevel()
     made = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
     made.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
+    made.add_tokens(["<tool_call>", "</tool_call>"])  # not special, as Qwen has them
     return made
 
 
@@ -94,9 +97,10 @@ class Script:
 
 
 @cache
-def model(make=byte_level):
+def model(make=byte_level, template=None):
     """A tiny Llama, whose passes are replaced by a script."""
-    tokenizer = make()
+    tokenizer = copy.deepcopy(make())
+    tokenizer.chat_template = template
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
@@ -163,6 +167,45 @@ def test_thoughts_that_the_prompt_has_opened_are_thoughts_from_the_first_token(o
     )
 
 
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
+
+
+@families
+@settings(max_examples=5, deadline=None)
+@given(words_before=st.sampled_from(["Okay,", " 1 < 2 [so]", "A\n\nB'"]), thoughts=words, answer=words)
+def test_words_behind_the_mark_that_opens_are_thoughts_too(opening, closing, end, words_before, thoughts, answer):
+    """Whether the template writes mark and words, or a request begins the answer with one of them or both."""
+    said = f"{thoughts}{closing}{answer}{end}"
+    for template, begun in (
+        (CHAT + opening + words_before, ""),
+        (CHAT + opening + "{{ '' }}", words_before),
+        (CHAT, opening + words_before),
+    ):
+        made = model(template=template)
+        ask = asked(made, said, begun=begun)
+        found = answered(ask)
+        assert (found.text, found.thoughts) == (answer, thoughts)
+        (read,) = made.prefill([Prefill(made, ask.request, labels=("A",))])
+        read.close()
+        assert read.label_logprobs == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "begun"),
+    [
+        (CHAT, "What is this?\n<think>\nOkay,", ""),  # the user's words
+        (CHAT, "Q", "The mark <think> means"),
+        (CHAT + "<think>\n\n</think>\n\nSo,", "Q", ""),  # opened and closed
+        (CHAT + "<think>\nOkay.", "Q", "</think>\nIt is"),
+        (CHAT.replace("<|im_start|>assistant", "<think> comes first.<|im_start|>assistant"), "Q", ""),
+        (CHAT, "Q", ""),
+    ],
+)
+def test_a_prompt_that_only_speaks_of_marks_opens_none(template, prompt, begun):
+    """So that the answer is the answer."""
+    assert answered(asked(model(template=template), "Lyon", prompt=prompt, begun=begun)).text == "Lyon"
+
+
 @families
 def test_an_answer_without_thoughts_is_that_answer(opening, closing, end):
     """Also where the prompt has opened and closed them, and where a mark in it is only spoken of."""
@@ -219,6 +262,47 @@ def test_a_call_in_gpt_oss_form_is_no_answer(said):
     assert (record.answered_by, record.attempts[0].reason) == ("large", "a tool call was left in its text")
 
 
+JSON = '{"name": "get", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"[TOOL_CALLS][{JSON}]",  # Mistral
+        "[TOOL_CALLS]get{}",
+        "[THINK]hm[/THINK]Let me see. [TOOL_CALLS]get{}",
+        "<|python_tag|>get.call()",  # Llama 3
+        "<|tool_call>call:get{}",  # Gemma 4
+        f"<tool_call>\n{JSON}\n</tool_call>",  # Qwen
+        f"<think>hm</think>\n\n<tool_call>\n{JSON}\n</tool_call>",
+        f"Let me see.\n<tool_call>\n{JSON}\n</tool_call>",
+        f"As of\n```\n<tool_call>\n```\nI say\n<tool_call>\n{JSON}\n</tool_call>",
+    ],
+)
+def test_a_call_that_begins_with_its_own_token_is_no_answer(said):
+    """Special, and so without text, or not: nobody makes the call, though the request has no tools."""
+    ask = asked(model(), said)
+    assert answered(ask).problem == "a tool call was left in its text"
+
+    cascade = Cascade([Stage(ask.model, [TokenProbability()], {"p_t": "always"}), Stage(ScriptedModel("large"))])
+    record = cascade.run("Q").record
+    assert (record.answered_by, record.attempts[0].reason) == ("large", "a tool call was left in its text")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Qwen writes <tool_call> and JSON.",
+        f"So:\n```\n<tool_call>\n{JSON}\n</tool_call>\n```",
+        "<think>\n<tool_call>\n[TOOL_CALLS]</think>Lyon",  # rehearsed
+        JSON,
+    ],
+)
+def test_an_answer_that_speaks_of_a_call_is_kept(said):
+    """Within a line, in a fence, or in thoughts only."""
+    assert answered(asked(model(), said)).problem is None
+
+
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_like])
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
@@ -232,14 +316,16 @@ def test_streamed_text_is_the_whole_text(make, data):
     stop = data.draw(st.sampled_from([(), ("\ufffd",), ("A",), ("fox", " ."), ("</think>",)]))
     limit = data.draw(st.integers(1, 30))
     prompt = data.draw(st.sampled_from(["Q", "Q<think>\n"])) if make is byte_level else "A"
+    begun = data.draw(st.sampled_from(["", "<think>\nOkay,"])) if make is byte_level else ""
 
-    found = answered(asked(made, said, prompt=prompt, stop=stop, max_tokens=limit))
+    found = answered(asked(made, said, prompt=prompt, stop=stop, max_tokens=limit, begun=begun))
 
     assert not any(each in found.text for each in stop)
     parted(Request(Message.parse("Q"), stop=stop), found)
     ends = [i for i, each in enumerate(said) if each == made.tokenizer.eos_token_id]
     kept = said[: min([limit, *ends])]
-    if not (stop or found.thoughts or set(kept) & set(made._speaker.marks)) and prompt != "Q<think>\n":
+    opened = begun or prompt != "Q"
+    if not (stop or found.thoughts or set(kept) & set(made._speaker.marks) or (opened and make is byte_level)):
         assert found.text == made.tokenizer.decode(kept, skip_special_tokens=True)
 
 
