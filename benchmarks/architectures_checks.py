@@ -97,7 +97,8 @@ class Comparison:
         alone = [self.model.generate([Generate(self.model, each)])[0] for each in self.requests]
         self._against_plain(alone)
         asked = [Request(request.messages, max_tokens=end) for request, end in zip(self.requests, ENDS, strict=True)]
-        short = [ended(answer, end) for answer, end in zip(alone, ENDS, strict=True)]
+        forced = self.plain.generation_config.forced_eos_token_id is not None  # instead of the last token
+        short = [ended(answer, end - forced) for answer, end in zip(alone, ENDS, strict=True)]
         self._note("batch", self.model.generate([Generate(self.model, each) for each in self.requests]), alone)
         self._note("ends", self.model.generate([Generate(self.model, each) for each in asked]), short)
         self._parts(asked, short)
