@@ -169,6 +169,8 @@ def _shrunk(config: Any, vocabulary: int, own: dict[str, Any]) -> dict[str, Any]
 def _small(name: str, value: Any, vocabulary: int) -> Any:
     if name == "per_layer_config":
         return None
+    if name == "forced_eos_token_id":
+        return None if value is None else END
     if name in _IDS:
         return _IDS[name]
     if re.search(r"(token_id|token_index)$", name) and isinstance(value, int):

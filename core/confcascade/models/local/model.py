@@ -398,7 +398,13 @@ class TransformersModel(InThreads):
         ids, mask = ids.to(device), mask.to(device)
         with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
             batch = Batch(list(encoded), mask)
-            batch.logits, batch.cache = self._decoder(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            batch.logits, batch.cache = self._decoder(ids, mask, positions, hooked=bool(layers))
+        if any(state is None for state in captured.states):
+            raise ModelError(
+                f"Model '{self._name}' shows no hidden states: parts of it are compiled, and compiled code passes over "
+                "hooks. Compile it as a whole, by `torch.compile(model)` or `model.compile()`."
+            )
         return batch, dict(zip(layers, captured.states, strict=True))
 
     def _parts(self, items: Sequence[T]) -> list[Sequence[T]]:

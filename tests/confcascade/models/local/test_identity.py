@@ -103,3 +103,44 @@ def test_bitsandbytes_packs_anew_before_the_fingerprint_is_taken(bits: int):
 
     assert fingerprint_of(first.model, first.tokenizer, {}) == before == loaded().fingerprint
     assert first.architecture.parameters == TransformersModel(plain.eval(), tokenizer()).architecture.parameters
+
+
+def test_an_adapters_weights_and_its_scale_are_part_of_it():
+    """LoRA's alpha is in no weight, and PEFT's layers multiply by it."""
+    peft = pytest.importorskip("peft")
+
+    def adapted(alpha: int, seed: int = 0) -> Any:
+        base = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype="float32").eval()
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
+        return peft.get_peft_model(base, settings).get_base_model()
+
+    def of(model: Any) -> str:
+        return fingerprint_of(model, tokenizer(), {})
+
+    one = adapted(8)
+
+    assert of(one) == of(adapted(8))
+    assert len({of(one), of(adapted(16)), of(adapted(8, seed=1))}) == 3
+
+
+def test_a_torchao_model_keeps_its_fingerprint_over_loads():
+    """Its weights are tensors made of others; P(T) judges it in a cascade."""
+    pytest.importorskip("torchao")
+    pytest.importorskip("accelerate")
+    from confcascade import Cascade, Stage, TokenProbability
+    from confcascade.models.bundled import bundled_model
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    def loaded() -> TransformersModel:
+        packed = transformers.TorchAoConfig(Int8WeightOnlyConfig())
+        return TransformersModel.from_pretrained(FOLDER, dtype="float32", quantization_config=packed)
+
+    model = loaded()
+    assert any(type(weight).__name__ == "Int8Tensor" for weight in model.model.parameters())
+    stage = Stage(model, [TokenProbability()], {"p_t": "always"})
+    outcome = Cascade([stage, Stage(bundled_model("large"))]).run("Where was Bren born?")
+
+    assert 0 < outcome.record.attempts[0].scores["p_t"].value < 1
+    assert model.fingerprint == loaded().fingerprint != TransformersModel.from_pretrained(FOLDER).fingerprint
+    assert model.architecture == bundled_model("small").architecture

@@ -121,6 +121,21 @@ def test_other_broken_files_are_refused(tmp_path):
         refused(copied(tmp_path / str(i), **{name: page}))
 
 
+@pytest.mark.parametrize("arguments", [{}, {"ignore_mismatched_sizes": True}])
+def test_weights_of_other_shapes_than_the_configuration_says_are_refused_by_name(tmp_path, arguments):
+    """transformers points at a report in the log, or fills them with random numbers."""
+    import json
+
+    config = json.loads((BASE / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    folder = copied(tmp_path, config__json=json.dumps({**config, "intermediate_size": 2 * inner}).encode())
+
+    told = refused(folder, **arguments)
+
+    assert "weights of the checkpoint" in told
+    assert f"mlp.down_proj.weight: ({width}, {inner}) instead of ({width}, {2 * inner})" in told
+
+
 def test_a_checkpoint_in_shards_is_whole_or_refused(plain, tmp_path):
     plain.model.save_pretrained(tmp_path, max_shard_size="200KB")
     plain.tokenizer.save_pretrained(tmp_path)
