@@ -75,7 +75,8 @@ def check(kind: str, folder: Path, **options: Any) -> Found:
 
 
 def _line(error: Exception, folder: Path | None = None) -> str:
-    text = " ".join(str(error).split()).replace(str(folder), "FOLDER")
+    text = " ".join(str(error).split())
+    text = text if folder is None else text.replace(str(folder), "FOLDER")
     return text.split("In a trial pass: ")[-1].split(". TransformersModel needs")[0][:300]
 
 

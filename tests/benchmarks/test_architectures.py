@@ -31,6 +31,7 @@ def test_types_are_compared_once(
     assert counted[0] == pytest.approx(counted[1], rel=0.05)
     assert (found["bert"]["verdict"], found["bert"]["why"]) == ("refused", "it returned no KV cache")
     assert "| `bert` | refused: it returned no KV cache |" in page.read_text()
+    assert "Prompts have 2 to 97 tokens." in page.read_text()
     (tmp_path / "out" / "llama.json").write_text(json.dumps({**found["llama"], "verdict": "differs", "why": "x"}))
     with pytest.raises(typer.Exit):  # what is there is read, and what differs is the script's failure
         script.main(tmp_path / "out", kinds=["llama"], seconds=120.0, jobs=1, write=None, as_json=False)

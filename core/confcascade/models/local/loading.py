@@ -184,7 +184,7 @@ def _on_cpu(model: Any, device: str | None) -> bool:
 
 def _said(error: Exception) -> str:
     """What an error says, as the beginning of one line that ends with a full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).partition(" Model type should be one of ")[0] or type(error).__name__
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST].rsplit(' ', 1)[0]} ..."
     named = text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
     return named if named.endswith((".", "...")) else f"{named}."

@@ -114,6 +114,15 @@ def test_weights_that_are_cut_off_are_refused(tmp_path, share):
     assert "is cut off or damaged: download or save it again" in refused(folder)
 
 
+def test_a_type_that_is_no_language_model_is_named_without_all_that_are(tmp_path):
+    """transformers lists some two hundred."""
+    told = refused(copied(tmp_path, config__json=b'{"model_type": "vit"}'))
+
+    assert "Unrecognized configuration class" in told
+    assert "ViTConfig" in told
+    assert "Model type should be" not in told
+
+
 def test_other_broken_files_are_refused(tmp_path):
     """Pages of errors in the place of files, as broken downloads leave them."""
     page = b"<html>503</html>"
