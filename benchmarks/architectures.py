@@ -145,8 +145,8 @@ def page(found: Sequence[Found], command: str) -> str:
         "Limits of what is compared:",
         "",
         f"- Prompts have {LENGTHS[0]} to {LENGTHS[-1]} tokens. Sliding windows and chunks of {WINDOW} are crossed by "
-        "them, sparse attention is not: indexes (`index_topk`, `indexer_budget`) and MiniMax-M3's blocks cover all of a "
-        "prompt. What they choose beyond that is not compared, and whether it is the same in a padded batch.",
+        "them, sparse attention is not: indexes (`index_topk`, `indexer_budget`) and MiniMax-M3's blocks cover all "
+        "of a prompt. What they choose beyond that is not compared, and whether it is the same in a padded batch.",
         "- Decoders like RoBERTa count positions from the padding token on, if they are given none. They are compared "
         "at the positions at which `generate` puts them.",
         "- Models are tiny, random and in float32, on a CPU.",
