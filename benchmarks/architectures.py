@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from architectures_checks import SAME, Found, check, prompts
+from architectures_checks import LENGTHS, SAME, Found, check, prompts
+from architectures_tiny import WINDOW
 from rich.console import Console
 from rich.progress import track
 
@@ -140,6 +141,15 @@ def page(found: Sequence[Found], command: str) -> str:
         "- *2N / counted*: twice `architecture.parameters`, over what torch's `FlopCounterMode` counts in a pass over "
         "a second token. The counter sees neither norms nor element-wise states, and counts attention, too. "
         "(transformers computes all experts of Llama 4; those that the token is not sent to are not counted in N.)",
+        "",
+        "Limits of what is compared:",
+        "",
+        f"- Prompts have {LENGTHS[0]} to {LENGTHS[-1]} tokens. Sliding windows and chunks of {WINDOW} are crossed by "
+        "them, sparse attention is not: indexes (`index_topk`, `indexer_budget`) and MiniMax-M3's blocks cover all "
+        "of a prompt. What they choose beyond that is not compared, and whether it is the same in a padded batch.",
+        "- Decoders like RoBERTa count positions from the padding token on, if they are given none. They are compared "
+        "at the positions at which `generate` puts them.",
+        "- Models are tiny, random and in float32, on a CPU.",
         "",
         table(found),
     ]

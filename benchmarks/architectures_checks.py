@@ -75,7 +75,8 @@ def check(kind: str, folder: Path, **options: Any) -> Found:
 
 
 def _line(error: Exception, folder: Path | None = None) -> str:
-    text = " ".join(str(error).split()).replace(str(folder), "FOLDER")
+    text = " ".join(str(error).split())
+    text = text if folder is None else text.replace(str(folder), "FOLDER")
     return text.split("In a trial pass: ")[-1].split(". TransformersModel needs")[0][:300]
 
 
@@ -97,7 +98,8 @@ class Comparison:
         alone = [self.model.generate([Generate(self.model, each)])[0] for each in self.requests]
         self._against_plain(alone)
         asked = [Request(request.messages, max_tokens=end) for request, end in zip(self.requests, ENDS, strict=True)]
-        short = [ended(answer, end) for answer, end in zip(alone, ENDS, strict=True)]
+        forced = self.plain.generation_config.forced_eos_token_id is not None  # instead of the last token
+        short = [ended(answer, end - forced) for answer, end in zip(alone, ENDS, strict=True)]
         self._note("batch", self.model.generate([Generate(self.model, each) for each in self.requests]), alone)
         self._note("ends", self.model.generate([Generate(self.model, each) for each in asked]), short)
         self._parts(asked, short)

@@ -12,6 +12,7 @@ from typing import Any
 
 BLOCKS, WIDTH, WINDOW, CONTEXT = 4, 32, 16, 256
 END, PAD = 2, 0
+MOST = 4_000_000  # weights of a tiny model
 
 # The first that matches decides; a number that is smaller by default stays as it is.
 _NUMBERS: list[tuple[str, int]] = [
@@ -68,11 +69,11 @@ _INDEXED = {
     "layer_types": ["linear_attention", "indexed_attention"] * 2, "indexer_n_heads": 2, "indexer_kv_heads": 1,
     "indexer_head_dim": 8, "indexer_budget": CONTEXT, "indexer_compress_ratio": 4,
 }  # fmt: skip
-_NOTE = {
-    "num_key_value_heads": 4, "head_dim": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
-    "swa_q_lora_rank": 8,
-    "swa_kv_lora_rank": 8, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
+_NOTE_SLIDING = {
+    "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "head_dim": 16,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
 }  # fmt: skip
+_NOTE = {"num_key_value_heads": 4, "head_dim": 16, "per_layer_config": {1: _NOTE_SLIDING, 3: _NOTE_SLIDING}}
 _OWN: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "beam": {"rope_parameters": {"sliding_attention": _ROPE, "full_attention": None}},
@@ -166,8 +167,10 @@ def _shrunk(config: Any, vocabulary: int, own: dict[str, Any]) -> dict[str, Any]
 
 
 def _small(name: str, value: Any, vocabulary: int) -> Any:
-    if name in ("per_layer_config", "forced_eos_token_id"):
+    if name == "per_layer_config":
         return None
+    if name == "forced_eos_token_id":
+        return None if value is None else END
     if name in _IDS:
         return _IDS[name]
     if re.search(r"(token_id|token_index)$", name) and isinstance(value, int):
@@ -217,7 +220,7 @@ def random_model(config: Any, seed: int = 0) -> Any:
     """A model in evaluation mode, whose next token depends on what came before.
 
     Raises:
-        ValueError: If no scale of the weights makes it so.
+        ValueError: If no scale of the weights makes it so, or it is not tiny.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -226,6 +229,8 @@ def random_model(config: Any, seed: int = 0) -> Any:
     for scale in (0.15, 0.3, 0.6):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).float().eval()
+        if (weights := sum(weight.numel() for weight in model.parameters())) > MOST:
+            raise ValueError(f"its tiny configuration makes {weights:,} weights: its fields need numbers of their own")
         with torch.no_grad():
             for weight in matrices(model):
                 if 0 < (spread := float(weight.std())) < scale:

@@ -43,6 +43,7 @@ class Decoder:
 
     def __init__(self, model: Any, config: Any) -> None:
         self._model = model
+        self._as_written = _as_written(model)
         self._word = ""  # once one has worked
         self._options: dict[str, int] = {}
         self.multiplied = 0
@@ -51,6 +52,12 @@ class Decoder:
         except Exception as error:
             said = (str(error).splitlines() or [""])[0].rstrip(".")
             why = said if isinstance(error, ModelError) else f"{type(error).__name__}: {said}"
+            if getattr(model, "is_quantized", False) and not isinstance(error, ModelError):
+                raise ConfigurationError(
+                    f"{type(model).__name__} cannot be run here with its weights in fewer bits. In a trial pass: {why}"
+                    ". Load it without them, in another number of bits, or on a GPU: on a CPU, some kernels take only "
+                    "layers whose sizes are multiples of their blocks."
+                ) from error
             raise ConfigurationError(
                 f"{type(model).__name__} does not work as a decoder. In a trial pass: {why}. "
                 "TransformersModel needs a model whose forward takes `attention_mask` and `position_ids`, and "
@@ -58,7 +65,13 @@ class Decoder:
             ) from error
 
     def __call__(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any = None
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any = None,
+        *,
+        hooked: bool = False,
     ) -> tuple[torch.Tensor, Any]:
         """One forward pass.
 
@@ -67,20 +80,23 @@ class Decoder:
             mask: 1 for each token so far, 0 for padding, shape (rows, tokens).
             positions: Of the new tokens, shape (rows, new tokens).
             cache: What the tokens before left; None if there are none.
+            hooked: Whether hooks wait for what blocks return, which compiled code would pass over.
 
         Returns:
             The logits, the last token's of shape (rows, vocabulary), and the cache.
         """
-        out = self._pass(ids, mask, positions, cache)
+        out = self._pass(self._as_written if hooked else self._model, ids, mask, positions, cache)
         word = _word_in(out)
         return out.logits[:, -1], None if word is None else out[word]
 
-    def _pass(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any = None) -> Any:
+    def _pass(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any = None
+    ) -> Any:
         import torch
 
         before = {} if cache is None else {self._word: cache}
         with torch.inference_mode():
-            return self._model(
+            return model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **before, **self._options
             )
 
@@ -104,7 +120,7 @@ class Decoder:
         with ExitStack() as stack:
             for capture in captures:
                 stack.enter_context(capture)
-            out = self._pass(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+            out = self._pass(self._as_written, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         shape = *ids.shape, config.hidden_size
         fit = [each.blocks for each in captures if all(getattr(s, "shape", None) == shape for s in each.states)]
         blocks = fit[0] if fit else ()
@@ -113,14 +129,15 @@ class Decoder:
             raise ModelError("it returned no KV cache")
         last = ids[:1, -1:]
         positions = torch.arange(n + 1, device=device)[None]
-        alone = self._continue(last, self(ids[:1, n:], mask[:1, n:], positions[:, :n])[1], told, config)
+        read = self(ids[:1, n:], mask[:1, n:], positions[:, :n], hooked=True)[1]
+        alone = self._continue(last, read, told, config)
         by_column = any(getattr(config, name, None) for name in _BY_COLUMN)
         if not by_column and _alike(out.logits[0, -1], out.logits[1, n - 1]):
             with suppress(Exception):  # some caches cannot select rows
                 rows = torch.tensor([2, 0], device=device)
                 out[told].reorder_cache(rows)
                 mask = torch.cat([mask[rows], mask.new_ones(2, 1)], 1)
-                logits, _ = self(last.repeat(2, 1), mask, mask.sum(-1, keepdim=True) - 1, out[told])
+                logits, _ = self(last.repeat(2, 1), mask, mask.sum(-1, keepdim=True) - 1, out[told], hooked=True)
                 return blocks, _alike(logits[1:], alone)
         return blocks, False
 
@@ -140,7 +157,7 @@ class Decoder:
             for self._word in words:
                 try:
                     with MultipliedWeights(self._model, routed) as weights:
-                        logits, after = self(new, mask, new.new_full((1, 1), _TRIED), cache)
+                        logits, after = self(new, mask, new.new_full((1, 1), _TRIED), cache, hooked=True)
                     length = int(after.get_seq_length())
                 except Exception as error:
                     problems.append(error)
@@ -182,6 +199,12 @@ class Capture:
                 self.states[index] = hidden if self._whole else hidden[:, -1].detach().float().cpu().numpy()
 
         return hook
+
+
+def _as_written(model: Any) -> Any:
+    """The same weights called as they are written, where `torch.compile` or `model.compile()` has compiled them."""
+    model = getattr(model, "_orig_mod", model)
+    return model if getattr(model, "_compiled_call_impl", None) is None else model._call_impl
 
 
 def _alike(logits: torch.Tensor, others: torch.Tensor) -> bool:

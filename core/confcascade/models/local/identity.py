@@ -1,4 +1,4 @@
-"""What a local model is: all that its hidden states depend on, in twelve digits."""
+"""What a local model is: all that its hidden states and greedy answers depend on, in twelve digits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ __all__ = ["fingerprint_of"]
 _SAMPLE = 256  # numbers of every tensor
 
 
-def fingerprint_of(model: Any, tokenizer: Any, template_options: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of all that a model's hidden states depend on.
+def fingerprint_of(
+    model: Any, tokenizer: Any, template_options: Mapping[str, Any], penalties: Mapping[str, Any]
+) -> str:
+    """Twelve hexadecimal digits of all that a model's hidden states and greedy answers depend on.
 
-    Configuration (with its quantisation), precision, tokenizer, chat template with its options, and a sample of the
-    weights, of a quantised model with those that are kept as buffers. To be taken after a first pass: in it,
-    bitsandbytes packs weights anew.
+    Configuration (with its quantisation), precision, tokenizer, chat template with its options, the scales of adapters
+    in use, what is penalised or forbidden in answers, and a sample of the weights, of a quantised model with those that
+    are kept as buffers. To be taken after a first pass: in it, bitsandbytes packs weights anew.
     """
     config = model.config.to_dict()
     for volatile in ("transformers_version", "_name_or_path"):
@@ -30,6 +32,10 @@ def fingerprint_of(model: Any, tokenizer: Any, template_options: Mapping[str, An
     ]
     if template_options:
         described.append(json.dumps(template_options, sort_keys=True, default=str))
+    if penalties:
+        described.append(json.dumps(penalties, sort_keys=True, default=str))
+    if scales := _scales(model):
+        described.append(json.dumps(scales))
     digest = hashlib.sha256("\n".join(described).encode())
     for weight in _weights(model, packed="quantization_config" in config):
         digest.update(_first_numbers(weight))
@@ -44,6 +50,15 @@ def _words(tokenizer: Any) -> str:
     whole: str = backend.to_str()
     head, mark, rest = whole.partition('"added_tokens":')  # truncation and padding stand before
     return mark + rest if mark else head
+
+
+def _scales(model: Any) -> list[list[float]]:
+    """By what PEFT's layers multiply what they add, layer by layer: it is in none of their weights."""
+    return [
+        [] if module.disable_adapters else [float(scaling[name]) for name in module.active_adapters if name in scaling]
+        for module in model.modules()
+        if isinstance(scaling := getattr(module, "scaling", None), dict) and hasattr(module, "active_adapters")
+    ]
 
 
 def _weights(model: Any, *, packed: bool) -> Iterator[Any]:

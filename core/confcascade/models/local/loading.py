@@ -87,10 +87,17 @@ def _checkpoint(
         model, tokenizer, told = load_gguf(path, dtype=dtype, cache=cache, **loading)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), **common)
+        loading["ignore_mismatched_sizes"] = True  # they are refused below, by name
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
             str(name_or_path), dtype=dtype, output_loading_info=True, **common, **loading
         )
-    if absent := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
+    if other := sorted(told["mismatched_keys"]):
+        name, stored, wanted = other[0]
+        raise ConfigurationError(
+            f"{len(other)} weights of the checkpoint '{name_or_path}' do not have the shapes of its config.json, such "
+            f"as {name}: {tuple(stored)} instead of {tuple(wanted)}. Save or download it again."
+        )
+    if absent := sorted(map(str, told["missing_keys"])):
         raise ConfigurationError(
             f"The checkpoint '{name_or_path}' lacks {len(absent)} of the model's weights, such as {absent[0]}, and "
             "transformers would fill them with random numbers. Save or download it again."
@@ -177,7 +184,7 @@ def _on_cpu(model: Any, device: str | None) -> bool:
 
 def _said(error: Exception) -> str:
     """What an error says, as the beginning of one line that ends with a full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).partition(" Model type should be one of ")[0] or type(error).__name__
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST].rsplit(' ', 1)[0]} ..."
     named = text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
     return named if named.endswith((".", "...")) else f"{named}."

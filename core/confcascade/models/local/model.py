@@ -269,12 +269,9 @@ class TransformersModel(InThreads):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of all that its hidden states hang on.
-
-        Configuration (with its quantisation), precision, chat template with its options, and a sample of the weights,
-        of a quantised model with those that are kept as buffers.
-        """
-        return fingerprint_of(self.model, self.tokenizer, self._prompts.template_options)
+        """Twelve hexadecimal digits of all that its hidden states and greedy answers depend on (`fingerprint_of`)."""
+        penalties = self._speaker.settings.penalties
+        return fingerprint_of(self.model, self.tokenizer, self._prompts.template_options, penalties)
 
     # ------------------------------------------------------------------ LanguageModel
 
@@ -405,7 +402,13 @@ class TransformersModel(InThreads):
         ids, mask = ids.to(device), mask.to(device)
         with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
             batch = Batch(list(encoded), mask)
-            batch.logits, batch.cache = self._decoder(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            batch.logits, batch.cache = self._decoder(ids, mask, positions, hooked=bool(layers))
+        if any(state is None for state in captured.states):
+            raise ModelError(
+                f"Model '{self._name}' shows no hidden states: parts of it are compiled, and compiled code passes over "
+                "hooks. Compile it as a whole, by `torch.compile(model)` or `model.compile()`."
+            )
         return batch, dict(zip(layers, captured.states, strict=True))
 
     def _parts(self, items: Sequence[T]) -> list[Sequence[T]]:

@@ -91,6 +91,11 @@ class GenerationSettings:
         values = ((key, getattr(self._config, key, None)) for key in (*_LENGTHS, *_PENALTIES, *_SAMPLING))
         return {key: value for key, value in values if value is not None and value != defaults.get(key, False)}
 
+    @property
+    def penalties(self) -> dict[str, Any]:
+        """What of that changes a greedy answer, apart from its length."""
+        return {key: value for key, value in self.followed.items() if key in _PENALTIES}
+
     def processors(self, prompt: Sequence[int], limit: int, settings: Mapping[str, Any]) -> Any:
         """What changes the logits of an answer, in `generate`'s order.
 

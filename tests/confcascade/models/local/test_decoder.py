@@ -346,3 +346,74 @@ def test_a_pass_that_fails_costs_no_row_that_has_ended(caplog: pytest.LogCapture
         same(found, expected)
     assert "A call of model 'flaky' for 2 queries failed: MemoryError. They are asked one by one" in caplog.text
     assert passes.count(1) == LENGTHS[2] + LENGTHS[3]  # only the two that were cut off
+
+
+def test_a_peft_model_is_taken_as_it_is():
+    """It answers as PEFT's own `generate`, and is what its base with the adapter's layers is."""
+    peft = pytest.importorskip("peft")
+    weights = random_weights("Llama")
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(weights, settings).eval()
+    model, inner = wrapped(adapted), wrapped(adapted.get_base_model())
+    ids = tokenizer()(PROMPTS[0], return_tensors="pt")["input_ids"]
+
+    (found,) = model.generate([Generate(model, request(PROMPTS[0]))])
+
+    written = adapted.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    assert found.text == model.tokenizer.decode(written, skip_special_tokens=True)
+    assert model.hidden_states([request(PROMPTS[0])], 4) == pytest.approx(
+        inner.hidden_states([request(PROMPTS[0])], 4), abs=1e-6
+    )
+    assert (model.fingerprint, model.architecture) == (inner.fingerprint, inner.architecture)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_answers_and_shows_hidden_states(in_place: bool):
+    """Compiled code passes over hooks, so what hooks wait for is read with the model as it is written."""
+    plain = wrapped(random_weights("Llama", num_hidden_layers=1))
+    weights, compiled = random_weights("Llama", num_hidden_layers=1), []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    if in_place:
+        weights.compile(backend=backend)
+        model = wrapped(weights)
+    else:
+        model = wrapped(torch.compile(weights, backend=backend))
+    assert not compiled  # the trial waits for hooks, and need not compile
+    asked = request(PROMPTS[0], 3)
+
+    for _ in range(2):
+        same(model.generate([Generate(model, asked)])[0], plain.generate([Generate(plain, asked)])[0])
+        assert model.hidden_states([asked], 1) == pytest.approx(plain.hidden_states([asked], 1), abs=1e-5)
+    assert compiled
+    assert (model.fingerprint, model.architecture) == (plain.fingerprint, plain.architecture)
+
+
+def test_hidden_states_that_hooks_do_not_see_are_an_error():
+    """Never a score of nothing: a block may be compiled by itself, behind the hook's back."""
+    weights = random_weights("Llama")
+    model = wrapped(weights)
+    for block in weights.model.layers:
+        block._call_impl = block.forward  # as code that was compiled before the hook came
+
+    with pytest.raises(ModelError, match="compiled code passes over hooks"):
+        model.hidden_states([request(PROMPTS[0])], 4)
+
+
+def test_kernels_that_do_not_take_packed_weights_are_named():
+    """bitsandbytes asserts in four bits on a CPU where a size is no multiple of its block: it is a decoder still."""
+    weights = random_weights("Llama")
+    weights.is_quantized = True
+
+    def fail(*_args: Any) -> None:
+        raise AssertionError("N must be divisible by block_n")
+
+    weights.model.layers[0].register_forward_pre_hook(fail)
+    with pytest.raises(
+        ConfigurationError, match=r"cannot be run here with its weights in fewer bits.*block_n"
+    ) as raised:
+        wrapped(weights)
+    assert "does not work as a decoder" not in str(raised.value)

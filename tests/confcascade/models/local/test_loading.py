@@ -114,11 +114,35 @@ def test_weights_that_are_cut_off_are_refused(tmp_path, share):
     assert "is cut off or damaged: download or save it again" in refused(folder)
 
 
+def test_a_type_that_is_no_language_model_is_named_without_all_that_are(tmp_path):
+    """transformers lists some two hundred."""
+    told = refused(copied(tmp_path, config__json=b'{"model_type": "vit"}'))
+
+    assert "Unrecognized configuration class" in told
+    assert "ViTConfig" in told
+    assert "Model type should be" not in told
+
+
 def test_other_broken_files_are_refused(tmp_path):
     """Pages of errors in the place of files, as broken downloads leave them."""
     page = b"<html>503</html>"
     for i, name in enumerate(["model__safetensors", "config__json", "tokenizer__json"]):
         refused(copied(tmp_path / str(i), **{name: page}))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"ignore_mismatched_sizes": True}])
+def test_weights_of_other_shapes_than_the_configuration_says_are_refused_by_name(tmp_path, arguments):
+    """transformers points at a report in the log, or fills them with random numbers."""
+    import json
+
+    config = json.loads((BASE / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    folder = copied(tmp_path, config__json=json.dumps({**config, "intermediate_size": 2 * inner}).encode())
+
+    told = refused(folder, **arguments)
+
+    assert "weights of the checkpoint" in told
+    assert f"mlp.down_proj.weight: ({width}, {inner}) instead of ({width}, {2 * inner})" in told
 
 
 def test_a_checkpoint_in_shards_is_whole_or_refused(plain, tmp_path):

@@ -10,7 +10,16 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("bitsandbytes")
 
-from confcascade import Cascade, KnowledgeProbe, Message, Request, Stage, TokenProbability, TransformersModel
+from confcascade import (
+    Cascade,
+    ConfigurationError,
+    KnowledgeProbe,
+    Message,
+    Request,
+    Stage,
+    TokenProbability,
+    TransformersModel,
+)
 from confcascade.asks import Generate, Prefill
 from confcascade.models.bundled import WEIGHTS, bundled_model
 
@@ -66,3 +75,11 @@ def test_a_quantised_model_from_loading_to_decisions(folder, quantization):
     )
     stages = [outcome.record.stage for outcome in cascade.run_batch(REQUESTS)]
     assert 0 < stages.count(0) < len(stages)
+
+
+def test_sizes_that_four_bits_do_not_take_on_a_cpu_are_named():
+    """The smallest bundled model is 28 wide: it is a decoder, but not in four bits."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigurationError, match="cannot be run here with its weights in fewer bits"):
+        TransformersModel.from_pretrained(WEIGHTS / "small", quantization="4bit")
