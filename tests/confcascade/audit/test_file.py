@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
 import os
 import signal
@@ -102,8 +103,10 @@ def test_a_forked_child_audits_too(audited):
     cascade = audited()
     cascade.run("1")
     cascade.auditor.wait(10)
+    gc.collect()  # of other tests' databases: SQLite's own lock must be free when the process forks
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         try:
             cascade.run("2")
             cascade.auditor.wait(10)

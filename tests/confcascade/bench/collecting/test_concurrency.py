@@ -89,7 +89,7 @@ def test_a_server_that_does_not_is_asked_fewer_once_calls_time_out(threaded, tmp
     assert server.most <= 8  # not the sixteen that may be asked at a time, calls that were given up included
     (said,) = [record.getMessage() for record in caplog.records if record.name == "confcascade"]
     assert "did not answer within 1 s (`timeout_s`)" in said
-    assert "--max-concurrency" in said
+    assert "set `max_concurrency`" in said
 
 
 # ---------------------------------------------------------------------- the rule
