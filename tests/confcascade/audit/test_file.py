@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import math
 import os
 import signal
@@ -97,24 +96,32 @@ def test_a_kill_leaves_nothing_half_written(tmp_path):
     assert after.since == before.since
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_audits_too(audited):
-    """With a thread and counts of its own."""
-    cascade = audited()
-    cascade.run("1")
-    cascade.auditor.wait(10)
-    gc.collect()  # of other tests' databases: SQLite's own lock must be free when the process forks
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        try:
-            cascade.run("2")
-            cascade.auditor.wait(10)
-        finally:
-            os._exit(0)
+FORKED = """
+import os, sys
+from confcascade import Audit, Cascade, Stage, TokenProbability
+from confcascade.testing import Reply, ScriptedModel
+
+small = ScriptedModel("small", lambda r: Reply("yes", 0.95))
+stages = [Stage(small, [TokenProbability()], {"p_t": 0.9}), Stage(ScriptedModel("large", lambda r: "yes"))]
+cascade = Cascade(stages, audit=Audit(state=sys.argv[1], rate=1.0))
+cascade.run("1")
+cascade.auditor.wait(10)
+child = os.fork()
+cascade.run("2" if child else "3")
+cascade.auditor.wait(10)
+if child:
     os.waitpid(child, 0)
-    state = cascade.auditor.file.state()
-    assert (state.queries, state.n) == (2, 2)
+else:
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_audits_too(tmp_path):
+    """With a thread and counts of its own; in a process without the threads of other tests, which forks cut off."""
+    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path / "a")], check=True, timeout=120)
+    state = AuditFile(tmp_path / "a").state()
+    assert (state.queries, state.n) == (3, 3)
 
 
 def test_a_file_guards_one_promise(tmp_path):
