@@ -280,6 +280,7 @@ def test_another_tower_as_deep_is_not_mistaken_for_the_decoder():
     assert model.hidden_states([request(PROMPTS[0])], 4).shape == (1, 32)
 
 
+@pytest.mark.skipif(not hasattr(transformers, "DeepseekV4Config"), reason="of a later version of transformers")
 def test_a_model_that_compresses_padding_is_asked_one_by_one():
     """DeepSeek-V4 makes one entry of four columns, padding among them; two tokens of trial did not show it."""
     model = wrapped(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 
@@ -78,8 +80,10 @@ def test_a_quantised_model_from_loading_to_decisions(folder, quantization):
 
 
 def test_sizes_that_four_bits_do_not_take_on_a_cpu_are_named():
-    """The smallest bundled model is 28 wide: it is a decoder, but not in four bits."""
+    """The smallest bundled model is 28 wide: it is a decoder, but not in four bits with newer kernels."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    if version("bitsandbytes") < "0.50":
+        pytest.skip("its older kernels take any size")
     with pytest.raises(ConfigurationError, match="cannot be run here with its weights in fewer bits"):
         TransformersModel.from_pretrained(WEIGHTS / "small", quantization="4bit")
