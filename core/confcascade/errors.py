@@ -27,6 +27,7 @@ __all__ = [
     "ModelError",
     "SignalUnavailableError",
     "StreamBrokenError",
+    "status_of",
 ]
 
 # what providers put into the fields of their errors; anything longer or freer may be a text, or a key
@@ -148,10 +149,8 @@ def kept_of(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, ConfcascadeError):
         return f"{name}: {error}"
-    status = _first(error, "status_code", "status", "http_status")
-    if status is None:
-        status = _first(_first(error, "response"), "status_code", "status")
-    facts = [str(status)] if isinstance(status, int) else []
+    status = status_of(error)
+    facts = [] if status is None else [str(status)]
     code = _first(error, "code", "errno")
     if isinstance(code, str | int) and str(code) not in facts and _CODE.fullmatch(str(code)):
         facts.append(str(code))
@@ -161,6 +160,14 @@ def kept_of(error: BaseException) -> str:
     if not facts and error.__cause__ is not None:
         facts.append(f"from {type(error.__cause__).__name__}")
     return f"{name} ({', '.join(facts)})" if facts else name
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that a client's error tells, itself or by its response; None if there is none."""
+    status = _first(error, "status_code", "status", "http_status")
+    if status is None:
+        status = _first(_first(error, "response"), "status_code", "status")
+    return status if isinstance(status, int) else None
 
 
 def _first(source: Any, *names: str) -> Any:

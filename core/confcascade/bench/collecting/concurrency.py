@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from confcascade.errors import status_of
+
 __all__ = ["Concurrency", "timed_out"]
 
 _log = logging.getLogger("confcascade")
@@ -18,8 +20,7 @@ _STATUSES = frozenset({408, 504, 524})  # a proxy's time-outs
 
 def timed_out(error: Exception) -> bool:
     """Whether a call failed because no answer came in time, whichever client says so."""
-    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(error, TimeoutError) or type(error).__name__ in _TIMED_OUT or status in _STATUSES
+    return isinstance(error, TimeoutError) or type(error).__name__ in _TIMED_OUT or status_of(error) in _STATUSES
 
 
 class Concurrency:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from confcascade.asks import Answer, Ask, Capability, Chunk, Flow, Generate, LanguageModel, Prefill
 from confcascade.bench.collecting.concurrency import Concurrency, timed_out
-from confcascade.errors import ConfcascadeError, ConfigurationError
+from confcascade.errors import ConfcascadeError, ConfigurationError, status_of
 from confcascade.models.remote import estimated_usage
 from confcascade.types import Prefilled, Response, Usage
 
@@ -183,7 +183,7 @@ class PacedModel:
                 raise
             self.served_s[id(ask)] = time.monotonic() - begun
             failed = None if isinstance(answer, Response) else answer
-            self._turns.over(begun, failed, refused=failed is not None and _status_of(failed) in _BUSY)
+            self._turns.over(begun, failed, refused=failed is not None and status_of(failed) in _BUSY)
             late_alone += alone and failed is not None and timed_out(failed)
             if isinstance(answer, Response):
                 self._answer_tokens = max(self._answer_tokens, answer.usage.output_tokens)
@@ -232,7 +232,7 @@ class PacedModel:
 
 def _wait_of(error: Exception, otherwise_s: float) -> float | None:
     """Seconds until another try makes sense; None if none does."""
-    response, status = getattr(error, "response", None), _status_of(error)
+    response, status = getattr(error, "response", None), status_of(error)
     if status is None:
         lost = isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in _LOST
         return _drawn(otherwise_s) if lost else None
@@ -243,11 +243,6 @@ def _wait_of(error: Exception, otherwise_s: float) -> float | None:
         return min(_LONGEST_S, max(0.0, float(told)))
     except (TypeError, ValueError):  # none, or a date
         return _drawn(otherwise_s)
-
-
-def _status_of(error: Exception) -> int | None:
-    response = getattr(error, "response", None)
-    return getattr(error, "status_code", None) or getattr(response, "status_code", None)
 
 
 _LOST = frozenset(
