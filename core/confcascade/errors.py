@@ -27,7 +27,6 @@ __all__ = [
     "ModelError",
     "SignalUnavailableError",
     "StreamBrokenError",
-    "status_of",
 ]
 
 # what providers put into the fields of their errors; anything longer or freer may be a text, or a key
