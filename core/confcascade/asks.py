@@ -29,6 +29,7 @@ __all__ = [
     "LanguageModel",
     "Left",
     "Prefill",
+    "Session",
     "Verdict",
     "Watch",
     "ask",
@@ -48,9 +49,27 @@ class Watch(Protocol):
     def __call__(self, tokens: Sequence[Token]) -> Verdict: ...
 
 
+class Session:
+    """What one model has read of one conversation, kept from ask to ask so that nothing is read twice.
+
+    A flow makes it and gives it along with asks, the model keeps its KV cache in it, and the driver closes it when the
+    flow has ended. Asks with one session come one after another.
+
+    Attributes:
+        state: The model's own; None if it has read nothing, or keeps nothing.
+    """
+
+    def __init__(self) -> None:
+        self.state: Any = None
+
+    def close(self) -> None:
+        """Free what is kept."""
+        self.state = None
+
+
 @dataclass(frozen=True)
 class Prefill:
-    """One forward pass over the prompt.
+    """One forward pass over the prompt, and over what has been written of the answer.
 
     Answered with: `Prefilled`.
 
@@ -59,12 +78,18 @@ class Prefill:
         request: The question.
         layers: Blocks (1 to their number) whose output at the last prompt token is wanted.
         labels: Answer labels whose first-token log-probabilities are wanted.
+        session: What the model has read before; only what is new is read.
+        tokens: Whether the log-probabilities of the written text's new tokens are wanted (with a `session`).
+        following: Whether it is wanted what the model expects next.
     """
 
     model: LanguageModel
     request: Request
     layers: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    session: Session | None = None
+    tokens: bool = False
+    following: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,9 @@ class Generate:
         watch: Ends or releases the answer early; None if only the whole can be judged.
         live: Nothing can withdraw this answer, unless it is empty: stream it as it comes.
         final: Nothing can take its place either, if it is empty or fails: stream its thoughts, too.
+        session: What the model has read before. The response is then raw text, thoughts and their marks included.
+        until: The response ends behind the token with which this text is complete, and its `finish_reason` is then
+            "step"; the text is part of it. "" for none. For models with `Capability.continues`.
     """
 
     model: LanguageModel
@@ -92,6 +120,8 @@ class Generate:
     watch: Watch | None = None
     live: bool = False
     final: bool = False
+    session: Session | None = None
+    until: str = ""
 
 
 Ask: TypeAlias = Prefill | Generate
@@ -167,6 +197,8 @@ class Capability:
         set_per_call: Whether it takes settings such as a temperature with each call; else it may know them only as its
             own, and be set where it is made.
         in_process: That it computes in this process, where `batch_size` and prefilling do not say so.
+        continues: Whether it goes on writing an answer that has been begun, by itself or another (`Request.written`),
+            and ends where asked to (`Generate.until`). With `prefill`, it also keeps what it has read (`Session`).
     """
 
     logprobs: bool | None = False
@@ -183,6 +215,7 @@ class Capability:
     remedy: str = ""
     set_per_call: bool = True
     in_process: bool = False
+    continues: bool = False
 
     @property
     def prefill(self) -> bool:

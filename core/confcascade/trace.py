@@ -14,7 +14,7 @@ from typing import Any, Literal
 from confcascade.cost import Cost
 from confcascade.types import Usage
 
-__all__ = ["Attempt", "Record", "Score", "Trace", "trace"]
+__all__ = ["Attempt", "Record", "Score", "Step", "Trace", "trace"]
 
 SCHEMA = 2
 
@@ -41,8 +41,33 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A part of an answer that several models write in turn, or one that was thrown away.
+
+    Attributes:
+        index: Its place in the answer, from 0. One that was thrown away has that of the one in its place.
+        author: Name of the model that wrote it.
+        kept: Whether it is part of the answer.
+        reason: Why this model wrote it, or why it was thrown away, in one line without its text.
+        tokens: That were written.
+        scores: Of the smaller model's signals: before it, or of it.
+    """
+
+    index: int
+    author: str
+    kept: bool
+    reason: str
+    tokens: int
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**vars(self), "scores": {name: score.as_dict() for name, score in self.scores.items()}}
+
+
+@dataclass(frozen=True)
 class Attempt:
-    """One stage's try at one query.
+    """One stage's try at one query; of an answer written in turn, all that one model did for it.
 
     Attributes:
         stage: Its index.
@@ -53,7 +78,10 @@ class Attempt:
         confidence: A probability; None unless a calibrator made it.
         error: What is kept of the model's error; None without.
         aborted: Whether the answer was ended early.
+        steps: Of an answer written in turn, those that this model wrote.
         usage: Tokens paid for.
+        cost: Of all it did.
+        kept_cost: Of an answer written in turn, of the calls that wrote what was kept; None of any other.
         latency_s: Seconds.
     """
 
@@ -65,9 +93,10 @@ class Attempt:
     confidence: float | None = None
     error: str | None = None
     aborted: bool = False
-    steps: tuple[Any, ...] = ()
+    steps: tuple[Step, ...] = ()
     usage: Usage = field(default_factory=Usage)
     cost: Cost = field(default_factory=Cost)
+    kept_cost: Cost | None = None
     latency_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,9 +104,10 @@ class Attempt:
         return {
             **vars(self),  # not `dataclasses.asdict`, whose recursion takes as long as the rest of a call
             "scores": {name: score.as_dict() for name, score in self.scores.items()},
-            "steps": list(self.steps),
+            "steps": [step.as_dict() for step in self.steps],
             "usage": self.usage.as_dict(),
             "cost": self.cost.as_dict(),
+            "kept_cost": None if self.kept_cost is None else self.kept_cost.as_dict(),
         }
 
     def attributes(self) -> dict[str, str | bool | int | float]:
@@ -136,8 +166,20 @@ class Record:
 
     @property
     def cost_answering_stage(self) -> Cost:
-        """The papers' accounting: only the attempt whose answer was kept; nothing if none was."""
+        """The papers' accounting: only the attempt whose answer was kept; nothing if none was.
+
+        Of an answer written in turn, the calls that wrote what was kept.
+        """
+        written = [attempt.kept_cost for attempt in self.attempts if attempt.kept_cost is not None]
+        if written:
+            return sum(written, Cost())
         return next((attempt.cost for attempt in self.attempts if attempt.stage == self.stage), Cost())
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Of an answer written in turn, all its steps in their order, those thrown away before those in their place."""
+        steps = [step for attempt in self.attempts for step in attempt.steps]
+        return tuple(sorted(steps, key=lambda step: (step.index, step.kept)))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the ``confcascade`` entry on every answer."""

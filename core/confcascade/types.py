@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from confcascade.errors import ConfigurationError
 from confcascade.thoughts import part
 
+if TYPE_CHECKING:
+    from confcascade.cost import Cost
+
 __all__ = [
     "Message",
     "OutputSchema",
+    "Position",
     "Prefilled",
     "Request",
     "Response",
@@ -160,6 +164,8 @@ class Request:
             values by signal; None for their own.
         begun: With what the answer is begun for a model that reads the prompt in this process ("Answer:"): it writes
             what follows, and this is not part of its answer. The cascade sets it, where a signal of the stage wants it.
+        written: What has been written of the answer, thoughts and their marks included: the model writes what follows,
+            and only that is in its response. For models with `Capability.continues`.
     """
 
     messages: tuple[Message, ...]
@@ -176,6 +182,7 @@ class Request:
     stage: str | int | None = None
     threshold: Any = None  # Threshold | Mapping[str, Threshold]
     begun: str = ""
+    written: str = ""
 
     @property
     def judged_whole(self) -> bool:
@@ -201,11 +208,27 @@ class Token:
         text: What it adds to the answer; empty while a character is incomplete.
         logprob: Natural logarithm of its probability under the model, before temperature and truncation.
         top: The most probable alternatives at its position, as (text, log-probability), where asked for.
+        max_logit: The greatest raw logit at its position, whichever token had it; None where the model does not tell
+            it, as no API does.
     """
 
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    max_logit: float | None = None
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a model expects at a place in a text, before anything is written there.
+
+    Attributes:
+        entropy: Of the next token's distribution, in nats.
+        max_logit: The greatest raw logit; None where only log-probabilities are known.
+    """
+
+    entropy: float
+    max_logit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -274,12 +297,17 @@ class Prefilled:
         usage: The prompt's tokens.
         hidden_states: Hidden state of the last prompt token by layer: float32 arrays of shape (hidden_size,).
         label_logprobs: Log-probability that the answer begins with each declared label, " A" and "A" pooled.
+        tokens: Those of `Request.written` that were read now, with the log-probabilities that this model gives them,
+            where asked for. It may not have written them itself.
+        following: What is expected next, where asked for.
         state: The model's own, to continue from (a KV cache). The driver frees it with `close`.
     """
 
     usage: Usage
     hidden_states: Mapping[int, Any] = field(default_factory=dict)
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[Token, ...] = ()
+    following: Position | None = None
     state: Any = None
 
     def close(self) -> None:
@@ -305,6 +333,8 @@ class Response:
         thoughts: What the model thought before it answered, as far as it is told, apart from the text or in it.
         thought_tokens: The tokens before those of the answer: of the thoughts, of their marks, blanks.
         unscored: Why there are no `tokens`, where the model told some.
+        cost: What it has cost, where several models wrote it; None where its one model's architecture and prices say.
+        steps: Who wrote which part of it, where several models did: `confcascade.trace.Step` objects.
     """
 
     text: str
@@ -317,6 +347,8 @@ class Response:
     thoughts: str = ""
     thought_tokens: tuple[Token, ...] | None = None
     unscored: str | None = None
+    cost: Cost | None = None
+    steps: tuple[Any, ...] = ()
 
     @property
     def answer(self) -> str:

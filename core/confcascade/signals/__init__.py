@@ -67,6 +67,7 @@ class Signal(ABC):
     prefix: str | None = None  # with what answers are to begin, where the model can be made to
     logprobs: bool = False
     top_logprobs: int = 0
+    following: bool = False  # what the model expects next (`Prefilled.following`)
 
     # whether `bounds` can be tighter than `space` before the answer is finished
     early: bool = False
