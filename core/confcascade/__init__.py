@@ -7,6 +7,7 @@ integrations need is in `confcascade.extending`.
 
 import typing
 
+from confcascade.attempts import Outcome
 from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile
 from confcascade.audit.state import AuditState
@@ -23,7 +24,6 @@ from confcascade.errors import (
     SignalUnavailableError,
     StreamBrokenError,
 )
-from confcascade.flow import Outcome
 from confcascade.models import from_string
 from confcascade.models.llamacpp import LlamaCppModel
 from confcascade.models.local import TransformersModel

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from confcascade import drivers
 from confcascade.asks import Chunk, Flow, Left
+from confcascade.attempts import OnError, OnExhausted, Outcome, Tried, Unanswered
 from confcascade.audit import Audit
 from confcascade.audit.auditor import Auditor
 from confcascade.building import build_stages, plain_thresholds, thresholds_of
 from confcascade.checks import active_checks
 from confcascade.errors import ConfigurationError
-from confcascade.flow import OnError, OnExhausted, Outcome, Tried, Unanswered, cascade_flow
+from confcascade.flow import cascade_flow
 from confcascade.notices import Notices
 from confcascade.signals import Signal, Threshold
 from confcascade.stage import FittedStages, Stage, policy_id
@@ -27,7 +28,7 @@ from confcascade.unusable import OnCut
 if TYPE_CHECKING:
     from confcascade.policy import Policy
 
-__all__ = ["Batching", "Cascade"]
+__all__ = ["Batching", "Cascade", "Query"]
 
 Messages = Any  # str | Message | sequence of messages, pairs or mappings: see Message.parse
 Progress = Callable[[int, "Outcome | Exception"], None]
@@ -99,7 +100,7 @@ class Cascade:
             )
         self.on_exhausted = on_exhausted
         self.on_cut = on_cut
-        self.policy_id = policy_id(self.stages, on_cut)
+        self.policy_id = self._id_of(self.stages)
         told = Audit.of(_guarding(self.stages, audit))
         self.auditor = None if told is None else Auditor(told, self.stages, self.policy_id)
         self._on_ended = on_ended
@@ -147,34 +148,25 @@ class Cascade:
         asked = stages if only is None else stages[only : only + 1]
         own = request.stage is None and request.threshold is None
         return self._accounted(
-            _Query(
+            Query(
                 request,
                 stages,
                 only,
-                self.policy_id if own else policy_id(asked, self.on_cut),
+                self.policy_id if own else self._id_of(asked),
                 open_traces(),
                 copy_context() if self._on_ended is not None else None,
                 own,
             )
         )
 
-    def _accounted(self, query: _Query) -> Flow[Outcome]:
+    def _id_of(self, stages: Sequence[Stage]) -> str:
+        return policy_id(stages, self.on_cut)
+
+    def _accounted(self, query: Query) -> Flow[Outcome]:
         """Every query of every driver passes here, and leaves a record however it ends."""
         tried = Tried()
         try:
-            outcome = yield from cascade_flow(
-                query.stages,
-                query.request,
-                on_error=self.on_error,
-                on_exhausted=self.on_exhausted,
-                on_cut=self.on_cut,
-                checks=active_checks(),
-                # recordings count drafts that were cut off as not usable, and so does what is promised
-                shows_early=not isinstance(self.stages, FittedStages),
-                only=query.only,
-                policy_id=query.policy_id,
-                tried=tried,
-            )
+            outcome = yield from self._answered(query, tried)
         except (Exception, Left) as error:
             how: Literal["left", "failed"] = "left" if isinstance(error, Left) else "failed"
             record = Record(query.policy_id, tuple(tried.attempts), None, None, ended=how)
@@ -183,7 +175,23 @@ class Cascade:
         self._publish(query, outcome)
         return outcome
 
-    def _publish(self, query: _Query, ended: Outcome | Unanswered) -> None:
+    def _answered(self, query: Query, tried: Tried) -> Flow[Outcome]:
+        """The flow that answers it."""
+        return cascade_flow(
+            query.stages,
+            query.request,
+            on_error=self.on_error,
+            on_exhausted=self.on_exhausted,
+            on_cut=self.on_cut,
+            checks=active_checks(),
+            # recordings count drafts that were cut off as not usable, and so does what is promised
+            shows_early=not isinstance(self.stages, FittedStages),
+            only=query.only,
+            policy_id=query.policy_id,
+            tried=tried,
+        )
+
+    def _publish(self, query: Query, ended: Outcome | Unanswered) -> None:
         for trace in query.traces:
             trace.records.append(ended.record)
         self._notices.note(ended.record)
@@ -308,7 +316,7 @@ class Cascade:
 
 
 @dataclass(frozen=True)
-class _Query:
+class Query:
     """One request, and where and how it was asked.
 
     Attributes:

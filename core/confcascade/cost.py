@@ -23,6 +23,7 @@ __all__ = [
     "attempt_cost",
     "break_even_retention",
     "chain_cost",
+    "extension_flops",
     "forward_flops",
     "parameter_count",
     "token_flops",
@@ -153,6 +154,17 @@ def token_flops(architecture: Architecture, tokens: Any) -> Any:
     """`forward_flops` of a number of tokens, or of a numpy array of such numbers."""
     contexts = tokens * (tokens + 1) / 2
     return 2.0 * architecture.parameters * tokens + 2.0 * architecture.layers * architecture.hidden_size * contexts
+
+
+def extension_flops(architecture: Architecture, before: int, tokens: int) -> float:
+    """`forward_flops` of so many tokens behind others that are in the KV cache and cost nothing again.
+
+    >>> tiny = Architecture(parameters=1000, layers=2, hidden_size=10)
+    >>> extension_flops(tiny, 3, 1)  # 2*1000*1 + 2*2*10*4
+    2160.0
+    """
+    flops: float = token_flops(architecture, before + tokens) - token_flops(architecture, before)
+    return flops
 
 
 def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | None, prices: Prices | None) -> Cost:

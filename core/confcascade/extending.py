@@ -4,9 +4,9 @@ Whoever only uses a cascade needs none of it. `confcascade.testing` checks what 
 """
 
 from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
+from confcascade.attempts import OnError, OnExhausted
 from confcascade.building import build_stages
 from confcascade.errors import kept_of
-from confcascade.flow import OnError, OnExhausted
 from confcascade.models.base import Watcher
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.logprobs import whole_tokens

@@ -11,99 +11,40 @@ Nothing here awaits, reads a clock or touches a model: `drivers` do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from confcascade.answers import parted
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left, Prefill, Verdict, Watch, ask
+from confcascade.attempts import (
+    Bill,
+    OnError,
+    OnExhausted,
+    Outcome,
+    Tried,
+    any_failed,
+    confidence_of,
+    explained,
+    inability,
+    score_all,
+)
 from confcascade.checks import Check, failed_check
 from confcascade.cost import attempt_cost
 from confcascade.errors import (
     CascadeExhaustedError,
-    SignalUnavailableError,
     StreamBrokenError,
     joined,
     kept_of,
 )
 from confcascade.notices import log_text
 from confcascade.signals import Evidence, Signal, passes
-from confcascade.signals.calibrated import Calibrated
 from confcascade.stage import Stage
 from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
-from confcascade.types import Prefilled, Request, Response, Token, Usage
+from confcascade.types import Prefilled, Request, Response, Token
 from confcascade.unusable import OnCut, why_unusable
 
-__all__ = [
-    "OnError",
-    "OnExhausted",
-    "Outcome",
-    "Tried",
-    "Unanswered",
-    "begun_for",
-    "cascade_flow",
-    "prefill_for",
-]
-
-OnError = Literal["escalate", "raise"]
-OnExhausted = Literal["best", "raise"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The answer to a query and the record of how it came about.
-
-    Attributes:
-        response: The answer.
-        record: Every attempt, without what was said.
-        responses: What was said: for each attempt of the record its response, None where it gave none.
-    """
-
-    response: Response
-    record: Record
-    responses: tuple[Response | None, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The answer as the user sees it."""
-        return self.response.text
-
-    @property
-    def stage(self) -> int:
-        """Index of the stage that answered."""
-        assert self.record.stage is not None
-        return self.record.stage
-
-
-@dataclass(frozen=True)
-class Unanswered:
-    """A query that has no answer, because it failed or was left.
-
-    Attributes:
-        record: Every attempt.
-        responses: As of an `Outcome`.
-    """
-
-    record: Record
-    responses: tuple[Response | None, ...] = ()
-
-
-@dataclass
-class Tried:
-    """What a flow has tried so far, for whoever has to account for one that gives no answer.
-
-    Attributes:
-        attempts: That have ended.
-        responses: What was said in each; None where it gave nothing.
-    """
-
-    attempts: list[Attempt] = field(default_factory=list)
-    responses: list[Response | None] = field(default_factory=list)
-
-    def add(self, attempt: Attempt, response: Response | None) -> None:
-        """One more."""
-        self.attempts.append(attempt)
-        self.responses.append(response)
+__all__ = ["begun_for", "cascade_flow", "prefill_for"]
 
 
 def cascade_flow(
@@ -193,7 +134,7 @@ def _attempt(
     stage: Stage, index: int, request: Request, largest: Stage, last: bool, rules: _Rules, tried: Tried
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
-    bill = _Bill()
+    bill = Bill()
     signals = () if last else tuple(stage.signals)
     scores: dict[str, Score] = {}
 
@@ -209,7 +150,7 @@ def _attempt(
             decision=decision,
             reason=reason,
             scores=scores,
-            confidence=_confidence(signals, scores),
+            confidence=confidence_of(signals, scores),
             error=None if error is None else kept_of(error),
             aborted=response is not None and response.finish_reason == "aborted",
             usage=bill.usage,
@@ -218,7 +159,7 @@ def _attempt(
         )
         return attempt, response, error
 
-    if reason := _inability(stage.model, request):
+    if reason := inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
     asked = begun_for(stage.model, signals, stage.decoding.applied(request))
     if request.output is not None and not stage.model.capability.structured:
@@ -230,11 +171,11 @@ def _attempt(
             prefilled = bill.add((yield from ask(first)))
             bill.usage = prefilled.usage
         evidence = Evidence(request, prefilled)
-        yield from _score([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
-        if _failures(scores):
+        yield from score_all([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
+        if any_failed(scores):
             hopeless = _hopeless(stage, scores)
             return ended(
-                "escalate", _explain(scores) + (f"; {hopeless}: straight to {largest.model.name}" * bool(hopeless))
+                "escalate", explained(scores) + (f"; {hopeless}: straight to {largest.model.name}" * bool(hopeless))
             )
 
         # generation, ended early where the rest cannot change the decision
@@ -244,8 +185,8 @@ def _attempt(
         early = not whole and any(signal.early for signal in judges)
         watch = _Watch(judges, stage, evidence, rules.shows_early) if early else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
-            yield from _score(judges, stage, evidence, scores)
-            return ended("escalate", _explain(scores) + " (before generating)")
+            yield from score_all(judges, stage, evidence, scores)
+            return ended("escalate", explained(scores) + " (before generating)")
         live = last or (rules.shows_early and not (judges or whole))
         answer: Answer[Response] = yield from ask(
             Generate(
@@ -278,12 +219,12 @@ def _attempt(
         if problem is not None:
             return ended("escalate", problem, response.replace(problem=problem))
         evidence = Evidence(request, prefilled, response.tokens, response)
-        yield from _score(judges, stage, evidence, scores)
+        yield from score_all(judges, stage, evidence, scores)
         if aborted:
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
-            return ended("escalate", _explain(scores) + early_end, response)
-        return ended("escalate" if _failures(scores) else "accept", _explain(scores), response)
+            return ended("escalate", explained(scores) + early_end, response)
+        return ended("escalate" if any_failed(scores) else "accept", explained(scores), response)
     except Left as left:
         for answer in left.answers:
             bill.leave(answer)
@@ -298,7 +239,9 @@ def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Reques
     """The pass over the prompt that `signals` want of `model`; None if they want none, or it can make none."""
     layers = tuple(sorted({layer for signal in signals for layer in signal.layers(model)}))
     labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
-    return Prefill(model, request, layers, labels) if layers or (labels and model.capability.prefill) else None
+    following = any(signal.following for signal in signals)
+    wanted = layers or following or (labels and model.capability.prefill)
+    return Prefill(model, request, layers, labels, following=following) if wanted else None
 
 
 def begun_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Request:
@@ -306,41 +249,6 @@ def begun_for(model: LanguageModel, signals: Sequence[Signal], request: Request)
     prefix = next((signal.prefix for signal in signals if signal.prefix is not None), None)
     free = not request.judged_whole and response_schema(request) is None
     return replace(request, begun=prefix) if prefix is not None and free and model.capability.prefill else request
-
-
-def _inability(model: LanguageModel, request: Request) -> str | None:
-    """Why `model` is not even asked: what it would answer instead is no answer."""
-    if request.media and not model.capability.media:
-        return "the model takes only text"
-    if request.tools and not model.capability.tools:
-        return "the model cannot call tools"
-    if not model.capability.tool_history and any(message.tool_calls for message in request.messages):
-        return "the model cannot read tool calls"
-    if request.output is not None and request.output.instructions is None and not model.capability.structured:
-        return "the model cannot give structured output"
-    return None
-
-
-class _Bill:
-    """What an attempt has used so far. A failed ask is charged its time, and the tokens that are known of."""
-
-    def __init__(self) -> None:
-        self.usage = Usage()
-        self.elapsed_s = 0.0
-        self.busy_s = 0.0
-
-    def add(self, answer: Answer[Any]) -> Any:
-        self.elapsed_s += answer.elapsed_s
-        self.busy_s += answer.busy_s
-        if answer.usage is not None:
-            self.usage += answer.usage
-        return answer.unwrap()
-
-    def leave(self, answer: Answer[Any]) -> None:
-        """What has come of an answer that nobody waits for any more."""
-        self.elapsed_s += answer.elapsed_s
-        self.busy_s += answer.busy_s
-        self.usage = self.usage if answer.value is None else answer.value.usage
 
 
 class _Watch(Watch):
@@ -369,53 +277,8 @@ class _Watch(Watch):
         return "release" if released else "hold"
 
 
-def _score(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: dict[str, Score]) -> Flow[None]:
-    """Add each signal's score to `scores`; one that cannot be computed says why, and passes "always" alone."""
-    for signal in signals:
-        threshold = stage.thresholds[signal.name]
-        try:
-            measured = yield from signal.judge(evidence)
-        except SignalUnavailableError as error:
-            scores[signal.name] = Score(None, threshold, threshold == "always", {"unavailable": str(error)})
-        else:
-            scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
-
-
-def _confidence(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:
-    """That of the first calibrated signal, once it is known."""
-    name = next((signal.name for signal in signals if isinstance(signal, Calibrated)), None)
-    return None if name is None or name not in scores else scores[name].value
-
-
 def _hopeless(stage: Stage, scores: Mapping[str, Score]) -> str:
     """Which scores send the query straight to the last stage: "p_ik 0.05 < 0.2"; empty if none does."""
     known = {name: score.value for name, score in scores.items() if score.value is not None}
     low = [(name, known[name], least) for name, least in stage.skip.items() if known.get(name, least) < least]
     return ", ".join(f"{name} {value:.3g} < {least:g}" for name, value, least in low)
-
-
-def _shown(value: float, threshold: float) -> str:
-    """With three digits, or as many as show that it is not the threshold."""
-    digits = next((n for n in range(3, 17) if value == threshold or f"{value:.{n}g}" != f"{threshold:.{n}g}"), 17)
-    return f"{value:.{digits}g}"
-
-
-def _failures(scores: Mapping[str, Score]) -> bool:
-    return not all(score.passed for score in scores.values())
-
-
-def _explain(scores: Mapping[str, Score]) -> str:
-    """One line: "p_ik 0.95 >= 0.9, p_t 0.41 < 0.9"."""
-    parts = []
-    for name, score in scores.items():
-        if score.value is None:
-            parts.append(f"{name}: {score.details['unavailable']}")
-        elif isinstance(score.threshold, str):
-            parts.append(f"{name} {score.value:.3g} ({score.threshold})")
-        else:
-            parts.append(
-                f"{name} {_shown(score.value, score.threshold)} {'>=' if score.passed else '<'} {score.threshold:g}"
-            )
-        if raw := score.details.get("scores"):  # of a signal made of others
-            parts[-1] += f" (of {', '.join(f'{k} missing' if v is None else f'{k} {v:.3g}' for k, v in raw.items())})"
-    return ", ".join(parts) or "no signal"

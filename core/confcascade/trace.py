@@ -74,7 +74,7 @@ class Attempt:
         model: Name of its model.
         decision: "left" if the caller went away before there was one.
         reason: Why, in one line without texts of prompts, answers or errors.
-        scores: By signal.
+        scores: By signal; of an answer written in turn, those of the last step that was judged.
         confidence: A probability; None unless a calibrator made it.
         error: What is kept of the model's error; None without.
         aborted: Whether the answer was ended early.

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from confcascade.asks import Generate
+from confcascade.attempts import Outcome
 from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile, DrawnQuery, Guarded
 from confcascade.cost import attempt_cost
 from confcascade.drivers import call_model
 from confcascade.errors import ConfcascadeError, ConfigurationError, kept_of
-from confcascade.flow import Outcome
 from confcascade.stage import Stage
 from confcascade.types import Request, Response
 

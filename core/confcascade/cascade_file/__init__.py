@@ -20,6 +20,7 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_
 from pydantic_core import ErrorDetails
 
 from confcascade.asks import LanguageModel
+from confcascade.attempts import OnError, OnExhausted
 from confcascade.audit import Audit
 from confcascade.cascade import Cascade
 from confcascade.cascade_file.models import BundledModelEntry, LocalModelEntry, ModelEntry
@@ -36,7 +37,6 @@ from confcascade.cascade_file.stages import (
 from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
-from confcascade.flow import OnError, OnExhausted
 from confcascade.policy import Policy
 from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, located, suggestion
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry

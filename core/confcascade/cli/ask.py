@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from confcascade.attempts import Outcome
 from confcascade.cascade import Cascade
 from confcascade.cost import Cost
 from confcascade.errors import ConfcascadeError, ConfigurationError
-from confcascade.flow import Outcome
 from confcascade.trace import Attempt, Record, trace
 from confcascade.types import Message
 

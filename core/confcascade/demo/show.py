@@ -13,13 +13,13 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from confcascade.attempts import Outcome
 from confcascade.bench.metrics.significance import mcnemar
 from confcascade.building import build_stages
 from confcascade.cascade import Cascade
 from confcascade.demo import bundled_stages
 from confcascade.demo.world import TASKS, Question, Task, World
 from confcascade.errors import ConfigurationError, require
-from confcascade.flow import Outcome
 from confcascade.stage import Stage
 from confcascade.trace import Record, trace
 

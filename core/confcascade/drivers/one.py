@@ -9,9 +9,9 @@ from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, Left, Prefill
+from confcascade.asks import Answer, Ask, Chunk, Flow, Generate, LanguageModel, Left, Prefill, Session
+from confcascade.attempts import Outcome
 from confcascade.errors import ModelError, StreamBrokenError, joined, kept_of
-from confcascade.flow import Outcome
 from confcascade.models.remote import estimated_usage
 from confcascade.notices import log_failed_batch
 from confcascade.trace import Within
@@ -36,6 +36,7 @@ class Run(Generic[T]):
     def __init__(self, flow: Flow[T]) -> None:
         self._flow = flow
         self._held: list[Prefilled] = []
+        self._sessions: dict[int, Session] = {}
         self.asks: tuple[Ask, ...] = ()
         self.result: T | None = None
         self.error: Exception | None = None
@@ -68,6 +69,7 @@ class Run(Generic[T]):
         self.asks, self.done = (), True
         with suppress(Left, StopIteration):
             self._flow.throw(Left(answers))
+        self._close_sessions()
 
     def _so_far(self, ask: Ask, asked: float) -> Answer[Any]:
         """What has come of an ask; what it has cost is an estimate, for nobody waits for the account."""
@@ -96,6 +98,13 @@ class Run(Generic[T]):
             self.asks, self.result, self.done = (), stop.value, True
         except Exception as error:
             self.asks, self.error, self.done = (), error, True
+        self._sessions |= {id(ask.session): ask.session for ask in self.asks if ask.session is not None}
+        if self.done:
+            self._close_sessions()
+
+    def _close_sessions(self) -> None:
+        while self._sessions:
+            self._sessions.popitem()[1].close()
 
 
 # ---------------------------------------------------------------------- calling a model
@@ -250,6 +259,8 @@ class _Draft:
 
     def rest(self, outcome: Outcome) -> list[Chunk]:
         """What is left to show once the flow has decided."""
+        if outcome.response.steps and self._response is not None:  # the last of them is kept, or is asked for anew
+            return self._release()
         latest = next((response for response in reversed(outcome.responses) if response is not None), None)
         if self._response is not None and outcome.response is latest:  # this one's, its tokens parted
             return self._release()
@@ -298,18 +309,38 @@ class _Draft:
         return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
 
 
+class _Shown:
+    """How much has been shown of an answer that is written in turn: what asks go on from stands, and can be shown."""
+
+    def __init__(self) -> None:
+        self._characters = 0
+
+    def written(self, asks: Sequence[Ask]) -> Iterator[Chunk]:
+        """What was written before these asks and has not been shown."""
+        for ask in asks:
+            if new := ask.request.written[self._characters :]:
+                yield self.now(Chunk(new, released=True))
+
+    def now(self, chunk: Chunk) -> Chunk:
+        """It is shown."""
+        self._characters += len(chunk.text)
+        return chunk
+
+
 def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
     """Play a flow, yielding chunks of the answer that nothing can withdraw, and last the outcome.
 
     Decides exactly as `run` does: both apply the same watches to the same tokens.
     """
     with closing(Run(flow)) as running:
-        draft = _Draft()
+        draft, shown = _Draft(), _Shown()
         while not running.done:
+            yield from shown.written(running.asks)
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
                 draft = running.draft = _Draft()
                 running.begin()
-                yield from draft.read(ask)
+                for chunk in draft.read(ask):
+                    yield shown.now(chunk)
                 running.send([draft.answer(ask)])
             else:
                 running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])
@@ -321,14 +352,16 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
 async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
     """`stream`, without blocking the event loop."""
     with closing(Run(flow)) as running:
-        draft = _Draft()
+        draft, shown = _Draft(), _Shown()
         while not running.done:
+            for chunk in shown.written(running.asks):
+                yield chunk
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
                 draft = running.draft = _Draft()
                 running.begin()
                 async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator
                     async for chunk in chunks:
-                        yield chunk
+                        yield shown.now(chunk)
                 running.send([draft.answer(ask)])
             else:
                 running.send(await _aanswers(running.begin()))

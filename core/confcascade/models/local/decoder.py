@@ -13,7 +13,7 @@ from confcascade.models.local.compute import MultipliedWeights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Capture", "Decoder"]
+__all__ = ["Capture", "Decoder", "pairs_of"]
 
 _WORDS = ("cache", "past_key_values")  # what forward calls its cache; transformers 5.24 renamed it
 _ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
@@ -34,6 +34,8 @@ class Decoder:
         blocks: The blocks whose outputs are hidden states of shape (rows, tokens, hidden_size); empty if the model has
             no such list.
         multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
+        separable: Whether its cache holds the keys and values of every token, and nothing else: then those of one row
+            can be taken out, and put beside others.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
             be selected.
 
@@ -47,6 +49,7 @@ class Decoder:
         self._word = ""  # once one has worked
         self._options: dict[str, int] = {}
         self.multiplied = 0
+        self.separable = False
         try:
             self.blocks, self.batches = self._try(config)
         except Exception as error:
@@ -72,6 +75,7 @@ class Decoder:
         cache: Any = None,
         *,
         hooked: bool = False,
+        every: bool = False,
     ) -> tuple[torch.Tensor, Any]:
         """One forward pass.
 
@@ -81,23 +85,33 @@ class Decoder:
             positions: Of the new tokens, shape (rows, new tokens).
             cache: What the tokens before left; None if there are none.
             hooked: Whether hooks wait for what blocks return, which compiled code would pass over.
+            every: Whether the logits of all new tokens are wanted.
 
         Returns:
-            The logits, the last token's of shape (rows, vocabulary), and the cache.
+            The logits, the last token's of shape (rows, vocabulary), or every new token's of shape (rows, new tokens,
+            vocabulary), and the cache.
         """
-        out = self._pass(self._as_written if hooked else self._model, ids, mask, positions, cache)
+        out = self._pass(self._as_written if hooked else self._model, ids, mask, positions, cache, every=every)
         word = _word_in(out)
-        return out.logits[:, -1], None if word is None else out[word]
+        return out.logits if every else out.logits[:, -1], None if word is None else out[word]
 
     def _pass(
-        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any = None
+        self,
+        model: Any,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any = None,
+        *,
+        every: bool = False,
     ) -> Any:
         import torch
 
         before = {} if cache is None else {self._word: cache}
+        options = {} if every else self._options
         with torch.inference_mode():
             return model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **before, **self._options
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **before, **options
             )
 
     # ------------------------------------------------------------------ the trial
@@ -127,6 +141,7 @@ class Decoder:
         told = _word_in(out)
         if told is None:
             raise ModelError("it returned no KV cache")
+        self.separable = bool(pairs_of(out[told]))
         last = ids[:1, -1:]
         positions = torch.arange(n + 1, device=device)[None]
         read = self(ids[:1, n:], mask[:1, n:], positions[:, :n], hooked=True)[1]
@@ -168,6 +183,14 @@ class Decoder:
                 # an unknown word may be swallowed, and the token then be read without what came before
                 problems.append(ModelError(f"its KV cache holds {length} tokens after {_TRIED + 1}"))
         raise problems[0]
+
+
+def pairs_of(cache: Any) -> list[tuple[Any, Any]]:
+    """Keys and values (rows, heads, tokens, dimension) by layer, of a cache that holds nothing else; else none."""
+    layers = getattr(cache, "layers", None) or ()
+    if any(type(layer).__name__ != "DynamicLayer" for layer in layers):
+        return []
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 class Capture:

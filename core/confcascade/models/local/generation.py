@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate
 from confcascade.models.base import Watcher
+from confcascade.models.local.batch import Batch
 from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.sampling import GenerationSettings, TokenChoice
 from confcascade.thoughts import ThoughtReader, calls_by_header
@@ -152,6 +153,9 @@ class GrowingAnswer:
         text = self._text.rstrip(" ")
         if special or ((not text or text.endswith("\n")) and text.count("```") % 2 == 0):
             self._problem = LEFT_CALL
+
+    def keep(self, batch: Batch) -> None:
+        """It has ended, and nothing is to follow."""
 
     def fail(self, error: Exception) -> None:
         """End without an answer."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from confcascade.asks import Capability, Chunk, Generate, Prefill
+from confcascade.asks import Capability, Chunk, Generate, Prefill, Session
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.base import InThreads, Waiting
@@ -28,6 +28,7 @@ from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import DeviceMap, Quantization, load
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.sampling import GenerationSettings
+from confcascade.models.local.sessions import Sessions, position_of
 from confcascade.notices import log_failed_batch
 from confcascade.thoughts import may_open_mark
 from confcascade.types import Prefilled, Request, Response, Usage
@@ -98,6 +99,7 @@ class TransformersModel(InThreads):
             prompt_labels=True,
             batch_size=batch_size if self._decoder.batches else 1,
             context_window=getattr(config, "max_position_embeddings", None),
+            continues=True,
         )
         self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
@@ -137,6 +139,10 @@ class TransformersModel(InThreads):
                 eos_ends_turns=template is not None and template.ends_turns_with_eos,
                 changes=generation_options,
             ),
+        )
+
+        self._sessions = Sessions(
+            self._decoder, self._prompts, self._speaker, self._decode, self._overflow, self.model.device
         )
 
     def __repr__(self) -> str:
@@ -276,6 +282,8 @@ class TransformersModel(InThreads):
     # ------------------------------------------------------------------ LanguageModel
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        if any(ask.session is not None for ask in asks):
+            return self._apart(asks, self._sessions.read, self.prefill)
         found: list[Any] = [None] * len(asks)
         readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]], str]] = []
         for i, ask in enumerate(asks):  # a prompt that cannot be read fails alone, not its batch
@@ -304,11 +312,14 @@ class TransformersModel(InThreads):
                     usage=Usage(len(batch.prompts[row]), 0),
                     hidden_states={layer: hidden[layer][row] for layer in ask.layers},
                     label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
+                    following=position_of(batch.logits[row]) if ask.following else None,
                     state=RowState(batch, row, opened),
                 )
         return found
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        if any(_goes_on(ask) for ask in asks):
+            return self._apart([_in_session(ask) for ask in asks], self._sessions.write, self.generate)
         answers: list[Any] = [None] * len(asks)
         for group in self._groups(asks):
             rows: list[GrowingAnswer] = []
@@ -322,6 +333,18 @@ class TransformersModel(InThreads):
             self._decode_all(rows)
             for i, row in zip(kept, rows, strict=True):
                 answers[i] = row.error or row.response()
+        return answers
+
+    def _apart(
+        self, asks: Sequence[Any], in_sessions: Callable[[Sequence[Any]], Sequence[Any]], others: Callable[..., Any]
+    ) -> list[Any]:
+        """Those that belong to a session, and the others."""
+        answers: list[Any] = [None] * len(asks)
+        for answer, of_session in ((in_sessions, True), (others, False)):
+            which = [i for i, ask in enumerate(asks) if (ask.session is not None) == of_session]
+            for part in self._parts(which):
+                for i, told in zip(part, answer([asks[i] for i in part]), strict=True):
+                    answers[i] = told
         return answers
 
     def _decode_all(self, rows: list[GrowingAnswer]) -> None:
@@ -345,6 +368,9 @@ class TransformersModel(InThreads):
             self._decode_all([rows[i]])
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        if _goes_on(ask):
+            yield from self._sessions.stream(_in_session(ask))
+            return
         row = self._row(ask, 0)
         for _ in self._decode([row]):
             yield from row.new_chunks()
@@ -434,14 +460,21 @@ class TransformersModel(InThreads):
         """Whether an answer that begins with this token begins with a mark of thoughts."""
         return may_open_mark(self.tokenizer.decode([token]))
 
-    def _decode(self, rows: list[GrowingAnswer]) -> Iterator[None]:
-        """Generate token by token until every row has ended; yields after each step."""
+    def _decode(self, rows: list[Any], batch: Batch | None = None) -> Iterator[None]:
+        """Generate token by token until every row has ended; yields after each step.
+
+        Args:
+            rows: `GrowingAnswer` or `GrowingStep` objects.
+            batch: What they go on from; by default their prefills', or else their prompts are read.
+        """
         import torch
 
         if not rows:
             return
         states = [row.ask.prefilled.state for row in rows if row.ask.prefilled is not None]
-        if states:
+        if batch is not None:
+            pass
+        elif states:
             batch = states[0].batch.take([state.row for state in states])
         else:
             batch, _ = self._read([row.prompt for row in rows], [])
@@ -474,6 +507,9 @@ class TransformersModel(InThreads):
                 for row in active:
                     if row.finish_reason is None and not waiting.wants(row.ask):
                         row.leave()
+            for row in active:
+                if row.finish_reason is not None:
+                    row.keep(batch)
             yield
             active = [row for row in active if row.finish_reason is None]
             if not active:
@@ -487,6 +523,15 @@ class TransformersModel(InThreads):
             batch.mask = torch.cat([batch.mask, batch.mask.new_ones(batch.mask.shape[0], 1)], 1)
             positions = batch.mask.sum(-1, keepdim=True) - 1
             batch.logits, batch.cache = self._decoder(chosen[:, None], batch.mask, positions, batch.cache)
+
+
+def _goes_on(ask: Generate) -> bool:
+    """Whether an answer goes on from what was written, or ends with a step."""
+    return ask.session is not None or bool(ask.request.written or ask.until)
+
+
+def _in_session(ask: Generate) -> Generate:
+    return replace(ask, session=Session()) if _goes_on(ask) and ask.session is None else ask
 
 
 def _not_finite(logprobs: torch.Tensor) -> list[bool]:

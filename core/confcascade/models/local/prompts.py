@@ -79,13 +79,19 @@ class Prompts:
         turn = behind if text.removesuffix(request.begun).endswith(behind) else ""
         return opened_by(text, turn + request.begun) or opened_by(text, request.begun)
 
-    def _tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a prompt's beginning, of whatever length."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
+        return ids
+
+    def tokenize_piece(self, text: str) -> list[int]:
+        """The tokens of a text by itself, without what surrounds it."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a rendered prompt that fits the context."""
-        ids = self._tokenize(text)
+        ids = self.tokenize(text)
         if not ids:
             raise ModelError("The prompt has no tokens.")
         if max(ids) >= self._embedded:  # on a GPU, the pass would end the process's use of it
@@ -105,10 +111,10 @@ class Prompts:
         key = prompt[-32:], label
         found = self._labels.get(key)
         if found is None:
-            before = self._tokenize(prompt)
+            before = self.tokenize(prompt)
             ids: dict[int, None] = {}
             for variant in (label, f" {label}"):
-                after = self._tokenize(prompt + variant)
+                after = self.tokenize(prompt + variant)
                 if len(after) == len(before) + 1 and after[:-1] == before:
                     ids[after[-1]] = None
             if not ids:

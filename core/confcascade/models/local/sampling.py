@@ -171,19 +171,26 @@ class TokenChoice:
         return "temperature" in self._asked
 
     @property
+    def random(self) -> Any:
+        """What tokens are drawn with; None where they are not."""
+        return self._random
+
+    @property
     def plain(self) -> bool:
         """Whether the most probable token follows."""
         return self._settings.plain and not self._asked
 
-    def begin(self, prompt: Sequence[int], limit: int) -> None:
-        """The prompt's tokens, and how many may follow."""
+    def begin(self, prompt: Sequence[int], limit: int, *, written: Sequence[int] = (), random: Any = None) -> None:
+        """The prompt's tokens, how many may follow, and those that have; what draws on is that which drew before."""
         if self.plain:
             return
         import torch
 
         self._processors = self._settings.processors(prompt, limit, self._asked)
-        self._ids = torch.tensor([list(prompt)], device=self._settings.device)
-        if self.samples:
+        self._ids = torch.tensor([[*prompt, *written]], device=self._settings.device)
+        if self.samples and random is not None:
+            self._random = random
+        elif self.samples:
             self._random = torch.Generator(device=self._settings.device)
             if self._seed is None:
                 self._random.seed()

@@ -1,0 +1,279 @@
+"""Routing within an answer: the smaller model writes a step where it is sure, the larger one where it is not.
+
+Compared on the same questions: each model by itself, the cascade of whole answers, and answers that both write in turn,
+by what decides about a step:
+
+- ``lookback``: how sure the small model is of the last step, by its greatest raw logits (STEER);
+- ``glimpse``: how sure it is of the next step's first token (GlimpRouter);
+- ``draft``: the probability of the step that it has just written, which is thrown away if too low;
+- ``scorer``: the same, judged by a scorer that was learned from its steps and whether their answers were right;
+- ``random``: a coin.
+
+    python benchmarks/stepwise.py collect OUT --pair bundled
+    python benchmarks/stepwise.py collect OUT --pair qwen --small SMALL.gguf --large LARGE.gguf --data DIR
+    python benchmarks/stepwise.py report OUT --pair bundled --write docs/papers/steer
+
+`bundled` is the small and the large of the bundled models on sums of two and three steps whose operands no training sum
+contains; `qwen` is any two local models on GSM8K (DIR holds ``gsm8k/test.jsonl.gz`` and ``train.jsonl.gz``), such as
+Qwen2.5-Coder 0.5B and 1.5B.
+
+Thresholds are fixed before the questions are asked: quantiles of the scores that the small model's own steps have on
+other questions (``fit``), and so is the scorer learned there. A run that was stopped goes on where it was. Compute is
+in FLOPs, and counts all: steps that were thrown away, and what a model reads of the other's text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from confcascade import LearnedScorer, Stage, TokenProbability, TransformersModel
+from confcascade.asks import LanguageModel
+from confcascade.attempts import Outcome
+from confcascade.bench.questions.gsm8k import example as gsm8k_example
+from confcascade.demo import bundled_model
+from confcascade.demo.world import World
+from confcascade.errors import SignalUnavailableError
+from confcascade.graders import Numeric
+from confcascade.signals import Evidence, Measurement, Signal
+from confcascade.signals.glimpse import Glimpse
+from confcascade.stepwise import Steps
+from confcascade.stepwise_cascade import StepwiseCascade
+from confcascade.types import Message, Request
+
+QUANTILES = (0.2, 0.4, 0.6, 0.8)
+NOTHING = -1e9  # a threshold that every score passes
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+# ---------------------------------------------------------------------- signals of the benchmark's own
+
+
+class MaxLogit(Signal):
+    """c of STEER itself, in place of its posterior, which rises with it: thresholds on either keep the same steps."""
+
+    name = "lookback"
+    space = (-math.inf, math.inf)
+    phase = "pre"
+    following = True
+    between_steps = True
+
+    def check(self, model: LanguageModel) -> None:
+        pass
+
+    def score(self, evidence: Evidence) -> Measurement:
+        seen = [token.max_logit for token in evidence.tokens or () if token.max_logit is not None]
+        if seen:
+            return Measurement(float(np.mean(seen)))
+        if evidence.prefilled is None or evidence.prefilled.following is None:
+            raise SignalUnavailableError("nothing was read")
+        return Measurement(evidence.prefilled.following.max_logit or 0.0)
+
+    def identity(self) -> dict[str, Any]:
+        return {"type": "max logit"}
+
+
+class Coin(Signal):
+    """A number between 0 and 1 that depends on nothing but the question and what is written so far."""
+
+    name = "random"
+    phase = "pre"
+
+    def check(self, model: LanguageModel) -> None:
+        pass
+
+    def score(self, evidence: Evidence) -> Measurement:
+        seed = f"{evidence.request.messages[-1].content}|{evidence.request.written}"
+        return Measurement(random.Random(seed).random())
+
+    def identity(self) -> dict[str, Any]:
+        return {"type": "coin"}
+
+
+# ---------------------------------------------------------------------- the two pairs
+
+
+@dataclass(frozen=True)
+class Question:
+    """One, and its right answer."""
+
+    id: str
+    text: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, their questions, and how they are asked."""
+
+    small: TransformersModel
+    large: TransformersModel
+    steps: Steps
+    max_tokens: int
+    fit: Sequence[Question]
+    test: Sequence[Question]
+
+    def request(self, question: Question) -> Request:
+        return Request((Message("user", question.text),), max_tokens=self.max_tokens)
+
+    def is_right(self, question: Question, answer: str) -> bool:
+        if self.max_tokens <= 64:
+            return answer.rsplit("Answer:", 1)[-1].strip().rstrip(".") == question.reference
+        from confcascade.graders import Example
+
+        grade = Numeric().grade(Example(question.text, references=(question.reference,)), answer)
+        return bool(grade.value)
+
+
+def bundled(questions: int, fit: int) -> Pair:
+    """Sums of at least two steps."""
+
+    def sums(split: Any, count: int) -> list[Question]:
+        asked = World().questions(split, tasks=("sums",), per_task=4 * count)
+        several = [q for q in asked if q.prompt.count(", ") >= 2]
+        return [Question(str(i), q.prompt, q.reference) for i, q in enumerate(several[:count])]
+
+    test, others = sums("test", questions), sums("fit", fit)
+    return Pair(bundled_model("small"), bundled_model("large"), Steps("\n"), 64, others, test)
+
+
+def local(small: str, large: str, data: Path, questions: int, fit: int) -> Pair:
+    """GSM8K, asked as its authors' models are asked to reason; the fit questions are of the training set."""
+
+    def asked(name: str, count: int) -> list[Question]:
+        with gzip.open(data / "gsm8k" / f"{name}.jsonl.gz", "rt") as file:
+            rows = [json.loads(line) for line in file]
+        random.Random(0).shuffle(rows)
+        found = [gsm8k_example(row) for row in rows[:count]]
+        end = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+        return [Question(f"{name}-{i}", each.question + end, each.references[0]) for i, each in enumerate(found)]
+
+    def model(path: str) -> TransformersModel:
+        return TransformersModel.from_pretrained(path, dtype="bfloat16", batch_size=32)
+
+    return Pair(model(small), model(large), Steps(), 400, asked("train", fit), asked("test", questions))
+
+
+# ---------------------------------------------------------------------- asking
+
+
+def collected(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by question."""
+    if not path.exists():
+        return {}
+    return {row["question"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def ask(path: Path, pair: Pair, questions: Sequence[Question], signals: Sequence[Signal], thresholds: Any) -> None:
+    """Answer the questions that the file does not hold; each row is written when its answer is there."""
+    known = collected(path)
+    open_ = [question for question in questions if question.id not in known]
+    if not open_:
+        return
+    cascade = StepwiseCascade([Stage(pair.small, signals, thresholds), Stage(pair.large)], steps=pair.steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, typer.progressbar(length=len(open_), label=path.stem) as bar:
+
+        def keep(index: int, outcome: Outcome | Exception) -> None:
+            if isinstance(outcome, Exception):
+                raise outcome
+            question = open_[index]
+            file.write(json.dumps(row_of(question, outcome, pair)) + "\n")
+            file.flush()
+            bar.update(1)
+
+        cascade.run_batch([pair.request(question) for question in open_], on_result=keep)
+
+
+def row_of(question: Question, outcome: Outcome, pair: Pair) -> dict[str, Any]:
+    record, tokens = outcome.record, outcome.response.tokens or ()
+    return {
+        "question": question.id,
+        "right": pair.is_right(question, outcome.text),
+        "flops": record.cost.flops,
+        "kept_flops": record.cost_answering_stage.flops,
+        "seconds": record.cost.seconds,
+        "p_t": math.exp(np.mean([token.logprob for token in tokens])) if tokens else None,
+        "finish_reason": outcome.response.finish_reason,
+        "steps": [
+            [
+                int(step.author == pair.large.name),
+                int(step.kept),
+                step.tokens,
+                {n: s.value for n, s in step.scores.items()},
+            ]
+            for step in record.steps
+        ],
+        "text": outcome.text,
+    }
+
+
+def steps_of(row: dict[str, Any], delimiter: str) -> list[str]:
+    """The steps of an answer by one model."""
+    parts = row["text"].split(delimiter)
+    return [part + delimiter for part in parts[:-1]] + parts[-1:]
+
+
+def fitted(folder: Path, pair: Pair) -> tuple[dict[str, list[float]], LearnedScorer | None]:
+    """From the small model's own steps: the scores of each signal, and a scorer."""
+    rows = collected(folder / "fit.jsonl")
+    scores: dict[str, list[float]] = {}
+    texts: list[tuple[str, str, bool, str]] = []
+    for question in pair.fit:
+        row = rows[question.id]
+        for *_, told in row["steps"]:
+            for name, value in told.items():
+                if value is not None:
+                    scores.setdefault(name, []).append(value)
+        texts += [
+            (question.text, step, row["right"], question.id) for step in steps_of(row, pair.steps.delimiter) if step
+        ]
+    asked, steps, labels, groups = zip(*texts, strict=True)
+    if len(set(labels)) < 2:
+        return scores, None
+    scorer = LearnedScorer.fit(asked, steps, labels, groups=groups)
+    scores["scorer"] = [float(value) for value in scorer.predict(asked, steps)]
+    return scores, scorer
+
+
+@app.command()
+def collect(
+    out: Path,
+    pair: Annotated[str, typer.Option(help="bundled, or a name for two other models.")] = "bundled",
+    small: Annotated[str, typer.Option(help="The small model: a folder or a GGUF file.")] = "",
+    large: Annotated[str, typer.Option(help="The large model.")] = "",
+    data: Annotated[Path, typer.Option(help="The folder of the question sets.")] = Path(),
+    questions: Annotated[int, typer.Option(help="To compare on.")] = 500,
+    fit: Annotated[int, typer.Option(help="For thresholds and the scorer.")] = 200,
+    only: Annotated[str, typer.Option(help="Signals, with commas; empty for all.")] = "",
+    quantiles: Annotated[str, typer.Option(help="Shares of steps below the thresholds, with commas.")] = "",
+) -> None:
+    """Ask all configurations."""
+    two = bundled(questions, fit) if pair == "bundled" else local(small, large, data, questions, fit)
+    folder = out / pair
+    watched: list[Signal] = [MaxLogit(), Glimpse(), TokenProbability(name="draft")]
+    passing = {"lookback": NOTHING, "glimpse": 0.0, "draft": 0.0}
+    ask(folder / "fit.jsonl", two, two.fit, watched, passing)
+    ask(folder / "small.jsonl", two, two.test, watched, passing)
+    ask(folder / "large.jsonl", two, two.test, [Coin()], {"random": "never"})
+    scores, scorer = fitted(folder, two)
+    signals: dict[str, Signal] = {"lookback": watched[0], "glimpse": watched[1], "draft": watched[2], "random": Coin()}
+    if scorer is not None:
+        signals["scorer"] = scorer
+    wanted = only.split(",") if only else list(signals)
+    for quantile in map(float, quantiles.split(",")) if quantiles else QUANTILES:
+        for name in wanted:
+            threshold = quantile if name == "random" else float(np.quantile(scores[name], quantile))
+            ask(folder / f"{name}@{quantile:g}.jsonl", two, two.test, [signals[name]], {name: threshold})
+
+
+if __name__ == "__main__":
+    app()

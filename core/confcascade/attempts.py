@@ -1,0 +1,169 @@
+"""What every flow does: asking what a model can, billing it, scoring what it said, and saying how a query ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from confcascade.asks import Answer, Flow, LanguageModel
+from confcascade.errors import SignalUnavailableError
+from confcascade.signals import Evidence, Signal, passes
+from confcascade.signals.calibrated import Calibrated
+from confcascade.stage import Stage
+from confcascade.trace import Attempt, Record, Score
+from confcascade.types import Request, Response, Usage
+
+__all__ = [
+    "Bill",
+    "OnError",
+    "OnExhausted",
+    "Outcome",
+    "Tried",
+    "Unanswered",
+    "any_failed",
+    "confidence_of",
+    "explained",
+    "inability",
+    "score_all",
+]
+
+OnError = Literal["escalate", "raise"]
+OnExhausted = Literal["best", "raise"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to a query and the record of how it came about.
+
+    Attributes:
+        response: The answer.
+        record: Every attempt, without what was said.
+        responses: What was said: for each attempt of the record its response, None where it gave none.
+    """
+
+    response: Response
+    record: Record
+    responses: tuple[Response | None, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The answer as the user sees it."""
+        return self.response.text
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage that answered."""
+        assert self.record.stage is not None
+        return self.record.stage
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A query that has no answer, because it failed or was left.
+
+    Attributes:
+        record: Every attempt.
+        responses: As of an `Outcome`.
+    """
+
+    record: Record
+    responses: tuple[Response | None, ...] = ()
+
+
+@dataclass
+class Tried:
+    """What a flow has tried so far, for whoever has to account for one that gives no answer.
+
+    Attributes:
+        attempts: That have ended.
+        responses: What was said in each; None where it gave nothing.
+    """
+
+    attempts: list[Attempt] = field(default_factory=list)
+    responses: list[Response | None] = field(default_factory=list)
+
+    def add(self, attempt: Attempt, response: Response | None) -> None:
+        """One more."""
+        self.attempts.append(attempt)
+        self.responses.append(response)
+
+
+def inability(model: LanguageModel, request: Request) -> str | None:
+    """Why `model` is not even asked: what it would answer instead is no answer."""
+    if request.media and not model.capability.media:
+        return "the model takes only text"
+    if request.tools and not model.capability.tools:
+        return "the model cannot call tools"
+    if not model.capability.tool_history and any(message.tool_calls for message in request.messages):
+        return "the model cannot read tool calls"
+    if request.output is not None and request.output.instructions is None and not model.capability.structured:
+        return "the model cannot give structured output"
+    return None
+
+
+class Bill:
+    """What an attempt has used so far. A failed ask is charged its time, and the tokens that are known of."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self.elapsed_s = 0.0
+        self.busy_s = 0.0
+
+    def add(self, answer: Answer[Any]) -> Any:
+        self.elapsed_s += answer.elapsed_s
+        self.busy_s += answer.busy_s
+        if answer.usage is not None:
+            self.usage += answer.usage
+        return answer.unwrap()
+
+    def leave(self, answer: Answer[Any]) -> None:
+        """What has come of an answer that nobody waits for any more."""
+        self.elapsed_s += answer.elapsed_s
+        self.busy_s += answer.busy_s
+        self.usage = self.usage if answer.value is None else answer.value.usage
+
+
+def score_all(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: dict[str, Score]) -> Flow[None]:
+    """Add each signal's score to `scores`; one that cannot be computed says why, and passes "always" alone."""
+    for signal in signals:
+        threshold = stage.thresholds[signal.name]
+        try:
+            measured = yield from signal.judge(evidence)
+        except SignalUnavailableError as error:
+            scores[signal.name] = Score(None, threshold, threshold == "always", {"unavailable": str(error)})
+        else:
+            scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
+
+
+def confidence_of(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:
+    """That of the first calibrated signal, once it is known."""
+    name = next((signal.name for signal in signals if isinstance(signal, Calibrated)), None)
+    return None if name is None or name not in scores else scores[name].value
+
+
+def _shown(value: float, threshold: float) -> str:
+    """With three digits, or as many as show that it is not the threshold."""
+    digits = next((n for n in range(3, 17) if value == threshold or f"{value:.{n}g}" != f"{threshold:.{n}g}"), 17)
+    return f"{value:.{digits}g}"
+
+
+def any_failed(scores: Mapping[str, Score]) -> bool:
+    return not all(score.passed for score in scores.values())
+
+
+def explained(scores: Mapping[str, Score]) -> str:
+    """One line: "p_ik 0.95 >= 0.9, p_t 0.41 < 0.9"."""
+    parts = []
+    for name, score in scores.items():
+        if score.value is None:
+            parts.append(f"{name}: {score.details['unavailable']}")
+        elif isinstance(score.threshold, str):
+            parts.append(f"{name} {score.value:.3g} ({score.threshold})")
+        else:
+            parts.append(
+                f"{name} {_shown(score.value, score.threshold)} {'>=' if score.passed else '<'} {score.threshold:g}"
+            )
+        if raw := score.details.get("scores"):  # of a signal made of others
+            parts[-1] += f" (of {', '.join(f'{k} missing' if v is None else f'{k} {v:.3g}' for k, v in raw.items())})"
+    return ", ".join(parts) or "no signal"

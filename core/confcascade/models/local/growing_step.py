@@ -1,0 +1,190 @@
+"""One step of a local model's while it grows: raw text, thoughts and their marks included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from confcascade.asks import Chunk, Generate
+from confcascade.models.local.batch import Batch
+from confcascade.models.local.detokenizer import Detokenizer
+from confcascade.models.local.generation import DecoderSettings
+from confcascade.models.local.sampling import TokenChoice
+from confcascade.types import Response, Token, Usage
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GrowingStep"]
+
+
+class GrowingStep:
+    """A part of an answer while it is generated. It consists of whole tokens, so that another step can follow.
+
+    Args:
+        ask: What is answered.
+        speaker: How its model writes.
+        position: Its row in the batch.
+        take: Takes one row's own keys and values out of a cache, given its mask.
+        opened: The mark with which the prompt has opened the thoughts, where this is the first step: its text begins
+            with it, so that other models read it.
+
+    Attributes:
+        ids: Its tokens, without one that ends the answer.
+        ends: For each, how many characters of `own_text` are complete with it; None within a character.
+        own_text: What the tokens spell.
+        kept: What `take` has taken when it ended, and of how many tokens it is; None before.
+    """
+
+    def __init__(
+        self,
+        ask: Generate,
+        speaker: DecoderSettings,
+        position: int,
+        take: Callable[[Any, torch.Tensor, int], Any],
+        opened: str = "",
+    ) -> None:
+        self.ask = ask
+        self.position = position
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.ids: list[int] = []
+        self.ends: list[int | None] = []
+        self.own_text = ""
+        self.kept: tuple[Any, int] | None = None
+        self._take = take
+        self._speaker = speaker
+        self._opened = opened
+        self._stops = tuple(filter(None, ask.request.stop))
+        self._choice = TokenChoice(speaker.settings, ask.request)
+        self._detokenizer = Detokenizer(speaker.tokenizer)
+        self._tokens: list[Token] = []
+        self._generated = 0
+        self._limit = 0
+        self._max_logit: float | None = None
+        self._shown = 0
+        self._shown_tokens = 0
+
+    def goes_on(self, ids: Sequence[int], prompt: int, random: Any) -> None:
+        """Behind these tokens.
+
+        Args:
+            ids: Of the prompt, and of what was written.
+            prompt: How many are the prompt's.
+            random: What tokens are drawn with, if they are; None begins anew.
+        """
+        asked = self.ask.request.max_tokens
+        limit = self._speaker.limit(asked, prompt)
+        written = len(ids) - prompt
+        if asked is None:  # the model's own limit is that of a whole answer
+            limit -= written
+        if self._speaker.context is not None:
+            limit = min(limit, self._speaker.context - len(ids))
+        self._limit = max(1, limit)
+        self._choice.begin(ids[:prompt], written + self._limit, written=ids[prompt:], random=random)
+
+    @property
+    def random(self) -> Any:
+        """What tokens are drawn with; None where the most probable is taken."""
+        return self._choice.random
+
+    # ------------------------------------------------------------------ what decoding asks of a row
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """All is set by `goes_on`."""
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """The next token, from raw logits (vocabulary,); None if it is the most probable."""
+        self._max_logit = float(logits.max())
+        return None if self._choice.plain else self._choice.next(logits)
+
+    def push(self, token: int, logprob: float, logprobs: torch.Tensor) -> None:
+        """Take the next token; `logprobs` is the whole distribution (vocabulary,) it came from."""
+        self._generated += 1
+        if token in self._speaker.settings.ends:
+            self.finish_reason = "stop"
+        else:
+            mark = self._speaker.marks.get(token)
+            if mark is not None:
+                self._complete()
+                self._detokenizer.restart()
+            piece = self._detokenizer.add(token) if mark is None else mark
+            self.own_text += piece
+            self.ids.append(token)
+            self.ends.append(None if self._detokenizer.pending and mark is None else len(self.own_text))
+            self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs), self._max_logit))
+            self._end_where_asked(len(piece))
+            if self.finish_reason is None and self._generated >= self._limit:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            self._complete()
+
+    def fail(self, error: Exception) -> None:
+        """End without a step."""
+        self.error = error
+        self.finish_reason = "error"
+
+    def leave(self) -> None:
+        """End here: nobody waits for the rest."""
+        self.finish_reason = "aborted"
+
+    def keep(self, batch: Batch) -> None:
+        """It has ended: its keys and values are in this batch."""
+        self.kept = self._take(batch.cache, batch.mask, self.position), int(batch.mask[self.position].sum())
+
+    # ------------------------------------------------------------------ text
+
+    def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
+        if not self.ask.top_logprobs:
+            return ()
+        values, ids = logprobs.topk(min(self.ask.top_logprobs, logprobs.shape[-1]))
+        decode = self._speaker.tokenizer.decode
+        return tuple((decode([i]), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
+
+    def _complete(self) -> None:
+        """Show what an incomplete character left behind."""
+        if rest := self._detokenizer.rest():
+            self.own_text += rest
+            last = self._tokens[-1]
+            self._tokens[-1] = Token(last.text + rest, last.logprob, last.top, last.max_logit)
+            self.ends[-1] = len(self.own_text)
+
+    def _end_where_asked(self, new: int) -> None:
+        """End before a stop string, or behind the delimiter of a step, if one is complete with the last token."""
+        text = self.own_text
+        found = [at for stop in self._stops if (at := text.find(stop, max(0, len(text) - new - len(stop) + 1))) >= 0]
+        if found:
+            self.finish_reason = "stop"
+            self.own_text = text[: min(found)]
+            while self.ends and (self.ends[-1] is None or self.ends[-1] > len(self.own_text)):
+                del self.ends[-1], self.ids[-1], self._tokens[-1]
+            return
+        until = self.ask.until
+        if until and (at := text.find(until, max(0, len(text) - new - len(until) + 1))) >= 0 and text[:at].strip():
+            self.finish_reason = "step"
+
+    def new_chunks(self) -> Iterator[Chunk]:
+        """What no stop string can still cut, and was not shown before."""
+        held = 0
+        if self.finish_reason is None:
+            text = self.own_text
+            held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        end, before = len(self.own_text) - held, self._shown
+        if end <= before:
+            return
+        tokens = self._shown_tokens
+        while tokens < len(self.ends) and ((at := self.ends[tokens]) is None or at <= end):
+            tokens += 1
+        piece = self.own_text[before:end]
+        told = tuple(self._tokens[self._shown_tokens : tokens]) if self.ask.logprobs else ()
+        yield Chunk(self._opened * (not before) + piece, told, released=self.ask.live)
+        self._shown, self._shown_tokens = end, tokens
+
+    def response(self, read: int) -> Response:
+        """What was written, for which so many tokens had to be read."""
+        return Response(
+            text=self._opened + self.own_text,
+            tokens=tuple(self._tokens) if self.ask.logprobs else None,
+            usage=Usage(read, self._generated),
+            finish_reason=self.finish_reason,
+        )
