@@ -13,7 +13,7 @@ from confcascade.audit.file import AuditFile
 from confcascade.audit.state import AuditState
 from confcascade.cascade import Batching, Cascade
 from confcascade.checks import checking
-from confcascade.cost import Architecture, Cost, Prices
+from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding
 from confcascade.errors import (
     CascadeExhaustedError,
@@ -37,7 +37,7 @@ from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.wording import Wording
 from confcascade.stage import Stage
 from confcascade.trace import Attempt, Record, Score, Trace, trace
-from confcascade.types import Message, OutputSchema, Request, Tool, ToolCall, Usage
+from confcascade.types import Cost, Message, OutputSchema, Request, Tool, ToolCall, Usage
 
 if typing.TYPE_CHECKING:
     from confcascade.bench.collecting.collect import collect

@@ -149,6 +149,7 @@ def _shown(value: float, threshold: float) -> str:
 
 
 def any_failed(scores: Mapping[str, Score]) -> bool:
+    """Whether some score did not pass."""
     return not all(score.passed for score in scores.values())
 
 

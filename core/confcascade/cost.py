@@ -14,11 +14,10 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from confcascade.errors import ConfigurationError
-from confcascade.types import Usage
+from confcascade.types import Cost, Usage
 
 __all__ = [
     "Architecture",
-    "Cost",
     "Prices",
     "attempt_cost",
     "break_even_retention",
@@ -101,31 +100,6 @@ class Prices:
             cached = min(usage.input_details.get("cache_read", 0), usage.input_tokens)
             usd += cached * (self.cached_input_usd - self.input_usd)
         return usd / 1e6
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A cost; None where it is not known (no architecture, no prices), never zero in its place."""
-
-    flops: float | None = 0.0
-    tokens: int = 0
-    usd: float | None = 0.0
-    seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        def plus(a: float | None, b: float | None) -> float | None:
-            return None if a is None or b is None else a + b
-
-        return Cost(
-            plus(self.flops, other.flops),
-            self.tokens + other.tokens,
-            plus(self.usd, other.usd),
-            self.seconds + other.seconds,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return dict(vars(self))
 
 
 def forward_flops(architecture: Architecture, usage: Usage) -> float:

@@ -27,7 +27,7 @@ from confcascade.attempts import (
     inability,
     score_all,
 )
-from confcascade.cost import Cost, extension_flops
+from confcascade.cost import extension_flops
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, StreamBrokenError, joined, kept_of
 from confcascade.flow import prefill_for
 from confcascade.notices import log_text
@@ -35,7 +35,7 @@ from confcascade.signals import Evidence
 from confcascade.stage import Stage
 from confcascade.tools import CUT
 from confcascade.trace import Attempt, Record, Score, Step
-from confcascade.types import Prefilled, Request, Response, Token, Usage
+from confcascade.types import Cost, Prefilled, Request, Response, Token, Usage
 
 __all__ = ["Steps", "stepwise_flow"]
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any, Literal
 
-from confcascade.cost import Cost
-from confcascade.types import Usage
+from confcascade.types import Cost, Usage
 
 __all__ = ["Attempt", "Record", "Score", "Step", "Trace", "trace"]
 

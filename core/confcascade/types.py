@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confcascade.errors import ConfigurationError
 from confcascade.thoughts import part
 
-if TYPE_CHECKING:
-    from confcascade.cost import Cost
-
 __all__ = [
+    "Cost",
     "Message",
     "OutputSchema",
     "Position",
@@ -287,6 +285,31 @@ def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
     if not (a and b):
         return a or b
     return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost; None where it is not known (no architecture, no prices), never zero in its place."""
+
+    flops: float | None = 0.0
+    tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        def plus(a: float | None, b: float | None) -> float | None:
+            return None if a is None or b is None else a + b
+
+        return Cost(
+            plus(self.flops, other.flops),
+            self.tokens + other.tokens,
+            plus(self.usd, other.usd),
+            self.seconds + other.seconds,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from rich.table import Table
 
 from confcascade.attempts import Outcome
 from confcascade.cascade import Cascade
-from confcascade.cost import Cost
 from confcascade.errors import ConfcascadeError, ConfigurationError
 from confcascade.trace import Attempt, Record, trace
-from confcascade.types import Message
+from confcascade.types import Cost, Message
 
 
 def ask(

