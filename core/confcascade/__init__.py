@@ -12,6 +12,7 @@ from confcascade.audit import Audit
 from confcascade.audit.file import AuditFile
 from confcascade.audit.state import AuditState
 from confcascade.cascade import Batching, Cascade
+from confcascade.cascade_model import CascadeModel
 from confcascade.checks import checking
 from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding
@@ -30,13 +31,16 @@ from confcascade.models.local import TransformersModel
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
+from confcascade.signals.glimpse import Glimpse
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.wording import Wording
 from confcascade.stage import Stage
-from confcascade.trace import Attempt, Record, Score, Trace, trace
+from confcascade.stepwise import Steps
+from confcascade.stepwise_cascade import StepwiseCascade
+from confcascade.trace import Attempt, Record, Score, Step, Trace, trace
 from confcascade.types import Cost, Message, OutputSchema, Request, Tool, ToolCall, Usage
 
 if typing.TYPE_CHECKING:
@@ -61,6 +65,7 @@ __all__ = [
     "Cascade",
     "CascadeExhaustedError",
     "CascadeFile",
+    "CascadeModel",
     "Certificate",
     "ConfcascadeError",
     "ConfigurationError",
@@ -69,6 +74,7 @@ __all__ = [
     "Example",
     "ExpectedGain",
     "FormatProbability",
+    "Glimpse",
     "KnowledgeProbe",
     "LearnedScorer",
     "LlamaCppModel",
@@ -87,6 +93,9 @@ __all__ = [
     "Score",
     "SignalUnavailableError",
     "Stage",
+    "Step",
+    "Steps",
+    "StepwiseCascade",
     "StreamBrokenError",
     "TextRouter",
     "TokenProbability",

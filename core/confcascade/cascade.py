@@ -76,6 +76,8 @@ class Cascade:
     ('4', 'small', 'p_t 0.99 >= 0.9')
     """
 
+    _in_steps = False  # whether an answer has steps, between which signals may judge
+
     def __init__(
         self,
         stages: Sequence[Stage],
@@ -91,6 +93,12 @@ class Cascade:
         if on_exhausted not in ("best", "raise"):
             raise ConfigurationError(f'`on_exhausted` must be "best" or "raise". Got {on_exhausted!r}.')
         self.stages = build_stages(stages=stages)
+        between = [signal for stage in self.stages for signal in stage.signals if signal.between_steps]
+        if between and not self._in_steps:
+            raise ConfigurationError(
+                f"{between[0]!r} judges the steps of an answer, and this cascade judges whole answers. It goes with "
+                'mode="stepwise", or StepwiseCascade.'
+            )
         self.on_error = on_error
         if on_cut not in ("escalate", "keep"):
             raise ConfigurationError(f'`on_cut` must be "escalate" or "keep". Got {on_cut!r}.')
@@ -121,8 +129,9 @@ class Cascade:
         on_cut: OnCut = "escalate",
         audit: float | Audit = 0.0,
         on_ended: OnEnded | None = None,
+        **others: Any,
     ) -> Self:
-        """A cascade from what a user may give: the first six arguments as of `build_stages`, the rest as of `Cascade`.
+        """A cascade from what a user may give: the first six arguments as of `build_stages`, the rest as of the class.
 
         Both integrations are made by this.
 
@@ -132,7 +141,15 @@ class Cascade:
         built = build_stages(
             models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=wrap
         )
-        return cls(built, on_error=on_error, on_exhausted=on_exhausted, on_cut=on_cut, audit=audit, on_ended=on_ended)
+        return cls(
+            built,
+            on_error=on_error,
+            on_exhausted=on_exhausted,
+            on_cut=on_cut,
+            audit=audit,
+            on_ended=on_ended,
+            **others,
+        )
 
     def __repr__(self) -> str:
         return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"

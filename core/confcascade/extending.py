@@ -3,7 +3,7 @@
 Whoever only uses a cascade needs none of it. `confcascade.testing` checks what is built with it.
 """
 
-from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
+from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill, Session
 from confcascade.attempts import OnError, OnExhausted
 from confcascade.building import build_stages
 from confcascade.errors import kept_of
@@ -21,6 +21,7 @@ from confcascade.models.remote import (
 )
 from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
+from confcascade.stepwise_cascade import Mode, cascade_of
 from confcascade.tools import CUT, CheckedTool, forced_call, misfit, parse_problem
 from confcascade.types import Prefilled, Response, Token
 from confcascade.unusable import OnCut
@@ -35,6 +36,7 @@ __all__ = [
     "Generate",
     "LanguageModel",
     "Measurement",
+    "Mode",
     "OnCut",
     "OnError",
     "OnExhausted",
@@ -44,6 +46,7 @@ __all__ = [
     "Refusals",
     "Remote",
     "Response",
+    "Session",
     "Signal",
     "StreamReader",
     "Threshold",
@@ -51,6 +54,7 @@ __all__ = [
     "Watcher",
     "as_stream",
     "build_stages",
+    "cascade_of",
     "estimated_usage",
     "forced_call",
     "in_threads",

@@ -153,6 +153,7 @@ def _attempt(
             confidence=confidence_of(signals, scores),
             error=None if error is None else kept_of(error),
             aborted=response is not None and response.finish_reason == "aborted",
+            steps=() if response is None else response.steps,
             usage=bill.usage,
             cost=attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
             latency_s=bill.elapsed_s,

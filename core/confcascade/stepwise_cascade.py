@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from confcascade.asks import Chunk, Flow
 from confcascade.attempts import OnError, OnExhausted, Outcome, Tried
@@ -17,7 +17,9 @@ from confcascade.stage import Stage
 from confcascade.stepwise import Steps, stepwise_flow
 from confcascade.thoughts import ThoughtReader
 
-__all__ = ["StepwiseCascade"]
+__all__ = ["Mode", "StepwiseCascade", "cascade_of"]
+
+Mode: TypeAlias = Literal["query", "stepwise"]
 
 
 class StepwiseCascade(Cascade):
@@ -40,10 +42,9 @@ class StepwiseCascade(Cascade):
 
     Raises:
         ConfigurationError: If the stages cannot work so: a model that cannot go on with a begun answer, say.
-
-    >>> from confcascade.signals.token_probability import TokenProbability
-    >>> from confcascade.testing import ScriptedModel
     """
+
+    _in_steps = True
 
     def __init__(
         self,
@@ -108,6 +109,26 @@ class StepwiseCascade(Cascade):
             async for item in items:
                 for each in shown.add(item):
                     yield each
+
+
+def cascade_of(mode: Mode = "query", *, steps: Steps | None = None, **given: Any) -> Cascade:
+    """A cascade of either kind from what a user may give.
+
+    Args:
+        mode: "query" for whole answers, "stepwise" for answers that are written in turn.
+        steps: With "stepwise": what a step is.
+        **given: As of `Cascade.of`.
+
+    Raises:
+        ConfigurationError: If the arguments contradict each other, or the cascade cannot work.
+    """
+    if mode not in ("query", "stepwise"):
+        raise ConfigurationError(f'`mode` must be "query" or "stepwise". Got {mode!r}.')
+    if mode == "stepwise":
+        return StepwiseCascade.of(steps=steps, **given)
+    if steps is not None:
+        raise ConfigurationError('`steps` goes with mode="stepwise". Leave it out, or add the mode.')
+    return Cascade.of(**given)
 
 
 class _Parted:

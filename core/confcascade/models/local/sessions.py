@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sessions", "position_of"]
 
+_MOST_LOGITS = 2048  # positions of one pass that whole distributions are kept of
 _SPREAD = 16  # tokens: rows that have so many more to read than others, and twice as many, are read apart
 
 
@@ -115,7 +116,7 @@ class Sessions:
                 rows.append((i, *self._aligned(ask, ask.request, peeks=ask.tokens)))
             except Exception as error:
                 found[i] = error
-        for group in self._groups(rows):
+        for group in self._groups(rows, most=_MOST_LOGITS if any(ask.tokens for ask in asks) else None):
             layers = sorted({layer for i, *_ in group for layer in asks[i].layers})
             every = any(asks[i].tokens for i, *_ in group)
             before = [read.logits for _, read, _ in group]
@@ -197,14 +198,16 @@ class Sessions:
             read = read.uncached(len(read.ids) - 1)
         return read, len(read.ids) - known
 
-    def _groups(self, rows: Sequence[tuple[int, _Read, int]]) -> Iterator[list[tuple[int, _Read, int]]]:
-        """Rows that are read in one pass: about as much each."""
+    def _groups(
+        self, rows: Sequence[tuple[int, _Read, int]], *, most: int | None = None
+    ) -> Iterator[list[tuple[int, _Read, int]]]:
+        """Rows that are read in one pass: about as much each, and no more than `most` tokens in all."""
         group: list[tuple[int, _Read, int]] = []
         least = 0
         for row in sorted(rows, key=lambda row: len(row[1].ids) - row[1].cached):
             pending = len(row[1].ids) - row[1].cached
             apart = pending > 2 * least + _SPREAD or (pending > 0 and least == 0) or not self._side_by_side
-            if group and apart:
+            if group and (apart or (most is not None and pending * (len(group) + 1) > most)):
                 yield group
                 group = []
             least = pending if not group else least
