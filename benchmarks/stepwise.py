@@ -5,7 +5,8 @@ by what decides about a step:
 
 - ``lookback``: how sure the small model is of the last step, by its greatest raw logits (STEER);
 - ``glimpse``: how sure it is of the next step's first token (GlimpRouter);
-- ``draft``: the probability of the step that it has just written, which is thrown away if too low;
+- ``draft``: the probability of the step that it has just written, which is thrown away if too low (the mean of the
+  tokens' log-probabilities; ``weakest``: the least probable token);
 - ``scorer``: the same, judged by a scorer that was learned from its steps and whether their answers were right;
 - ``random``: a coin.
 
@@ -28,7 +29,7 @@ import gzip
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,17 +39,31 @@ import typer
 from confcascade import LearnedScorer, Stage, TokenProbability, TransformersModel
 from confcascade.asks import LanguageModel
 from confcascade.attempts import Outcome
+from confcascade.bench.metrics.significance import mean_interval, paired_difference
 from confcascade.bench.questions.gsm8k import example as gsm8k_example
 from confcascade.demo import bundled_model
 from confcascade.demo.world import World
-from confcascade.errors import SignalUnavailableError
+from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.graders import Numeric
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.signals.glimpse import Glimpse
+from confcascade.signals.step_mixture import StepMixture
 from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import StepwiseCascade
 from confcascade.types import Message, Request
 
+ORDER = ["small", "large", "query", "draft", "weakest", "scorer", "lookback", "glimpse", "random"]
+NAMES = {
+    "small": "small model alone",
+    "large": "large model alone",
+    "query": "whole answers, P(T)",
+    "draft": "draft, mean",
+    "weakest": "draft, weakest token",
+    "scorer": "draft, learned scorer",
+    "lookback": "lookback (STEER)",
+    "glimpse": "glimpse",
+    "random": "a coin",
+}
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
 NOTHING = -1e9  # a threshold that every score passes
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -165,6 +180,12 @@ def local(small: str, large: str, data: Path, questions: int, fit: int) -> Pair:
 # ---------------------------------------------------------------------- asking
 
 
+def watched_signals() -> list[Signal]:
+    """Those that see every step of the small model's."""
+    weakest = TokenProbability(aggregate="min", name="weakest")
+    return [MaxLogit(), Glimpse(), TokenProbability(name="draft"), weakest]
+
+
 def collected(path: Path) -> dict[str, dict[str, Any]]:
     """Rows by question."""
     if not path.exists():
@@ -259,20 +280,219 @@ def collect(
     """Ask all configurations."""
     two = bundled(questions, fit) if pair == "bundled" else local(small, large, data, questions, fit)
     folder = out / pair
-    watched: list[Signal] = [MaxLogit(), Glimpse(), TokenProbability(name="draft")]
-    passing = {"lookback": NOTHING, "glimpse": 0.0, "draft": 0.0}
+    watched = watched_signals()
+    passing = {signal.name: max(NOTHING, signal.space[0]) for signal in watched}
     ask(folder / "fit.jsonl", two, two.fit, watched, passing)
     ask(folder / "small.jsonl", two, two.test, watched, passing)
     ask(folder / "large.jsonl", two, two.test, [Coin()], {"random": "never"})
     scores, scorer = fitted(folder, two)
-    signals: dict[str, Signal] = {"lookback": watched[0], "glimpse": watched[1], "draft": watched[2], "random": Coin()}
+    signals: dict[str, Signal] = {signal.name: signal for signal in (*watched, Coin())}
     if scorer is not None:
         signals["scorer"] = scorer
-    wanted = only.split(",") if only else list(signals)
+    wanted = only.split(",") if only else [name for name in signals if name in scores or name == "random"]
     for quantile in map(float, quantiles.split(",")) if quantiles else QUANTILES:
         for name in wanted:
             threshold = quantile if name == "random" else float(np.quantile(scores[name], quantile))
             ask(folder / f"{name}@{quantile:g}.jsonl", two, two.test, [signals[name]], {name: threshold})
+
+
+# ---------------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration's figures, in the order of the questions.
+
+    Attributes:
+        method: What decides.
+        setting: Its threshold, as the share of the small model's steps that lie below it; "" for a model alone.
+        right: Whether each answer was.
+        flops: All that ran.
+        written: Of only the tokens that were kept, each once, by whoever wrote it: what is left of the cost if nobody
+            pays for reading and for steps that are thrown away.
+        by_large: Share of the answers' tokens that the large model wrote.
+    """
+
+    method: str
+    setting: str
+    right: Any
+    flops: Any
+    written: Any
+    by_large: float
+
+
+def points(folder: Path) -> list[Point]:
+    """All that was collected, and the cascade of whole answers replayed on the two models' own."""
+    rows = {path.stem: collected(path) for path in sorted(folder.glob("*.jsonl")) if path.stem != "fit"}
+    rows = {name: found for name, found in rows.items() if len(found) >= len(rows["large"])}
+    ids = list(rows["large"])
+    each = {
+        name: sum(r["kept_flops"] for r in rows[name].values()) / sum(_tokens(r) for r in rows[name].values())
+        for name in ("small", "large")
+    }  # FLOPs of a token of its own answers, the prompt's share included
+
+    def point(name: str) -> Point:
+        asked = [rows[name][i] for i in ids]
+        method, _, setting = name.partition("@")
+        large = [sum(tokens for by, kept, tokens, _ in row["steps"] if by and kept) for row in asked]
+        small = [sum(tokens for by, kept, tokens, _ in row["steps"] if kept and not by) for row in asked]
+        return Point(
+            method,
+            setting,
+            np.array([row["right"] for row in asked]),
+            np.array([row["flops"] for row in asked]),
+            np.array(large) * each["large"] + np.array(small) * each["small"],
+            sum(large) / max(1, sum(large) + sum(small)),
+        )
+
+    found = [point(name) for name in rows]
+    small, large = (next(p for p in found if p.method == name) for name in ("small", "large"))
+    scores = np.array([rows["small"][i]["p_t"] for i in ids])
+    tokens = np.array([_tokens(rows["large"][i]) for i in ids])
+    for quantile in np.arange(0.1, 1.0, 0.1):
+        up = scores < np.quantile(scores, quantile)
+        kept = np.array([_tokens(rows["small"][i]) for i in ids])
+        found.append(
+            Point(
+                "query",
+                f"{quantile:.1f}",
+                np.where(up, large.right, small.right),
+                small.flops + up * large.flops,
+                np.where(up, large.written, small.written),
+                float((up * tokens).sum() / (up * tokens + ~up * kept).sum()),
+            )
+        )
+    return found
+
+
+def _tokens(row: dict[str, Any]) -> int:
+    return sum(tokens for _, kept, tokens, _ in row["steps"] if kept)
+
+
+def table(found: Sequence[Point]) -> Iterator[str]:
+    """Each configuration beside the large model alone."""
+    large = next(point for point in found if point.method == "large")
+    yield "| decides | below | accuracy (95 %) | against the large model (95 %) | compute | as written | by the large |"
+    yield "|---|---|---|---|---|---|---|"
+    for point in sorted(found, key=lambda p: (ORDER.index(p.method), p.setting)):
+        mean, low, high = mean_interval(point.right)
+        gap, least, most = paired_difference(point.right, large.right)
+        yield (
+            f"| {NAMES[point.method]} | {point.setting or '-'} | {mean:.1%} ({low:.1%} to {high:.1%}) "
+            f"| {100 * gap:+.1f} ({100 * least:+.1f} to {100 * most:+.1f}) | {_ratio(point.flops, large.flops)} "
+            f"| {point.written.sum() / large.written.sum():.2f} | {point.by_large:.0%} |"
+        )
+
+
+def _ratio(flops: Any, large: Any) -> str:
+    """Of two totals, with the interval of a bootstrap over questions."""
+    draws = np.random.default_rng(0).integers(0, len(large), (2000, len(large)))
+    low, high = np.quantile(flops[draws].sum(1) / large[draws].sum(1), (0.025, 0.975))
+    return f"{flops.sum() / large.sum():.2f} ({low:.2f} to {high:.2f})"
+
+
+def enough(found: Sequence[Point], points_below: float = 1.0) -> Iterator[str]:
+    """The least compute at which each way is within so many points of the large model, on these very questions."""
+    large = next(point for point in found if point.method == "large")
+    yield f"| decides | least compute within {points_below:g} point of the large model | as written |"
+    yield "|---|---|---|"
+    for method in ORDER[2:]:
+        near = [
+            point
+            for point in found
+            if point.method == method and point.right.mean() >= large.right.mean() - points_below / 100
+        ]
+        if any(point.method == method for point in found):
+            costs = [point.flops.sum() / large.flops.sum() for point in near]
+            written = [point.written.sum() / large.written.sum() for point in near]
+            shown = [f"{min(each):.2f}" if each else "none" for each in (costs, written)]
+            yield f"| {NAMES[method]} | {shown[0]} | {shown[1]} |"
+
+
+def plot(found: Sequence[Point], path: Path, title: str) -> None:
+    """Accuracy over compute, counted in both ways."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    large = next(point for point in found if point.method == "large")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for axis, attribute, label in (
+        (axes[0], "flops", "all that ran, of the large model's"),
+        (axes[1], "written", "only what was written and kept"),
+    ):
+        total = getattr(large, attribute).sum()
+        for i, method in enumerate(ORDER):
+            chosen = sorted((p for p in found if p.method == method), key=lambda p: getattr(p, attribute).sum())
+            if not chosen:
+                continue
+            x = [getattr(p, attribute).sum() / total for p in chosen]
+            told = [mean_interval(p.right) for p in chosen]
+            y = [mean for mean, _, _ in told]
+            spread = [[m - low for m, low, _ in told], [high - m for m, _, high in told]]
+            single = len(chosen) == 1
+            axis.errorbar(
+                x, y, yerr=spread, marker="s" if single else "o", linestyle="none" if single else "-", capsize=2,
+                color=f"C{i}", label=NAMES[method], alpha=0.85, markersize=4, linewidth=1, elinewidth=0.6,
+            )  # fmt: skip
+        axis.set_xlabel(f"FLOPs: {label}")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy (95 %)")
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def confidences(folder: Path, path: Path, title: str) -> str:
+    """STEER's mixture on the small model's own steps: its plot, and what `StepMixture` says of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from scipy.stats import norm
+    from sklearn.mixture import GaussianMixture
+
+    rows = collected(folder / "fit.jsonl").values()
+    values = np.array([told["lookback"] for row in rows for *_, told in row["steps"][1:] if "lookback" in told])
+    mixture = GaussianMixture(2, n_init=5, random_state=0).fit(values[:, None])
+    means, deviations = mixture.means_[:, 0], np.sqrt(mixture.covariances_[:, 0, 0])
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    axis.hist(values, bins=40, density=True, alpha=0.4)
+    grid = np.linspace(values.min(), values.max(), 400)
+    for weight, mean, deviation in zip(mixture.weights_, means, deviations, strict=True):
+        axis.plot(grid, weight * norm.pdf(grid, mean, deviation))
+    axis.set_xlabel("mean greatest raw logit of a step")
+    axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    try:
+        fitted_mixture = StepMixture.fit(values)
+    except ConfigurationError as error:
+        return str(error)
+    return repr(fitted_mixture)
+
+
+@app.command()
+def report(
+    out: Path,
+    pair: Annotated[str, typer.Option(help="As given to collect.")] = "bundled",
+    write: Annotated[Path | None, typer.Option(help="Folder for the figures and the tables.")] = None,
+) -> None:
+    """Tables and figures of what was collected."""
+    found = points(out / pair)
+    count = len(found[0].right)
+    lines = [*table(found), "", *enough(found)]
+    if write is not None:
+        write.mkdir(parents=True, exist_ok=True)
+        plot(found, write / f"{pair}.png", f"{pair}: {count} questions")
+        said = confidences(out / pair, write / f"{pair}-steps.png", f"{pair}: steps of the small model")
+        lines += ["", said]
+        (write / f"{pair}.md").write_text("\n".join(lines) + "\n")
+    typer.echo("\n".join(lines))
 
 
 if __name__ == "__main__":
