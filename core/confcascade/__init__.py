@@ -30,9 +30,12 @@ from confcascade.models.local import TransformersModel
 from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
+from confcascade.signals.glimpse import Glimpse
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
+from confcascade.signals.lookback import Lookback
 from confcascade.signals.retrieval_score import RetrievalScore
+from confcascade.signals.step_mixture import StepMixture
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.wording import Wording
 from confcascade.stage import Stage
@@ -69,9 +72,11 @@ __all__ = [
     "Example",
     "ExpectedGain",
     "FormatProbability",
+    "Glimpse",
     "KnowledgeProbe",
     "LearnedScorer",
     "LlamaCppModel",
+    "Lookback",
     "Message",
     "MissingExtraError",
     "ModelError",
@@ -87,6 +92,7 @@ __all__ = [
     "Score",
     "SignalUnavailableError",
     "Stage",
+    "StepMixture",
     "StreamBrokenError",
     "TextRouter",
     "TokenProbability",

@@ -69,6 +69,9 @@ class Signal(ABC):
     top_logprobs: int = 0
     following: bool = False  # what the model expects next (`Prefilled.following`)
 
+    # whether it has something to judge only between the steps of an answer that is written in turn
+    between_steps: bool = False
+
     # whether `bounds` can be tighter than `space` before the answer is finished
     early: bool = False
 
