@@ -34,7 +34,9 @@ from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.glimpse import Glimpse
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
+from confcascade.signals.lookback import Lookback
 from confcascade.signals.retrieval_score import RetrievalScore
+from confcascade.signals.step_mixture import StepMixture
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.wording import Wording
 from confcascade.stage import Stage
@@ -78,6 +80,7 @@ __all__ = [
     "KnowledgeProbe",
     "LearnedScorer",
     "LlamaCppModel",
+    "Lookback",
     "Message",
     "MissingExtraError",
     "ModelError",
@@ -94,6 +97,7 @@ __all__ = [
     "SignalUnavailableError",
     "Stage",
     "Step",
+    "StepMixture",
     "Steps",
     "StepwiseCascade",
     "StreamBrokenError",

@@ -68,7 +68,9 @@ class Signal(ABC):
     logprobs: bool = False
     top_logprobs: int = 0
     following: bool = False  # what the model expects next (`Prefilled.following`)
-    between_steps: bool = False  # the last step of an answer that is written in turn
+
+    # whether it has something to judge only between the steps of an answer that is written in turn
+    between_steps: bool = False
 
     # whether `bounds` can be tighter than `space` before the answer is finished
     early: bool = False
