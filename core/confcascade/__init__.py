@@ -40,6 +40,7 @@ from confcascade.signals.step_mixture import StepMixture
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.wording import Wording
 from confcascade.stage import Stage
+from confcascade.step_traces import step_confidences
 from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import StepwiseCascade
 from confcascade.trace import Attempt, Record, Score, Step, Trace, trace
@@ -115,6 +116,7 @@ __all__ = [
     "evaluate",
     "fit",
     "from_string",
+    "step_confidences",
     "trace",
 ]
 
