@@ -8,6 +8,7 @@ from typing import Any
 
 from confcascade.asks import Chunk, Generate
 from confcascade.errors import ModelError, kept_of
+from confcascade.models.continuing import Overlap, stopped_at
 from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import estimated_usage, openai_usage, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
@@ -58,7 +59,9 @@ def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None)
 
 
 def _content(told: Any) -> tuple[str, str]:
-    """The text and the thoughts of a message, or of what a piece of a stream adds to one."""
+    """The text and the thoughts of a message, or of what a piece of a stream adds to one, or of a completed text."""
+    if isinstance(told, str):
+        return told, ""
     content = told.content or ""
     thoughts = thoughts_apart(told, content)
     if isinstance(content, str):
@@ -127,8 +130,19 @@ def check_sent(events: Any, ask: Generate) -> None:
     raise _no_completion(sent, ask)
 
 
-def read(completion: Any, ask: Generate) -> Response:
+def _told_in(choice: Any, kind: str) -> Any:
+    """The message in a choice, or what it adds to one (its "delta"), or the text that a completion has instead."""
+    text = getattr(choice, "text", None)
+    return text if isinstance(text, str) else getattr(choice, kind)
+
+
+def read(completion: Any, ask: Generate, *, repeated: bool | None = None) -> Response:
     """An answer that came whole.
+
+    Args:
+        completion: As the client gives it.
+        ask: What was asked.
+        repeated: See `StreamReader`.
 
     Raises:
         ModelError: If it is none.
@@ -137,12 +151,15 @@ def read(completion: Any, ask: Generate) -> Response:
         raise _no_completion(completion, ask)
     if not completion.choices:
         raise _no_completion({"choices": None, "error": getattr(completion, "error", None)}, ask)
-    if completion.choices[0].message is None:
-        raise ModelError(f"Model '{ask.model.name}' answered without a message.")
     choice = completion.choices[0]
+    told = _told_in(choice, "message")
+    if told is None:
+        raise ModelError(f"Model '{ask.model.name}' answered without a message.")
     calls = _Calls()
-    calls.add(choice.message.tool_calls)
-    text, thoughts = _content(choice.message)
+    calls.add(getattr(told, "tool_calls", None))
+    text, thoughts = _content(told)
+    if repeated is not None:
+        text = Overlap(ask.request.written, repeated=repeated).add(text, last=True)
     tokens, unscored = whole_tokens(choice.logprobs, ask.top_logprobs)
     usage = _usage(completion.usage, ask, thoughts + text, tokens)
     response = _checked(
@@ -153,6 +170,12 @@ def read(completion: Any, ask: Generate) -> Response:
 
 def _checked(response: Response, calls: _Calls, ask: Generate) -> Response:
     """With its tool calls, and what is wrong with them or with its object."""
+    if (ask.until or ask.request.written or ask.session is not None) and response.thoughts:
+        raise ModelError(
+            f"The server of model '{ask.model.name}' told its thoughts apart from its text, so that the answer cannot "
+            "be continued as one text. Start it without a reasoning parser, or switch the thoughts off, with "
+            '`options={"chat_template_kwargs": {"enable_thinking": False}}` as a rule.'
+        )
     called, problem = calls.read(), calls.problem
     if ask.request.output is not None:
         problem = json_problem(response.answer, ask.request.output)
@@ -162,8 +185,8 @@ def _checked(response: Response, calls: _Calls, ask: Generate) -> Response:
 class Reading(StreamReader):
     """A streamed answer as it comes in."""
 
-    def __init__(self, ask: Generate) -> None:
-        super().__init__(ask)
+    def __init__(self, ask: Generate, *, repeated: bool | None = None) -> None:
+        super().__init__(ask, repeated=repeated)
         self._usage: Any = None
         self._calls = _Calls()
 
@@ -173,10 +196,12 @@ class Reading(StreamReader):
         if not event.choices:
             return
         choice = event.choices[0]
-        text, thoughts = _content(choice.delta)
-        self._calls.add(choice.delta.tool_calls)
-        calls = bool(choice.delta.tool_calls)
-        yield from self.add(Piece(text, thoughts, choice.logprobs, calls, choice.finish_reason, event))
+        told = _told_in(choice, "delta")
+        text, thoughts = _content(told)
+        calls = getattr(told, "tool_calls", None)
+        self._calls.add(calls)
+        piece = Piece(text, thoughts, choice.logprobs, bool(calls), choice.finish_reason, event, stopped_at(event))
+        yield from self.add(piece)
 
     def response(self) -> Response:
         """The whole, once all events have come."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
-from confcascade.errors import ConfigurationError, require
+from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models.body import Body, deciding, options_problem, unsupported_problem
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.completions import Reading, check_sent, is_json, read
-from confcascade.models.remote import Remote, as_stream
+from confcascade.models.continuing import Continues, as_completion, continued, continues_problem, to_render
+from confcascade.models.remote import Remote, as_stream, check_continues
 from confcascade.types import Response
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class OpenAICompatibleModel(Remote):
         architecture: Architecture | None = None,
         options: Mapping[str, Any] = MappingProxyType({}),
         unsupported: Collection[Unsupported] = (),
+        continues: Continues | None = None,
     ) -> None:
         from pydantic import SecretStr
 
@@ -113,6 +115,8 @@ class OpenAICompatibleModel(Remote):
             raise ConfigurationError(f"`options` of model '{model}' {cannot}.")
         if (cannot := unsupported_problem(unsupported, _REFUSALS)) is not None:
             raise ConfigurationError(f"`unsupported` of model '{model}' {cannot}.")
+        if (cannot := continues_problem(continues)) is not None:
+            raise ConfigurationError(f"`continues` of model '{model}' {cannot}.")
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -123,6 +127,7 @@ class OpenAICompatibleModel(Remote):
         self._architecture = architecture
         self._options = dict(options)
         self._unsupported = frozenset(unsupported)
+        self._continues = continues
         self._refusals = Refusals(self._name, _REFUSALS, unsupported=self._unsupported)
         self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
@@ -140,7 +145,8 @@ class OpenAICompatibleModel(Remote):
     @property
     def capability(self) -> Capability:
         logprobs = False if "logprobs" in self._unsupported else None
-        return Capability(logprobs=logprobs, top_logprobs=20, tools=True, structured=True)
+        continues = self._continues is not None
+        return Capability(logprobs=logprobs, top_logprobs=20, tools=True, structured=True, continues=continues)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -187,18 +193,22 @@ class OpenAICompatibleModel(Remote):
         client = self._client.with_options(timeout=_PATIENCE_S, max_retries=0)
         if client.base_url.host == "api.openai.com":
             return None
-        root = str(client.base_url).rstrip("/").removesuffix("/v1")
         try:
-            told = client.get(f"{root}/props", cast_to=object)
+            told = client.get(self._at_root("props"), cast_to=object)
         except Exception:  # it has no such page, or is not there, which the first call will say
             return None
         slots = told.get("total_slots") if isinstance(told, dict) else None
         return slots if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0 else None
 
+    def _at_root(self, path: str) -> str:
+        """The address of what llama.cpp's server has beside ``/v1``."""
+        root = str(self._client.base_url).rstrip("/").removesuffix("/v1")
+        return f"{root}/{path}"
+
     # ------------------------------------------------------------------ LanguageModel
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        reading, call = Reading(ask), self._call(ask, streamed=True)
+        reading, call = Reading(ask, repeated=self._repeated), self._call(ask, streamed=True)
         with self._unsaid():
             while (opened := self._create(call)) is not None:
                 try:
@@ -208,7 +218,7 @@ class OpenAICompatibleModel(Remote):
                         for event in events:
                             call.answered()
                             yield from reading.take(event)
-                            if reading.aborted:
+                            if reading.ended:
                                 break
                 except Exception as error:  # some servers refuse in the stream itself
                     call.retry_without(error)
@@ -220,7 +230,7 @@ class OpenAICompatibleModel(Remote):
             yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
-        reading, call = Reading(ask), self._call(ask, streamed=True)
+        reading, call = Reading(ask, repeated=self._repeated), self._call(ask, streamed=True)
         with self._unsaid():
             while (opened := await self._acreate(call)) is not None:
                 try:
@@ -231,7 +241,7 @@ class OpenAICompatibleModel(Remote):
                             call.answered()
                             for chunk in reading.take(event):
                                 yield chunk
-                            if reading.aborted:
+                            if reading.ended:
                                 break
                 except Exception as error:
                     call.retry_without(error)
@@ -249,7 +259,7 @@ class OpenAICompatibleModel(Remote):
         """One answer, in one piece."""
         call = self._call(ask)
         with self._unsaid():
-            response = read(self._create(call), ask)
+            response = read(self._create(call), ask, repeated=self._repeated)
             call.answered()
             return call.explained(response)
 
@@ -257,26 +267,56 @@ class OpenAICompatibleModel(Remote):
         """`answer`, without blocking the event loop."""
         call = self._call(ask)
         with self._unsaid():
-            response = read(await self._acreate(call), ask)
+            response = read(await self._acreate(call), ask, repeated=self._repeated)
             call.answered()
             return call.explained(response)
 
     def _create(self, call: CallParameters) -> Any:
         """What the server answers; None if it should be asked for a whole answer instead."""
+        told: Any = None
+        if self._completes(call.ask):
+            told = self._client.post(self._at_root("apply-template"), body=to_render(call.parameters), cast_to=object)
         while not call.whole:
             try:
+                if told is not None:
+                    return self._client.completions.create(**self._completion(call, told))
                 return self._client.chat.completions.create(**call.parameters)
             except Exception as error:
                 call.retry_without(error)
         return None
 
     async def _acreate(self, call: CallParameters) -> Any:
+        told: Any = None
+        if self._completes(call.ask):
+            body, client = to_render(call.parameters), self._aclient
+            told = await client.post(self._at_root("apply-template"), body=body, cast_to=object)
         while not call.whole:
             try:
+                if told is not None:
+                    return await self._aclient.completions.create(**self._completion(call, told))
                 return await self._aclient.chat.completions.create(**call.parameters)
             except Exception as error:
                 call.retry_without(error)
         return None
+
+    def _completes(self, ask: Generate) -> bool:
+        """Whether an ask is for raw text of an answer that is written in turn, and its server completes texts."""
+        in_turn = ask.until or ask.request.written or ask.session is not None
+        return self._continues == "llama.cpp" and bool(in_turn)
+
+    def _completion(self, call: CallParameters, told: Any) -> dict[str, Any]:
+        prompt = told.get("prompt") if isinstance(told, Mapping) else None
+        if not isinstance(prompt, str):
+            raise ModelError(
+                f"The server of model '{self._name}' renders no prompt: is it llama.cpp's? If it continues a last "
+                'message of the assistant, set `continues="trailing"`.'
+            )
+        return as_completion(call.parameters, prompt + call.ask.request.written, call.ask)
+
+    @property
+    def _repeated(self) -> bool | None:
+        """Whether its server repeats what was written; None if that is never sent as a message."""
+        return None if self._continues in (None, "llama.cpp") else self._continues == "prefix"
 
     @contextmanager
     def _unsaid(self) -> Iterator[None]:
@@ -309,7 +349,10 @@ class OpenAICompatibleModel(Remote):
         return told
 
     def _call(self, ask: Generate, *, streamed: bool = False) -> CallParameters:
+        check_continues(ask)
         body = Body.of(self._model, ask.request, self._options)
+        if self._continues is not None:
+            continued(body, ask, self._continues)
         added: dict[str, dict[str, Any]] = {}
         if ask.logprobs:
             # some servers answer top_logprobs=0 with no log-probabilities at all
@@ -317,6 +360,8 @@ class OpenAICompatibleModel(Remote):
         if streamed:
             body.given["stream"] = True
             added["stream_options"] = {"stream_options": {"include_usage": True}}
+            if ask.until and self._continues == "continue_final_message":  # the stream is left before its end
+                added["stream_options"]["stream_options"]["continuous_usage_stats"] = True
         return CallParameters(
             ask, body.given, added, self._refusals, streamed=streamed, asked=body.asked, instead=body.instead
         )
