@@ -192,7 +192,7 @@ class CallParameters:
         self._asked, self._instead = asked, instead
         self._refusals = refusals
         self.ask = ask
-        self._held = streamed and not ask.live and not ask.until
+        self._held = streamed and not (ask.live or ask.until or ask.request.written)
         self.is_answered = False
         self._refused: dict[str, Exception] = {}
         wanted = {**added, **asked}

@@ -187,6 +187,7 @@ class Reading(StreamReader):
 
     def __init__(self, ask: Generate, *, repeated: bool | None = None) -> None:
         super().__init__(ask, repeated=repeated)
+        self._says_where = repeated is not None or not ask.until  # it is stopped, or the stream is left
         self._usage: Any = None
         self._calls = _Calls()
 
@@ -200,11 +201,17 @@ class Reading(StreamReader):
         text, thoughts = _content(told)
         calls = getattr(told, "tool_calls", None)
         self._calls.add(calls)
+        self._says_where = self._says_where or stopped_at(event) is not None
         piece = Piece(text, thoughts, choice.logprobs, bool(calls), choice.finish_reason, event, stopped_at(event))
         yield from self.add(piece)
 
     def response(self) -> Response:
         """The whole, once all events have come."""
+        if self.finish_reason == "stop" and not self._says_where:
+            raise ModelError(
+                f"The server of model '{self._ask.model.name}' does not say whether the end of a step or of the answer "
+                'was met, as llama.cpp\'s does. Update it, or set `continues="trailing"`.'
+            )
         usage = _usage(self._usage, self._ask, self.thoughts + self.text, self.tokens)
         response = self.finished(Response(self.text, None, usage, self.finish_reason), must_finish=True)
         return _checked(response, self._calls, self._ask)

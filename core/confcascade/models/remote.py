@@ -30,7 +30,7 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Remote:
-    """Half of a `LanguageModel`: one call for each ask, no hidden states, and what may end early is streamed.
+    """Half of a `LanguageModel`: one call for each ask, no hidden states, and what may end early or is continued is streamed.
 
     The other half is the subclass's: `answer` and `aanswer` for one ask whose answer comes whole, `stream` and
     `astream` for one that comes in pieces (only those can be ended early).
@@ -53,11 +53,11 @@ class Remote:
         return self.prefill(asks)
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return [_last(list(self.stream(ask))) if _may_end_early(ask) else self.answer(ask) for ask in asks]
+        return [_last(list(self.stream(ask))) if _comes_in_pieces(ask) else self.answer(ask) for ask in asks]
 
     async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         async def one(ask: Generate) -> Response:
-            if _may_end_early(ask):
+            if _comes_in_pieces(ask):
                 return _last([item async for item in self.astream(ask)])
             return await self.aanswer(ask)
 
@@ -66,9 +66,10 @@ class Remote:
         return await asyncio.gather(*map(one, asks))
 
 
-def _may_end_early(ask: Generate) -> bool:
+def _comes_in_pieces(ask: Generate) -> bool:
+    """Whether it may end early, or continues an answer: llama.cpp's chat endpoint repeats that in one that is whole."""
     check_continues(ask)
-    return ask.watch is not None or bool(ask.until)
+    return ask.watch is not None or bool(ask.until or ask.request.written)
 
 
 def check_continues(ask: Ask) -> None:
