@@ -30,7 +30,7 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Remote:
-    """Half of a `LanguageModel`: one call for each ask, no hidden states, and what may end early or is continued is streamed.
+    """Half of a `LanguageModel`: one call for each ask, no hidden states, and what may end early is streamed.
 
     The other half is the subclass's: `answer` and `aanswer` for one ask whose answer comes whole, `stream` and
     `astream` for one that comes in pieces (only those can be ended early).

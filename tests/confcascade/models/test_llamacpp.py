@@ -92,7 +92,8 @@ def test_what_was_written_stands_behind_the_prompt_as_it_is(path, tmp_path, monk
             told = model._create(model._call(ask))  # type: ignore[attr-defined]
             (response,) = model.generate([ask])
 
-            assert told.model_extra["__verbose"]["prompt"] == f"<|user|>Who?<|assistant|>{opened}{written}"
+            prompt = told.model_extra["__verbose"]["prompt"].removeprefix("<|bos|>")
+            assert prompt == f"<|user|>Who?<|assistant|>{opened}{written}"
             assert (response.text, response.thoughts) == (told.choices[0].text, "")
 
 
