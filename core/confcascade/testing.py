@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confcascade.answers import parted
-from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
+from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill, Session
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
 from confcascade.models.base import Watcher
+from confcascade.models.remote import check_continues
 from confcascade.tools import json_problem
-from confcascade.types import Prefilled, Request, Response, Token, ToolCall, Usage
+from confcascade.types import Position, Prefilled, Request, Response, Token, ToolCall, Usage
 
 __all__ = ["Reply", "ScriptedModel", "check_model", "same_record"]
 
@@ -35,6 +36,9 @@ class Reply:
         after: With `error`, how many words are generated before it.
         delay_s: Seconds before the answer.
         tool_calls: Calls to make: `text` is then how the model writes them, whose tokens are told but never shown.
+        max_logit: Greatest raw logit where each token stands: one number for all or one for each; by default the
+            token's log-probability.
+        entropy: Of what the model expects next, in nats; by default -log of the next token's probability.
     """
 
     text: str
@@ -45,6 +49,8 @@ class Reply:
     after: int = 0
     delay_s: float = 0.0
     tool_calls: Sequence[ToolCall] = ()
+    max_logit: float | Sequence[float] | None = None
+    entropy: float | None = None
 
     @property
     def words(self) -> list[str]:
@@ -62,12 +68,33 @@ class Reply:
             for i, (word, value) in enumerate(zip(words, p, strict=True))
         )
 
+    def token(self, index: int, text: str) -> Token:
+        """The one at a place in its words, or a text that another wrote there, as this model sees it.
+
+        Where there are fewer probabilities, the last one stands for all that follow.
+        """
+        p = _at(self.probability, index)
+        logprob = math.log(0.99 if p is None else p)
+        logit = _at(self.max_logit, index)
+        return Token(text, logprob, max_logit=logprob if logit is None else logit)
+
+
+def _at(values: float | Sequence[float] | None, index: int) -> float | None:
+    if values is None or isinstance(values, int | float):
+        return values
+    return values[min(index, len(values) - 1)] if values else None
+
 
 class _State:
-    """Stands for a KV cache; counts how many are open."""
+    """Stands for a KV cache; counts how many are open.
+
+    Attributes:
+        read: Of the answer, the text that is in it; None before the prompt is.
+    """
 
     def __init__(self, model: ScriptedModel) -> None:
         self._model = model
+        self.read: str | None = None
         self.open = True
         model.open_caches += 1
         model.most_open_caches = max(model.most_open_caches, model.open_caches)
@@ -77,11 +104,16 @@ class _State:
             self.open = False
             self._model.open_caches -= 1
 
+    __del__ = close  # a session that is closed lets go of it
+
 
 class ScriptedModel:
     """A model that follows a script; real in every other respect: it streams, batches, prefills and obeys watches.
 
-    It tells log-probabilities only if asked for them, and refuses to continue from a prefill that was closed.
+    It tells log-probabilities only if asked for them, and refuses to continue from a prefill that was closed. One that
+    continues answers gives the rest of its reply behind what was written; if another wrote that, the reply goes on with
+    the step of the same number. What a function makes of a request with `Request.written` is what follows, unless it
+    begins with what was written. In a session, only the words that are new are read, and paid for.
 
     Args:
         name: Its name.
@@ -93,10 +125,11 @@ class ScriptedModel:
         tools: Whether it can be given tools.
         structured: Whether it can be asked for structured output; its text is then judged as JSON.
         architecture: For costs in FLOPs.
+        continues: See `Capability`; with a `hidden_size`, it keeps what it has read in sessions.
 
     Attributes:
         calls: Every call: a tuple of the asks that came together.
-        open_caches: Prefilled prompts that nobody has closed.
+        open_caches: Prefilled prompts and sessions that nobody has closed.
         most_open_caches: The most there ever were.
     """
 
@@ -111,6 +144,7 @@ class ScriptedModel:
         tools: bool = False,
         structured: bool = False,
         architecture: Architecture | None = None,
+        continues: bool = False,
     ) -> None:
         self._name = name
         self._script = script or {}
@@ -123,6 +157,7 @@ class ScriptedModel:
             batch_size=batch_size,
             tools=tools,
             structured=structured,
+            continues=continues,
         )
         self.calls: list[tuple[Prefill | Generate, ...]] = []
         self.open_caches = 0
@@ -163,17 +198,45 @@ class ScriptedModel:
         self.calls.append(tuple(asks))
         found: list[Prefilled | Exception] = []
         for ask in asks:
+            check_continues(ask)
             reply = self.reply(ask.request)
             state = np.asarray(reply.hidden, dtype=np.float32)
+            new, prompt = self._newly_read(ask)
+            written = ask.request.written
+            before = len(_words(written[: len(written) - len(new)]))
+            following: Position | None = None
+            if ask.following:
+                token = reply.token(len(_words(written)), "")
+                entropy = -token.logprob if reply.entropy is None else reply.entropy
+                following = Position(entropy, token.max_logit)
             found.append(
                 Prefilled(
-                    usage=Usage(_prompt_tokens(ask.request), 0),
+                    usage=Usage(prompt + len(_words(new)), 0),
                     hidden_states=dict.fromkeys(ask.layers, state),
                     label_logprobs={label: math.log(reply.labels.get(label, 1e-9)) for label in ask.labels},
-                    state=_State(self),
+                    tokens=tuple(reply.token(before + i, word) for i, word in enumerate(_words(new)) if ask.tokens),
+                    following=following,
+                    state=None if self._keeps(ask) else _State(self),
                 )
             )
         return found
+
+    def _keeps(self, ask: Prefill | Generate) -> bool:
+        return ask.session is not None and self._capability.continues and self._capability.prefill
+
+    def _newly_read(self, ask: Prefill | Generate) -> tuple[str, int]:
+        """What of the text before its own is new to this model, and how many tokens of the prompt are."""
+        written, prompt = ask.request.written, _prompt_tokens(ask.request)
+        if not self._keeps(ask):
+            return written, prompt
+        assert ask.session is not None
+        if ask.session.state is None:
+            ask.session.state = _State(self)
+        read, ask.session.state.read = ask.session.state.read, written
+        if read is None:
+            return written, prompt
+        same = next((i for i, pair in enumerate(zip(read, written, strict=False)) if pair[0] != pair[1]), None)
+        return written[min(len(read), len(written)) if same is None else same :], 0
 
     def generate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
         self.calls.append(tuple(asks))
@@ -206,6 +269,7 @@ class ScriptedModel:
             yield item
 
     def _stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        check_continues(ask)
         reply = self.reply(ask.request)
         if ask.prefilled is not None and not ask.prefilled.state.open:
             raise ModelError("This prefill was closed.")
@@ -214,18 +278,24 @@ class ScriptedModel:
                 asyncio.get_running_loop()  # the asynchronous methods have waited already
             except RuntimeError:
                 time.sleep(reply.delay_s)
-        prompt, watcher = _prompt_tokens(ask.request), Watcher(ask)
-        words, tokens = reply.words, self._tokens(reply, ask)
+        new, prompt = self._newly_read(ask)
+        prompt, watcher = prompt + len(_words(new)), Watcher(ask)
+        words, tokens = self._rest(reply, ask)
         limit = len(words) if ask.request.max_tokens is None else ask.request.max_tokens
         for i, word in enumerate(words[:limit]):
             if reply.error is not None and i >= reply.after:
                 raise reply.error
+            if self._keeps(ask):
+                ask.session.state.read += word  # type: ignore[union-attr]
             verdict = watcher.see(tokens[: i + 1]) if tokens is not None else watcher.verdict
             shown = "" if reply.tool_calls else word
             yield Chunk(shown, () if tokens is None else tokens[i : i + 1], released=verdict == "release")
             if verdict == "abort":
                 text = "".join(words[: i + 1])
                 yield Response(text, tokens and tokens[: i + 1], Usage(prompt, i + 1), "aborted")
+                return
+            if ask.until and ask.until in "".join(words[: i + 1]):
+                yield Response("".join(words[: i + 1]), tokens and tokens[: i + 1], Usage(prompt, i + 1), "step")
                 return
         if reply.error is not None:
             raise reply.error
@@ -240,10 +310,41 @@ class ScriptedModel:
             problem=None if wanted is None else json_problem(text, wanted),
         )
 
-    def _tokens(self, reply: Reply, ask: Generate) -> tuple[Token, ...] | None:
-        if not ask.logprobs or self._capability.logprobs is False or reply.tokens is None:
-            return None
-        return tuple(replace(token, top=token.top[: ask.top_logprobs]) for token in reply.tokens)
+    def _rest(self, reply: Reply, ask: Generate) -> tuple[list[str], tuple[Token, ...] | None]:
+        """What follows what was written, in words and, where they are told, in tokens."""
+        told = reply.tokens if ask.logprobs and self._capability.logprobs is not False else None
+        tokens = None if told is None else [replace(token, top=token.top[: ask.top_logprobs]) for token in told]
+        if not self._capability.continues:
+            return reply.words, None if tokens is None else tuple(tokens)
+        written, until = ask.request.written, ask.until or "\n\n"
+        start = len(written) if reply.text.startswith(written) else 0
+        if not start and written and not callable(self._script):
+            steps = reply.text.split(until)
+            start = len(until.join([*steps[: written.count(until)], ""]))
+        words: list[str] = []
+        kept: list[Token] = []
+        at = 0
+        for i, word in enumerate(_words(reply.text, until)):
+            at += len(word)
+            if at > start:
+                words.append(word[max(0, start - at + len(word)) :])
+                if tokens is not None:
+                    kept.append(replace(tokens[i], text=words[-1], max_logit=reply.token(i, "").max_logit))
+        return words, None if tokens is None else tuple(kept)
+
+
+def _words(text: str, until: str = "\n\n") -> list[str]:
+    """Words with the blanks before them, but a delimiter or blanks at the end stand behind one: they add up to it."""
+    words = re.findall(r"\s*\S+", text)
+    rest = text[len("".join(words)) :]
+    if rest and words:
+        words[-1] += rest
+    elif rest:
+        words = [rest]
+    for i in range(1, len(words) if not until.strip() else 0):
+        if words[i].startswith(until):
+            words[i - 1], words[i] = words[i - 1] + until, words[i].removeprefix(until)
+    return words
 
 
 def _prompt_tokens(request: Request) -> int:
@@ -253,7 +354,8 @@ def _prompt_tokens(request: Request) -> int:
 def check_model(model: LanguageModel, request: Request) -> None:
     """Check that `model` keeps the contract of `LanguageModel` on a request that it can answer.
 
-    What it generates, streams and generates from a prefilled prompt, synchronously or not, must be the same answer.
+    What it generates, streams and generates from a prefilled prompt, synchronously or not, must be the same answer. If
+    it continues answers: so must what it writes in parts.
 
     Raises:
         AssertionError: Naming what does not hold.
@@ -301,11 +403,62 @@ def check_model(model: LanguageModel, request: Request) -> None:
         )
         prefilled.close()
         prefilled.close()  # closing twice is harmless
+    if model.capability.continues:
+        _check_continues(model, request)
     told = parted(request, whole).tokens or ()  # a watch reads those of the answer, once they have a text
     if any(token.text for token in told[:-1] or told):
         (*_, aborted) = model.stream(Generate(model, request, watch=lambda _: "abort"))
         assert isinstance(aborted, Response), f"the last item of an aborted stream must be the Response, is {aborted!r}"
         assert aborted.finish_reason == "aborted", "a watch that aborts must end the answer"
+
+
+def _check_continues(model: LanguageModel, request: Request) -> None:
+    """What was written is not repeated, and an answer in steps is the answer, if it is as probable each time."""
+
+    sessions: list[Session] = []
+
+    def given(written: str, until: str, session: Session | None = None) -> Generate:
+        sessions.append(session or Session())
+        return Generate(model, replace(request, written=written), session=sessions[-1], until=until)
+
+    def one(ask: Generate) -> Response:
+        (response,) = model.generate([ask])
+        assert isinstance(response, Response), f"an answer that was begun must be continued, gave {response!r}"
+        return response
+
+    whole = one(given("", ""))
+    pieces = [token.text for token in whole.tokens or ()]
+    pieces = pieces if "".join(pieces) == whole.text else _words(whole.text)
+    if len(pieces) > 1:
+        half = len(pieces) // 2
+        written = "".join(pieces[:half])
+        rest = one(given(written, "")).text
+        assert _goes_on(whole, written + rest), f"{written!r} was continued with {rest!r}, the whole is {whole.text!r}"
+
+        until = next((piece for piece in pieces[half - 1 : -1] if piece.strip()), pieces[0])
+        first = one(given("", until))
+        assert first.finish_reason == "step", f"{until!r} did not end a step of {whole.text!r}, gave {first!r}"
+        last = first.tokens[-1].text if first.tokens else first.text[-1:]
+        assert until in first.text, f"a step must end behind {until!r}, is {first.text!r}"
+        assert until not in first.text.removesuffix(last), f"{first.text!r} goes on behind {until!r}"
+        *chunks, streamed = model.stream(given("", until))
+        assert isinstance(streamed, Response), f"the last item of a stream must be the Response, is {streamed!r}"
+        assert (streamed.text, streamed.finish_reason) == (first.text, "step"), f"the step was streamed as {streamed!r}"
+        text = "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk))
+        assert text == first.text, f"the chunks {text!r} do not add up to the step {first.text!r}"
+
+        session, answer, step = Session(), first.text, first
+        while step.finish_reason == "step" and len(answer) < len(whole.text):
+            step = one(given(answer, until, session))
+            answer += step.text
+        assert _goes_on(whole, answer), f"in steps the answer is {answer!r}, the whole is {whole.text!r}"
+    for each in sessions:
+        each.close()
+
+
+def _goes_on(whole: Response, answer: str) -> bool:
+    """Whether this is the whole answer, or goes on where the whole was cut."""
+    return answer == whole.text or (whole.finish_reason == "length" and answer.startswith(whole.text))
 
 
 def _counted(response: Response) -> Usage:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confcascade import Message, ModelError, OutputSchema, Request, Usage
-from confcascade.asks import Generate, Prefill
+from confcascade import ConfigurationError, Message, ModelError, OutputSchema, Request, Usage
+from confcascade.asks import Generate, Prefill, Session
 from confcascade.extending import Chunk, Prefilled, Response, Token
 from confcascade.testing import Reply, ScriptedModel, check_model, same_record
 
@@ -23,6 +23,9 @@ REQUEST = Request((Message("user", "q"),))
             "local", {"q": Reply("one two three", [0.1, 0.2, 1.0], hidden=(1, 2))}, hidden_size=2, batch_size=4
         ),
         ScriptedModel("silent", {"q": "one"}, logprobs=False),
+        ScriptedModel("continues", {"q": ("One two.\n\nThree.\n\nFour.", 0.5)}, continues=True),
+        ScriptedModel("reads", {"q": Reply("One two.\n\nThree.", hidden=(1, 2))}, hidden_size=2, continues=True),
+        ScriptedModel("mute", {"q": "One two.\n\nThree."}, logprobs=False, continues=True),
         ScriptedModel("uncertain", {"q": Reply("one", None)}, logprobs=None),
     ],
     ids=lambda model: model.name,
@@ -111,6 +114,31 @@ class CountsThePromptTwice(ScriptedModel):
             answer.replace(usage=answer.usage + answer.usage) if ask.prefilled else answer  # type: ignore[union-attr]
             for ask, answer in zip(asks, super().generate(asks), strict=True)
         ]
+
+
+class BeginsAnew(ScriptedModel):
+    def _rest(self, reply: Reply, ask: Generate) -> Any:
+        return super()._rest(reply, replace(ask, request=replace(ask.request, written="")))
+
+
+class RunsOn(ScriptedModel):
+    def _stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        return super()._stream(replace(ask, until=""))
+
+
+class StepsAreStreamedWhole(ScriptedModel):
+    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
+        return super().stream(replace(ask, until=""))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [(BeginsAnew, "was continued with"), (RunsOn, "did not end a step"), (StepsAreStreamedWhole, "was streamed as")],
+)
+def test_a_model_that_continues_wrongly_is_found(broken: type[ScriptedModel], said: str):
+    """What was written is not written again, and a step ends behind its delimiter in every way of asking."""
+    with pytest.raises(AssertionError, match=said):
+        check_model(broken("broken", {"q": "one two three four"}, continues=True), REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +269,96 @@ async def test_a_delay_does_not_block_the_event_loop():
     )
 
     assert len(answers) == 20
+
+
+# ---------------------------------------------------------------------- answers written in turn
+
+
+def begun(model: ScriptedModel, written: str, **more: Any) -> Response:
+    (response,) = model.generate([Generate(model, replace(REQUEST, written=written), **more)])
+    assert isinstance(response, Response)
+    return response
+
+
+SCRIPT = "One.\n\nTwo.\n\nThree."
+
+
+@pytest.mark.parametrize(
+    ("written", "follows", "reason"),
+    [
+        ("", "One.\n\n", "step"),
+        ("One.\n\n", "Two.\n\n", "step"),
+        ("One.\n\nTw", "o.\n\n", "step"),
+        ("Uno.\n\n", "Two.\n\n", "step"),
+        ("Uno.\n\nDos.\n\n", "Three.", "stop"),
+        (SCRIPT, "", "stop"),
+    ],
+)
+def test_it_goes_on_behind_what_was_written(written: str, follows: str, reason: str):
+    """By itself or by another model: then with its own step of that number."""
+    response = begun(ScriptedModel("m", {"q": SCRIPT}, continues=True), written, until="\n\n")
+
+    assert (response.text, response.finish_reason) == (follows, reason)
+    assert "".join(token.text for token in response.tokens or ()) == follows
+
+
+def test_a_function_may_decide_what_follows():
+    """It sees what was written."""
+    model = ScriptedModel("m", lambda request: f"{len(request.written)} so far.\n\nMore.", continues=True)
+
+    assert begun(model, "Uno.\n\n", until="\n\n").text == "6 so far.\n\n"
+
+
+def test_it_refuses_what_it_cannot_continue():
+    """A flow that forgets to ask for the capability is found out."""
+    model = ScriptedModel("m", {"q": SCRIPT})
+
+    for ask in (Generate(model, replace(REQUEST, written="One.")), Generate(model, REQUEST, until="\n\n")):
+        (refused,) = model.generate([ask])
+        assert isinstance(refused, ConfigurationError)
+
+
+def test_in_a_session_nothing_is_read_twice():
+    """Only words that are new to this model are paid for, and a step that was thrown away is forgotten."""
+    model = ScriptedModel("m", {"q": Reply(SCRIPT, hidden=(1,))}, hidden_size=1, continues=True)
+    session = Session()
+    usage = [
+        begun(model, written, session=session, until="\n\n").usage.input_tokens
+        for written in ("", "One.\n\n", "One.\n\nDos y.\n\n", "One.\n\nDos y.\n\nThree.")
+    ]
+    alone = begun(model, "One.\n\nDos y.\n\n", until="\n\n").usage.input_tokens
+
+    assert usage == [2, 0, 2, 0]
+    assert alone == 5
+    assert model.open_caches == 1
+    session.close()
+    assert model.open_caches == 0
+
+
+def test_what_was_written_is_seen_by_the_script():
+    """Probabilities and logits by word, of what was newly read and of what is expected next."""
+    reply = Reply(SCRIPT, [0.5, 0.25, 0.125], hidden=(1,), max_logit=[9.0, 8.0, 7.0], entropy=1.5)
+    model = ScriptedModel("m", {"q": reply}, hidden_size=1, continues=True)
+    session = Session()
+    found = []
+    for written in ("", "Uno.\n\n", "Uno.\n\nTwo.\n\n"):
+        request = replace(REQUEST, written=written)
+        (prefilled,) = model.prefill([Prefill(model, request, session=session, tokens=True, following=True)])
+        assert isinstance(prefilled, Prefilled)
+        found.append(prefilled)
+
+    assert [each.usage.input_tokens for each in found] == [2, 1, 1]
+    assert [[(token.text, token.max_logit) for token in each.tokens] for each in found] == [
+        [],
+        [("Uno.\n\n", 9.0)],
+        [("Two.\n\n", 8.0)],
+    ]
+    assert [math.exp(found[i].tokens[0].logprob) for i in (1, 2)] == pytest.approx([0.5, 0.25])
+    assert [(each.following.entropy, each.following.max_logit) for each in found if each.following] == [
+        (1.5, 9.0),
+        (1.5, 8.0),
+        (1.5, 7.0),
+    ]
 
 
 # ---------------------------------------------------------------------- same_record

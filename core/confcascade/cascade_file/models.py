@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from confcascade.asks import LanguageModel
 from confcascade.cost import Architecture, parameter_count
 from confcascade.models.body import options_problem
+from confcascade.models.continuing import Continues
 from confcascade.models.gguf import is_gguf, model_name
 from confcascade.models.llamacpp import KvType
 from confcascade.models.openai import Unsupported
@@ -63,6 +64,9 @@ class OpenAIModelEntry(Entry):
     unsupported: list[Unsupported] = Field(
         [], description="What the server is known to refuse; otherwise it is learned from its refusals."
     )
+    continues: Continues | None = Field(
+        None, description="How the server continues an answer that has been begun; by default it cannot."
+    )
     name: str | None = Field(None, min_length=1, description="Shown in records; by default the model's.")
 
     @field_validator("options")
@@ -93,6 +97,7 @@ class OpenAIModelEntry(Entry):
             architecture=None if self.architecture is None else Architecture(**self.architecture.model_dump()),
             options=self.options,
             unsupported=self.unsupported,
+            continues=self.continues,
             name=self.called(folder),
         )
 

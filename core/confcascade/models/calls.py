@@ -158,6 +158,7 @@ class CallParameters:
     """The parameters of a call: those that the caller gives, and those that are added until a server refuses them.
 
     Attributes:
+        ask: What is asked.
         is_answered: Whether an answer has begun to come.
 
     Args:
@@ -190,7 +191,8 @@ class CallParameters:
         self._given = dict(given)
         self._asked, self._instead = asked, instead
         self._refusals = refusals
-        self._held = streamed and not ask.live
+        self.ask = ask
+        self._held = streamed and not (ask.live or ask.until or ask.request.written)
         self.is_answered = False
         self._refused: dict[str, Exception] = {}
         wanted = {**added, **asked}

@@ -131,6 +131,7 @@ class LlamaCppModel(OpenAICompatibleModel):
             name=name,
             architecture=file.architecture,
             options=options,
+            continues="llama.cpp",
         )
         self._file = file
         self._settings = settings

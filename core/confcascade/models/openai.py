@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from types import MappingProxyType
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from confcascade.asks import Capability, Chunk, Generate
 from confcascade.cost import Architecture
-from confcascade.errors import ConfigurationError, ModelError, kept_of, require
+from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models.body import Body, deciding, options_problem, unsupported_problem
 from confcascade.models.calls import CallParameters, Refusals
-from confcascade.models.logprobs import whole_tokens
-from confcascade.models.remote import Remote, as_stream, estimated_usage, openai_usage, thoughts_apart
-from confcascade.models.stream import Piece, StreamReader
-from confcascade.tools import json_problem
-from confcascade.types import Response, Token, ToolCall, Usage
+from confcascade.models.completions import Reading, check_sent, is_json, read
+from confcascade.models.continuing import Continues, as_completion, continued, continues_problem, to_render
+from confcascade.models.remote import Remote, as_stream, check_continues
+from confcascade.types import Response
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -94,6 +93,7 @@ class OpenAICompatibleModel(Remote):
         architecture: Architecture | None = None,
         options: Mapping[str, Any] = MappingProxyType({}),
         unsupported: Collection[Unsupported] = (),
+        continues: Continues | None = None,
     ) -> None:
         from pydantic import SecretStr
 
@@ -115,6 +115,8 @@ class OpenAICompatibleModel(Remote):
             raise ConfigurationError(f"`options` of model '{model}' {cannot}.")
         if (cannot := unsupported_problem(unsupported, _REFUSALS)) is not None:
             raise ConfigurationError(f"`unsupported` of model '{model}' {cannot}.")
+        if (cannot := continues_problem(continues)) is not None:
+            raise ConfigurationError(f"`continues` of model '{model}' {cannot}.")
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -125,6 +127,7 @@ class OpenAICompatibleModel(Remote):
         self._architecture = architecture
         self._options = dict(options)
         self._unsupported = frozenset(unsupported)
+        self._continues = continues
         self._refusals = Refusals(self._name, _REFUSALS, unsupported=self._unsupported)
         self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
@@ -142,7 +145,8 @@ class OpenAICompatibleModel(Remote):
     @property
     def capability(self) -> Capability:
         logprobs = False if "logprobs" in self._unsupported else None
-        return Capability(logprobs=logprobs, top_logprobs=20, tools=True, structured=True)
+        continues = self._continues is not None
+        return Capability(logprobs=logprobs, top_logprobs=20, tools=True, structured=True, continues=continues)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -189,57 +193,61 @@ class OpenAICompatibleModel(Remote):
         client = self._client.with_options(timeout=_PATIENCE_S, max_retries=0)
         if client.base_url.host == "api.openai.com":
             return None
-        root = str(client.base_url).rstrip("/").removesuffix("/v1")
         try:
-            told = client.get(f"{root}/props", cast_to=object)
+            told = client.get(self._at_root("props"), cast_to=object)
         except Exception:  # it has no such page, or is not there, which the first call will say
             return None
         slots = told.get("total_slots") if isinstance(told, dict) else None
         return slots if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0 else None
 
+    def _at_root(self, path: str) -> str:
+        """The address of what llama.cpp's server has beside ``/v1``."""
+        root = str(self._client.base_url).rstrip("/").removesuffix("/v1")
+        return f"{root}/{path}"
+
     # ------------------------------------------------------------------ LanguageModel
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        reading, call = _Reading(ask), self._call(ask, streamed=True)
+        reading, call = Reading(ask, repeated=self._repeated), self._call(ask, streamed=True)
         with self._unsaid():
             while (opened := self._create(call)) is not None:
                 try:
                     with opened as events:
-                        if _is_json(events):
+                        if is_json(events):
                             events.response.read()
                         for event in events:
                             call.answered()
                             yield from reading.take(event)
-                            if reading.aborted:
+                            if reading.ended:
                                 break
                 except Exception as error:  # some servers refuse in the stream itself
                     call.retry_without(error)
                 else:
                     if not call.is_answered:
-                        _check_sent(events, ask)
+                        check_sent(events, ask)
                     yield call.explained(reading.response())
                     return
             yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
-        reading, call = _Reading(ask), self._call(ask, streamed=True)
+        reading, call = Reading(ask, repeated=self._repeated), self._call(ask, streamed=True)
         with self._unsaid():
             while (opened := await self._acreate(call)) is not None:
                 try:
                     async with opened as events:
-                        if _is_json(events):
+                        if is_json(events):
                             await events.response.aread()
                         async for event in events:
                             call.answered()
                             for chunk in reading.take(event):
                                 yield chunk
-                            if reading.aborted:
+                            if reading.ended:
                                 break
                 except Exception as error:
                     call.retry_without(error)
                 else:
                     if not call.is_answered:
-                        _check_sent(events, ask)
+                        check_sent(events, ask)
                     yield call.explained(reading.response())
                     return
             for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
@@ -251,7 +259,7 @@ class OpenAICompatibleModel(Remote):
         """One answer, in one piece."""
         call = self._call(ask)
         with self._unsaid():
-            response = _response(self._create(call), ask)
+            response = read(self._create(call), ask, repeated=self._repeated)
             call.answered()
             return call.explained(response)
 
@@ -259,26 +267,56 @@ class OpenAICompatibleModel(Remote):
         """`answer`, without blocking the event loop."""
         call = self._call(ask)
         with self._unsaid():
-            response = _response(await self._acreate(call), ask)
+            response = read(await self._acreate(call), ask, repeated=self._repeated)
             call.answered()
             return call.explained(response)
 
     def _create(self, call: CallParameters) -> Any:
         """What the server answers; None if it should be asked for a whole answer instead."""
+        told: Any = None
+        if self._completes(call.ask):
+            told = self._client.post(self._at_root("apply-template"), body=to_render(call.parameters), cast_to=object)
         while not call.whole:
             try:
+                if told is not None:
+                    return self._client.completions.create(**self._completion(call, told))
                 return self._client.chat.completions.create(**call.parameters)
             except Exception as error:
                 call.retry_without(error)
         return None
 
     async def _acreate(self, call: CallParameters) -> Any:
+        told: Any = None
+        if self._completes(call.ask):
+            body, client = to_render(call.parameters), self._aclient
+            told = await client.post(self._at_root("apply-template"), body=body, cast_to=object)
         while not call.whole:
             try:
+                if told is not None:
+                    return await self._aclient.completions.create(**self._completion(call, told))
                 return await self._aclient.chat.completions.create(**call.parameters)
             except Exception as error:
                 call.retry_without(error)
         return None
+
+    def _completes(self, ask: Generate) -> bool:
+        """Whether an ask is for raw text of an answer that is written in turn, and its server completes texts."""
+        in_turn = ask.until or ask.request.written or ask.session is not None
+        return self._continues == "llama.cpp" and bool(in_turn)
+
+    def _completion(self, call: CallParameters, told: Any) -> dict[str, Any]:
+        prompt = told.get("prompt") if isinstance(told, Mapping) else None
+        if not isinstance(prompt, str):
+            raise ModelError(
+                f"The server of model '{self._name}' renders no prompt: is it llama.cpp's? If it continues a last "
+                'message of the assistant, set `continues="trailing"`.'
+            )
+        return as_completion(call.parameters, prompt + call.ask.request.written, call.ask)
+
+    @property
+    def _repeated(self) -> bool | None:
+        """Whether its server repeats what was written; None if that is never sent as a message."""
+        return None if self._continues in (None, "llama.cpp") else self._continues == "prefix"
 
     @contextmanager
     def _unsaid(self) -> Iterator[None]:
@@ -311,7 +349,10 @@ class OpenAICompatibleModel(Remote):
         return told
 
     def _call(self, ask: Generate, *, streamed: bool = False) -> CallParameters:
+        check_continues(ask)
         body = Body.of(self._model, ask.request, self._options)
+        if self._continues is not None:
+            continued(body, ask, self._continues)
         added: dict[str, dict[str, Any]] = {}
         if ask.logprobs:
             # some servers answer top_logprobs=0 with no log-probabilities at all
@@ -319,6 +360,8 @@ class OpenAICompatibleModel(Remote):
         if streamed:
             body.given["stream"] = True
             added["stream_options"] = {"stream_options": {"include_usage": True}}
+            if ask.until and self._continues == "continue_final_message":  # the stream is left before its end
+                added["stream_options"]["stream_options"]["continuous_usage_stats"] = True
         return CallParameters(
             ask, body.given, added, self._refusals, streamed=streamed, asked=body.asked, instead=body.instead
         )
@@ -359,165 +402,3 @@ class OpenAICompatibleModel(Remote):
             http = self._http_client(openai.DefaultAsyncHttpxClient)
             self._async = loop, openai.AsyncOpenAI(**self._client_options(), http_client=http)
         return self._async[1]
-
-
-class _Calls:
-    """The tool calls of an answer, whole or in pieces.
-
-    Attributes:
-        problem: Why one could not be read; None if all could.
-    """
-
-    def __init__(self) -> None:
-        self.problem: str | None = None
-        self._pieces: dict[int, dict[str, str]] = {}
-
-    def add(self, told: Any) -> None:
-        for position, piece in enumerate(told or ()):
-            # pieces are told with an index, whole calls without
-            call = self._pieces.setdefault(getattr(piece, "index", position), {"id": "", "name": "", "arguments": ""})
-            call["id"] = call["id"] or piece.id or ""
-            if getattr(piece, "function", None) is not None:
-                call["name"] += piece.function.name or ""
-                call["arguments"] += piece.function.arguments or ""
-
-    def read(self) -> tuple[ToolCall, ...]:
-        calls = []
-        for piece in self._pieces.values():
-            try:
-                arguments = json.loads(piece["arguments"] or "{}", strict=False)
-            except ValueError:
-                arguments = None
-            if isinstance(arguments, dict):
-                calls.append(ToolCall(piece["name"], arguments, piece["id"] or None))
-            else:
-                self.problem = "the arguments of a tool call are not a JSON object"
-        return tuple(calls)
-
-
-def _usage(usage: Any, ask: Generate, text: str, tokens: Sequence[Token] | None) -> Usage:
-    if usage is None:
-        return estimated_usage(ask, text, tokens)
-    return openai_usage(usage)
-
-
-def _content(told: Any) -> tuple[str, str]:
-    """The text and the thoughts of a message, or of what a piece of a stream adds to one."""
-    content = told.content or ""
-    thoughts = thoughts_apart(told, content)
-    if isinstance(content, str):
-        return content, thoughts
-    blocks = [block if isinstance(block, dict) else vars(block) for block in content]
-    spoken = (block for block in blocks if block.get("type") not in ("thinking", "reasoning"))
-    return "".join(block.get("text") or "" for block in spoken), thoughts
-
-
-class _ToldError(Exception):
-    """What a server says of an error in the body of an answer, under the names that errors of clients have."""
-
-    def __init__(self, told: Any) -> None:
-        told = told if isinstance(told, Mapping) else {}
-        code, kind = told.get("code"), told.get("type")
-        super().__init__()
-        self.status_code = code if isinstance(code, int) else None
-        self.code = kind if code is None or isinstance(code, int) else code
-        self.param = told.get("param")
-
-
-def _no_completion(sent: Any, ask: Generate) -> ModelError:
-    """Says what a server sent instead of an answer, without its text.
-
-    Args:
-        sent: As it came: parsed, if it was JSON.
-        ask: What was asked.
-    """
-    if isinstance(sent, Mapping) and sent.get("error"):
-        facts = kept_of(_ToldError(sent["error"])).removeprefix(_ToldError.__name__)
-        return ModelError(f"The server of model '{ask.model.name}' answered with an error{facts}.")
-    if isinstance(sent, Mapping) and "choices" in sent:
-        return ModelError(f"Model '{ask.model.name}' answered without a choice.")
-    what = "JSON of another form"
-    if isinstance(sent, str):
-        what = "a web page" if sent.lstrip().startswith("<") else "plain text"
-    return ModelError(
-        f"The server of model '{ask.model.name}' sent {what} instead of a chat completion. "
-        "Is its `base_url` right? It often ends in /v1."
-    )
-
-
-def _content_type(events: Any) -> str:
-    return str(events.response.headers.get("content-type", "")).lower()
-
-
-def _is_json(events: Any) -> bool:
-    """Whether a server sent one object where events were asked for; it can be read again once it was read whole."""
-    return "json" in _content_type(events)
-
-
-def _check_sent(events: Any, ask: Generate) -> None:
-    """Raise what was sent instead of a stream, where not a single event came."""
-    kind, sent = _content_type(events), None
-    if _is_json(events):
-        try:
-            sent = json.loads(events.response.text)
-        except ValueError:
-            return
-        if isinstance(sent, Mapping) and sent.get("choices"):
-            raise ModelError(f"The server of model '{ask.model.name}' sent a whole answer instead of a stream.")
-    elif kind.startswith(("text/html", "text/plain")):
-        sent = "<" if "html" in kind else ""
-    else:
-        return
-    raise _no_completion(sent, ask)
-
-
-def _response(completion: Any, ask: Generate) -> Response:
-    if not hasattr(completion, "choices"):
-        raise _no_completion(completion, ask)
-    if not completion.choices:
-        raise _no_completion({"choices": None, "error": getattr(completion, "error", None)}, ask)
-    if completion.choices[0].message is None:
-        raise ModelError(f"Model '{ask.model.name}' answered without a message.")
-    choice = completion.choices[0]
-    calls = _Calls()
-    calls.add(choice.message.tool_calls)
-    text, thoughts = _content(choice.message)
-    tokens, unscored = whole_tokens(choice.logprobs, ask.top_logprobs)
-    usage = _usage(completion.usage, ask, thoughts + text, tokens)
-    response = _checked(
-        Response(text, tokens, usage, choice.finish_reason, thoughts=thoughts, unscored=unscored), calls, ask
-    )
-    return response.replace(native=completion)
-
-
-def _checked(response: Response, calls: _Calls, ask: Generate) -> Response:
-    """With its tool calls, and what is wrong with them or with its object."""
-    read, problem = calls.read(), calls.problem
-    if ask.request.output is not None:
-        problem = json_problem(response.answer, ask.request.output)
-    return response.replace(tool_calls=read, problem=problem)
-
-
-class _Reading(StreamReader):
-    """A streamed answer as it comes in."""
-
-    def __init__(self, ask: Generate) -> None:
-        super().__init__(ask)
-        self._usage: Any = None
-        self._calls = _Calls()
-
-    def take(self, event: Any) -> Iterator[Chunk]:
-        """The next event."""
-        self._usage = event.usage or self._usage
-        if not event.choices:
-            return
-        choice = event.choices[0]
-        text, thoughts = _content(choice.delta)
-        self._calls.add(choice.delta.tool_calls)
-        calls = bool(choice.delta.tool_calls)
-        yield from self.add(Piece(text, thoughts, choice.logprobs, calls, choice.finish_reason, event))
-
-    def response(self) -> Response:
-        usage = _usage(self._usage, self._ask, self.thoughts + self.text, self.tokens)
-        response = self.finished(Response(self.text, None, usage, self.finish_reason), must_finish=True)
-        return _checked(response, self._calls, self._ask)

@@ -11,17 +11,26 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from confcascade.asks import Ask, Chunk, Generate, LanguageModel, Prefill
-from confcascade.errors import ModelError
+from confcascade.errors import ConfigurationError, ModelError
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Remote", "as_stream", "estimated_usage", "in_threads", "openai_usage", "settings_digest", "thoughts_apart"]
+__all__ = [
+    "Remote",
+    "as_stream",
+    "check_continues",
+    "estimated_usage",
+    "in_threads",
+    "openai_usage",
+    "settings_digest",
+    "thoughts_apart",
+]
 
 T = TypeVar("T")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Remote:
-    """Half of a `LanguageModel`: one call for each ask, no hidden states, and a watched answer is streamed.
+    """Half of a `LanguageModel`: one call for each ask, no hidden states, and what may end early is streamed.
 
     The other half is the subclass's: `answer` and `aanswer` for one ask whose answer comes whole, `stream` and
     `astream` for one that comes in pieces (only those can be ended early).
@@ -44,17 +53,40 @@ class Remote:
         return self.prefill(asks)
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return [self.answer(ask) if ask.watch is None else _last(list(self.stream(ask))) for ask in asks]
+        return [_last(list(self.stream(ask))) if _comes_in_pieces(ask) else self.answer(ask) for ask in asks]
 
     async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         async def one(ask: Generate) -> Response:
-            if ask.watch is None:
-                return await self.aanswer(ask)
-            return _last([item async for item in self.astream(ask)])
+            if _comes_in_pieces(ask):
+                return _last([item async for item in self.astream(ask)])
+            return await self.aanswer(ask)
 
         if len(asks) == 1:  # as ever, but for batches of one's own making: no task is needed
             return [await one(asks[0])]
         return await asyncio.gather(*map(one, asks))
+
+
+def _comes_in_pieces(ask: Generate) -> bool:
+    """Whether it may end early, or continues an answer: llama.cpp's chat endpoint repeats that in one that is whole."""
+    check_continues(ask)
+    return ask.watch is not None or bool(ask.until or ask.request.written)
+
+
+def check_continues(ask: Ask) -> None:
+    """Refuse to begin an answer anew that has been begun, or to write on behind a step.
+
+    Raises:
+        ConfigurationError: If that is asked of a model that cannot continue answers.
+    """
+    asked = ask.request.written or (isinstance(ask, Generate) and ask.until)
+    if asked and not ask.model.capability.continues:
+        raise ConfigurationError(
+            f"Model '{ask.model.name}' cannot continue an answer that has been begun. Use `TransformersModel` or "
+            '`LlamaCppModel`, or `OpenAICompatibleModel(..., continues=...)` with a server that can: "llama.cpp", '
+            '"continue_final_message" for vLLM and SGLang, "prefix" for Mistral and DeepSeek\'s beta, "trailing" for '
+            "one that continues a last message of the assistant by itself, as many models of OpenRouter do. OpenAI's "
+            "own models cannot."
+        )
 
 
 def as_stream(response: Response, *, live: bool) -> Iterator[Chunk | Response]:
@@ -106,7 +138,7 @@ def settings_digest(model: LanguageModel, settings: str = "") -> str:
 
 def estimated_usage(ask: Ask, text: str, tokens: Sequence[Token] | None) -> Usage:
     """Four characters a token, where the server does not tell; an answer's tokens are counted if they are known."""
-    prompt = sum(len(message.content) for message in ask.request.messages)
+    prompt = sum(len(message.content) for message in ask.request.messages) + len(ask.request.written)
     return Usage(math.ceil(prompt / 4), math.ceil(len(text) / 4) if tokens is None else len(tokens), estimated=True)
 
 

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
+from dataclasses import replace
 
 import pytest
 
@@ -34,7 +35,7 @@ from confcascade import (
     TokenProbability,
     from_string,
 )
-from confcascade.asks import Generate
+from confcascade.asks import Generate, Session
 from confcascade.demo.gguf import write_gguf
 from confcascade.models.bundled import WEIGHTS, bundled_model
 from confcascade.testing import check_model
@@ -44,6 +45,12 @@ TEMPLATE_OF_TOOLS = (
     "{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.name }}"
     "{{ call.function.arguments | tojson }}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# the prompt opens the thoughts, and those of the last message are dropped, as DeepSeek-R1's template does
+TEMPLATE_OF_THOUGHTS = (
+    "{% for message in messages %}{% if message.role == 'user' %}<|user|>{{ message.content }}{% else %}<|assistant|>"
+    "{{ (message.content.split('</think>') | last) | trim }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
 )
 ROUNDING = 1e-3  # thirty times what sums in another order differ by (docs/design/real-server.md)
 
@@ -68,6 +75,46 @@ def request(text, **parameters):
 def test_it_keeps_the_contract_of_a_language_model(model, yardstick):
     """Greedy by itself: nobody asked for a temperature."""
     check_model(model, request(yardstick.prompts[0]))
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE_OF_THOUGHTS], ids=["plain", "thoughts"])
+def test_what_was_written_stands_behind_the_prompt_as_it_is(path, tmp_path, monkeypatch, template):
+    """Nothing of it is trimmed, closed or dropped, blanks and marks included; and the response is raw text."""
+    file, opened = path, ""
+    if template is not None:
+        shutil.copytree(WEIGHTS / "small", tmp_path / "thinking")
+        (tmp_path / "thinking" / "chat_template.jinja").write_text(template)
+        file, opened = tmp_path / "thinking.gguf", "<think>\n"
+        write_gguf(tmp_path / "thinking", file)
+    with LlamaCppModel(file, context=256, slots=1, options={"verbose": True}) as model:
+        for written in ("Let me see.\n\n", " A ", "Hm.\n</think>\n\nThe ", "<think>\nHm.\n</think>\n\n"):
+            ask = Generate(model, request("Who?", written=written, max_tokens=3), session=Session())
+            told = model._create(model._call(ask))  # type: ignore[attr-defined]
+            (response,) = model.generate([ask])
+
+            prompt = told.model_extra["__verbose"]["prompt"].removeprefix("<|bos|>")
+            assert prompt == f"<|user|>Who?<|assistant|>{opened}{written}"
+            assert (response.text, response.thoughts) == (told.choices[0].text, "")
+
+
+def test_an_answer_in_steps_reads_nothing_twice(model, yardstick):
+    """Nothing is written behind a step, so the next call finds all but the last token in the cache of its slot."""
+    asked, written, steps = request(yardstick.prompts[-1]), "", []
+    (whole,) = model.generate([Generate(model, asked, session=Session())])
+    assert len(whole.tokens) > 4
+    until = whole.tokens[len(whole.tokens) // 2].text
+    while not steps or (steps[-1].finish_reason == "step" and len(steps) < 9):
+        (step,) = model.generate([Generate(model, replace(asked, written=written), until=until)])
+        steps.append(step)
+        written += step.text
+
+    assert len(steps) > 1
+    assert written == whole.text
+    assert all("".join(token.text for token in step.tokens) == step.text for step in steps)
+    for step in steps[1:]:
+        assert step.usage.input_tokens - step.usage.input_details["cache_read"] <= 2
+    assert not any(step.usage.estimated for step in steps)
+    assert sum(step.usage.output_tokens for step in steps) == whole.usage.output_tokens
 
 
 def test_it_answers_and_decides_as_the_same_weights_in_transformers(model, yardstick):

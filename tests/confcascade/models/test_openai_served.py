@@ -35,6 +35,14 @@ def test_it_keeps_the_contract_of_a_language_model(models, yardstick):
         check_model(models[0], Request((Message("user", prompt),), **GREEDY))
 
 
+@pytest.mark.parametrize("continues", ["llama.cpp", "continue_final_message", "trailing"])
+def test_it_continues_answers_in_each_form(served, yardstick, continues):
+    """llama.cpp's server takes three of them, and gives the same text in parts as in one."""
+    model = OpenAICompatibleModel("small", base_url=served("small"), continues=continues)
+
+    check_model(model, Request((Message("user", yardstick.prompts[-1]),), **GREEDY))
+
+
 def test_a_served_cascade_decides_as_the_local_one(models, yardstick):
     """Whichever way it is asked: answers, decisions and usage are equal, and scores but for rounding."""
     cascading = cascade(models, yardstick.threshold)
