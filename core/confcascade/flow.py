@@ -17,7 +17,7 @@ from typing import Any, Literal
 from confcascade.answers import parted
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left, Prefill, Verdict, Watch, ask
 from confcascade.checks import Check, failed_check
-from confcascade.cost import attempt_cost
+from confcascade.cost import Cost, attempt_cost
 from confcascade.errors import (
     CascadeExhaustedError,
     SignalUnavailableError,
@@ -213,7 +213,7 @@ def _attempt(
             error=None if error is None else kept_of(error),
             aborted=response is not None and response.finish_reason == "aborted",
             usage=bill.usage,
-            cost=attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
+            cost=bill.cost(stage),
             latency_s=bill.elapsed_s,
         )
         return attempt, response, error
@@ -260,7 +260,7 @@ def _attempt(
             )
         )
         response = parted(asked, bill.add(answer))
-        bill.usage = response.usage
+        bill.usage, bill.told = response.usage, response.cost
 
         # after it
         labels = {label for signal in judges for label in signal.labels}
@@ -326,6 +326,7 @@ class _Bill:
 
     def __init__(self) -> None:
         self.usage = Usage()
+        self.told: Cost | None = None  # what the answer cost, where it tells that itself (`Response.cost`)
         self.elapsed_s = 0.0
         self.busy_s = 0.0
 
@@ -335,6 +336,13 @@ class _Bill:
         if answer.usage is not None:
             self.usage += answer.usage
         return answer.unwrap()
+
+    def cost(self, stage: Stage) -> Cost:
+        """In all; the prices of the stage hold where the answer tells no dollars itself."""
+        cost = attempt_cost(self.usage, self.busy_s, stage.model.architecture, stage.prices)
+        if self.told is None:
+            return cost
+        return replace(cost, flops=self.told.flops, usd=cost.usd if self.told.usd is None else self.told.usd)
 
     def leave(self, answer: Answer[Any]) -> None:
         """What has come of an answer that nobody waits for any more."""

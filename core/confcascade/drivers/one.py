@@ -113,7 +113,12 @@ def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within:
 
 
 def _usage_of(error: Exception, ask: Ask) -> Usage | None:
-    """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing."""
+    """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing.
+
+    An error of a model that asks others says what these had done before it (``paid``, a `Usage`).
+    """
+    if isinstance(paid := getattr(error, "paid", None), Usage):
+        return paid
     slow = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
     return estimated_usage(ask, "", ()) if slow else None
 
