@@ -56,8 +56,8 @@ class PlannedModel:
 
     The tokens of the answer, their log-probabilities, and what ends or releases a stream early are the executor's. The
     plan is among its thoughts (`Response.thoughts`), unless the answer is a framework's own message, which goes through
-    untouched. Tokens are those of both, and `Response.cost` is the cost of
-    both, each by its own architecture and prices.
+    untouched. Tokens are those of both, and `Response.cost` is the cost of both, each by its own architecture and
+    prices.
 
     The planner is asked without tools, output schema or stop strings, and of the request's options it is given only
     those of sampling. A plan that is cut off at `plan_tokens` is used as it stands. Without a plan (it is empty, or
@@ -69,7 +69,7 @@ class PlannedModel:
     Args:
         planner: Who plans: a `LanguageModel`, or a string such as ``"local:Qwen/Qwen3-4B"``.
         executor: Who answers, likewise; the same string is the same model.
-        plan_prompt: What the planner is asked in the place of the last user message, which stands for ``{question}``.
+        plan_prompt: What the planner is asked in the place of the last user message, for which ``{question}`` stands.
         execute_prompt: What the executor is asked in its place, with the plan for ``{plan}``.
         plan_tokens: Most tokens of a plan, its thoughts included; None leaves it to the planner.
         name: Shown in records; by default ``"PLANNER+EXECUTOR"``.
@@ -131,7 +131,7 @@ class PlannedModel:
     def name(self) -> str:
         return self._name
 
-    @cached_property
+    @property
     def capability(self) -> Capability:
         planner, executor = self.planner.capability, self.executor.capability
         local = [each for each in (planner, executor) if each.local]

@@ -296,7 +296,7 @@ def test_prices_and_temperature_of_a_model_made_of_two(write: Write):
     other = CascadeFile.load(write({"models": [{"plan": first, "execute": first}]}))
     assert other.make_stages()[0].decoding == Decoding(temperature=0.0)
     wrong = {**model, "prices": {"c": prices["a"]}}
-    with pytest.raises(ConfigurationError, match=r"line 1, `models\[0\]`: `prices` names 'c'"):
+    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: `prices` names 'c'"):
         CascadeFile.load(write({"models": [wrong]})).make_stages()
 
 
