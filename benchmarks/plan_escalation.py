@@ -30,7 +30,9 @@ from confcascade.decoding import Decoding
 from rich.console import Console
 from rich.table import Table
 
-PROMPT = Prompt("steps", None, '{question}\nReason step by step. End with "#### " and the number.')
+PROMPT = Prompt(
+    "steps", None, '{question}\nWork it out in a few short lines. Then write "#### " and the number, and stop.'
+)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the small model's answers that a threshold keeps, in this recording
 
 
@@ -40,8 +42,8 @@ def main(
     large: Annotated[str, typer.Argument()],
     out: Annotated[Path, typer.Option("-o", help="The recording.")],
     questions: Annotated[int, typer.Option(help="Drawn by a seed.")] = 24,
-    answer_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
-    plan_tokens: Annotated[int, typer.Option(help="Most tokens of a plan.")] = 128,
+    answer_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 320,
+    plan_tokens: Annotated[int, typer.Option(help="Most tokens of a plan.")] = 96,
     batch: Annotated[int, typer.Option(help="Questions of one forward pass.")] = 16,
     minutes: Annotated[float, typer.Option(help="Nothing new is begun after these.")] = 10.0,
     threads: Annotated[int, typer.Option(help="Of computation.")] = 1,
@@ -64,13 +66,14 @@ def planned(small: LanguageModel, large: LanguageModel, plan_tokens: int | None)
 def record(
     examples: list[Example], models: list[LanguageModel], out: Path, *, answer_tokens: int, minutes: float
 ) -> None:
-    """Ask every model every question that the recording has not yet, question after question."""
+    """Ask every model every question that the recording has not yet; should time run out, the most telling first."""
     stop = threading.Event()
     timer = threading.Timer(60 * minutes, stop.set)
     timer.daemon = True
     timer.start()
     decoding = Decoding(temperature=0, max_tokens=answer_tokens)
-    stages = [Stage(model, [TokenProbability()], {"p_t": "always"}, decoding=decoding) for model in models]
+    first = [models[i] for i in (0, 3, 1, 2, 4)]
+    stages = [Stage(model, [TokenProbability()], {"p_t": "always"}, decoding=decoding) for model in first]
     try:
         collect(examples, stages, out, prompt=PROMPT, grader="numeric", keep_thoughts=True, stop=stop)
     finally:
@@ -78,9 +81,10 @@ def record(
 
 
 def report(out: Path, models: list[LanguageModel], console: Console) -> None:
-    """The tables, of the questions that all have answered."""
+    """The tables, of the models that have been asked, and the questions that all of these have answered."""
     small, large, *staged = (model.name for model in models)
     columns = read_columns(out).complete()
+    models = [model for model in models if model.name in columns.models]
     sizes = {model.name: model.architecture for model in models if model.architecture is not None}
 
     def played(*stages: PolicyStage) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +109,8 @@ def report(out: Path, models: list[LanguageModel], console: Console) -> None:
 
     table = Table("cascade", "threshold of p_t", "right", "GFLOP", "share of the large model's cost")
     chosen = np.quantile(columns.signal(small, "p_t").values, [1 - share for share in SHARES])
-    for names, threshold in itertools.product(([small, large], staged), chosen):
+    cascades = [names for names in ([small, large], staged) if set(names) <= set(grades)]
+    for names, threshold in itertools.product(cascades, chosen):
         right, flops = played(
             *(PolicyStage(name, {"p_t": float(threshold)}) for name in names[:-1]), PolicyStage(names[-1])
         )
@@ -114,8 +119,9 @@ def report(out: Path, models: list[LanguageModel], console: Console) -> None:
             " > ".join(names), f"{threshold:.3f}", f"{right.mean():.1%}", f"{flops.mean() / 1e9:.0f}", f"{share:.0%}"
         )
     console.print(table)
-    plans = grades[staged[2]][1] - grades[large][1]
-    console.print(f"planning twice with the same planner costs at most {plans.mean() / 1e9:.0f} GFLOP for a question")
+    if staged[2] in grades:
+        plans = (grades[staged[2]][1] - grades[large][1]).mean() / 1e9
+        console.print(f"Planning twice with the same planner costs at most {plans:.0f} GFLOP for a question.")
 
 
 def _against(right: np.ndarray, alone: np.ndarray) -> str:

@@ -228,14 +228,21 @@ def test_a_plan_is_paid_for_where_the_answer_failed():
     error = ValueError("no")
     small = scripted("small", answer=Reply("81", error=error))
     large = scripted("large", architecture=LARGE)
-    cascade = Cascade([Stage(planned(large, small))])
     plan = Usage(len(PLAN_PROMPT.format(question="9 squared?").split()) + 1, 3)
+    ended: list[Any] = []
+    cascade = Cascade([Stage(planned(large, small))], on_ended=lambda _, outcome: ended.append(outcome))
     for drain in (cascade.run, lambda q: list(cascade.stream(q)), lambda q: asyncio.run(cascade.arun(q))):
-        ended: list[Any] = []
-        cascade._on_ended = lambda _, outcome, ended=ended: ended.append(outcome)
         with pytest.raises(ValueError, match="no"):
             drain("9 squared?")
-        assert ended[0].record.usage == plan
+        assert ended.pop().record.usage == plan
+
+    breaking = scripted("small", answer=Reply("81 it is", error=error, after=2))
+    broken = Cascade([Stage(planned(large, breaking))], on_ended=lambda _, outcome: ended.append(outcome))
+    with pytest.raises(ValueError, match="no"):
+        list(broken.stream("9 squared?"))
+    usage = ended[0].record.usage
+    assert usage.output_tokens == plan.output_tokens + 2
+    assert usage.input_tokens > plan.input_tokens
 
 
 # ---------------------------------------------------------------------- what it costs

@@ -215,9 +215,7 @@ def prepare(
         unknown = np.where(i + o == 0, 0.0, np.nan) if made_by_several.any() else np.full(len(i), np.nan)
         flops = unknown if architecture is None else token_flops(architecture, (i + o).astype(np.float64))
         usd = unknown if price is None else (i * price.input_usd + o * price.output_usd) / 1e6
-        if (
-            at is not None
-        ):  # one that is ended early is charged as if it had been finished: whose part it was is unknown
+        if at is not None:  # one that is ended early is charged whole: whose part was saved is not recorded
             flops = np.where(np.isnan(flops_told[at]), flops, flops_told[at])
             usd = np.where(np.isnan(usd_told[at]), usd, usd_told[at])
         return np.stack([flops, usd, (i + o).astype(np.float64), seconds], axis=1)  # as in `UNITS`
