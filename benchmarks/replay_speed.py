@@ -50,6 +50,8 @@ def made_up(questions: int, early: bool, seed: int = 0) -> Columns:
         refused=np.zeros(shape, bool),
         input_tokens=rng.integers(50, 500, shape),
         output_tokens=np.full(shape, 16),
+        flops=np.full(shape, np.nan),
+        usd=np.full(shape, np.nan),
         told_tokens=np.full(shape, 16),
         before_answer=np.zeros(shape, dtype=np.int64),
         latency_s=rng.random(shape),

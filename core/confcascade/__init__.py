@@ -29,6 +29,7 @@ from confcascade.models import from_string
 from confcascade.models.llamacpp import LlamaCppModel
 from confcascade.models.local import TransformersModel
 from confcascade.models.openai import OpenAICompatibleModel
+from confcascade.models.planned import PlannedModel
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.format_probability import FormatProbability
 from confcascade.signals.glimpse import Glimpse
@@ -88,6 +89,7 @@ __all__ = [
     "OpenAICompatibleModel",
     "Outcome",
     "OutputSchema",
+    "PlannedModel",
     "Policy",
     "Prices",
     "Promise",

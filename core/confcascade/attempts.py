@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from confcascade.asks import Answer, Flow, LanguageModel
+from confcascade.cost import attempt_cost
 from confcascade.errors import SignalUnavailableError
 from confcascade.signals import Evidence, Signal, passes
 from confcascade.signals.calibrated import Calibrated
 from confcascade.stage import Stage
 from confcascade.trace import Attempt, Record, Score
-from confcascade.types import Request, Response, Usage
+from confcascade.types import Cost, Request, Response, Usage
 
 __all__ = [
     "Bill",
@@ -107,6 +108,7 @@ class Bill:
 
     def __init__(self) -> None:
         self.usage = Usage()
+        self.told: Cost | None = None  # what the answer cost, where it tells that itself (`Response.cost`)
         self.elapsed_s = 0.0
         self.busy_s = 0.0
 
@@ -116,6 +118,13 @@ class Bill:
         if answer.usage is not None:
             self.usage += answer.usage
         return answer.unwrap()
+
+    def cost(self, stage: Stage) -> Cost:
+        """In all; the prices of the stage hold where the answer tells no dollars itself."""
+        cost = attempt_cost(self.usage, self.busy_s, stage.model.architecture, stage.prices)
+        if self.told is None:
+            return cost
+        return replace(cost, flops=self.told.flops, usd=cost.usd if self.told.usd is None else self.told.usd)
 
     def leave(self, answer: Answer[Any]) -> None:
         """What has come of an answer that nobody waits for any more."""

@@ -29,7 +29,6 @@ from confcascade.attempts import (
     score_all,
 )
 from confcascade.checks import Check, failed_check
-from confcascade.cost import attempt_cost
 from confcascade.errors import (
     CascadeExhaustedError,
     StreamBrokenError,
@@ -155,7 +154,7 @@ def _attempt(
             aborted=response is not None and response.finish_reason == "aborted",
             steps=() if response is None else response.steps,
             usage=bill.usage,
-            cost=attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
+            cost=bill.cost(stage),
             latency_s=bill.elapsed_s,
         )
         return attempt, response, error
@@ -202,7 +201,7 @@ def _attempt(
             )
         )
         response = parted(asked, bill.add(answer))
-        bill.usage = response.usage
+        bill.usage, bill.told = response.usage, response.cost
 
         # after it
         labels = {label for signal in judges for label in signal.labels}

@@ -23,11 +23,18 @@ from confcascade.asks import LanguageModel
 from confcascade.attempts import OnError, OnExhausted
 from confcascade.audit import Audit
 from confcascade.cascade import Cascade
-from confcascade.cascade_file.models import BundledModelEntry, LocalModelEntry, ModelEntry
+from confcascade.cascade_file.models import (
+    BundledModelEntry,
+    LocalModelEntry,
+    ModelEntry,
+    PlannedModelEntry,
+    PricesEntry,
+    loaded,
+    parts_of,
+)
 from confcascade.cascade_file.source import Source
 from confcascade.cascade_file.stages import (
     DecodingEntry,
-    PricesEntry,
     RateLimit,
     StageEntry,
     check_known,
@@ -247,8 +254,7 @@ class CascadeFile(Entry):
         """How each model decodes, by name: as the file says, else greedily. No model is loaded for it."""
         asked = {}
         for entry, (name, settings) in zip(self._entries, self._said_decodings.items(), strict=True):
-            by_itself = isinstance(entry.model, LocalModelEntry | BundledModelEntry)  # greedy, unless asked otherwise
-            asked[name] = Decoding(**(({} if by_itself else {"temperature": 0.0}) | settings))
+            asked[name] = Decoding(**(({} if _is_greedy(entry.model) else {"temperature": 0.0}) | settings))
         return asked
 
     @property
@@ -260,6 +266,8 @@ class CascadeFile(Entry):
     @staticmethod
     def _own(model: ModelEntry) -> dict[str, Any]:
         """That the temperature is a model's own affair: its options say one, or its server takes none."""
+        if isinstance(model, PlannedModelEntry):
+            return CascadeFile._own(model.plan) | CascadeFile._own(model.execute)
         own = "temperature" in getattr(model, "options", ()) or "temperature" in getattr(model, "unsupported", ())
         return {"temperature": None} if own else {}
 
@@ -370,12 +378,10 @@ class CascadeFile(Entry):
         return FittedStages.of(chosen, priced)
 
     def _loaded(self, i: int, before: Sequence[LanguageModel]) -> LanguageModel:
-        """The model of a stage, of the weights of one before it, where it differs only in how it is asked."""
-        entry = self._entries[i].model
-        for other, model in zip(self._entries, before, strict=False):
-            if isinstance(entry, LocalModelEntry) and entry.shares_weights(other.model):
-                return entry.like(model, self.folder)
-        return entry.load(self.folder)
+        """The model of a stage, made of those before it wherever it can be."""
+        entries = zip(self._entries, before, strict=False)
+        known = [part for entry, model in entries for part in parts_of(entry.model, model)]
+        return loaded(self._entries[i].model, self.folder, known)
 
     def _called(self) -> list[str]:
         return [entry.model.called(self._source.folder) for entry in self._entries]
@@ -387,6 +393,13 @@ class CascadeFile(Entry):
         if part == "thresholds":
             return ("threshold", *(more if isinstance(self.threshold, dict) else ()))
         return ("signals", *more) if part == "signals" else ("models", stage)
+
+
+def _is_greedy(model: ModelEntry) -> bool:
+    """Whether it decodes greedily by itself, unless asked otherwise."""
+    if isinstance(model, PlannedModelEntry):
+        return _is_greedy(model.plan) and _is_greedy(model.execute)
+    return isinstance(model, LocalModelEntry | BundledModelEntry)
 
 
 def _again(kind: type[CascadeFile], source: Source) -> CascadeFile:

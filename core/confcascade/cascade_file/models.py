@@ -1,22 +1,23 @@
-"""The models of a cascade file: a string such as ``openai:gpt-4o-mini``, or a mapping with options."""
+"""The models of a cascade file: a string such as ``openai:gpt-4o-mini``, a mapping with options, or two as one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from confcascade.asks import LanguageModel
-from confcascade.cost import Architecture, parameter_count
+from confcascade.cost import Architecture, Prices, parameter_count
 from confcascade.models.body import options_problem
 from confcascade.models.continuing import Continues
 from confcascade.models.gguf import is_gguf, model_name
 from confcascade.models.llamacpp import KvType
 from confcascade.models.openai import Unsupported
+from confcascade.models.planned import PlannedModel
 from confcascade.schema import SECRET, Entry, existing, located, suggestion
 
 __all__ = [
@@ -26,6 +27,10 @@ __all__ = [
     "LocalModelEntry",
     "ModelEntry",
     "OpenAIModelEntry",
+    "PlannedModelEntry",
+    "PricesEntry",
+    "loaded",
+    "parts_of",
 ]
 
 
@@ -37,6 +42,19 @@ def _size(value: Any) -> Any:
         except ValueError as error:
             raise located(f"{error}. Got {value!r}") from None
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class PricesEntry(Entry):
+    """US dollars per million tokens (`Prices`)."""
+
+    input_usd: float = Field(ge=0, allow_inf_nan=False)
+    output_usd: float = Field(ge=0, allow_inf_nan=False)
+    cached_input_usd: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Of what the provider reads from its cache; by default as input.",
+    )
 
 
 class ArchitectureEntry(Entry):
@@ -152,7 +170,7 @@ class LocalModelEntry(Entry):
             **options,
         )
 
-    def shares_weights(self, other: ModelEntry) -> bool:
+    def shares_weights(self, other: Entry) -> bool:
         """Whether it is another model of the same loaded weights: only asked in another way."""
         asked = {"name", "max_new_tokens", "template_options", "generation_options"}
         return isinstance(other, LocalModelEntry) and self.model_dump(exclude=asked) == other.model_dump(exclude=asked)
@@ -234,6 +252,7 @@ class BundledModelEntry(Entry):
 
 
 _KINDS = ("openai", "local", "llamacpp", "bundled")
+_PLANNED = ("plan", "execute")
 
 
 def _mapping(value: Any) -> Any:
@@ -248,11 +267,26 @@ def _mapping(value: Any) -> Any:
         )
     if not isinstance(value, Mapping):
         raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
-    if sum(kind in value for kind in _KINDS) != 1:
+    found = [kind for kind in _KINDS if kind in value]
+    if any(key in value for key in _PLANNED):
+        if found:
+            raise located(f"is a model of its own by `{found[0]}`, or made of two by `plan` and `execute`; drop one")
+        return value
+    if len(found) != 1:
         close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
         told = f"; did you mean `{close[0]}`?" if close else ""
-        raise located(f"must have exactly one of the keys `openai`, `local`, `llamacpp` and `bundled`{told}")
+        raise located(
+            "must have exactly one of the keys `openai`, `local`, `llamacpp` and `bundled`, or `plan` and `execute`"
+            + told
+        )
     return value
+
+
+def _plain(value: Any) -> Any:
+    """`_mapping` of a model that is not made of two."""
+    if isinstance(value, Mapping) and any(key in value for key in _PLANNED):
+        raise located("is a part of a model that is made of two, and cannot be made of two itself")
+    return _mapping(value)
 
 
 def _meant(provider: str, name: str) -> str:
@@ -265,15 +299,98 @@ def _meant(provider: str, name: str) -> str:
 
 def _kind(value: Any) -> str:
     mapping = value if isinstance(value, Mapping) else vars(value)
-    return next(f"<{kind}>" for kind in _KINDS if kind in mapping)
+    return next((f"<{kind}>" for kind in _KINDS if kind in mapping), "<planned>")
 
 
 # the tags are no keys, so that they can be told from keys in the place of an error
-_AnyModel: TypeAlias = Annotated[
+_OneModel: TypeAlias = Annotated[
     Annotated[OpenAIModelEntry, Tag("<openai>")]
     | Annotated[LocalModelEntry, Tag("<local>")]
     | Annotated[LlamaCppModelEntry, Tag("<llamacpp>")]
     | Annotated[BundledModelEntry, Tag("<bundled>")],
     Discriminator(_kind),
 ]
+_PlainEntry: TypeAlias = Annotated[_OneModel, BeforeValidator(_plain, json_schema_input_type=str | _OneModel)]
+
+
+class PlannedModelEntry(Entry):
+    """A model made of two: the first plans, the second answers by the plan (`PlannedModel`)."""
+
+    plan: _PlainEntry = Field(description="Who plans.")
+    execute: _PlainEntry = Field(description="Who answers.")
+    plan_prompt: str | None = Field(
+        None, description="What the planner is asked, {question} standing for the user's last message."
+    )
+    execute_prompt: str | None = Field(None, description="What the other is asked, with {question} and {plan}.")
+    plan_tokens: int | None = Field(256, ge=1, description="Most tokens of a plan; null leaves it to the planner.")
+    prices: dict[str, PricesEntry] = Field({}, description="Of the two, by their names, per million tokens.")
+    name: str | None = Field(None, min_length=1, description="Shown in records; by default PLANNER+EXECUTOR.")
+
+    @field_validator("plan_prompt", "execute_prompt")
+    @classmethod
+    def _has_places(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        places = ("{question}",) if info.field_name == "plan_prompt" else ("{question}", "{plan}")
+        if missing := [place for place in places if prompt is not None and place not in prompt]:
+            raise located(f"must have a place for {' and '.join(missing)}")
+        return prompt
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        return self.name or f"{self.plan.called(folder)}+{self.execute.called(folder)}"
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model, both of its parts loaded."""
+        return loaded(self, folder)
+
+    def of(self, planner: LanguageModel, executor: LanguageModel, folder: Path) -> PlannedModel:
+        """The model, of its parts."""
+        prompts = {"plan_prompt": self.plan_prompt, "execute_prompt": self.execute_prompt}
+        return PlannedModel(
+            planner,
+            executor,
+            plan_tokens=self.plan_tokens,
+            name=self.called(folder),
+            prices={name: Prices(**each.model_dump()) for name, each in self.prices.items()},
+            **{key: prompt for key, prompt in prompts.items() if prompt is not None},
+        )
+
+
+_AnyModel: TypeAlias = Annotated[
+    Annotated[OpenAIModelEntry, Tag("<openai>")]
+    | Annotated[LocalModelEntry, Tag("<local>")]
+    | Annotated[LlamaCppModelEntry, Tag("<llamacpp>")]
+    | Annotated[BundledModelEntry, Tag("<bundled>")]
+    | Annotated[PlannedModelEntry, Tag("<planned>")],
+    Discriminator(_kind),
+]
 ModelEntry: TypeAlias = Annotated[_AnyModel, BeforeValidator(_mapping, json_schema_input_type=str | _AnyModel)]
+
+
+def loaded(entry: ModelEntry, folder: Path, known: Sequence[tuple[ModelEntry, LanguageModel]] = ()) -> LanguageModel:
+    """The model of an entry, made of what is loaded already wherever it can be.
+
+    Args:
+        entry: Of the file.
+        folder: What its paths are relative to.
+        known: Models that are loaded, with their entries.
+    """
+    if isinstance(entry, PlannedModelEntry):
+        planner = loaded(entry.plan, folder, known)
+        executor = loaded(entry.execute, folder, [*known, (entry.plan, planner)])
+        return entry.of(planner, executor, folder)
+    same = next((model for other, model in known if other == entry), None)
+    if same is not None:
+        return same
+    for other, model in known:
+        if isinstance(entry, LocalModelEntry) and entry.shares_weights(other):
+            return entry.like(model, folder)
+    return entry.load(folder)
+
+
+def parts_of(entry: ModelEntry, model: LanguageModel) -> Iterator[tuple[ModelEntry, LanguageModel]]:
+    """A loaded model that is not made of two, or the two, with their entries."""
+    if isinstance(entry, PlannedModelEntry) and isinstance(model, PlannedModel):
+        yield entry.plan, model.planner
+        yield entry.execute, model.executor
+    else:
+        yield entry, model

@@ -7,24 +7,11 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from confcascade.cascade_file.models import ModelEntry
+from confcascade.cascade_file.models import ModelEntry, PricesEntry
 from confcascade.schema import Entry, ThresholdValue, located, suggestion
 from confcascade.schema.signals import SignalEntry
 
 __all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "check_known", "names_of", "said"]
-
-
-class PricesEntry(Entry):
-    """US dollars per million tokens (`Prices`)."""
-
-    input_usd: float = Field(ge=0, allow_inf_nan=False)
-    output_usd: float = Field(ge=0, allow_inf_nan=False)
-    cached_input_usd: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="Of what the provider reads from its cache; by default as input.",
-    )
 
 
 class RateLimit(Entry):

@@ -122,9 +122,19 @@ def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within:
 
 
 def _usage_of(error: Exception, ask: Ask) -> Usage | None:
-    """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing."""
+    """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing.
+
+    An error of a model that asks others says what these had used before it (``paid``, a `Usage`).
+    """
+    if (paid := _paid_before(error)) is not None:
+        return paid
     slow = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
     return estimated_usage(ask, "", ()) if slow else None
+
+
+def _paid_before(error: Exception | None) -> Usage | None:
+    paid = getattr(error, "paid", None)
+    return paid if isinstance(paid, Usage) else None
 
 
 def _alone(ask: Any) -> Any:
@@ -254,8 +264,8 @@ class _Draft:
         return Answer(error=error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s, usage=usage)
 
     def _usage(self, ask: Generate) -> Usage:
-        """Estimated of what has come."""
-        return estimated_usage(ask, *self.so_far())
+        """Estimated of what has come, and what was paid before it."""
+        return estimated_usage(ask, *self.so_far()) + (_paid_before(self._error) or Usage())
 
     def rest(self, outcome: Outcome) -> list[Chunk]:
         """What is left to show once the flow has decided."""

@@ -19,10 +19,12 @@ from confcascade import (
     Architecture,
     Cascade,
     ConfigurationError,
+    Decoding,
     FormatProbability,
     KnowledgeProbe,
     LearnedScorer,
     OpenAICompatibleModel,
+    PlannedModel,
     Prices,
     RetrievalScore,
     Stage,
@@ -243,6 +245,59 @@ def test_rate_limits_are_by_the_models_name(write: Write):
 
 
 # ---------------------------------------------------------------------- models and signals
+
+
+def test_a_model_made_of_two(write: Write):
+    """Plan escalation: three models of two, which share what is loaded, and are those of `PlannedModel`."""
+    prompts = {"plan_prompt": "Plan: {question}", "plan_tokens": 9}
+    path = write(
+        {
+            "stages": [
+                {
+                    "model": {"plan": "bundled:small", "execute": "bundled:small"},
+                    "signals": ["p_t"],
+                    "thresholds": {"p_t": 0.9},
+                },
+                {
+                    "model": {"plan": {"bundled": "large"}, "execute": "bundled:small", "name": "by plan", **prompts},
+                    "signals": ["p_t"],
+                    "thresholds": {"p_t": 0.9},
+                },
+                {"model": "bundled:large"},
+            ]
+        }
+    )
+    file = CascadeFile.load(path)
+    first, second, large = (stage.model for stage in file.make_stages())
+    assert [first.name, second.name, large.name] == ["small+small", "by plan", "large"]
+    assert first.planner is first.executor is second.executor
+    assert (second.planner.name, second.plan_prompt, second.plan_tokens) == ("large", "Plan: {question}", 9)
+
+    sure = [TokenProbability()], {"p_t": 0.9}
+    ours = [
+        Stage(PlannedModel(first.planner, first.planner), *sure),
+        Stage(PlannedModel(large, first.planner, name="by plan", **prompts), *sure),
+        Stage(large),
+    ]
+    assert file.cascade().policy_id == Cascade(ours).policy_id
+    assert file.model("by plan").fingerprint == second.fingerprint
+
+
+def test_prices_and_temperature_of_a_model_made_of_two(write: Write):
+    """Prices are by the names of the two; a temperature that either has by itself is its own affair."""
+    prices = {"a": {"input_usd": 1, "output_usd": 2}}
+    served = {"openai": "b", "base_url": "http://localhost:1/v1", "options": {"temperature": 0.3}}
+    first = {"openai": "a", "base_url": "http://localhost:1/v1"}
+    model = {"plan": first, "execute": served, "prices": prices}
+    file = CascadeFile.load(write({"models": [model]}))
+    (stage,) = file.make_stages()
+    assert stage.model.prices == {"a": Prices(1, 2)}
+    assert stage.decoding == Decoding()
+    other = CascadeFile.load(write({"models": [{"plan": first, "execute": first}]}))
+    assert other.make_stages()[0].decoding == Decoding(temperature=0.0)
+    wrong = {**model, "prices": {"c": prices["a"]}}
+    with pytest.raises(ConfigurationError, match=r"`models\[0\]`: `prices` names 'c'"):
+        CascadeFile.load(write({"models": [wrong]})).make_stages()
 
 
 def test_paths_are_relative_to_the_file(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -519,6 +574,33 @@ def stages(*stage: str) -> str:
         ("models: [3]\n", 1, "models[0]", "must be a string such as"),
         ("models: [{opanai: a}]\n", 1, "models[0]", "did you mean `openai`?"),
         ("models: [{openai: a, local: b}]\n", 1, "models[0]", "exactly one of the keys"),
+        ("models:\n- plan: openai:a\n", 2, "models[0].execute", "is missing"),
+        ("models:\n- {plan: openai:a,\n   execute: opnai:b}\n", 3, "models[0].execute", "did you mean `openai`?"),
+        (
+            "models:\n- {plan: openai:a,\n   execute: {plan: openai:a}}\n",
+            3,
+            "models[0].execute",
+            "cannot be made of two",
+        ),
+        ("models: [{openai: a, plan: openai:b}]\n", 1, "models[0]", "or made of two by `plan` and `execute`; drop one"),
+        (
+            "models:\n- {plan: openai:a, execute: openai:b,\n   plan_token: 3}\n",
+            3,
+            "models[0].plan_token",
+            "`plan_tokens`?",
+        ),
+        (
+            "models:\n- {plan: openai:a, execute: openai:b,\n   plan_prompt: Plan!}\n",
+            3,
+            "models[0].plan_prompt",
+            "must have a place for {question}",
+        ),
+        (
+            "models:\n- {plan: openai:a, execute: openai:b,\n   prices: {a: {input_usd: 1}}}\n",
+            3,
+            "models[0].prices.a.output_usd",
+            "is missing",
+        ),
         ("models: [bundled:tiny]\n", 1, "models[0]", "must be 'small', 'medium' or 'large'. Got 'bundled:tiny'."),
         ("models:\n- local: a\n  dtype: int8\n", 3, "models[0].dtype", "'bfloat16'. Got 'int8'."),
         ("models:\n- local: a\n  trust_remote_code: true\n", 3, "models[0].trust_remote_code", "unknown key"),

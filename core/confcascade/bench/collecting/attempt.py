@@ -118,6 +118,8 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         labels={} if prefilled is None else prefilled.label_logprobs,
         scores=scores,
         usage=usage,
+        flops=None if response is None or response.cost is None else response.cost.flops,
+        usd=None if response is None or response.cost is None else response.cost.usd,
         latency_s=seconds,
         prefill_s=prefill_s,
         build=getattr(model, "fingerprint", None),

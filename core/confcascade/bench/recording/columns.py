@@ -79,6 +79,8 @@ class Columns:
         refused: The answer says that it does not know.
         input_tokens: Paid for.
         output_tokens: Paid for.
+        flops: Of answers that tell it themselves, because several models made them (`Row.flops`); else NaN.
+        usd: Likewise.
         told_tokens: How many the answer was known to have come to, thoughts included; -1 where none were told.
         before_answer: How many of them came before the answer itself.
         latency_s: Whole attempts; NaN where unknown.
@@ -96,6 +98,8 @@ class Columns:
     refused: NDArray[np.bool_]
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    flops: NDArray[np.float64]
+    usd: NDArray[np.float64]
     told_tokens: NDArray[np.int64]
     before_answer: NDArray[np.int64]
     latency_s: NDArray[np.float64]
@@ -265,6 +269,8 @@ class Gathering:
                 row.before_answer,
                 np.nan if row.latency_s is None else row.latency_s,
                 np.nan if row.prefill_s is None else row.prefill_s,
+                np.nan if row.flops is None else row.flops,
+                np.nan if row.usd is None else row.usd,
             )
         )
         for name, score in row.scores.items():
@@ -278,7 +284,7 @@ class Gathering:
         drawn: Sequence[int],
         numbers: NDArray[np.float64],
     ) -> int:
-        """Many rows without their scores; `numbers` has the shape (rows, ten). Returns the number of the first row."""
+        """Many rows without their scores; `numbers` has the shape (rows, twelve). Returns the first row's number."""
         first = len(self.at)
         self.at.extend(self.questions.setdefault(question, len(self.questions)) for question in questions)
         self.by.extend(self.models.setdefault(model, len(self.models)) for model in models)
@@ -314,9 +320,9 @@ class Gathering:
         at, by = np.array(self.at, dtype=np.intp), np.array(self.by, dtype=np.intp)
         last = np.full(shape, -1)
         last[at, by] = np.arange(len(at))
-        numbers = np.array(self.numbers).reshape(-1, 10)
-        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, 0, np.nan, np.nan]])
-        grade, usable, failed, refused, read, written, told, before, latency, prefill = np.moveaxis(
+        numbers = np.array(self.numbers).reshape(-1, 12)
+        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, 0, *[np.nan] * 4]])
+        grade, usable, failed, refused, read, written, told, before, latency, prefill, flops, usd = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )
         columns = Columns(
@@ -330,6 +336,8 @@ class Gathering:
             refused=refused.astype(bool),
             input_tokens=read.astype(np.int64),
             output_tokens=written.astype(np.int64),
+            flops=flops.copy(),
+            usd=usd.copy(),
             told_tokens=told.astype(np.int64),
             before_answer=before.astype(np.int64),
             latency_s=latency.copy(),

@@ -30,11 +30,12 @@ _ROWS = 8_192  # at a time: a row group
 _SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # what `str.strip` takes away; none lies beyond
 _PLAIN = tuple(
     "question model group prompt reference answer grade refused predicted error problem finish_reason latency_s "
-    "prefill_s build prompt_version drawn before_answer thoughts".split()
+    "prefill_s build prompt_version drawn before_answer thoughts flops usd".split()
 )
 _USAGE = ("input_tokens", "output_tokens", "estimated", "usage_details")
 # of files that were written before there were such columns
 _LATER = {"drawn": 1, "before_answer": 0, "thoughts": "", "usage_details": "{}"}
+_LATER_NULL = ("problem", "flops", "usd")
 _DETAILS = ("input_details", "output_details")
 _NUMBERS = (
     "question",
@@ -49,6 +50,8 @@ _NUMBERS = (
     *_USAGE[:2],
     "latency_s",
     "prefill_s",
+    "flops",
+    "usd",
     "drawn",
 )
 
@@ -69,6 +72,7 @@ def _schema() -> Any:
         pa.field("details", text, nullable=False),
     ]
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
+    kinds |= {"flops": number, "usd": number}
     kinds |= {"latency_s": number, "prefill_s": number, "drawn": pa.int64(), "before_answer": pa.int64()}
     kinds |= {"input_tokens": pa.int64(), "output_tokens": pa.int64(), "estimated": pa.bool_()}
     kinds["usage_details"] = text
@@ -219,7 +223,7 @@ def _batches(path: str | Path, columns: list[str], size: int, opened: BinaryIO |
             )
         for batch in file.iter_batches(size, columns=columns):
             for name in columns:
-                if name in (*_LATER, "problem") and name not in batch.schema.names:
+                if name in (*_LATER, *_LATER_NULL) and name not in batch.schema.names:
                     kind = _schema().field(name).type
                     batch = batch.append_column(name, pa.array([_LATER.get(name)] * len(batch), kind))
             yield batch
@@ -256,7 +260,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
             np.where(told < 0, told, told + _numbers(known["before_answer"])),
             _numbers(known["before_answer"]),
             _numbers(known["latency_s"]),
-            _numbers(known["prefill_s"]),
+            *(_numbers(known[name]) for name in ("prefill_s", "flops", "usd")),
         ]
     )
     models = known["model"].to_pylist()

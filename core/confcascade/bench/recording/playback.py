@@ -15,7 +15,7 @@ from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, SignalUnavailableError
 from confcascade.models.base import InThreads, Watcher
 from confcascade.signals import Evidence, Measurement, Signal
-from confcascade.types import Prefilled, Request, Response, Usage
+from confcascade.types import Cost, Prefilled, Request, Response, Usage
 
 __all__ = ["PlaybackModel", "PlaybackSignal"]
 
@@ -141,7 +141,7 @@ class PlaybackModel(InThreads):
             raise ModelError(row.error)
         if row.tokens is None or not ask.logprobs:
             yield Chunk(row.answer, released=watcher.verdict == "release")
-            yield Response(row.answer, None, row.usage, row.finish_reason, thoughts=row.thoughts)
+            yield Response(row.answer, None, row.usage, row.finish_reason, thoughts=row.thoughts, cost=_told_cost(row))
             return
         tokens = tuple(replace(token, top=token.top[: ask.top_logprobs]) for token in row.tokens)
         shown = ""
@@ -150,12 +150,13 @@ class PlaybackModel(InThreads):
             shown += token.text
             yield Chunk(token.text, (token,), released=verdict == "release")
             if verdict == "abort":
-                usage = Usage(
-                    row.usage.input_tokens, min(row.before_answer + count, row.usage.output_tokens), row.usage.estimated
-                )
-                yield Response(shown, tokens[:count], usage, "aborted", thoughts=row.thoughts)
+                cost = _told_cost(row)
+                told = row.usage.output_tokens - len(tokens) if cost is not None else row.before_answer
+                written = min(told + count, row.usage.output_tokens)
+                usage = Usage(row.usage.input_tokens, written, row.usage.estimated)
+                yield Response(shown, tokens[:count], usage, "aborted", thoughts=row.thoughts, cost=cost)
                 return
-        yield Response(row.answer, tokens, row.usage, row.finish_reason, thoughts=row.thoughts)
+        yield Response(row.answer, tokens, row.usage, row.finish_reason, thoughts=row.thoughts, cost=_told_cost(row))
 
     def _prefill(self, ask: Prefill) -> Prefilled:
         row = self.row(ask.request)
@@ -172,6 +173,13 @@ class PlaybackModel(InThreads):
             return answer(ask)
         except Exception as error:
             return error
+
+
+def _told_cost(row: Row) -> Cost | None:
+    """Of an answer that several models made; one that is ended early is charged as if it had been finished."""
+    if row.flops is None and row.usd is None:
+        return None
+    return Cost(row.flops, row.usage.total_tokens, row.usd)
 
 
 class PlaybackSignal(Signal):

@@ -78,6 +78,9 @@ class Row(BaseModel):
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
+        flops: Floating-point operations, where several models made the answer (`Response.cost`); None where sizes and
+            tokens of its one model say.
+        usd: US dollars, likewise.
         latency_s: Seconds from asking to the end of the answer; of a call for many questions, this one's share; None if
             unknown.
         prefill_s: Those of them for reading the prompt; None if unknown.
@@ -107,6 +110,8 @@ class Row(BaseModel):
     labels: Mapping[str, float] = Field(default_factory=dict)
     scores: Mapping[str, RecordedScore] = Field(default_factory=dict)
     usage: Usage = Usage()
+    flops: float | None = Field(default=None, ge=0)
+    usd: float | None = Field(default=None, ge=0)
     latency_s: float | None = Field(default=None, ge=0)
     prefill_s: float | None = Field(default=None, ge=0)
     build: str | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,26 +207,34 @@ def prepare(
     written = np.where(failed, 0, columns.output_tokens[rows, j])
     latency, prefill_s = columns.latency_s[rows, j], columns.prefill_s[rows, j]
 
-    def cost(i: NDArray[np.int64], o: NDArray[np.int64], seconds: Figures) -> Figures:
-        unknown = np.full(len(i), np.nan)
+    flops_told, usd_told = (np.where(failed, np.nan, told[rows, j]) for told in (columns.flops, columns.usd))
+    made_by_several = ~(np.isnan(flops_told) & np.isnan(usd_told))
+
+    def cost(i: NDArray[np.int64], o: NDArray[np.int64], seconds: Figures, at: Any = None) -> Figures:
+        """`at`: Of whose answers, whole or in part; what these tell of their cost holds. None: nothing is answered."""
+        unknown = np.where(i + o == 0, 0.0, np.nan) if made_by_several.any() else np.full(len(i), np.nan)
         flops = unknown if architecture is None else token_flops(architecture, (i + o).astype(np.float64))
         usd = unknown if price is None else (i * price.input_usd + o * price.output_usd) / 1e6
+        if at is not None:  # one that is ended early is charged whole: whose part was saved is not recorded
+            flops = np.where(np.isnan(flops_told[at]), flops, flops_told[at])
+            usd = np.where(np.isnan(usd_told[at]), usd, usd_told[at])
         return np.stack([flops, usd, (i + o).astype(np.float64), seconds], axis=1)  # as in `UNITS`
 
     zero = np.zeros_like(read)
     prompt = read if prefilled else zero
     gate_cost = cost(prompt, zero, prefill_s if prefilled else np.zeros(len(read)))
     # of a failed call only the time is known, and the tokens of a prompt that was read before it
-    whole_cost = cost(np.where(failed, prompt, read), written, latency)
+    whole_cost = cost(np.where(failed, prompt, read), written, latency, slice(None))
     judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
     first_cost: Figures = whole_cost
     steps: list[Step] = []
     if any(column.upper is not None for _, column in judges):
         most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
         at, tokens, bounds = _falling(judges, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
-        paid = np.minimum(tokens, written[at])
+        # of an answer by several models, those of the others come first, and are all paid
+        paid = np.minimum(np.where(made_by_several[at], written[at] - most[at] + tokens, tokens), written[at])
         share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
-        cut_cost = cost(read[at], paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share)
+        cut_cost = cost(read[at], paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share, at)
         first_cost, steps = _steps(at, tokens, bounds, cut_cost, whole_cost)
     # the last stage, which has no signals, answers whatever it says
     usable = columns.usable[rows, j] if judged.signals else ~failed
