@@ -27,7 +27,7 @@ APART = 2.0  # deviations between the means: nearer than that, two equal compone
 SMALLEST = 0.05  # of the weights
 NARROWEST = 0.01  # of the deviations, as a share of the values' own: below it are values that repeat
 LEVEL = 0.05  # of the test for a valley
-_STARTS = 5
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class StepMixture:
     ) -> StepMixture:
         """Fit it to the confidences of steps whose rightness nobody has to know.
 
-        By expectation maximisation (scikit-learn's), the best of five starts. Data that do not show two kinds of steps
+        By expectation maximisation (scikit-learn's), the best of three starts. Data that do not show two kinds of steps
         are refused: a posterior made of them would decide by chance (docs/design/step-mixture.md).
 
         Args:
@@ -257,8 +257,8 @@ def _fitted(x: NDArray[np.float64], seed: int) -> dict[str, Any]:
     centre, scale = float(x.mean()), float(x.std())  # its regularisation is absolute, so values are made unit-free
     z = ((x - centre) / scale)[:, None]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what has not settled after 1,000 steps is hardly bimodal
-        learnt = GaussianMixture(2, n_init=_STARTS, tol=1e-6, max_iter=1000, random_state=seed).fit(z)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what has not settled after 100 rounds is hardly bimodal
+        learnt = GaussianMixture(2, n_init=_STARTS, tol=1e-5, max_iter=100, random_state=seed).fit(z)
     order = learnt.means_.ravel().argsort()
 
     def pair(values: NDArray[np.float64]) -> tuple[float, float]:
