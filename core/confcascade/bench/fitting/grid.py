@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.fitting.material import FitData
+from confcascade.bench.fitting.policy_file import made_from
 from confcascade.bench.fitting.proof import losses
 from confcascade.bench.metrics.significance import savings
 from confcascade.bench.replay.costing import Costing
@@ -31,6 +32,7 @@ from confcascade.guarantee import (
     examples_needed_like,
     fewest_examples,
 )
+from confcascade.policy import FittedStage, Policy, Saving, Stepwise
 
 __all__ = ["Configuration", "GridFit", "certify_grid"]
 
@@ -83,6 +85,36 @@ class GridFit:
     why: str
     more: int | None
     notes: tuple[str, ...]
+
+    def policy(self, material: FitData, stages: Sequence[FittedStage], steps: Stepwise) -> Policy:
+        """The chosen configuration as ``policy.json`` keeps it.
+
+        Args:
+            material: What it was fitted on.
+            stages: The small model with the signal and the threshold of the chosen configuration, and the large model.
+            steps: How it decides within an answer; the configuration's name is put in.
+
+        Raises:
+            ConfigurationError: If nothing is promised.
+        """
+        if self.chosen is None or self.certificate is None or self.interval is None:
+            raise ConfigurationError(f"There is no policy, for nothing can be promised: {self.why}.")
+        low, high = self.interval
+        return Policy(
+            models=[stage.model for stage in stages],
+            stages=list(stages),
+            certificates=[self.certificate],
+            saving=Saving(
+                unit=self.unit,  # type: ignore[arg-type]
+                cost=self.chosen.examined.cost,
+                largest=self.largest_cost,
+                share=self.chosen.saved,
+                low=low,
+                high=high,
+            ),
+            made_from=made_from(material),
+            stepwise=steps.model_copy(update={"configuration": self.chosen.name}),
+        )
 
     def describe(self) -> str:
         """What is promised or why nothing is, what it saves beside the best in hindsight, and the table."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from confcascade import ConfigurationError, Usage
-from confcascade.bench.fitting import FitData, agreement, certify_grid, material_of
+from confcascade import ConfigurationError, Glimpse, Usage
+from confcascade.bench.fitting import FitData, agreement, certify_grid, material_of, replayable
 from confcascade.bench.recording import Row
 from confcascade.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise, harm_bound, net_loss_bound, unconditional_bound
+from confcascade.policy import FittedStage, Policy, Stepwise
+from confcascade.testing import ScriptedModel
 
 GRID = ("both@0.9", "both@0.7", "both@0.5")
 COSTS = {"both@0.9": 0.9, "both@0.7": 0.6, "both@0.5": 0.4, "large": 1.0}
@@ -202,3 +205,34 @@ def test_every_cost_must_be_known():
         certify_grid(material, GRID, Promise(0.02), costs=free, unit="flops")
     with pytest.raises(ConfigurationError, match="needs a target"):
         certify_grid(material, GRID, Promise(None), costs=recording()[1], unit="flops")
+
+
+def test_the_chosen_one_is_kept_in_a_file(tmp_path: Path) -> None:
+    """With its threshold, its steps and its certificate; a cascade that decides by whole answers refuses it."""
+    material, costs = recording(at7=[1], at5=[1, 2, 3], large=[5])
+    found = certify_grid(material, GRID, Promise(0.02), costs=costs, unit="flops")
+    glimpse = {"glimpse": dict(Glimpse().identity())}
+    stages = [
+        FittedStage(model="small", identities=glimpse, thresholds={"glimpse": 0.7}),
+        FittedStage(model="large"),
+    ]
+    found.policy(material, stages, Stepwise(max_steps=20)).save(tmp_path / "policy.json")
+    policy = Policy.load(tmp_path / "policy.json")
+
+    assert policy.stepwise == Stepwise(delimiter="\n\n", max_steps=20, final=False, configuration="both@0.7")
+    assert policy.certificates == [found.certificate]
+    assert (policy.saving.unit, policy.saving.share, policy.saving.spared) == ("flops", pytest.approx(0.4), None)
+    assert policy.made_from.questions == 400
+    assert "Policy: small → large, step by step\n  small writes the steps with glimpse >= 0.7" in policy.describe()
+    models = [ScriptedModel("small"), ScriptedModel("large")]
+    with pytest.warns(UserWarning, match="not known here"):
+        small, large = policy.make_stages(models, signals=[Glimpse()], stepwise=True)
+    assert (small.thresholds, large.thresholds) == ({"glimpse": 0.7}, {})
+    with pytest.raises(ConfigurationError, match=r'decides step by step, .* use mode="stepwise"'):
+        policy.make_stages(models, signals=[Glimpse()])
+    with pytest.raises(ConfigurationError, match=r'decides by the whole answer, .* use mode="query"'):
+        policy.model_copy(update={"stepwise": None}).make_stages(models, signals=[Glimpse()], stepwise=True)
+    with pytest.raises(ConfigurationError, match="cannot be replayed"):
+        replayable(material.columns, policy)
+    with pytest.raises(ConfigurationError, match="There is no policy, for nothing can be promised: the safest"):
+        certified(at9=range(20)).policy(material, stages, Stepwise())
