@@ -176,8 +176,8 @@ class Stepwise(Entry):
         configuration: The name that the grid's recording gave it ("small+large@0.7").
     """
 
-    delimiter: str = Field("\n\n", min_length=1)
-    max_steps: int | None = Field(None, ge=1)
+    delimiter: str = Field(default="\n\n", min_length=1)
+    max_steps: int | None = Field(default=None, ge=1)
     final: bool = False
     configuration: str | None = None
 
@@ -201,7 +201,7 @@ class Saving(Entry):
     share: float = Field(le=1, allow_inf_nan=False)
     low: float
     high: float
-    spared: float | None = Field(None, ge=0, le=1)
+    spared: float | None = Field(default=None, ge=0, le=1)
 
 
 class MadeFrom(Entry):
@@ -375,12 +375,14 @@ class Policy(Entry):
             stepwise: Whether the cascade decides step by step. What was promised of one way says nothing of the other.
 
         Raises:
-            ConfigurationError: As by `check`, if the policy decides the other way, and if a signal is missing or not the one that was recorded.
+            ConfigurationError: As by `check`, if the policy decides the other way, and if a signal is missing or not
+                the one that was recorded.
         """
         if stepwise != (self.stepwise is not None):
-            how, other = ("by the whole answer", "query") if stepwise else ("step by step", "stepwise")
+            decides, other = ("by the whole answer", "query") if stepwise else ("step by step", "stepwise")
             raise ConfigurationError(
-                f'This policy decides {how}, and nothing is promised of another way: use mode="{other}", or fit again.'
+                f"This policy decides {decides}, and nothing is promised of another way: use "
+                f'mode="{other}", or fit again.'
             )
         resolved = [from_string(model) if isinstance(model, str) else model for model in models]
         if unknown := self.check(resolved, prompt_version=prompt_version, decoding=decoding):
@@ -415,8 +417,8 @@ class Policy(Entry):
         if not gated:
             return [f"Policy: ask {last.model} alone."]
         if self.stepwise is not None:
-            rules = " and ".join(f"{name} >= {_shown(value)}" for name, value in gated[0].thresholds.items())
-            lines = [f"Policy: {self.name}, step by step", f"  {gated[0].model} writes the steps with {rules}"]
+            rule = " and ".join(f"{name} >= {_shown(value)}" for name, value in gated[0].thresholds.items())
+            lines = [f"Policy: {self.name}, step by step", f"  {gated[0].model} writes the steps with {rule}"]
             return [*lines, f"  {last.model} writes the others" + (", and the last" if self.stepwise.final else "")]
         lines = [f"Policy: {self.name}"]
         for stage in gated:

@@ -211,7 +211,7 @@ class StepMixture:
             raise ConfigurationError(f"'{path}' holds a mixture of another format; this version reads format {FORMAT}.")
         try:
             weights, means, deviations = (tuple(stored.pop(name)) for name in ("weights", "means", "deviations"))
-            mixture = cls(weights, means, deviations, **stored)  # type: ignore[arg-type]  # checked where it is made
+            mixture = cls(weights, means, deviations, **stored)
         except (KeyError, TypeError, ConfigurationError) as error:
             raise _damaged(path, str(error)) from error
         if not all(each is None or isinstance(each, str) for each in (mixture.model, mixture.fingerprint)):
