@@ -30,7 +30,16 @@ from confcascade.signals import Signal
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.stage import FittedStages, Stage
 
-__all__ = ["CalibratedEntry", "ExpectedGainEntry", "FittedStage", "MadeFrom", "Policy", "Saving", "question_key"]
+__all__ = [
+    "CalibratedEntry",
+    "ExpectedGainEntry",
+    "FittedStage",
+    "MadeFrom",
+    "Policy",
+    "Saving",
+    "Stepwise",
+    "question_key",
+]
 
 _KEY = 6  # bytes of a question's hash: of 10,000 and 10,000 others two agree by chance once in three million
 
@@ -157,6 +166,22 @@ class FittedStage(Entry):
         return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]
 
 
+class Stepwise(Entry):
+    """How a policy decides within an answer, step by step: by the thresholds of its first stage, before or after each.
+
+    Attributes:
+        delimiter: What ends a step.
+        max_steps: Most steps of an answer; None for no limit.
+        final: Whether the large model writes the last step.
+        configuration: The name that the grid's recording gave it ("small+large@0.7").
+    """
+
+    delimiter: str = Field(default="\n\n", min_length=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    final: bool = False
+    configuration: str | None = None
+
+
 class Saving(Entry):
     """What a policy saves, every model that ran being charged, on questions that did not choose it.
 
@@ -167,7 +192,7 @@ class Saving(Entry):
         share: 1 - cost / largest.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        spared: Share of the questions that the largest model is not asked.
+        spared: Share of the questions that the largest model is not asked; None if that is not known.
     """
 
     unit: Literal["flops", "usd", "tokens", "seconds"]
@@ -176,7 +201,7 @@ class Saving(Entry):
     share: float = Field(le=1, allow_inf_nan=False)
     low: float
     high: float
-    spared: float = Field(ge=0, le=1)
+    spared: float | None = Field(default=None, ge=0, le=1)
 
 
 class MadeFrom(Entry):
@@ -219,6 +244,7 @@ class Policy(Entry):
         certificates: What is promised; one, or one for each group.
         saving: What it saves.
         made_from: What it was fitted on.
+        stepwise: How it decides step by step, of two stages; None if it decides by the whole answer.
     """
 
     version: Literal[2] = 2
@@ -227,6 +253,7 @@ class Policy(Entry):
     certificates: list[Certificate] = Field(min_length=1)
     saving: Saving
     made_from: MadeFrom
+    stepwise: Stepwise | None = None
 
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -238,6 +265,8 @@ class Policy(Entry):
         for stage in self.stages[:-1]:
             if not stage.thresholds:
                 raise ValueError(f"stage '{stage.model}' has no threshold, so it could never escalate a query")
+        if self.stepwise is not None and len(names) != 2:
+            raise ValueError(f"a policy that decides step by step has two stages, not {len(names)}")
         return self
 
     @classmethod
@@ -332,6 +361,7 @@ class Policy(Entry):
         prompt_version: str | None = None,
         signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] = (),
         decoding: Mapping[str, Decoding] = MappingProxyType({}),
+        stepwise: bool = False,
     ) -> FittedStages:
         """The policy's stages, of the models that it was fitted on; an audit of a cascade of them guards its promise.
 
@@ -342,10 +372,18 @@ class Policy(Entry):
                 by the model's name.
             decoding: As for `check`. Where nothing is asked, models decode as they did when the policy was fitted, if
                 they take settings with each call.
+            stepwise: Whether the cascade decides step by step. What was promised of one way says nothing of the other.
 
         Raises:
-            ConfigurationError: As by `check`, and if a signal is missing or not the one that was recorded.
+            ConfigurationError: As by `check`, if the policy decides the other way, and if a signal is missing or not
+                the one that was recorded.
         """
+        if stepwise != (self.stepwise is not None):
+            decides, other = ("by the whole answer", "query") if stepwise else ("step by step", "stepwise")
+            raise ConfigurationError(
+                f"This policy decides {decides}, and nothing is promised of another way: use "
+                f'mode="{other}", or fit again.'
+            )
         resolved = [from_string(model) if isinstance(model, str) else model for model in models]
         if unknown := self.check(resolved, prompt_version=prompt_version, decoding=decoding):
             warnings.warn(
@@ -378,6 +416,10 @@ class Policy(Entry):
         how = {stage.model: Decoding(**stage.decoding).describe() for stage in self.stages if stage.decoding}
         if not gated:
             return [f"Policy: ask {last.model} alone."]
+        if self.stepwise is not None:
+            rule = " and ".join(f"{name} >= {_shown(value)}" for name, value in gated[0].thresholds.items())
+            lines = [f"Policy: {self.name}, step by step", f"  {gated[0].model} writes the steps with {rule}"]
+            return [*lines, f"  {last.model} writes the others" + (", and the last" if self.stepwise.final else "")]
         lines = [f"Policy: {self.name}"]
         for stage in gated:
             rules = [f"{name} >= {_shown(value)}" for name, value in stage.thresholds.items()]
@@ -397,7 +439,8 @@ class Policy(Entry):
         s = self.saving
         return [
             f"Expected: {s.share:.1%} of the cost of {self.models[-1]} alone is saved (95 % interval {s.low:.1%} to "
-            f"{s.high:.1%}; in {s.unit}, every model that ran), and it is spared {s.spared:.1%} of the questions."
+            f"{s.high:.1%}; in {s.unit}, every model that ran)"
+            + ("." if s.spared is None else f", and it is spared {s.spared:.1%} of the questions.")
         ]
 
 

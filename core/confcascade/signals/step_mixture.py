@@ -25,9 +25,10 @@ FORMAT = 1
 FEWEST = 50  # values: of fewer, hardly two normal distributions four deviations apart are told from one
 APART = 2.0  # deviations between the means: nearer than that, two equal components have one mode between them
 SMALLEST = 0.05  # of the weights
-NARROWEST = 0.01  # of the deviations, as a share of the values' own: below it are values that repeat
+NARROWEST = 0.01  # of the deviations, as a share of the values' own: kept there are values that repeat
 LEVEL = 0.05  # of the test for a valley
 _STARTS = 5
+_MOST, _ROUNDS = 500, 10  # rounds at most, and after how many it is looked whether they still gain
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class StepMixture:
     ) -> StepMixture:
         """Fit it to the confidences of steps whose rightness nobody has to know.
 
-        By expectation maximisation (scikit-learn's), the best of five starts. Data that do not show two kinds of steps
+        By expectation maximisation, the best of five starts. Data that do not show two kinds of steps
         are refused: a posterior made of them would decide by chance (docs/design/step-mixture.md).
 
         Args:
@@ -209,8 +210,8 @@ class StepMixture:
         if stored.pop("format", None) != FORMAT:
             raise ConfigurationError(f"'{path}' holds a mixture of another format; this version reads format {FORMAT}.")
         try:
-            pairs = {name: tuple(stored.pop(name)) for name in ("weights", "means", "deviations")}
-            mixture = cls(**pairs, **stored)
+            weights, means, deviations = (tuple(stored.pop(name)) for name in ("weights", "means", "deviations"))
+            mixture = cls(weights, means, deviations, **stored)
         except (KeyError, TypeError, ConfigurationError) as error:
             raise _damaged(path, str(error)) from error
         if not all(each is None or isinstance(each, str) for each in (mixture.model, mixture.fingerprint)):
@@ -248,28 +249,47 @@ def step_confidence(tokens: Sequence[Token], quantity: Quantity = "max_logit") -
 
 
 def _fitted(x: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """Weights, means and deviations in ascending order of the means, and the log-likelihood."""
-    import warnings
+    """Weights, means and deviations in ascending order of the means, and the log-likelihood.
 
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
+    Expectation maximisation, all starts at once: each begins with the values split at a place drawn by lot.
+    """
+    import numpy as np
+    from scipy.special import expit
 
-    centre, scale = float(x.mean()), float(x.std())  # its regularisation is absolute, so values are made unit-free
-    z = ((x - centre) / scale)[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what has not settled after 1,000 steps is hardly bimodal
-        learnt = GaussianMixture(2, n_init=_STARTS, tol=1e-6, max_iter=1000, random_state=seed).fit(z)
-    order = learnt.means_.ravel().argsort()
+    n, centre, scale = len(x), float(x.mean()), float(x.std())
+    z = np.sort((x - centre) / scale)  # of unit variance, so that their scale does not matter
+    squared = z * z
+    sums, squares = z.sum(), squared.sum()
+    places = np.random.default_rng(seed).uniform(SMALLEST, 1 - SMALLEST, _STARTS)
+    high = (np.arange(n) >= n * places[:, None]).astype(float)  # of each value, that it is of the high component
+    reached = np.full(_STARTS, -np.inf)
+    for _ in range(_MOST // _ROUNDS):
+        for _ in range(_ROUNDS):
+            count = np.clip(high.sum(axis=1), 1e-9 * n, (1 - 1e-9) * n)
+            size = np.stack([n - count, count])
+            mean = np.stack([sums - high @ z, high @ z]) / size
+            variance = np.maximum(np.stack([squares - high @ squared, high @ squared]) / size - mean**2, NARROWEST**2)
+            logs = np.log(size / n) - np.log(2 * np.pi * variance) / 2
+            low_log, high_log = (
+                logs[k][:, None] - (z - mean[k][:, None]) ** 2 / (2 * variance[k][:, None]) for k in (0, 1)
+            )
+            high = expit(high_log - low_log)
+        before, reached = reached, np.logaddexp(low_log, high_log).sum(axis=1)
+        if (reached - before).max() < 1e-4:  # nats, of all values together
+            break
+    best = int(reached.argmax())
+    order = mean[:, best].argsort()
 
     def pair(values: NDArray[np.float64]) -> tuple[float, float]:
-        first, second = values[order].tolist()
+        first, second = values[order, best].tolist()
         return first, second
 
+    weights = size[order, best] / n
     return {
-        "weights": pair(learnt.weights_),
-        "means": pair(centre + scale * learnt.means_.ravel()),
-        "deviations": pair(scale * learnt.covariances_.ravel() ** 0.5),
-        "log_likelihood": float(len(x) * (learnt.score(z) - math.log(scale))),
+        "weights": (float(weights[0]), float(1 - weights[0])),
+        "means": pair(centre + scale * mean),
+        "deviations": pair(scale * np.sqrt(variance)),
+        "log_likelihood": float(reached[best] - n * math.log(scale)),
     }
 
 
@@ -284,7 +304,7 @@ def _why_not(x: NDArray[np.float64], mixture: StepMixture) -> str:
         )
     if min(mixture.weights) < SMALLEST:
         return f"one component holds {min(mixture.weights):.1%} of them, and {SMALLEST:.0%} are wanted"
-    if min(mixture.deviations) < NARROWEST * x.std():
+    if min(mixture.deviations) < 1.01 * NARROWEST * x.std():
         return f"one component is a value that repeats: the deviations are {_two(mixture.deviations)}"
     single = float(norm.logpdf(x, x.mean(), x.std()).sum())
     gain = 2 * (mixture.log_likelihood - single) - 3 * math.log(len(x))  # three parameters more

@@ -4,10 +4,13 @@
 `candidates` makes policies, `proof` orders and tests them, `fit` puts these together. `refusals` says what can have no
 promise, `results` what a fit gives, `policy_file` writes and reads the policy, `not_certified` plans what it would take
 if there is none. `describe` says what came of it, `realised` looks at a policy on other questions.
+
+`grid` certifies one of a few whole cascades of which each has answered every question itself.
 """
 
 from confcascade.bench.fitting.describe import describe_fit
 from confcascade.bench.fitting.fit import fit
+from confcascade.bench.fitting.grid import Configuration, GridFit, certify_grid
 from confcascade.bench.fitting.material import FitData, FitNotes, agreement, material_of, read_material
 from confcascade.bench.fitting.policy_file import Described, replayable
 from confcascade.bench.fitting.realised import Realised, realised
@@ -15,14 +18,17 @@ from confcascade.bench.fitting.results import Fitted, NotCertified
 from confcascade.bench.fitting.splitting import FitSplit, split_by_key
 
 __all__ = [
+    "Configuration",
     "Described",
     "FitData",
     "FitNotes",
     "FitSplit",
     "Fitted",
+    "GridFit",
     "NotCertified",
     "Realised",
     "agreement",
+    "certify_grid",
     "describe_fit",
     "fit",
     "material_of",

@@ -18,11 +18,12 @@ from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
+from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate
 from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
 from confcascade.schema.signals import SignalType
 
-__all__ = ["Described", "fitted_policy", "replayable", "saving_of"]
+__all__ = ["Described", "fitted_policy", "made_from", "replayable", "saving_of"]
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,21 @@ def fitted_policy(
         ],
         certificates=list(certificates),
         saving=saved,
-        made_from=MadeFrom(
-            recording=material.digest,
-            data=material.identity.get("data"),
-            grader=material.identity.get("grader"),
-            parameters=material.identity.get("parameters"),
-            seed=seed,
-            questions=len(material),
-            keyed_by=material.keyed_by,
-            keys=base64.b64encode(b"".join(sorted(set(material.keys)))).decode(),
-        ),
+        made_from=made_from(material, seed=seed),
+    )
+
+
+def made_from(material: FitData, *, seed: int = 0) -> MadeFrom:
+    """Where a policy comes from that was fitted on a recording."""
+    return MadeFrom(
+        recording=material.digest,
+        data=material.identity.get("data"),
+        grader=material.identity.get("grader"),
+        parameters=material.identity.get("parameters"),
+        seed=seed,
+        questions=len(material),
+        keyed_by=material.keyed_by,
+        keys=base64.b64encode(b"".join(sorted(set(material.keys)))).decode(),
     )
 
 
@@ -85,8 +91,13 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
     """A recording with the signals that a policy is made of, and its stages, to be replayed on it.
 
     Raises:
-        ConfigurationError: If the recording lacks a model or a signal.
+        ConfigurationError: If the recording lacks a model or a signal, or the policy decides step by step.
     """
+    if policy.stepwise is not None:
+        raise ConfigurationError(
+            "A policy that decides step by step cannot be replayed: another threshold writes another answer. Record "
+            "its answers, and compare them with the large model's."
+        )
     for stage in policy.stages:
         columns.index(stage.model)
         for each in stage.derived:
