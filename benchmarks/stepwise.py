@@ -172,7 +172,7 @@ def local(small: str, large: str, data: Path, questions: int, fit: int) -> Pair:
         return [Question(f"{name}-{i}", each.question + end, each.references[0]) for i, each in enumerate(found)]
 
     def model(path: str) -> TransformersModel:
-        return TransformersModel.from_pretrained(path, dtype="bfloat16", batch_size=100)
+        return TransformersModel.from_pretrained(path, dtype="bfloat16", batch_size=50)
 
     return Pair(model(small), model(large), Steps(), 400, asked("train", fit), asked("test", questions))
 

@@ -109,7 +109,8 @@ class Generate:
         final: Nothing can take its place either, if it is empty or fails: stream its thoughts, too.
         session: What the model has read before. The response is then raw text, thoughts and their marks included.
         until: The response ends behind the token with which this text is complete, and its `finish_reason` is then
-            "step"; the text is part of it. "" for none. For models with `Capability.continues`.
+            "step"; the text is part of it. "" for none. For models with `Capability.continues`. Of several asks in one
+            call, a model may end those that are left over with "paused", to be asked again for what follows.
     """
 
     model: LanguageModel

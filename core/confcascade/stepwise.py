@@ -124,6 +124,18 @@ def stepwise_flow(
     return Outcome(response, record, tuple(tried.responses))
 
 
+def _joined(pieces: Sequence[Response]) -> Response:
+    """One response of several that follow each other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    told = [piece.tokens for piece in pieces]
+    return pieces[-1].replace(
+        text="".join(piece.text for piece in pieces),
+        tokens=None if any(each is None for each in told) else tuple(t for each in told for t in each or ()),
+        usage=sum((piece.usage for piece in pieces), Usage()),
+    )
+
+
 class _LargerFailedError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -371,9 +383,21 @@ class _Answer:
 
     def _generate(self, author: _Author, **how: Any) -> Flow[tuple[Response, Cost]]:
         self._asking = author
-        answer = yield from ask(Generate(author.stage.model, self._asked(author), session=author.session, **how))
-        response, cost = author.charge(answer)
-        limit = self._asked(author).max_tokens
+        asked, paused, costs = self._asked(author), list[Response](), Cost()
+        while True:
+            behind = "".join(piece.text for piece in paused)
+            limit = asked.max_tokens
+            if limit is not None:
+                limit = max(1, limit - sum(piece.usage.output_tokens for piece in paused))
+            request = replace(asked, written=asked.written + behind, max_tokens=limit)
+            answer = yield from ask(Generate(author.stage.model, request, session=author.session, **how))
+            response, cost = author.charge(answer)
+            costs += cost
+            if response.finish_reason != "paused":
+                break
+            paused.append(response)
+        response, cost = _joined([*paused, response]), costs
+        limit = asked.max_tokens
         if response.finish_reason == "step" and limit is not None and response.usage.output_tokens >= limit:
             response = response.replace(finish_reason="length")  # nothing is left for another
         return response, cost

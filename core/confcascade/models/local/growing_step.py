@@ -124,6 +124,10 @@ class GrowingStep:
         self.error = error
         self.finish_reason = "error"
 
+    def pause(self) -> None:
+        """End here, to be gone on with by the next ask of the session."""
+        self.finish_reason = "paused"
+
     def leave(self) -> None:
         """End here: nobody waits for the rest."""
         self.finish_reason = "aborted"

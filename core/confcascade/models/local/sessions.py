@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Sessions", "position_of"]
 
 _MOST_LOGITS = 2048  # positions of one pass that whole distributions are kept of
+_STRAGGLERS = 4  # as few as one in so many are paused, for others to join them
+_FEWEST_TOKENS = 16  # that every call writes
 _SPREAD = 16  # tokens: rows that have so many more to read than others, and twice as many, are read apart
 
 
@@ -153,8 +155,13 @@ class Sessions:
                 reads[i] = read, new
         for part in self._parts(list(reads)):
             growing = [self._growing(asks[i], reads[i][0], position) for position, i in enumerate(part)]
-            for _ in self._decode(growing, self._stacked([reads[i][0] for i in part])):
-                pass
+            batch = self._stacked([reads[i][0] for i in part])
+            for written, _ in enumerate(self._decode(growing, batch), 1):
+                open_ = [row for row in growing if row.finish_reason is None]
+                if written >= _FEWEST_TOKENS and _STRAGGLERS * len(open_) <= len(growing):
+                    for row in open_:
+                        row.pause()
+                        row.keep(batch)
             for i, row in zip(part, growing, strict=True):
                 answers[i] = row.error or self._ended(row, asks[i], *reads[i])
         return answers
