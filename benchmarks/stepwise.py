@@ -30,7 +30,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -226,7 +226,7 @@ def row_of(question: Question, outcome: Outcome, pair: Pair) -> dict[str, Any]:
         "finish_reason": outcome.response.finish_reason,
         "steps": [
             [
-                int(step.author == pair.large.name),
+                int(step.author != pair.small.name),
                 int(step.kept),
                 step.tokens,
                 {n: s.value for n, s in step.scores.items()},
@@ -282,8 +282,10 @@ def collect(
     folder = out / pair
     watched = watched_signals()
     passing = {signal.name: max(NOTHING, signal.space[0]) for signal in watched}
-    ask(folder / "fit.jsonl", two, two.fit, watched, passing)
-    ask(folder / "small.jsonl", two, two.test, watched, passing)
+    alone = replace(two, large=two.small)  # who writes a step that repeats an earlier one
+    ask(folder / "fit.jsonl", alone, two.fit, watched, passing)
+    before = {signal.name: passing[signal.name] for signal in watched if signal.phase == "pre"}  # nothing is redone
+    ask(folder / "small.jsonl", alone, two.test, [s for s in watched if s.name in before], before)
     ask(folder / "large.jsonl", two, two.test, [Coin()], {"random": "never"})
     scores, scorer = fitted(folder, two)
     signals: dict[str, Signal] = {signal.name: signal for signal in (*watched, Coin())}
