@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from confcascade.asks import LanguageModel
 from confcascade.cost import Architecture, parameter_count
+from confcascade.errors import ConfigurationError
 from confcascade.models.body import options_problem
 from confcascade.models.gguf import is_gguf, model_name
 from confcascade.models.llamacpp import KvType
@@ -21,6 +32,7 @@ from confcascade.schema import SECRET, Entry, existing, located, suggestion
 __all__ = [
     "ArchitectureEntry",
     "BundledModelEntry",
+    "CascadeModelEntry",
     "LlamaCppModelEntry",
     "LocalModelEntry",
     "ModelEntry",
@@ -228,6 +240,46 @@ class BundledModelEntry(Entry):
         return bundled_model(self.bundled)
 
 
+class CascadeModelEntry(Entry):
+    """A cascade of another file as a model (`CascadeModel`)."""
+
+    cascade: str = Field(min_length=1, description="Its file, relative to this one.")
+    name: str | None = Field(None, min_length=1, description="Shown in records; by default its models', joined by +.")
+
+    _file: Any = PrivateAttr(None)  # a CascadeFile
+
+    @model_validator(mode="after")
+    def _read(self, info: ValidationInfo) -> Self:
+        from confcascade.cascade_file import CascadeFile
+
+        folder = getattr(info.context, "folder", Path())
+        path = existing(folder, self.cascade).resolve()
+        inside = _inside.get()
+        if path in inside:
+            raise located(f"'{self.cascade}' would contain itself", "cascade")
+        token = _inside.set((*inside, path))
+        try:
+            self._file = CascadeFile.load(existing(folder, self.cascade))
+        except ConfigurationError as error:
+            raise located(str(error).rstrip("."), "cascade") from None
+        finally:
+            _inside.reset(token)
+        return self
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        del folder
+        return self.name or "+".join(self._file.thresholds)
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model, all of its models loaded."""
+        from confcascade.cascade_model import CascadeModel
+
+        return CascadeModel(self._file.cascade(), name=self.called(folder))
+
+
+_inside: ContextVar[tuple[Path, ...]] = ContextVar("confcascade_files_inside", default=())
+
 _KINDS = ("openai", "local", "llamacpp", "bundled")
 
 
@@ -243,10 +295,10 @@ def _mapping(value: Any) -> Any:
         )
     if not isinstance(value, Mapping):
         raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
-    if sum(kind in value for kind in _KINDS) != 1:
+    if sum(kind in value for kind in (*_KINDS, "cascade")) != 1:
         close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
         told = f"; did you mean `{close[0]}`?" if close else ""
-        raise located(f"must have exactly one of the keys `openai`, `local`, `llamacpp` and `bundled`{told}")
+        raise located(f"must have exactly one of the keys `openai`, `local`, `llamacpp`, `bundled` and `cascade`{told}")
     return value
 
 
@@ -260,7 +312,7 @@ def _meant(provider: str, name: str) -> str:
 
 def _kind(value: Any) -> str:
     mapping = value if isinstance(value, Mapping) else vars(value)
-    return next(f"<{kind}>" for kind in _KINDS if kind in mapping)
+    return next(f"<{kind}>" for kind in (*_KINDS, "cascade") if kind in mapping)
 
 
 # the tags are no keys, so that they can be told from keys in the place of an error
@@ -268,7 +320,8 @@ _AnyModel: TypeAlias = Annotated[
     Annotated[OpenAIModelEntry, Tag("<openai>")]
     | Annotated[LocalModelEntry, Tag("<local>")]
     | Annotated[LlamaCppModelEntry, Tag("<llamacpp>")]
-    | Annotated[BundledModelEntry, Tag("<bundled>")],
+    | Annotated[BundledModelEntry, Tag("<bundled>")]
+    | Annotated[CascadeModelEntry, Tag("<cascade>")],
     Discriminator(_kind),
 ]
 ModelEntry: TypeAlias = Annotated[_AnyModel, BeforeValidator(_mapping, json_schema_input_type=str | _AnyModel)]

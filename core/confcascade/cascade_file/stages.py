@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from confcascade.cascade_file.models import ModelEntry
 from confcascade.schema import Entry, ThresholdValue, located, suggestion
 from confcascade.schema.signals import SignalEntry
 
-__all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "check_known", "names_of", "said"]
+__all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "StepsEntry", "check_known", "names_of", "said"]
 
 
 class PricesEntry(Entry):
@@ -42,6 +42,14 @@ class DecodingEntry(Entry):
     top_p: float | None = Field(None, gt=0, le=1, description="Of sampling.")
     top_k: int | None = Field(None, ge=1, description="Of sampling.")
     seed: int | None = Field(None, description="Of sampling.")
+
+
+class StepsEntry(Entry):
+    """What a step of an answer is, and who ends the answer (`Steps`)."""
+
+    delimiter: str = Field("\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
+    max_steps: int = Field(64, ge=1, description="After so many, the large model writes the rest.")
+    final: Literal["author", "large"] = Field("author", description="Who may write the last step.")
 
 
 class StageEntry(Entry):
