@@ -29,8 +29,9 @@ _OF_LAST = (
 def profile_of(models: Sequence[LanguageModel], *, in_turn: bool = False) -> ModelProfile | None:
     """What is known of a cascade over `models`, smallest first; None if nothing is.
 
-    Where they write `in_turn`, the last one alone gives structured output. Limits are the smallest that are known. What names or describes one of several models (its name, its release, how
-    it reasons) is left out, and so is what not all of them say.
+    Where they write `in_turn`, the last one alone gives structured output. Limits are the smallest that are known.
+    What names or describes one of several models (its name, its release, how it reasons) is left out, and so is what
+    not all of them say.
     """
     told = [_profile(model) for model in models]
     if len(told) == 1:

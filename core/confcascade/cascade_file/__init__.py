@@ -44,7 +44,6 @@ from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, lo
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
 from confcascade.stage import FittedStages, Stage
-from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import Mode, StepwiseCascade
 from confcascade.unusable import OnCut
 
@@ -215,7 +214,7 @@ class CascadeFile(Entry):
             )
 
     def _stepwise(self, stages: Sequence[Stage], **others: Any) -> StepwiseCascade:
-        steps = Steps() if self.steps is None else Steps(**self.steps.model_dump())
+        steps = None if self.steps is None else self.steps.load()
         return StepwiseCascade(stages, steps=steps, **self._options, **others)
 
     def only_whole(self, who: str) -> None:
@@ -330,7 +329,7 @@ class CascadeFile(Entry):
             **self.model_dump(mode="json", include={"on_error", "on_exhausted", "on_cut", "prompt"}),
             **({} if self.decoding is None else {"decoding": said(self.decoding)}),
             **({} if self.policy is None else {"policy": self.policy}),
-            **({} if self.mode == "query" else self.model_dump(mode="json", include={"mode", "steps"})),
+            **({} if self.mode == "query" else {"mode": self.mode, "steps": (self.steps or StepsEntry()).model_dump()}),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from confcascade.cascade_file.models import ModelEntry
 from confcascade.schema import Entry, ThresholdValue, located, suggestion
 from confcascade.schema.signals import SignalEntry
+from confcascade.stepwise import Steps
 
 __all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "StepsEntry", "check_known", "names_of", "said"]
 
@@ -50,6 +51,10 @@ class StepsEntry(Entry):
     delimiter: str = Field("\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
     max_steps: int = Field(64, ge=1, description="After so many, the large model writes the rest.")
     final: Literal["author", "large"] = Field("author", description="Who may write the last step.")
+
+    def load(self) -> Steps:
+        """As the cascade takes them."""
+        return Steps(**self.model_dump())
 
 
 class StageEntry(Entry):
