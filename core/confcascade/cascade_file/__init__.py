@@ -329,7 +329,11 @@ class CascadeFile(Entry):
             **self.model_dump(mode="json", include={"on_error", "on_exhausted", "on_cut", "prompt"}),
             **({} if self.decoding is None else {"decoding": said(self.decoding)}),
             **({} if self.policy is None else {"policy": self.policy}),
-            **({} if self.mode == "query" else {"mode": self.mode, "steps": (self.steps or StepsEntry()).model_dump()}),
+            **(
+                {}
+                if self.mode == "query"
+                else {"mode": self.mode, "steps": (self.steps or StepsEntry.model_validate({})).model_dump()}
+            ),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
