@@ -324,9 +324,8 @@ def test_a_grid_of_cascades_that_write_step_by_step(confcascade, files):
     names = ["small", "small+large@0.999", "small+large@0.9", "large"]
     assert [row["model"] for row in rows if row["question"] == rows[0]["question"]] == names
     assert "Next:" not in done.stdout
-    assert {row["model"]: set(row.get("scores", ())) for row in rows} == dict.fromkeys(names, set()) | {
-        "small": {"glimpse"}
-    }
+    judged = {row["model"] for row in rows if row.get("scores")}
+    assert judged == {"small"}
 
     done = confcascade(*given, "--limit", 5, "--thresholds", "0.999,0.9,always", cwd=files)
     assert done.returncode == 0, done.stderr
