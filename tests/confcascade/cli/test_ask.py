@@ -221,3 +221,44 @@ def test_help_is_whole_in_80_columns(command):
         assert "--help" in shown
         assert "…" not in shown
         assert not re.search(r"[\w:)]\.\.\.\n", shown)
+
+
+IN_TURN = (
+    "mode: stepwise\nmodels: [bundled:small, bundled:large]\nsignals: [{type: p_t, aggregate: min}]\n"
+    'threshold: 0.75\nsteps: {delimiter: "\\n"}\n'
+)
+MIXED = "Vodis has 57 shells, finds 88, loses 39. How many shells?"  # the second step is hard for the small model
+
+
+def test_an_answer_that_is_written_in_turn(confcascade, cascade):
+    """The answer; then each model, each step with its author, score and threshold, and the cost in both accountings."""
+    path = cascade(IN_TURN)
+    outcome = CascadeFile.load(path).cascade().run(MIXED)
+    assert len({step.author for step in outcome.record.steps}) == 2
+
+    done = confcascade("ask", MIXED, "--cascade", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(outcome.text + "\n")
+    shown = flat(done.stdout[len(outcome.text) :])
+    for step in outcome.record.steps:
+        thrown = "" if step.kept else "thrown away "
+        assert f"{step.index + 1} {step.author} {thrown}{step.reason} {step.tokens}" in shown
+    assert "Steps of the answer: small 2, large 1" in shown
+    every, kept = outcome.record.cost, outcome.record.cost_answering_stage
+    assert f"every model that ran: {every.tokens} tokens, {every.flops / 1e6:.1f} MFLOP" in shown
+    assert f"what was kept only: {kept.tokens} tokens, {kept.flops / 1e6:.1f} MFLOP" in shown
+
+    done = confcascade("ask", MIXED, "--cascade", path, "--json")
+    steps = [step for attempt in json.loads(done.stdout)["record"]["attempts"] for step in attempt["steps"]]
+    assert sorted(step["reason"] for step in steps) == sorted(step.reason for step in outcome.record.steps)
+
+
+def test_a_stage_that_is_a_cascade_shows_its_steps(confcascade, cascade):
+    """It answered as one model; below it, who wrote what."""
+    inner = cascade(IN_TURN)
+    path = inner.rename(inner.with_name("inner.yaml")).with_name("cascade.yaml")
+    path.write_text("models: [bundled:small, {cascade: inner.yaml}]\nthreshold: 0.999\n")
+    done = confcascade("ask", MIXED, "--cascade", path)
+    assert done.returncode == 0, done.stderr
+    assert "Answered by small+large, model 2 of 2" in flat(done.stdout)
+    assert "2 small thrown away p_t" in flat(done.stdout)

@@ -309,3 +309,53 @@ def test_a_model_that_answers_nothing_ends_it_with_one(confcascade, httpserver, 
     assert told["identity"]["models"]["m"]["decoding"] == {"temperature": 0.0, "max_tokens": 8}
     (sent, *_) = [json.loads(request.data) for request, _ in httpserver.log if request.method == "POST"]
     assert (sent["temperature"], sent["max_tokens"]) == (0, 8)
+
+
+IN_TURN = 'mode: stepwise\nmodels: [bundled:small, bundled:large]\nsignals: [glimpse]\nsteps: {delimiter: "\\n"}\n'
+
+
+def test_a_grid_of_cascades_that_write_step_by_step(confcascade, files):
+    """Each threshold is a model of its own, between the two; more may be added later, and no report replays them."""
+    (files / "cascade.yaml").write_text(IN_TURN)
+    given = ["collect", "questions.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", "--grader", "normalized"]
+    done = confcascade(*given, "--limit", 5, "--thresholds", "0.999,0.9", cwd=files)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (files / "rec.jsonl").read_text().splitlines()]
+    names = ["small", "small+large@0.999", "small+large@0.9", "large"]
+    assert [row["model"] for row in rows if row["question"] == rows[0]["question"]] == names
+    assert "Next:" not in done.stdout
+    judged = {row["model"] for row in rows if row.get("scores")}
+    assert judged == {"small"}
+
+    done = confcascade(*given, "--limit", 5, "--thresholds", "0.999,0.9,always", cwd=files)
+    assert done.returncode == 0, done.stderr
+    assert "5 to ask" in done.stderr
+    answers = {}
+    for line in (files / "rec.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        answers.setdefault(row["model"], {})[row["question"]] = row["answer"]
+    assert answers["small+large@always"] == answers["small"]
+
+    refused = confcascade("evaluate", "rec.jsonl", "--cascade", "cascade.yaml", "--no-plots", cwd=files)
+    assert refused.returncode == 2
+    assert "replays whole answers" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "thresholds", "told"),
+    [
+        ("models: [bundled:small, bundled:large]\n", "0.9", "A grid of thresholds is for `mode: stepwise`"),
+        (IN_TURN, "0.9,0.9", "has one twice"),
+        (IN_TURN, "0.9,high", "must be a number"),
+        (IN_TURN, "2", "must be a number in [0, 1]"),
+        (IN_TURN.replace("glimpse", "glimpse, p_t"), "0.9", "must be a mapping"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(confcascade, files, text, thresholds, told):
+    """Before anyone is asked."""
+    (files / "cascade.yaml").write_text(text)
+    given = ["collect", "questions.jsonl", "-o", "rec.jsonl", "--cascade", "cascade.yaml", "--grader", "normalized"]
+    done = confcascade(*given, "--thresholds", thresholds, cwd=files)
+    assert done.returncode == 2
+    assert told in done.stderr.replace("\n", " ")
+    assert not (files / "rec.jsonl").exists()
