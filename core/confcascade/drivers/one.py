@@ -312,8 +312,8 @@ class _Draft:
 class _Shown:
     """How much has been shown of an answer that is written in turn: what asks go on from stands, and can be shown."""
 
-    def __init__(self) -> None:
-        self._characters = 0
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        self._characters = max((len(ask.request.written) for ask in asks), default=0)  # by the caller
 
     def written(self, asks: Sequence[Ask]) -> Iterator[Chunk]:
         """What was written before these asks and has not been shown."""
@@ -333,7 +333,7 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
     Decides exactly as `run` does: both apply the same watches to the same tokens.
     """
     with closing(Run(flow)) as running:
-        draft, shown = _Draft(), _Shown()
+        draft, shown = _Draft(), _Shown(running.asks)
         while not running.done:
             yield from shown.written(running.asks)
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
@@ -352,7 +352,7 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
 async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
     """`stream`, without blocking the event loop."""
     with closing(Run(flow)) as running:
-        draft, shown = _Draft(), _Shown()
+        draft, shown = _Draft(), _Shown(running.asks)
         while not running.done:
             for chunk in shown.written(running.asks):
                 yield chunk
