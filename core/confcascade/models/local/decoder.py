@@ -36,6 +36,8 @@ class Decoder:
         multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
         separable: Whether it can go on from a cache of the keys and values of every token, and nothing else: then those
             of one row can be taken out, cut, and put beside others.
+        extends: Whether it takes several tokens at once behind a cache: some layers without attention forget it then, and
+            are given them one by one.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
             be selected.
 
@@ -50,6 +52,7 @@ class Decoder:
         self._options: dict[str, int] = {}
         self.multiplied = 0
         self.separable = False
+        self.extends = True
         try:
             self.blocks, self.batches = self._try(config)
         except Exception as error:
@@ -91,12 +94,34 @@ class Decoder:
             The logits, the last token's of shape (rows, vocabulary), or of those asked for (rows, tokens, vocabulary),
             and the cache.
         """
+        if cache is not None and ids.shape[1] > 1 and not self.extends:
+            return self._one_by_one(ids, mask, positions, cache, hooked=hooked, at=at)
         out = self._pass(self._as_written if hooked else self._model, ids, mask, positions, cache, at)
         word = _word_in(out)
         logits = out.logits[:, -1] if at is None else out.logits
         if at is not None and logits.shape[1] != len(at):
             logits = logits[:, list(at)]
         return logits, None if word is None else out[word]
+
+    def _one_by_one(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any,
+        *,
+        hooked: bool,
+        at: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, Any]:
+        import torch
+
+        told, new = [], ids.shape[1]
+        for i in range(new):
+            known = mask[:, : mask.shape[1] - new + i + 1]
+            logits, cache = self(ids[:, i : i + 1], known, positions[:, i : i + 1], cache, hooked=hooked)
+            if at is None or i in at:
+                told.append(logits)
+        return told[-1] if at is None else torch.stack(told, 1), cache
 
     def _pass(
         self,
@@ -150,6 +175,7 @@ class Decoder:
         read = self(ids[:1, n:], mask[:1, n:], positions[:, :n], hooked=True)[1]
         alone = self._continue(last, read, told, config)
         self.separable = self._separates(ids, out.logits[1, n - 1], out[told])
+        self.extends = self.separable or self._extends(ids[1:2], out.logits[1, -1])
         by_column = any(getattr(config, name, None) for name in _BY_COLUMN)
         if not by_column and _alike(out.logits[0, -1], out.logits[1, n - 1]):
             with suppress(Exception):  # some caches cannot select rows
@@ -174,6 +200,19 @@ class Decoder:
                 ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(), hooked=True, at=(0, _TRIED - 1)
             )
             return bool(pairs_of(kept)) and _alike(logits[0, 1], expected)
+        return False
+
+    def _extends(self, ids: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the second half of a row, read at once behind the first, is read as it is token by token."""
+        mask, n = ids.new_ones(ids.shape), _TRIED
+        positions = mask.cumsum(-1) - 1
+        found = []
+        with suppress(Exception):
+            for read in (self, self._one_by_one):
+                _, cache = self(ids[:, :n], mask[:, :n], positions[:, :n], hooked=True)
+                logits, _ = read(ids[:, n:], mask, positions[:, n:], cache, hooked=True)
+                found.append(float((logits[0].float() - expected.float()).norm() / expected.float().norm()))
+            return found[0] <= 4 * found[1] + 1e-4  # what is forgotten may be little, of so short a text
         return False
 
     def _tokens(self, config: Any) -> list[list[int]]:

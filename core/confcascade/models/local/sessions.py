@@ -15,6 +15,7 @@ from confcascade.asks import Chunk, Generate, Prefill
 from confcascade.errors import ModelError
 from confcascade.models.local.batch import Batch
 from confcascade.models.local.decoder import Capture, Decoder, pairs_of
+from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.growing_step import GrowingStep
 from confcascade.models.local.prompts import Prompts
@@ -276,7 +277,7 @@ class Sessions:
             seen.append(before if told[i] else None)
             last = logits[i, end].clone()  # and nothing of the others
             done.append(replace(read, cached=len(read.ids), cache=self._taken(cache, mask, i), logits=last))
-        last_of = [len(new) - 1 for new in pending]
+        last_of = [len(new) - 1 for new in pending] if len(pending) > 1 else [-1]
         hidden = captured.states_at(last_of) if layers else []
         return done, seen, dict(zip(layers, hidden, strict=True))
 
@@ -357,10 +358,11 @@ class Sessions:
         seen = seen.float()
         ids = torch.tensor(read.ids[-len(seen) :], device=seen.device)
         chosen = seen.gather(-1, ids[:, None])[:, 0] - seen.logsumexp(-1)
+        text = Detokenizer(self._speaker.tokenizer)
+        text.behind(read.ids[: -len(seen)])
         told = zip(ids.tolist(), chosen.tolist(), seen.max(-1).values.tolist(), strict=True)
         return tuple(
-            Token(self._speaker.tokenizer.decode([token]), min(0.0, logprob), max_logit=peak)
-            for token, logprob, peak in told
+            Token(text.add(token), min(0.0, logprob), max_logit=peak) for token, logprob, peak in told
         )
 
     def _labels(self, read: _Read, labels: Sequence[str]) -> dict[str, float]:
