@@ -144,6 +144,7 @@ def _attempt(
         response: Response | None = None,
         error: Exception | None = None,
     ) -> tuple[Attempt, Response | None, Exception | None]:
+        own = None if response is None else response.cost  # of an answer that several models gave
         attempt = Attempt(
             stage=index,
             model=stage.model.name,
@@ -155,7 +156,7 @@ def _attempt(
             aborted=response is not None and response.finish_reason == "aborted",
             steps=() if response is None else response.steps,
             usage=bill.usage,
-            cost=attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
+            cost=own or attempt_cost(bill.usage, bill.busy_s, stage.model.architecture, stage.prices),
             latency_s=bill.elapsed_s,
         )
         return attempt, response, error
