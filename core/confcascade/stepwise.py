@@ -158,7 +158,8 @@ class _Author:
     @property
     def reads(self) -> bool:
         """Whether it keeps what it has read, and can be asked about a text that it did not write."""
-        return self.stage.model.capability.prefill
+        reads: bool = self.stage.model.capability.prefill
+        return reads
 
     @property
     def asked(self) -> bool:

@@ -173,7 +173,8 @@ def test_the_large_model_writes_what_the_small_one_is_not_sure_of():
         (0, True), (1, False), (1, True), (2, True), (3, True),
     ]  # fmt: skip
     assert [attempt.decision for attempt in outcome.record.attempts] == ["accept", "escalate"]
-    assert outcome.record.answered_by == "small" and outcome.stage == 0
+    assert outcome.record.answered_by == "small"
+    assert outcome.stage == 0
     assert "p_t 0.135 < 0.5" in outcome.record.steps[1].reason
     assert outcome.response.tokens is not None
     assert "".join(token.text for token in outcome.response.tokens) == outcome.text
@@ -270,9 +271,11 @@ def test_what_can_only_be_judged_whole_goes_to_the_large_model(parameters: dict[
     large = Scribe("large", "{}", tools=True, structured=True, media=True)
     cascade = scribes(large=large)
     outcome = cascade.run("Q", **parameters)
-    assert outcome.record.answered_by == "large" and outcome.text == "{}"
+    assert outcome.record.answered_by == "large"
+    assert outcome.text == "{}"
     assert not cascade.stages[0].model.asks
-    assert large.asks[0].until == "" and large.asks[0].request.written == ""
+    assert large.asks[0].until == ""
+    assert large.asks[0].request.written == ""
 
 
 def test_what_cannot_be_is_refused_when_it_is_built():
@@ -322,12 +325,14 @@ def test_a_large_model_that_fails():
     (record,) = t.records
     assert record.ended == "failed"
     assert [attempt.decision for attempt in record.attempts] == ["escalate", "fail"]
-    assert isinstance(ended[0], Unanswered) and ended[0].record == record
+    assert isinstance(ended[0], Unanswered)
+    assert ended[0].record == record
     assert record.usage.output_tokens == 2  # a step that was kept, and one thrown away
 
     best = scribes(large=Scribe("large", LARGE, fails=1), on_exhausted="best").run("Q")
     assert best.text == SMALL
-    assert best.record.degraded and best.record.answered_by == "small"
+    assert best.record.degraded
+    assert best.record.answered_by == "small"
 
 
 def test_both_fail():
@@ -345,10 +350,15 @@ def test_a_stream_that_breaks_in_the_midst_of_a_step():
         ("large", scribes(large=Scribe("large", "ONE.\n\nTWO IS IT", fails=1, after=2), on_exhausted="best")),
     ):
         shown = ""
-        with trace() as t, pytest.raises(StreamBrokenError):
-            for item in cascade.stream("Q"):
-                shown += item.text
-        assert shown.startswith("One.\n\n") and len(shown) > 8
+        with trace() as t:
+            items = cascade.stream("Q")
+            while True:
+                try:
+                    shown += next(items).text
+                except StreamBrokenError:
+                    break
+        assert shown.startswith("One.\n\n")
+        assert len(shown) > 8
         (record,) = t.records
         assert [a.model for a in record.attempts if a.decision == "fail"] == [broken]
 
@@ -372,7 +382,8 @@ def test_a_stream_that_is_left_has_a_record(many: bool):
                 break
     gc.collect()
     (record,) = t.records
-    assert record.ended == "left" and record.attempts[-1].decision == "left"
+    assert record.ended == "left"
+    assert record.attempts[-1].decision == "left"
     assert record.usage.output_tokens >= 1
 
 
@@ -465,7 +476,12 @@ def test_a_flow_can_be_played_by_hand():
     assert (first.model.name, first.until, first.request.written, first.live) == ("small", "\n\n", "", False)
     step = Response("Is it?\n\n", (Token("Is it?\n\n", -3.0),), Usage(1, 4), "step")
     (second,) = flow.send((Answer(step, elapsed_s=1.0, busy_s=1.0),))
-    assert (second.model.name, second.request.written, second.request.max_tokens, second.live) == ("large", "", 50, True)
+    assert (second.model.name, second.request.written, second.request.max_tokens, second.live) == (
+        "large",
+        "",
+        50,
+        True,
+    )
     (third,) = flow.send((Answer(Response("It is.\n\n", None, Usage(1, 3), "step"), elapsed_s=2.0, busy_s=2.0),))
     assert (third.model.name, third.request.written, third.request.max_tokens) == ("small", "It is.\n\n", 47)
     assert third.session is first.session is not second.session

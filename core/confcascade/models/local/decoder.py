@@ -34,10 +34,10 @@ class Decoder:
         blocks: The blocks whose outputs are hidden states of shape (rows, tokens, hidden_size); empty if the model has
             no such list.
         multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
-        separable: Whether it can go on from a cache of the keys and values of every token, and nothing else: then those
-            of one row can be taken out, cut, and put beside others.
-        extends: Whether it takes several tokens at once behind a cache: some layers without attention forget it then, and
-            are given them one by one.
+        separable: Whether it can go on from a cache of every token's keys and values, and nothing else: then those of
+            one row can be taken out, cut, and put beside others.
+        extends: Whether it takes several tokens at once behind a cache: some layers without attention forget it then,
+            and are given them one by one.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
             be selected.
 

@@ -160,7 +160,9 @@ class GrowingStep:
     def _end_where_asked(self, new: int) -> None:
         """End before a stop string, or behind the delimiter of a step, if one is complete with the last token."""
         text, until = self.own_text, self.ask.until
-        if found := [at for stop in self._stops if (at := text.find(stop, max(0, len(text) - new - len(stop) + 1))) >= 0]:
+        if found := [
+            at for stop in self._stops if (at := text.find(stop, max(0, len(text) - new - len(stop) + 1))) >= 0
+        ]:
             self.finish_reason = "stop"
             self._cut(min(found))
             return

@@ -181,7 +181,7 @@ class TokenChoice:
         return self._settings.plain and not self._asked
 
     def begin(self, prompt: Sequence[int], limit: int, *, written: Sequence[int] = (), random: Any = None) -> None:
-        """The prompt's tokens, how many may follow, and those that have; tokens are drawn on from the state `random`."""
+        """The prompt's tokens, how many may follow, those that have, and the state to draw on from."""
         if self.plain:
             return
         import torch

@@ -152,14 +152,15 @@ class Sessions:
             for row, after in zip(group, self._forward([row.read for row in group])[0], strict=True)
         ]
         for part in [read] if self._side_by_side and read else [[row] for row in read]:
-            growing = []
+            growing: list[tuple[_Row, GrowingStep]] = []
             for row in part:
                 try:
                     growing.append((row, self._growing(asks[row.ask], row.read, len(growing))))
                 except Exception as error:  # an option that is not known, say
                     answers[row.ask] = error
-            for _ in self._decode([step for _, step in growing], self._stacked([row.read for row, _ in growing])):
-                pass
+            if growing:
+                for _ in self._decode([step for _, step in growing], self._stacked([row.read for row, _ in growing])):
+                    pass
             for row, step in growing:
                 answers[row.ask] = step.error or self._ended(step, asks[row.ask], row)
         return answers
@@ -289,7 +290,7 @@ class Sessions:
         from transformers import DynamicCache
 
         cache = DynamicCache()  # which keeps all, also of layers that attend to a window
-        shaped = next((read.cache for read in reads if read.cache is not None), [])
+        shaped: list[Any] = next((read.cache for read in reads if read.cache is not None), [])
         for layer, pair in enumerate(shaped):
             sides = []
             for side in (0, 1):
@@ -302,12 +303,10 @@ class Sessions:
             cache.update(sides[0], sides[1], layer)
         return cache
 
-    def _stacked(self, reads: Sequence[_Read]) -> Batch | None:
+    def _stacked(self, reads: Sequence[_Read]) -> Batch:
         """A batch to go on from, all read."""
         import torch
 
-        if not reads:
-            return None
         past = max(read.cached for read in reads)
         mask = torch.zeros(len(reads), past, dtype=torch.long)
         for i, read in enumerate(reads):
@@ -332,7 +331,8 @@ class Sessions:
 
     def _ended(self, step: GrowingStep, ask: Generate, row: _Row) -> Response:
         """What was written; the session keeps it."""
-        assert ask.session is not None and step.kept is not None
+        assert ask.session is not None
+        assert step.kept is not None
         before, (cache, cached) = row.read, step.kept
         read = replace(
             before,
@@ -361,9 +361,7 @@ class Sessions:
         text = Detokenizer(self._speaker.tokenizer)
         text.behind(read.ids[: -len(seen)])
         told = zip(ids.tolist(), chosen.tolist(), seen.max(-1).values.tolist(), strict=True)
-        return tuple(
-            Token(text.add(token), min(0.0, logprob), max_logit=peak) for token, logprob, peak in told
-        )
+        return tuple(Token(text.add(token), min(0.0, logprob), max_logit=peak) for token, logprob, peak in told)
 
     def _labels(self, read: _Read, labels: Sequence[str]) -> dict[str, float]:
         if not labels:

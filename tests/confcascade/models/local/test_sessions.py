@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
+import itertools
+
 from confcascade import ModelError, TransformersModel
 from confcascade.asks import Generate, Prefill, Session
 from confcascade.drivers.one import call_model
@@ -87,9 +89,7 @@ def plain(model: TransformersModel, request: Request) -> Response:
     return answer(Generate(model, request))
 
 
-def stepped(
-    model: TransformersModel, request: Request, until: str, session: Session | None = None
-) -> list[Response]:
+def stepped(model: TransformersModel, request: Request, until: str, session: Session | None = None) -> list[Response]:
     """One answer, written step by step."""
     session, steps = session or Session(), list[Response]()
     while not steps or steps[-1].finish_reason == "step":
@@ -399,7 +399,10 @@ def test_a_bad_row_fails_alone(kind: str):
     written = model.generate([Generate(model, each, session=Session(), until="e") for each in requests])
     read = model.prefill([Prefill(model, each, session=Session(), tokens=True) for each in requests[:4]])
     labels = model.prefill(
-        [Prefill(model, good[0], labels=("not one token",), session=Session()), Prefill(model, good[1], session=Session())]
+        [
+            Prefill(model, good[0], labels=("not one token",), session=Session()),
+            Prefill(model, good[1], session=Session()),
+        ]
     )
 
     assert [isinstance(each, ModelError) for each in written] == [True, False, True, False, True]
@@ -497,9 +500,7 @@ def sentencepiece_like() -> Any:
     words += [f"<0x{i:02X}>" for i in range(256)]
     merges = [("▁", "t"), ("t", "h"), ("▁", "A"), ("▁", "▁")]
     core = tokenizers.Tokenizer(
-        tokenizers.models.BPE(
-            {word: i for i, word in enumerate(words)}, merges, unk_token="<unk>", byte_fallback=True
-        )
+        tokenizers.models.BPE({word: i for i, word in enumerate(words)}, merges, unk_token="<unk>", byte_fallback=True)
     )
     n, d = tokenizers.normalizers, tokenizers.decoders
     core.normalizer = n.Sequence([n.Prepend("▁"), n.Replace(" ", "▁")])
@@ -570,7 +571,7 @@ def test_characters_of_several_tokens_are_not_torn(make: Any, ends: bool):
             assert "".join(step.text for step in steps) == whole.text == said
             assert len(steps) > 1
             assert not any("\ufffd" in step.text for step in steps)
-            for left, right in zip(steps, steps[1:], strict=False):
+            for left, right in itertools.pairwise(steps):
                 del right
                 assert until in left.text
 
@@ -596,7 +597,8 @@ def scripted(model: TransformersModel, ids: list[int]):
         model._decoder.__class__.__call__ = real
 
 
-THINKS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n<think>\n{{ '' }}"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+THINKS = TURNS + "<|im_start|>assistant\n<think>\n{{ '' }}"
 
 
 def test_thoughts_that_the_prompt_has_opened_are_marked_for_others():
@@ -624,7 +626,9 @@ def test_a_readers_own_tokens_differ_little_from_the_writers():
     for text in texts:
         parts = text.split("\n\n")
         steps = [part + "\n\n" for part in parts[:-1]] + parts[-1:]
-        by_step = [token for i, step in enumerate(steps) for token in prompts.encode_behind("Q" + "".join(steps[:i]), step)]
+        by_step = [
+            token for i, step in enumerate(steps) for token in prompts.encode_behind("Q" + "".join(steps[:i]), step)
+        ]
         whole = prompts.encode_behind("Q", text)
         total += len(whole)
         differ += sum(a != b for a, b in zip(reversed(by_step), reversed(whole), strict=False))
@@ -674,7 +678,8 @@ def test_nothing_finite_is_told_of_numbers_that_overflow():
             (written,) = model.generate([Generate(model, asked(PROMPTS[0]), session=session, until="e")])
         finally:
             model.model.lm_head.weight[0] = kept
-    assert isinstance(read, ModelError) and isinstance(written, ModelError)
+    assert isinstance(read, ModelError)
+    assert isinstance(written, ModelError)
     assert isinstance(answer(Generate(model, asked(PROMPTS[0]), session=session, until="e")), Response)
 
 
