@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill
@@ -14,8 +15,9 @@ from confcascade.cascade import Cascade
 from confcascade.cost import Architecture
 from confcascade.drivers import run_many
 from confcascade.errors import ConfigurationError, ModelError
-from confcascade.models.base import InThreads
-from confcascade.types import Prefilled, Response
+from confcascade.models.base import InThreads, Watcher
+from confcascade.trace import trace
+from confcascade.types import Prefilled, Response, Token
 
 __all__ = ["CascadeModel"]
 
@@ -82,20 +84,41 @@ class CascadeModel(InThreads):
         return [ModelError(problem) for _ in asks]
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        answers: list[Any] = [None] * len(asks)
-        flows = [self.cascade.flow(ask.request) for ask in asks]
+        answers: list[Any] = [self._watched(ask) if ask.watch is not None else None for ask in asks]
+        others = [i for i, answer in enumerate(answers) if answer is None]
+        flows = [self.cascade.flow(asks[i].request) for i in others]
         with closing(run_many(flows, _CONCURRENCY)) as ended:  # type: ignore[type-var]
             for index, outcome in ended:
-                answers[index] = outcome if isinstance(outcome, Exception) else _response(outcome)
+                answers[others[index]] = outcome if isinstance(outcome, Exception) else _response(outcome)
         return answers
 
+    def _watched(self, ask: Generate) -> Response | Exception:
+        """An answer that may be ended early."""
+        try:
+            *_, response = self.stream(ask)
+        except Exception as error:
+            return error
+        assert isinstance(response, Response)
+        return response
+
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        with closing(self.cascade.stream(ask.request)) as items:  # type: ignore[type-var]
-            for item in items:
-                if isinstance(item, Outcome):
-                    yield _response(item)
-                else:
-                    yield Chunk(item.text, item.tokens, ask.live, item.calls_tool, item.native, item.thoughts)
+        watcher, text, tokens = Watcher(ask), "", list[Token]()
+        items = self.cascade.stream(ask.request)
+        with closing(items):  # type: ignore[type-var]
+            with trace() as told:  # its flow begins with the first item
+                item = next(items)
+            while isinstance(item, Chunk):
+                text, tokens = text + item.text, [*tokens, *item.tokens]
+                verdict = watcher.see(tokens, text) if item.tokens else watcher.verdict
+                yield replace(item, released=verdict == "release")
+                if verdict == "abort":
+                    break
+                item = next(items)
+        if isinstance(item, Outcome):
+            yield _response(item)
+        else:
+            (record,) = told.records  # of a query that was left
+            yield Response(text, tuple(tokens), record.usage, "aborted", cost=record.cost, steps=record.steps)
 
 
 def _response(outcome: Outcome) -> Response:

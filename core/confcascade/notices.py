@@ -66,7 +66,8 @@ class Notices:
         stage = attempt.stage
         if stage in self._scored or stage == self._last or not attempt.usage.total_tokens:
             return
-        if any(score.value is not None for score in attempt.scores.values()) or attempt.decision == "accept":
+        wrote = attempt.decision == "accept" or any(step.kept for step in attempt.steps)
+        if wrote or any(score.value is not None for score in attempt.scores.values()):
             self._scored.add(stage)
             return
         self._asked[stage] = self._asked.get(stage, 0) + 1

@@ -170,7 +170,8 @@ class _Author:
     @property
     def reads(self) -> bool:
         """Whether it keeps what it has read, and can be asked about a text that it did not write."""
-        return self.stage.model.capability.prefill
+        reads: bool = self.stage.model.capability.prefill
+        return reads
 
     @property
     def asked(self) -> bool:
@@ -184,6 +185,10 @@ class _Author:
         value = self.bill.add(answer)  # which adds the usage of an ask that failed
         self.bill.usage += came
         return value, cost
+
+    def forget(self, tokens: int) -> None:
+        """The last so many tokens that it has read: they were thrown away."""
+        self._read = max(0, self._read - tokens)
 
     def _cost(self, usage: Usage, seconds: float) -> Cost:
         """Of tokens that follow those it has read, or, of a model that keeps nothing, of all but what is cached."""
@@ -241,10 +246,9 @@ class _Answer:
         self.degraded = False
         thresholds = set(self._small.stage.thresholds.values())
         self._judges = not thresholds <= {"always"}
-        if "never" in thresholds:
-            self._small.out = "the threshold is never"
-        elif why := inability(self._small.stage.model, request):
-            self._small.out = why
+        unable = inability(self._small.stage.model, request)
+        self._able = not unable
+        self._small.out = unable or ("the threshold is never" if "never" in thresholds else "")
 
     def written(self) -> Flow[Response]:
         """Write it."""
@@ -269,12 +273,10 @@ class _Answer:
             return False, scores, author.out
         try:
             wrote, reason = yield from self._judged(scores)
-        except StreamBrokenError:
-            raise
         except Exception as error:
             author.error, author.out = error, f"{author.stage.model.name} failed: {kept_of(error)}"
             log_text(author.stage.model.name, error)
-            if self._on_error == "raise" or self.degraded:
+            if self._on_error == "raise" or self.degraded or isinstance(error, StreamBrokenError):
                 raise
             return False, scores, author.out
         return wrote, scores, reason
@@ -309,6 +311,7 @@ class _Answer:
             author.out = why
         if why and (redone or not self._text + response.text):
             self._note(author, response, scores, why, kept=False)
+            author.forget(response.usage.output_tokens)
             return False, why
         self._keep(author, response, before + cost, scores, explained(scores) if scores else "the threshold is always")
         self._tokens = response.tokens
@@ -357,12 +360,12 @@ class _Answer:
                 final=self._on_exhausted == "raise",
                 logprobs=author.stage.model.capability.logprobs is not False,
             )
-        except StreamBrokenError:
-            raise
         except Exception as error:
             author.error = error
             log_text(author.stage.model.name, error)
-            if self._on_exhausted == "raise" or self._small.error is not None:
+            if isinstance(error, StreamBrokenError):
+                raise
+            if self._on_exhausted == "raise" or not self._able or self._small.error is not None:
                 raise _LargerFailedError(error) from None
             self.degraded, self._judges = True, False
             self._small.out, author.out = "", "failed"

@@ -277,6 +277,11 @@ class _Draft:
         response = outcome.response  # an earlier attempt's: its own framework object keeps tool calls and the like
         return [Chunk(response.text, response.tokens or (), released=True, native=response.native)]
 
+    def kept(self, text: str) -> list[Chunk]:
+        """This text, with its tokens where it is what was held back."""
+        same = "".join(chunk.text for chunk in self._held) == text
+        return self._release() if same else [Chunk(text, released=True)]
+
     def _step(self, step: Callable[[], T]) -> T | None:
         started = time.perf_counter()
         try:
@@ -322,14 +327,15 @@ class _Draft:
 class _Shown:
     """How much has been shown of an answer that is written in turn: what asks go on from stands, and can be shown."""
 
-    def __init__(self) -> None:
-        self._characters = 0
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        self._characters = max((len(ask.request.written) for ask in asks), default=0)  # by the caller
 
-    def written(self, asks: Sequence[Ask]) -> Iterator[Chunk]:
-        """What was written before these asks and has not been shown."""
+    def written(self, asks: Sequence[Ask], draft: _Draft) -> Iterator[Chunk]:
+        """What was written before these asks and has not been shown: the last draft, if it is kept."""
         for ask in asks:
             if new := ask.request.written[self._characters :]:
-                yield self.now(Chunk(new, released=True))
+                for chunk in draft.kept(new):
+                    yield self.now(chunk)
 
     def now(self, chunk: Chunk) -> Chunk:
         """It is shown."""
@@ -343,9 +349,9 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
     Decides exactly as `run` does: both apply the same watches to the same tokens.
     """
     with closing(Run(flow)) as running:
-        draft, shown = _Draft(), _Shown()
+        draft, shown = _Draft(), _Shown(running.asks)
         while not running.done:
-            yield from shown.written(running.asks)
+            yield from shown.written(running.asks, draft)
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
                 draft = running.draft = _Draft()
                 running.begin()
@@ -362,9 +368,9 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
 async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
     """`stream`, without blocking the event loop."""
     with closing(Run(flow)) as running:
-        draft, shown = _Draft(), _Shown()
+        draft, shown = _Draft(), _Shown(running.asks)
         while not running.done:
-            for chunk in shown.written(running.asks):
+            for chunk in shown.written(running.asks, draft):
                 yield chunk
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
                 draft = running.draft = _Draft()

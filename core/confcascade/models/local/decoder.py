@@ -34,8 +34,10 @@ class Decoder:
         blocks: The blocks whose outputs are hidden states of shape (rows, tokens, hidden_size); empty if the model has
             no such list.
         multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
-        separable: Whether its cache holds the keys and values of every token, and nothing else: then those of one row
-            can be taken out, and put beside others.
+        separable: Whether it can go on from a cache of every token's keys and values, and nothing else: then those of
+            one row can be taken out, cut, and put beside others.
+        extends: Whether it takes several tokens at once behind a cache: some layers without attention forget it then,
+            and are given them one by one.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
             be selected.
 
@@ -50,6 +52,7 @@ class Decoder:
         self._options: dict[str, int] = {}
         self.multiplied = 0
         self.separable = False
+        self.extends = True
         try:
             self.blocks, self.batches = self._try(config)
         except Exception as error:
@@ -75,7 +78,7 @@ class Decoder:
         cache: Any = None,
         *,
         hooked: bool = False,
-        every: bool = False,
+        at: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, Any]:
         """One forward pass.
 
@@ -85,15 +88,40 @@ class Decoder:
             positions: Of the new tokens, shape (rows, new tokens).
             cache: What the tokens before left; None if there are none.
             hooked: Whether hooks wait for what blocks return, which compiled code would pass over.
-            every: Whether the logits of all new tokens are wanted.
+            at: The new tokens whose logits are wanted, from 0; by default the last.
 
         Returns:
-            The logits, the last token's of shape (rows, vocabulary), or every new token's of shape (rows, new tokens,
-            vocabulary), and the cache.
+            The logits, the last token's of shape (rows, vocabulary), or of those asked for (rows, tokens, vocabulary),
+            and the cache.
         """
-        out = self._pass(self._as_written if hooked else self._model, ids, mask, positions, cache, every=every)
+        if cache is not None and ids.shape[1] > 1 and not self.extends:
+            return self._one_by_one(ids, mask, positions, cache, hooked=hooked, at=at)
+        out = self._pass(self._as_written if hooked else self._model, ids, mask, positions, cache, at)
         word = _word_in(out)
-        return out.logits if every else out.logits[:, -1], None if word is None else out[word]
+        logits = out.logits[:, -1] if at is None else out.logits
+        if at is not None and logits.shape[1] != len(at):
+            logits = logits[:, list(at)]
+        return logits, None if word is None else out[word]
+
+    def _one_by_one(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any,
+        *,
+        hooked: bool,
+        at: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, Any]:
+        import torch
+
+        told, new = [], ids.shape[1]
+        for i in range(new):
+            known = mask[:, : mask.shape[1] - new + i + 1]
+            logits, cache = self(ids[:, i : i + 1], known, positions[:, i : i + 1], cache, hooked=hooked)
+            if at is None or i in at:
+                told.append(logits)
+        return told[-1] if at is None else torch.stack(told, 1), cache
 
     def _pass(
         self,
@@ -102,13 +130,14 @@ class Decoder:
         mask: torch.Tensor,
         positions: torch.Tensor,
         cache: Any = None,
-        *,
-        every: bool = False,
+        at: Sequence[int] | None = None,
     ) -> Any:
         import torch
 
         before = {} if cache is None else {self._word: cache}
-        options = {} if every else self._options
+        options: dict[str, Any] = dict(self._options)
+        if options and at is not None:
+            options = {"logits_to_keep": torch.tensor(at, device=ids.device)} if len(at) < ids.shape[1] else {}
         with torch.inference_mode():
             return model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **before, **options
@@ -141,11 +170,12 @@ class Decoder:
         told = _word_in(out)
         if told is None:
             raise ModelError("it returned no KV cache")
-        self.separable = bool(pairs_of(out[told]))
         last = ids[:1, -1:]
         positions = torch.arange(n + 1, device=device)[None]
         read = self(ids[:1, n:], mask[:1, n:], positions[:, :n], hooked=True)[1]
         alone = self._continue(last, read, told, config)
+        self.separable = self._separates(ids, out.logits[1, n - 1], out[told])
+        self.extends = self.separable or self._extends(ids[1:2], out.logits[1, -1])
         by_column = any(getattr(config, name, None) for name in _BY_COLUMN)
         if not by_column and _alike(out.logits[0, -1], out.logits[1, n - 1]):
             with suppress(Exception):  # some caches cannot select rows
@@ -155,6 +185,35 @@ class Decoder:
                 logits, _ = self(last.repeat(2, 1), mask, mask.sum(-1, keepdim=True) - 1, out[told], hooked=True)
                 return blocks, _alike(logits[1:], alone)
         return blocks, False
+
+    def _separates(self, ids: torch.Tensor, expected: torch.Tensor, cache: Any) -> bool:
+        """Whether a row that is padded on the right is read so, too, into a cache that keeps keys and values."""
+        from transformers import DynamicCache
+
+        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", None) or ()}
+        if not kinds or kinds - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
+            return False
+        with suppress(Exception):
+            mask = ids.new_ones(ids.shape)
+            mask[0, _TRIED:] = 0
+            logits, kept = self(
+                ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(), hooked=True, at=(0, _TRIED - 1)
+            )
+            return bool(pairs_of(kept)) and _alike(logits[0, 1], expected)
+        return False
+
+    def _extends(self, ids: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the second half of a row, read at once behind the first, is read as it is token by token."""
+        mask, n = ids.new_ones(ids.shape), _TRIED
+        positions = mask.cumsum(-1) - 1
+        found = []
+        with suppress(Exception):
+            for read in (self, self._one_by_one):
+                _, cache = self(ids[:, :n], mask[:, :n], positions[:, :n], hooked=True)
+                logits, _ = read(ids[:, n:], mask, positions[:, n:], cache, hooked=True)
+                found.append(float((logits[0].float() - expected.float()).norm() / expected.float().norm()))
+            return found[0] <= 4 * found[1] + 1e-4  # what is forgotten may be little, of so short a text
+        return False
 
     def _tokens(self, config: Any) -> list[list[int]]:
         """Three lists of a few tokens, without the one for padding: its embedding is often zero, and shows nothing."""
@@ -214,6 +273,11 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def states_at(self, tokens: Sequence[int]) -> list[Any]:
+        """Of each block, the output at one token of each row, (rows, hidden size); of what was kept whole."""
+        rows = list(range(len(tokens)))
+        return [state[rows, list(tokens)].detach().float().cpu().numpy() for state in self.states]
 
     def _hook(self, index: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confcascade.thoughts import is_mark
 from confcascade.unusable import begins_call
 
-__all__ = ["Detokenizer", "call_marks_of", "marks_of"]
+__all__ = ["Detokenizer", "call_marks_of", "marks_of", "special_of"]
 
 _WINDOW = 8  # tokens that are decoded again with each new one, at most, but for those of one character
 _LOST = "\ufffd"
@@ -22,6 +22,11 @@ def marks_of(tokenizer: Any) -> Mapping[int, str]:
 def call_marks_of(tokenizer: Any) -> Mapping[int, bool]:
     """The tokens of a tokenizer that begin a tool call, and whether they are special, and so have no text."""
     return {token: special for token, (text, special) in _added(tokenizer).items() if begins_call(text)}
+
+
+def special_of(tokenizer: Any) -> frozenset[str]:
+    """The texts of all special tokens of a tokenizer, marks of thoughts among them."""
+    return frozenset(text for text, special in _added(tokenizer).values() if special)
 
 
 def _added(tokenizer: Any) -> Mapping[int, tuple[str, bool]]:
@@ -71,6 +76,11 @@ class Detokenizer:
     def restart(self) -> None:
         """Forget what came so far: what follows is another text."""
         self._ids, self._known, self._before = [], 0, ""
+
+    def behind(self, ids: Sequence[int]) -> None:
+        """What follows stands behind these tokens: some tokenizers strip a blank at the beginning of a text."""
+        self._ids = list(ids[-_WINDOW // 2 :])
+        self._known, self._before = len(self._ids), self._decode() if self._ids else ""
 
     def _decode(self) -> str:
         text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate
@@ -28,6 +29,7 @@ class GrowingStep:
         take: Takes one row's own keys and values out of a cache, given its mask.
         opened: The mark with which the prompt has opened the thoughts, where this is the first step: its text begins
             with it, so that other models read it.
+        begun: What was written of this step before it was paused.
 
     Attributes:
         ids: Its tokens, without one that ends the answer.
@@ -43,6 +45,7 @@ class GrowingStep:
         position: int,
         take: Callable[[Any, torch.Tensor, int], Any],
         opened: str = "",
+        begun: str = "",
     ) -> None:
         self.ask = ask
         self.position = position
@@ -55,12 +58,14 @@ class GrowingStep:
         self._take = take
         self._speaker = speaker
         self._opened = opened
+        self._begun = begun
         self._stops = tuple(filter(None, ask.request.stop))
         self._choice = TokenChoice(speaker.settings, ask.request)
         self._detokenizer = Detokenizer(speaker.tokenizer)
         self._tokens: list[Token] = []
         self._generated = 0
         self._limit = 0
+        self._over = False  # the delimiter is complete
         self._max_logit: float | None = None
         self._shown = 0
         self._shown_tokens = 0
@@ -71,7 +76,7 @@ class GrowingStep:
         Args:
             ids: Of the prompt, and of what was written.
             prompt: How many are the prompt's.
-            random: What tokens are drawn with, if they are; None begins anew.
+            random: The state of what tokens are drawn with, if they are; None begins anew.
         """
         asked = self.ask.request.max_tokens
         limit = self._speaker.limit(asked, prompt)
@@ -82,11 +87,17 @@ class GrowingStep:
             limit = min(limit, self._speaker.context - len(ids))
         self._limit = max(1, limit)
         self._choice.begin(ids[:prompt], written + self._limit, written=ids[prompt:], random=random)
+        self._detokenizer.behind(ids[prompt:])
 
     @property
     def random(self) -> Any:
-        """What tokens are drawn with; None where the most probable is taken."""
+        """The state of what tokens are drawn with; None where the most probable is taken."""
         return self._choice.random
+
+    @property
+    def spelled(self) -> int:
+        """How many characters of `own_text` are those of `ids`: a stop string may have cut a token."""
+        return next((end for end in reversed(self.ends) if end is not None), 0)
 
     # ------------------------------------------------------------------ what decoding asks of a row
 
@@ -114,7 +125,7 @@ class GrowingStep:
             self.ends.append(None if self._detokenizer.pending and mark is None else len(self.own_text))
             self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs), self._max_logit))
             self._end_where_asked(len(piece))
-            if self.finish_reason is None and self._generated >= self._limit:
+            if self.finish_reason in (None, "step") and self._generated >= self._limit:
                 self.finish_reason = "length"
         if self.finish_reason is not None:
             self._complete()
@@ -124,9 +135,11 @@ class GrowingStep:
         self.error = error
         self.finish_reason = "error"
 
-    def pause(self) -> None:
-        """End here, to be gone on with by the next ask of the session."""
-        self.finish_reason = "paused"
+    def pause(self, batch: Batch) -> None:
+        """End here, to be gone on with by the next ask of the session; not within a character or a stop string."""
+        if not self._held and not self._detokenizer.pending:
+            self.finish_reason = "paused"
+            self.keep(batch)
 
     def leave(self) -> None:
         """End here: nobody waits for the rest."""
@@ -150,39 +163,55 @@ class GrowingStep:
         if rest := self._detokenizer.rest():
             self.own_text += rest
             last = self._tokens[-1]
-            self._tokens[-1] = Token(last.text + rest, last.logprob, last.top, last.max_logit)
+            self._tokens[-1] = replace(last, text=last.text + rest)
             self.ends[-1] = len(self.own_text)
 
     def _end_where_asked(self, new: int) -> None:
         """End before a stop string, or behind the delimiter of a step, if one is complete with the last token."""
-        text = self.own_text
-        found = [at for stop in self._stops if (at := text.find(stop, max(0, len(text) - new - len(stop) + 1))) >= 0]
-        if found:
+        text, until = self.own_text, self.ask.until
+        if found := [
+            at for stop in self._stops if (at := text.find(stop, max(0, len(text) - new - len(stop) + 1))) >= 0
+        ]:
             self.finish_reason = "stop"
-            self.own_text = text[: min(found)]
-            while self.ends and (self.ends[-1] is None or self.ends[-1] > len(self.own_text)):
-                del self.ends[-1], self.ids[-1], self._tokens[-1]
+            self._cut(min(found))
             return
-        until = self.ask.until
-        if until and (at := text.find(until, max(0, len(text) - new - len(until) + 1))) >= 0 and text[:at].strip():
+        step = self._begun + text
+        at = step.find(until, max(0, len(step) - new - len(until) + 1)) if until else -1
+        self._over = self._over or (at >= 0 and bool(step[:at].strip()))
+        # no stop string, and no character, begins in one step and ends in another
+        if self._over and not self._held and not self._detokenizer.pending:
             self.finish_reason = "step"
+
+    def _cut(self, end: int) -> None:
+        """Keep so many characters, whole tokens of `ids`, and of the last token its part."""
+        self.own_text = self.own_text[:end]
+        while self.ends and (self.ends[-1] is None or self.ends[-1] > end):
+            del self.ends[-1], self.ids[-1]
+        length = count = 0
+        while length < end:
+            text = self._tokens[count].text[: end - length]
+            self._tokens[count] = replace(self._tokens[count], text=text)
+            length, count = length + len(text), count + 1
+        del self._tokens[count:]
+
+    @property
+    def _held(self) -> int:
+        """How many of the last characters may begin a stop string."""
+        text = self.own_text
+        return max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
     def new_chunks(self) -> Iterator[Chunk]:
         """What no stop string can still cut, and was not shown before."""
-        held = 0
+        end, tokens = len(self.own_text), len(self._tokens)
         if self.finish_reason is None:
-            text = self.own_text
-            held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        end, before = len(self.own_text) - held, self._shown
-        if end <= before:
-            return
-        tokens = self._shown_tokens
-        while tokens < len(self.ends) and ((at := self.ends[tokens]) is None or at <= end):
-            tokens += 1
-        piece = self.own_text[before:end]
-        told = tuple(self._tokens[self._shown_tokens : tokens]) if self.ask.logprobs else ()
-        yield Chunk(self._opened * (not before) + piece, told, released=self.ask.live)
-        self._shown, self._shown_tokens = end, tokens
+            end -= self._held
+            known = range(self._shown_tokens, tokens)
+            tokens = max((i + 1 for i in known if (at := self.ends[i]) is not None and at <= end), default=0)
+        text = (self._opened + self.own_text)[self._shown : len(self._opened) + end]
+        told = tuple(self._tokens[self._shown_tokens : tokens])
+        if text or told:
+            yield Chunk(text, told if self.ask.logprobs else (), released=self.ask.live)
+            self._shown, self._shown_tokens = self._shown + len(text), max(tokens, self._shown_tokens)
 
     def response(self, read: int) -> Response:
         """What was written, for which so many tokens had to be read."""

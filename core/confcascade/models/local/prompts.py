@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confcascade.errors import ConfigurationError, ModelError
+from confcascade.models.local.detokenizer import marks_of, special_of
 from confcascade.models.local.template import ChatTemplate
 from confcascade.thoughts import opened_by
 from confcascade.types import Request
@@ -14,6 +16,7 @@ from confcascade.types import Request
 __all__ = ["Prompts"]
 
 _log = logging.getLogger("confcascade")
+_LEAD = 32  # characters before a text that its first tokens may hang on
 _LABELS = 256  # endings of prompts, times labels, whose tokens are remembered
 
 
@@ -52,6 +55,9 @@ class Prompts:
         self._embedded = embedded
         self._adds_special_tokens = adds_special_tokens
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._marks = {mark: token for token, mark in marks_of(tokenizer).items()}
+        special = sorted(special_of(tokenizer), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special))) if special else None
         has_template = tokenizer.chat_template is not None
         if template_options and not has_template:
             raise ConfigurationError(f"`template_options` are given, and model '{name}' has no chat template.")
@@ -84,11 +90,6 @@ class Prompts:
         ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
         return ids
 
-    def tokenize_piece(self, text: str) -> list[int]:
-        """The tokens of a text by itself, without what surrounds it."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
     def encode(self, text: str) -> list[int]:
         """The tokens of a rendered prompt that fits the context."""
         ids = self.tokenize(text)
@@ -100,10 +101,47 @@ class Prompts:
                 f"'{self._name}' knows the ids below {self._embedded}. Its tokenizer must be that of the model: resize "
                 "the model's embedding after adding tokens."
             )
+        self.check(ids)
+        return ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Whether a prompt, and what is written behind it, leave room in the context; raises ModelError if not."""
         if self._context is not None and len(ids) >= self._context:
             raise ModelError(
                 f"The prompt has {len(ids)} tokens; the context of model '{self._name}' holds {self._context}."
             )
+
+    def encode_behind(self, before: str, text: str) -> list[int]:
+        """The tokens of what was written, by any model, behind a text.
+
+        No text can end the turn or begin another: of the special tokens, only marks of thoughts are read as such.
+        """
+        ids: list[int] = []
+        for piece in self._pieces(text):
+            mark = self._marks.get(piece)
+            ids += self._plain(before, piece) if mark is None else [mark]
+            before += piece
+        return ids
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """What is tokenized apart: special tokens that are marks, and others in two, so that they are none."""
+        start = 0
+        for found in self._special.finditer(text) if self._special is not None else ():
+            cut = (found.start(), found.end()) if found[0] in self._marks else (found.start() + 1,)
+            for end in cut:
+                yield from filter(None, [text[start:end]])
+                start = end
+        yield from filter(None, [text[start:]])
+
+    def _plain(self, before: str, text: str) -> list[int]:
+        """The tokens of a text behind another: some tokenizers add a blank to what they are given alone."""
+        for lead in (before[-_LEAD:], "\n", ""):
+            whole, known = (
+                self._tokenizer(each, add_special_tokens=False)["input_ids"] for each in (lead + text, lead)
+            )
+            if whole[: len(known)] == known:
+                break
+        ids: list[int] = whole[len(known) :]
         return ids
 
     def label_ids(self, prompt: str, label: str) -> tuple[int, ...]:

@@ -172,8 +172,8 @@ class TokenChoice:
 
     @property
     def random(self) -> Any:
-        """What tokens are drawn with; None where they are not."""
-        return self._random
+        """The state of what tokens are drawn with; None where they are not."""
+        return None if self._random is None else self._random.get_state()
 
     @property
     def plain(self) -> bool:
@@ -181,18 +181,18 @@ class TokenChoice:
         return self._settings.plain and not self._asked
 
     def begin(self, prompt: Sequence[int], limit: int, *, written: Sequence[int] = (), random: Any = None) -> None:
-        """The prompt's tokens, how many may follow, and those that have; what draws on is that which drew before."""
+        """The prompt's tokens, how many may follow, those that have, and the state to draw on from."""
         if self.plain:
             return
         import torch
 
         self._processors = self._settings.processors(prompt, limit, self._asked)
         self._ids = torch.tensor([[*prompt, *written]], device=self._settings.device)
-        if self.samples and random is not None:
-            self._random = random
-        elif self.samples:
+        if self.samples:
             self._random = torch.Generator(device=self._settings.device)
-            if self._seed is None:
+            if random is not None:
+                self._random.set_state(random)
+            elif self._seed is None:
                 self._random.seed()
             else:
                 self._random.manual_seed(self._seed)

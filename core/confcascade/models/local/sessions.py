@@ -6,6 +6,7 @@ those of several are put side by side, so that steps are read and written in bat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from confcascade.asks import Chunk, Generate, Prefill
 from confcascade.errors import ModelError
 from confcascade.models.local.batch import Batch
 from confcascade.models.local.decoder import Capture, Decoder, pairs_of
+from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.growing_step import GrowingStep
 from confcascade.models.local.prompts import Prompts
-from confcascade.types import Position, Prefilled, Request, Response, Token, Usage
+from confcascade.types import Position, Prefilled, Response, Token, Usage
 
 if TYPE_CHECKING:
     import torch
@@ -30,55 +32,54 @@ _FEWEST_TOKENS = 16  # that every call writes
 _SPREAD = 16  # tokens: rows that have so many more to read than others, and twice as many, are read apart
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Read:
     """What a model has read of one conversation: the state of a `Session`.
 
     Attributes:
         prompt: As rendered.
         opened: The mark with which it has opened the thoughts.
+        prompt_tokens: How many tokens the prompt has.
         ids: Its tokens, then those of the written text.
-        ends: For each token of the written text, how many characters of it are complete with that token; None within
-            what was written by another model, or within a character.
-        text: The written text, without `opened`.
+        text: The written text that these are of, without `opened`.
         cached: How many of `ids` are in `cache`.
-        cache: Keys and values (heads, tokens, dimension) layer by layer, or a whole cache of one row.
-        logits: What is expected after the last of `ids`, (vocabulary,), if all are cached; else None.
-        random: What tokens are drawn with, where they are.
+        cache: Keys and values (heads, tokens, dimension) layer by layer, or a whole cache of one row; never changed.
+        logits: What is expected after the last of `ids`, (vocabulary,), if that is known.
+        random: The state of what tokens are drawn with, where they are.
+        before: The same before the model's own last step, which may yet be thrown away.
+        paused: Whether that step is not finished.
     """
 
     prompt: str
     opened: str
+    prompt_tokens: int
     ids: list[int]
-    ends: list[int | None]
     text: str = ""
     cached: int = 0
     cache: Any = None
     logits: Any = None
     random: Any = None
+    before: _Read | None = None
+    paused: bool = False
 
     @property
-    def prompt_tokens(self) -> int:
-        return len(self.ids) - len(self.ends)
+    def pending(self) -> list[int]:
+        """Tokens that are still to be read."""
+        return self.ids[self.cached :]
 
-    def cut(self, text: str) -> _Read:
-        """As much of it as agrees with another written text."""
-        same = next((i for i, (a, b) in enumerate(zip(self.text, text, strict=False)) if a != b), None)
-        same = min(len(self.text), len(text)) if same is None else same
-        if same == len(self.text):
-            return replace(self, ids=list(self.ids), ends=list(self.ends))
-        kept = next(
-            (i for i in range(len(self.ends), 0, -1) if (end := self.ends[i - 1]) is not None and end <= same), 0
-        )
-        ids, end = self.ids[: self.prompt_tokens + kept], self.ends[kept - 1] if kept else 0
-        return replace(self, ids=ids, ends=self.ends[:kept], text=self.text[:end]).uncached(len(ids))
+    def up_to(self, written: str) -> _Read:
+        """As much of it as a written text begins with: all, all but the own last step, or else the prompt."""
+        for read in (self, self.before):
+            if read is not None and written.startswith(read.text):
+                goes_on = read.paused and written == read.text
+                return read if goes_on else replace(read, before=None, paused=False)
+        prompt = replace(self, ids=self.ids[: self.prompt_tokens], text="", logits=None, before=None, paused=False)
+        return prompt.uncached(min(self.cached, self.prompt_tokens))
 
     def uncached(self, tokens: int) -> _Read:
         """With no more than the first so many tokens in the cache."""
-        if tokens >= self.cached:
-            return self
-        cut = _cut_cache(self.cache, tokens)
-        return replace(self, cached=0 if cut is None else tokens, cache=cut, logits=None)
+        cache = _cut_cache(self.cache, tokens)
+        return replace(self, cached=0 if cache is None else tokens, cache=cache, logits=None)
 
 
 class Sessions:
@@ -112,107 +113,119 @@ class Sessions:
     def read(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
         """Read what is new, and tell what is expected next."""
         found: list[Any] = [None] * len(asks)
-        rows: list[tuple[int, _Read, int]] = []
+        rows: list[_Row] = []
         for i, ask in enumerate(asks):  # one that cannot be read fails alone
             try:
-                rows.append((i, *self._aligned(ask, ask.request, peeks=ask.tokens)))
+                rows.append(_Row(i, *self._aligned(ask, peeks=ask.tokens, looks=bool(ask.layers))))
             except Exception as error:
                 found[i] = error
         for group in self._groups(rows, most=_MOST_LOGITS if any(ask.tokens for ask in asks) else None):
-            layers = sorted({layer for i, *_ in group for layer in asks[i].layers})
-            every = any(asks[i].tokens for i, *_ in group)
-            before = [read.logits for _, read, _ in group]
-            reads, logits, hidden = self._forward([read for _, read, _ in group], layers, every=every)
-            for row, ((i, _, new), read) in enumerate(zip(group, reads, strict=True)):
-                ask, following = asks[i], position_of(read.logits)
+            layers = sorted({layer for row in group for layer in asks[row.ask].layers})
+            told = [row.written if asks[row.ask].tokens else 0 for row in group]
+            reads, seen, hidden = self._forward([row.read for row in group], layers, told)
+            for position, (row, read) in enumerate(zip(group, reads, strict=True)):
+                ask, following = asks[row.ask], position_of(read.logits)
                 if following is None:
-                    found[i] = self._overflow()
+                    found[row.ask] = self._overflow()
                     continue
+                try:
+                    found[row.ask] = Prefilled(
+                        usage=Usage(row.new, 0),
+                        hidden_states={layer: hidden[layer][position] for layer in ask.layers},
+                        label_logprobs=self._labels(read, ask.labels),
+                        tokens=self._tokens(read, seen[position]),
+                        following=following,
+                    )
+                except Exception as error:  # a label that is not a token, say
+                    found[row.ask] = error
                 assert ask.session is not None
                 ask.session.state = read
-                labels = self._labels(read, ask.labels)
-                found[i] = Prefilled(
-                    usage=Usage(new, 0),
-                    hidden_states={layer: hidden[layer][row] for layer in ask.layers},
-                    label_logprobs=labels,
-                    tokens=self._tokens(read, new, before[row], logits[row]) if ask.tokens else (),
-                    following=following,
-                )
         return found
 
     def write(self, asks: Sequence[Generate]) -> list[Response | Exception]:
         """Write a step each."""
         answers: list[Any] = [None] * len(asks)
-        rows: list[tuple[int, _Read, int]] = []
+        rows: list[_Row] = []
         for i, ask in enumerate(asks):
             try:
-                rows.append((i, *self._aligned(ask, ask.request)))
+                rows.append(_Row(i, *self._aligned(ask)))
             except Exception as error:
                 answers[i] = error
-        reads: dict[int, tuple[_Read, int]] = {}
-        for group in self._groups(rows):
-            for (i, _, new), read in zip(group, self._forward([read for _, read, _ in group], [])[0], strict=True):
-                reads[i] = read, new
-        for part in self._parts(list(reads)):
-            growing = [self._growing(asks[i], reads[i][0], position) for position, i in enumerate(part)]
-            batch = self._stacked([reads[i][0] for i in part])
-            for written, _ in enumerate(self._decode(growing, batch), 1):
-                open_ = [row for row in growing if row.finish_reason is None]
-                if written >= _FEWEST_TOKENS and _STRAGGLERS * len(open_) <= len(growing):
-                    for row in open_:
-                        row.pause()
-                        row.keep(batch)
-            for i, row in zip(part, growing, strict=True):
-                answers[i] = row.error or self._ended(row, asks[i], *reads[i])
+        read = [
+            replace(row, read=after)
+            for group in self._groups(rows)
+            for row, after in zip(group, self._forward([row.read for row in group])[0], strict=True)
+        ]
+        for part in [read] if self._side_by_side and read else [[row] for row in read]:
+            growing: list[tuple[_Row, GrowingStep]] = []
+            for row in part:
+                try:
+                    growing.append((row, self._growing(asks[row.ask], row.read, len(growing))))
+                except Exception as error:  # an option that is not known, say
+                    answers[row.ask] = error
+            if growing:
+                self._write_together([step for _, step in growing], self._stacked([row.read for row, _ in growing]))
+            for row, step in growing:
+                answers[row.ask] = step.error or self._ended(step, asks[row.ask], row)
         return answers
+
+    def _write_together(self, steps: list[GrowingStep], batch: Batch) -> None:
+        """Write until all have ended, or only a few are left: those are paused, that others can join them."""
+        for written, _ in enumerate(self._decode(steps, batch), 1):
+            left = [step for step in steps if step.finish_reason is None]
+            if written >= _FEWEST_TOKENS and _STRAGGLERS * len(left) <= len(steps):
+                for step in left:
+                    step.pause(batch)
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         """`write`, piece by piece."""
-        aligned, new = self._aligned(ask, ask.request)
-        (read,), _, _ = self._forward([aligned], [])
-        row = self._growing(ask, read, 0)
-        for _ in self._decode([row], self._stacked([read])):
-            yield from row.new_chunks()
-        if row.error is not None:
-            raise row.error
-        yield self._ended(row, ask, read, new)
+        row = _Row(0, *self._aligned(ask))
+        (read,), _, _ = self._forward([row.read])
+        step = self._growing(ask, read, 0)
+        for _ in self._decode([step], self._stacked([read])):
+            yield from step.new_chunks()
+        if step.error is not None:
+            raise step.error
+        yield self._ended(step, ask, replace(row, read=read))
 
     # ------------------------------------------------------------------ what is read
 
-    def _aligned(self, ask: Prefill | Generate, request: Request, *, peeks: bool = False) -> tuple[_Read, int]:
-        """What of a conversation has been read, with the tokens that have not, and how many of those are new."""
+    def _aligned(self, ask: Prefill | Generate, *, peeks: bool = False, looks: bool = False) -> tuple[_Read, int]:
+        """What of a conversation has been read, with the tokens that have not, and how many of those are new.
+
+        Args:
+            ask: Which conversation, and how far.
+            peeks: Whether it is wanted what was expected before the new text, too.
+            looks: Whether the hidden states of the last token are wanted.
+        """
         assert ask.session is not None
+        request = ask.request
         rendered = self._prompts.render(request)
-        opened = self._prompts.opened(request, rendered)
-        written = request.written.removeprefix(opened).removeprefix(opened.strip()) if opened else request.written
         state: _Read | None = ask.session.state
         if state is None or state.prompt != rendered:
-            read = _Read(rendered, opened, self._prompts.encode(rendered), [])
-            known = 0
+            ids = self._prompts.encode(rendered)
+            read, known = _Read(rendered, self._prompts.opened(request, rendered), len(ids), ids), 0
+            written = _without(read.opened, request.written)
         else:
-            read = state.cut(written)
+            written = _without(state.opened, request.written)
+            read = state.up_to(written)
             known = len(read.ids)
         if rest := written[len(read.text) :]:
-            whole = self._prompts.encode(rendered + written)
-            before = self._prompts.tokenize(rendered + read.text)
-            ids = whole[len(before) :] if whole[: len(before)] == before else self._prompts.tokenize_piece(rest)
-            if peeks and read.cached == len(read.ids) and read.logits is None:
-                read = read.uncached(len(read.ids) - 1)  # what was expected before the new text is wanted, too
-            read.ids += ids
-            read.ends += [None] * (len(ids) - 1) + [len(written)] if ids else []
-            read.text = written
-        if read.cached == len(read.ids) and read.logits is None:
-            read = read.uncached(len(read.ids) - 1)
+            if peeks and read.logits is None and not read.pending and read.cached:
+                read = read.uncached(read.cached - 1)
+            ids = self._prompts.encode_behind(read.prompt + read.text, rest)
+            read = replace(read, ids=read.ids + ids, text=written)
+            self._prompts.check(read.ids)
+        if not read.pending and (looks or read.logits is None):
+            read = read.uncached(read.cached - 1)
         return read, len(read.ids) - known
 
-    def _groups(
-        self, rows: Sequence[tuple[int, _Read, int]], *, most: int | None = None
-    ) -> Iterator[list[tuple[int, _Read, int]]]:
+    def _groups(self, rows: Sequence[_Row], *, most: int | None = None) -> Iterator[list[_Row]]:
         """Rows that are read in one pass: about as much each, and no more than `most` tokens in all."""
-        group: list[tuple[int, _Read, int]] = []
+        group: list[_Row] = []
         least = 0
-        for row in sorted(rows, key=lambda row: len(row[1].ids) - row[1].cached):
-            pending = len(row[1].ids) - row[1].cached
+        for row in sorted(rows, key=lambda row: len(row.read.pending)):
+            pending = len(row.read.pending)
             apart = pending > 2 * least + _SPREAD or (pending > 0 and least == 0) or not self._side_by_side
             if group and (apart or (most is not None and pending * (len(group) + 1) > most)):
                 yield group
@@ -227,61 +240,69 @@ class Sessions:
         """Whether several can be read in one pass."""
         return self._decoder.batches and self._decoder.separable
 
-    def _parts(self, rows: list[int]) -> Iterator[list[int]]:
-        """Which can be written together."""
-        if self._side_by_side and rows:
-            yield rows
-        else:
-            yield from ([row] for row in rows)
-
     def _forward(
-        self, reads: Sequence[_Read], layers: Sequence[int], *, every: bool = False
-    ) -> tuple[list[_Read], Any, dict[int, Any]]:
+        self, reads: Sequence[_Read], layers: Sequence[int] = (), told: Sequence[int] = ()
+    ) -> tuple[list[_Read], list[Any], dict[int, Any]]:
         """Read all pending tokens.
 
+        Args:
+            reads: Of whom all have some, or none.
+            layers: Whose hidden states are wanted.
+            told: Of how many tokens, the last of each, it is wanted what was expected in their place.
+
         Returns:
-            What was read then; logits of the last position, or of all new ones, if `every`; hidden states by layer.
+            What is read then; of each, the logits before its last tokens (tokens, vocabulary), None where none are
+            wanted; hidden states of the last tokens (rows, hidden size) by layer.
         """
         import torch
 
-        pending = [read.ids[read.cached :] for read in reads]
-        if not any(pending):  # all is read
+        pending = [read.pending for read in reads]
+        told = told or [0] * len(reads)
+        if not any(pending):
             return list(reads), [None] * len(reads), {}
         past, width = max(read.cached for read in reads), max(map(len, pending))
         ids = torch.zeros(len(reads), width, dtype=torch.long)
         mask = torch.zeros(len(reads), past + width, dtype=torch.long)
-        for i, (read, new) in enumerate(zip(reads, pending, strict=True)):  # both padded on the left
-            mask[i, past - read.cached : past] = 1
-            mask[i, past + width - len(new) :] = 1
-            ids[i, width - len(new) :] = torch.tensor(new)
+        wanted: set[int] = set()
+        for i, (read, new) in enumerate(zip(reads, pending, strict=True)):  # in one piece: some attend by columns
+            mask[i, past - read.cached : past + len(new)] = 1
+            ids[i, : len(new)] = torch.tensor(new)
+            wanted |= set(range(max(0, len(new) - 1 - told[i]), len(new)))
         ids, mask = ids.to(self._device), mask.to(self._device)
         positions = (mask.cumsum(-1)[:, past:] - 1).clamp(min=0)
-        with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
+        at = sorted(wanted)
+        with Capture([self._decoder.blocks[layer - 1] for layer in layers], whole=True) as captured:
             logits, cache = self._decoder(
-                ids, mask, positions, self._joined(reads, past), hooked=bool(layers), every=every
+                ids,
+                mask,
+                positions,
+                self._joined(reads, past),
+                hooked=bool(layers),
+                **({} if at == [width - 1] else {"at": at}),
             )
-        done = [
-            replace(
-                read,
-                cached=len(read.ids),
-                cache=self._taken(cache, mask, i),
-                logits=logits[i][-1] if every else logits[i],
-            )
-            for i, read in enumerate(reads)
-        ]
-        return done, logits, dict(zip(layers, captured.states, strict=True))
+        logits = logits[:, None] if logits.dim() == 2 else logits
+        done, seen = [], []
+        for i, (read, new) in enumerate(zip(reads, pending, strict=True)):
+            end = at.index(len(new) - 1)
+            before = logits[i, max(0, end - told[i]) : end]
+            if told[i] == len(new):
+                before = torch.cat([read.logits[None].to(before.dtype), before])
+            seen.append(before if told[i] else None)
+            last = logits[i, end].clone()  # and nothing of the others
+            done.append(replace(read, cached=len(read.ids), cache=self._taken(cache, mask, i), logits=last))
+        last_of = [len(new) - 1 for new in pending] if len(pending) > 1 else [-1]
+        hidden = captured.states_at(last_of) if layers else []
+        return done, seen, dict(zip(layers, hidden, strict=True))
 
     def _joined(self, reads: Sequence[_Read], past: int) -> Any:
-        """Keys and values side by side, padded on the left; None if nothing was read yet."""
-        if past == 0:
-            return None
-        if not all(read.cache is None or isinstance(read.cache, list) for read in reads):
+        """Keys and values side by side, padded on the left; the pass may change what is returned."""
+        if not self._decoder.separable:
             assert len(reads) == 1
-            return reads[0].cache
+            return copy.deepcopy(reads[0].cache)
         from transformers import DynamicCache
 
-        cache = DynamicCache()
-        shaped = next(read.cache for read in reads if read.cache is not None)
+        cache = DynamicCache()  # which keeps all, also of layers that attend to a window
+        shaped: list[Any] = next((read.cache for read in reads if read.cache is not None), [])
         for layer, pair in enumerate(shaped):
             sides = []
             for side in (0, 1):
@@ -316,44 +337,46 @@ class Sessions:
 
     def _growing(self, ask: Generate, read: _Read, position: int) -> GrowingStep:
         opened = "" if ask.request.written else read.opened
-        row = GrowingStep(ask, self._speaker, position, self._taken, opened=opened)
+        begun = read.text[len(read.before.text) :] if read.paused and read.before is not None else ""
+        row = GrowingStep(ask, self._speaker, position, self._taken, opened=opened, begun=begun)
         row.goes_on(read.ids, read.prompt_tokens, read.random)
         return row
 
-    def _ended(self, row: GrowingStep, ask: Generate, read: _Read, new: int) -> Response:
+    def _ended(self, step: GrowingStep, ask: Generate, row: _Row) -> Response:
         """What was written; the session keeps it."""
         assert ask.session is not None
-        begun = len(read.text)
+        assert step.kept is not None
+        began, (cache, cached) = row.read, step.kept
+        before = began.before if began.paused and began.before is not None else began
         read = replace(
-            read,
-            ids=read.ids + row.ids,
-            ends=read.ends + [None if end is None else begun + end for end in row.ends],
-            text=read.text + row.own_text,
-            random=row.random,
+            began,
+            ids=began.ids + step.ids,
+            text=began.text + step.own_text[: step.spelled],
+            cached=cached,
+            cache=cache,
+            logits=None,
+            random=step.random,
+            before=before if not isinstance(cache, list) else replace(before, cache=_cut_cache(cache, before.cached)),
+            paused=step.finish_reason == "paused",
         )
-        if row.kept is not None:
-            read.cache, cached = row.kept
-            read.cached, read.logits = cached, None
-            read = read.uncached(len(read.ids))  # a stop string may have cut some off
+        if cached > len(read.ids):  # a stop string has cut some off
+            read = read.uncached(len(read.ids))
         ask.session.state = read
-        return row.response(new)
+        return step.response(row.new)
 
-    def _tokens(self, read: _Read, new: int, before: Any, logits: Any) -> tuple[Token, ...]:
-        """The new tokens of the written text, with the probabilities that this model gives them."""
+    def _tokens(self, read: _Read, seen: Any) -> tuple[Token, ...]:
+        """The last tokens, with what was expected in their place, (tokens, vocabulary); None if nothing is to tell."""
         import torch
 
-        count = min(new, len(read.ends))
-        if not count or logits is None:
+        if seen is None:
             return ()
-        seen = logits[:-1] if before is None else torch.cat([before[None].to(logits.dtype), logits[:-1]])
-        seen = seen[-count:].float()
+        seen = seen.float()
         ids = torch.tensor(read.ids[-len(seen) :], device=seen.device)
         chosen = seen.gather(-1, ids[:, None])[:, 0] - seen.logsumexp(-1)
+        text = Detokenizer(self._speaker.tokenizer)
+        text.behind(read.ids[: -len(seen)])
         told = zip(ids.tolist(), chosen.tolist(), seen.max(-1).values.tolist(), strict=True)
-        return tuple(
-            Token(self._speaker.tokenizer.decode([token]), min(0.0, logprob), max_logit=peak)
-            for token, logprob, peak in told
-        )
+        return tuple(Token(text.add(token), min(0.0, logprob), max_logit=peak) for token, logprob, peak in told)
 
     def _labels(self, read: _Read, labels: Sequence[str]) -> dict[str, float]:
         if not labels:
@@ -364,8 +387,34 @@ class Sessions:
         return {label: float(logprobs[which].logsumexp(-1)) for label, which in ids.items()}
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One ask of a call.
+
+    Attributes:
+        ask: Its index.
+        read: Of its conversation.
+        new: How many tokens were not known before.
+    """
+
+    ask: int
+    read: _Read
+    new: int
+
+    @property
+    def written(self) -> int:
+        """How many of the new tokens are of the written text."""
+        return min(self.new, len(self.read.ids) - self.read.prompt_tokens)
+
+
+def _without(opened: str, written: str) -> str:
+    """What was written, without the mark with which the prompt has opened the thoughts already."""
+    mark = next((mark for mark in (opened, opened.strip()) if mark and written.startswith(mark)), "")
+    return written[len(mark) :]
+
+
 def _cut_cache(cache: Any, tokens: int) -> Any:
-    """Its first so many tokens; None where it cannot be cut, or nothing is left."""
+    """Its first so many tokens, in the same memory; None where it cannot be cut, or nothing is left."""
     if isinstance(cache, list) and tokens:
         return [(keys[:, :tokens], values[:, :tokens]) for keys, values in cache]
     return None
