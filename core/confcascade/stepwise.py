@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, Literal
 
 from confcascade.answers import parted
@@ -35,7 +36,7 @@ from confcascade.signals import Evidence
 from confcascade.stage import Stage
 from confcascade.tools import CUT
 from confcascade.trace import Attempt, Record, Score, Step
-from confcascade.types import Cost, Prefilled, Request, Response, Token, Usage
+from confcascade.types import Cost, Prefilled, Request, Response, Token, Usage, WrittenTokens
 
 __all__ = ["Steps", "stepwise_flow"]
 
@@ -124,6 +125,15 @@ def stepwise_flow(
     return Outcome(response, record, tuple(tried.responses))
 
 
+def _tokens_of(pieces: Sequence[Response]) -> WrittenTokens | None:
+    """What these responses say one after another, in tokens, if all tell them and have the same ones."""
+    told = [piece.written_tokens for piece in pieces]
+    known = [each for each in told if each is not None]
+    if not known or len(known) < len(told) or len({each.vocabulary for each in known}) > 1:
+        return None
+    return reduce(WrittenTokens.__add__, known)
+
+
 def _joined(pieces: Sequence[Response]) -> Response:
     """One response of several that follow each other."""
     if len(pieces) == 1:
@@ -131,6 +141,7 @@ def _joined(pieces: Sequence[Response]) -> Response:
     told = [piece.tokens for piece in pieces]
     return pieces[-1].replace(
         text="".join(piece.text for piece in pieces),
+        written_tokens=_tokens_of(pieces),
         tokens=None if any(each is None for each in told) else tuple(t for each in told for t in each or ()),
         usage=sum((piece.usage for piece in pieces), Usage()),
     )
@@ -382,7 +393,7 @@ class _Answer:
         limit = request.max_tokens
         if limit is not None:
             limit = max(1, limit - sum(piece.usage.output_tokens for piece in self._pieces))
-        return replace(request, written=self._text, max_tokens=limit)
+        return replace(request, written=self._text, written_tokens=_tokens_of(self._pieces), max_tokens=limit)
 
     def _generate(self, author: _Author, **how: Any) -> Flow[tuple[Response, Cost]]:
         self._asking = author
@@ -392,7 +403,8 @@ class _Answer:
             limit = asked.max_tokens
             if limit is not None:
                 limit = max(1, limit - sum(piece.usage.output_tokens for piece in paused))
-            request = replace(asked, written=asked.written + behind, max_tokens=limit)
+            tokens = _tokens_of([*self._pieces, *paused])
+            request = replace(asked, written=asked.written + behind, written_tokens=tokens, max_tokens=limit)
             answer = yield from ask(Generate(author.stage.model, request, session=author.session, **how))
             response, cost = author.charge(answer)
             costs += cost

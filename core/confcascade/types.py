@@ -23,6 +23,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "Usage",
+    "WrittenTokens",
 ]
 
 
@@ -140,6 +141,22 @@ class Message:
 
 
 @dataclass(frozen=True)
+class WrittenTokens:
+    """A text as a local model wrote it.
+
+    Attributes:
+        vocabulary: Identifies the tokenizer, and how the prompt has begun the answer.
+        ids: Of its tokens.
+    """
+
+    vocabulary: str
+    ids: tuple[int, ...]
+
+    def __add__(self, other: WrittenTokens) -> WrittenTokens:
+        return WrittenTokens(self.vocabulary, self.ids + other.ids)
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of every stage alike.
 
@@ -164,6 +181,8 @@ class Request:
             what follows, and this is not part of its answer. The cascade sets it, where a signal of the stage wants it.
         written: What has been written of the answer, thoughts and their marks included: the model writes what follows,
             and only that is in its response. For models with `Capability.continues`.
+        written_tokens: The same in tokens, where all who wrote it have the same ones. A model that has them, too, reads
+            them and not the text, which may hide a blank or be taken apart otherwise.
     """
 
     messages: tuple[Message, ...]
@@ -181,6 +200,7 @@ class Request:
     threshold: Any = None  # Threshold | Mapping[str, Threshold]
     begun: str = ""
     written: str = ""
+    written_tokens: WrittenTokens | None = None
 
     @property
     def judged_whole(self) -> bool:
@@ -358,6 +378,7 @@ class Response:
         unscored: Why there are no `tokens`, where the model told some.
         cost: What it has cost, where several models wrote it; None where its one model's architecture and prices say.
         steps: Who wrote which part of it, where several models did: `confcascade.trace.Step` objects.
+        written_tokens: Its tokens, for a model that goes on with it; None where the model does not tell them.
     """
 
     text: str
@@ -372,6 +393,7 @@ class Response:
     unscored: str | None = None
     cost: Cost | None = None
     steps: tuple[Any, ...] = ()
+    written_tokens: WrittenTokens | None = None
 
     @property
     def answer(self) -> str:

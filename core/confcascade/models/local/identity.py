@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["fingerprint_of"]
+__all__ = ["digest_of_words", "fingerprint_of"]
 
 _SAMPLE = 256  # numbers of every tensor
 
@@ -40,6 +40,11 @@ def fingerprint_of(
     for weight in _weights(model, packed="quantization_config" in config):
         digest.update(_first_numbers(weight))
     return digest.hexdigest()[:12]
+
+
+def digest_of_words(tokenizer: Any) -> str:
+    """Twelve hexadecimal digits of how text becomes tokens."""
+    return hashlib.sha256(_words(tokenizer).encode()).hexdigest()[:12]
 
 
 def _words(tokenizer: Any) -> str:

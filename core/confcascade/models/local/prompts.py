@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.local.detokenizer import marks_of, special_of
+from confcascade.models.local.identity import digest_of_words
 from confcascade.models.local.template import ChatTemplate
 from confcascade.thoughts import opened_by
 from confcascade.types import Request
@@ -84,6 +86,11 @@ class Prompts:
         behind = self.template.behind if self.template is not None else ""
         turn = behind if text.removesuffix(request.begun).endswith(behind) else ""
         return opened_by(text, turn + request.begun) or opened_by(text, request.begun)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Twelve hexadecimal digits of how text becomes tokens."""
+        return digest_of_words(self._tokenizer)
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a prompt's beginning, of whatever length."""

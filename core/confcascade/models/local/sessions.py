@@ -19,7 +19,7 @@ from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.growing_step import GrowingStep
 from confcascade.models.local.prompts import Prompts
-from confcascade.types import Position, Prefilled, Response, Token, Usage
+from confcascade.types import Position, Prefilled, Request, Response, Token, Usage, WrittenTokens
 
 if TYPE_CHECKING:
     import torch
@@ -213,12 +213,25 @@ class Sessions:
         if rest := written[len(read.text) :]:
             if peeks and read.logits is None and not read.pending and read.cached:
                 read = read.uncached(read.cached - 1)
-            ids = self._prompts.encode_behind(read.prompt + read.text, rest)
+            ids = self._own_tokens(read, request)
+            if ids is None:
+                ids = self._prompts.encode_behind(read.prompt + read.text, rest)
             read = replace(read, ids=read.ids + ids, text=written)
             self._prompts.check(read.ids)
         if not read.pending and (looks or read.logits is None):
             read = read.uncached(read.cached - 1)
         return read, len(read.ids) - known
+
+    def _own_tokens(self, read: _Read, request: Request) -> list[int] | None:
+        """The tokens behind what was read, if they are told and are this model's; else None."""
+        told, known = request.written_tokens, read.ids[read.prompt_tokens :]
+        if told is None or told.vocabulary != self._vocabulary(read.opened) or list(told.ids[: len(known)]) != known:
+            return None
+        return list(told.ids[len(known) :])
+
+    def _vocabulary(self, opened: str) -> str:
+        """Identifies the tokens of an answer: by the tokenizer, and the mark of thoughts that the prompt ends with."""
+        return f"{self._prompts.vocabulary} {opened.strip()}"
 
     def _groups(self, rows: Sequence[_Row], *, most: int | None = None) -> Iterator[list[_Row]]:
         """Rows that are read in one pass: about as much each, and no more than `most` tokens in all."""
@@ -362,7 +375,8 @@ class Sessions:
         if cached > len(read.ids):  # a stop string has cut some off
             read = read.uncached(len(read.ids))
         ask.session.state = read
-        return step.response(row.new)
+        tokens = WrittenTokens(self._vocabulary(read.opened), tuple(step.ids))
+        return step.response(row.new).replace(written_tokens=tokens)
 
     def _tokens(self, read: _Read, seen: Any) -> tuple[Token, ...]:
         """The last tokens, with what was expected in their place, (tokens, vocabulary); None if nothing is to tell."""
