@@ -152,7 +152,7 @@ class Cascade:
         )
 
     def __repr__(self) -> str:
-        return f"Cascade({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
+        return f"{type(self).__name__}({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
 
     def flow(self, request: Request) -> Flow[Outcome]:
         """The flow that answers one request: for a driver of your own, or for a test that plays it by hand.

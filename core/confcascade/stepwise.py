@@ -324,7 +324,8 @@ class _Answer:
             self._note(author, response, scores, why, kept=False)
             author.forget(response.usage.output_tokens)
             return False, why
-        self._keep(author, response, before + cost, scores, explained(scores) if scores else "the threshold is always")
+        unjudged = "the answer ends here" if self._judges else "the threshold is always"
+        self._keep(author, response, before + cost, scores, explained(scores) if scores else unjudged)
         self._tokens = response.tokens
         return True, ""
 

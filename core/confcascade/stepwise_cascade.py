@@ -68,6 +68,11 @@ class StepwiseCascade(Cascade):
                 f"Step by step, two models write in turn: give a small and a large one. Got {len(self.stages)}."
             )
         for stage in self.stages:
+            if stage.skip:
+                raise ConfigurationError(
+                    f"Stage '{stage.model.name}' has `skip`, which passes over the models between the first and the "
+                    "last; step by step there are none. Leave it out."
+                )
             if not stage.model.capability.continues:
                 raise ConfigurationError(
                     f"Model '{stage.model.name}' cannot go on with an answer that another model has begun, which step "
