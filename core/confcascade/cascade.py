@@ -152,7 +152,8 @@ class Cascade:
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({' -> '.join(stage.model.name for stage in self.stages)}, policy_id={self.policy_id!r})"
+        models = " -> ".join(stage.model.name for stage in self.stages)
+        return f"{type(self).__name__}({models}, policy_id={self.policy_id!r})"
 
     def flow(self, request: Request) -> Flow[Outcome]:
         """The flow that answers one request: for a driver of your own, or for a test that plays it by hand.
