@@ -7,6 +7,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict
 from operator import is_not
 from typing import Any, Literal
 
@@ -18,8 +19,20 @@ from confcascade import (
     Outcome,
     Request,
     Stage,
+    Steps,
+    StepwiseCascade,
 )
-from confcascade.extending import LanguageModel, OnCut, OnError, OnExhausted, Signal, Threshold, settings_digest
+from confcascade.extending import (
+    LanguageModel,
+    Mode,
+    OnCut,
+    OnError,
+    OnExhausted,
+    Signal,
+    Threshold,
+    cascade_of,
+    settings_digest,
+)
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -44,7 +57,10 @@ __all__ = ["ConfidenceCascadeLLM"]
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 # fields of which the core's cascade is built
-_CASCADE_FIELDS = ("models", "stages", "threshold", "signals", "policy", "on_error", "on_exhausted", "on_cut", "audit")
+_CASCADE_FIELDS = (
+    *("models", "stages", "threshold", "signals", "policy", "mode", "steps"),
+    *("on_error", "on_exhausted", "on_cut", "audit"),
+)
 
 
 class ConfidenceCascadeLLM(BaseChatModel):
@@ -64,6 +80,10 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
+        mode: With "stepwise", a small and a large core model write each answer in turn, step by step
+            (`confcascade.StepwiseCascade`); the large one alone answers requests with tools, structured output or
+            images. With "query", the first model that is sure enough gives the whole answer.
+        steps: With ``mode="stepwise"``: what a step is, and who may end the answer.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "raise" raises `CascadeExhaustedError`, which is an instance of its
             error's class, too; "best" returns the last complete earlier answer in words, flagged ``degraded``, although
@@ -91,6 +111,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
     threshold: SkipValidation[Threshold | Mapping[str, Threshold] | None] = None
     signals: SkipValidation[Sequence[Signal] | None] = None
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
+    mode: SkipValidation[Mode] = "query"
+    steps: Any = None  # Steps | None, a dataclass that pydantic would take apart
     on_error: SkipValidation[OnError] = "escalate"
     on_exhausted: SkipValidation[OnExhausted] = "raise"
     on_cut: SkipValidation[OnCut] = "escalate"
@@ -106,6 +128,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | None = None,
         policy: Any = None,
+        mode: Mode = "query",
+        steps: Steps | None = None,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "raise",
         on_cut: OnCut = "escalate",
@@ -113,7 +137,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         **parameters: Any,
     ) -> None:
         own: dict[str, Any] = {"models": loaded(models), "stages": loaded(stages), "threshold": threshold}
-        own |= {"signals": signals, "policy": policy}
+        own |= {"signals": signals, "policy": policy, "mode": mode, "steps": steps}
         own |= {"on_error": on_error, "on_exhausted": on_exhausted, "on_cut": on_cut, "audit": audit}
         if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
             warnings.warn(
@@ -126,7 +150,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         # tracers keep the repr of a model that is not serializable: names, never the stages' settings
-        return [("stages", [stage.model.name for stage in self.cascade.stages]), ("policy_id", self.cascade.policy_id)]
+        cascade = self.cascade
+        told = [("stages", [stage.model.name for stage in cascade.stages]), ("policy_id", cascade.policy_id)]
+        return [*told, ("steps", cascade.steps)] if isinstance(cascade, StepwiseCascade) else told
 
     @property
     def cascade(self) -> Cascade:
@@ -135,7 +161,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
         given = tuple([fields[name] for name in _CASCADE_FIELDS])
         built = self._built
         if built is None or any(map(is_not, given, built[0])):
-            cascade = Cascade.of(
+            cascade = cascade_of(
+                self.mode,
+                steps=self.steps,
                 models=self.models,
                 stages=self.stages,
                 threshold=self.threshold,
@@ -155,7 +183,9 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     @override
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return profile_of([stage.model for stage in self.cascade.stages])
+        cascade = self.cascade
+        in_turn = isinstance(cascade, StepwiseCascade)
+        return profile_of([stage.model for stage in cascade.stages], in_turn=in_turn)
 
     @property
     def model_name(self) -> str:
@@ -176,6 +206,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
             "on_error": cascade.on_error,
             "on_exhausted": cascade.on_exhausted,
             "on_cut": cascade.on_cut,
+            **({"steps": asdict(cascade.steps)} if isinstance(cascade, StepwiseCascade) else {}),
         }
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -228,7 +259,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         """Give the models tools, each in its own provider's form when it is called.
 
         A call that cannot be used (an unknown tool, arguments that do not fit, none where one is forced) passes the
-        query on, and so does a stage whose model cannot call tools.
+        query on, and so does a stage whose model cannot call tools.  With ``mode="stepwise"`` the large model answers.
 
         Args:
             tools: Functions, pydantic classes, `BaseTool` objects, mappings in OpenAI's form or a provider's own.
@@ -255,8 +286,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """Answer in the form of a schema, each model asked for it in its own way.
 
-        Output that does not validate escalates; the last stage fails as it would alone.  A stream gives one
-        object, at its end.
+        Output that does not validate escalates; the last stage fails as it would alone.  With ``mode="stepwise"`` it
+        is the only one that is asked.  A stream gives one object, at its end.
 
         Args:
             schema: A pydantic class, a TypedDict, a JSON Schema or a function in OpenAI's form.

@@ -26,11 +26,12 @@ _OF_LAST = (
 )
 
 
-def profile_of(models: Sequence[LanguageModel]) -> ModelProfile | None:
+def profile_of(models: Sequence[LanguageModel], *, in_turn: bool = False) -> ModelProfile | None:
     """What is known of a cascade over `models`, smallest first; None if nothing is.
 
-    Limits are the smallest that are known. What names or describes one of several models (its name, its release, how
-    it reasons) is left out, and so is what not all of them say.
+    Where they write `in_turn`, the last one alone gives structured output. Limits are the smallest that are known.
+    What names or describes one of several models (its name, its release, how it reasons) is left out, and so is what
+    not all of them say.
     """
     told = [_profile(model) for model in models]
     if len(told) == 1:
@@ -42,6 +43,8 @@ def profile_of(models: Sequence[LanguageModel]) -> ModelProfile | None:
     for key in _OF_ALL:
         if all(key in each for each in told):
             profile[key] = all(each[key] is True for each in told)
+    if in_turn and "structured_output" in told[-1]:
+        profile["structured_output"] = told[-1]["structured_output"]
     return ModelProfile(**profile) if profile else None  # type: ignore[typeddict-item]
 
 

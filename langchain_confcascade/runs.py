@@ -116,7 +116,7 @@ class CascadeRun:
             if attempt.error is not None:
                 run.on_chain_error(ModelError(attempt.error))
             else:
-                run.on_chain_end({"output": _message(response)})
+                run.on_chain_end(_outputs(attempt, response))
 
     async def areport(self, asked: Asked) -> None:
         """`report`, for asynchronous handlers, too."""
@@ -126,7 +126,7 @@ class CascadeRun:
             if attempt.error is not None:
                 await run.on_chain_error(ModelError(attempt.error))
             else:
-                await run.on_chain_end({"output": _message(response)})
+                await run.on_chain_end(_outputs(attempt, response))
 
     def _child(self, attempt: Attempt) -> dict[str, Any]:
         return {
@@ -205,6 +205,12 @@ def _attempts(asked: Asked) -> Iterator[tuple[Attempt, Response | None]]:
     if ended is None:  # refused before anything was asked, or reported already
         return iter(())
     return zip(ended.record.attempts, ended.responses, strict=True)
+
+
+def _outputs(attempt: Attempt, response: Response | None) -> dict[str, Any]:
+    """What an attempt's run gives: what was said, and of an answer written in turn who wrote which step, and why."""
+    steps = {"steps": [step.as_dict() for step in attempt.steps]} if attempt.steps else {}
+    return {"output": _message(response), **steps}
 
 
 def _message(response: Response | None) -> AIMessage | None:

@@ -31,8 +31,8 @@ def report(request: Request, ended: Any) -> None:
     """Tell of every attempt at a query, once it has ended (`Cascade`, `on_ended`), below the span that is active here.
 
     An attempt's tags are its `Attempt.attributes`; its arguments, what was
-    asked, by whom, and what became of it; its result, what was said. One that failed is a dropped span. No event shows
-    what was said by an attempt whose answer was not kept.
+    asked, by whom, and what became of it, and of an answer written in turn the steps of this model; its result, what
+    was said. One that failed is a dropped span. No event shows what was said by an attempt whose answer was not kept.
     """
     if not _listened():
         return
@@ -46,6 +46,8 @@ def _report_one(messages: list[ChatMessage], attempt: Attempt, response: Respons
     said = _said(response)
     text = None if said is None else said.content
     bound = _SIGNATURE.bind(messages, attempt.model, attempt.decision, attempt.reason, scores, text)
+    if attempt.steps:
+        bound.arguments["steps"] = [step.as_dict() for step in attempt.steps]
     tags = attempt.attributes()
     # LlamaIndex reads what comes before the first hyphen as the name
     span: dict[str, Any] = {"id_": f"ConfidenceCascadeLLM.attempt-{uuid4()}", "bound_args": bound}
@@ -63,7 +65,9 @@ def _report_one(messages: list[ChatMessage], attempt: Attempt, response: Respons
         _dispatcher.span_drop(**span, err=ModelError(attempt.error))
 
 
-def _attempt(messages: Any, model: str, decision: str, reason: str, scores: Any, answer: str | None) -> None:
+def _attempt(
+    messages: Any, model: str, decision: str, reason: str, scores: Any, answer: str | None, steps: Any = ()
+) -> None:
     """For its signature: a span is that of a call."""
 
 

@@ -6,10 +6,22 @@ import inspect
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import asdict
 from typing import Any, Literal, Self, TypeVar
 
-from confcascade import Audit, Cascade, ConfigurationError, Outcome, Request, RetrievalScore, Stage, checking
-from confcascade.extending import Chunk, Signal, Threshold, settings_digest
+from confcascade import (
+    Audit,
+    Cascade,
+    ConfigurationError,
+    Outcome,
+    Request,
+    RetrievalScore,
+    Stage,
+    Steps,
+    StepwiseCascade,
+    checking,
+)
+from confcascade.extending import Chunk, Mode, Signal, Threshold, cascade_of, settings_digest
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -77,6 +89,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: With `models`: what an answer's score must reach to be kept; one number, or numbers by signal.
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
+        mode: With "stepwise", a small and a large local model write each answer in turn, step by step
+            (`confcascade.StepwiseCascade`); the large one alone answers requests with tools, structured output or
+            images. With "query", the first model that is sure enough gives the whole answer.
+        steps: With ``mode="stepwise"``: what a step is, and who may end the answer.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "raise" raises `confcascade.CascadeExhaustedError`, which is an instance
             of its error's class, too; "best" returns the last complete earlier answer in words, flagged as degraded in
@@ -107,6 +123,8 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | None = None,
         policy: Any = None,
+        mode: Mode = "query",
+        steps: Steps | None = None,
         on_error: Literal["escalate", "raise"] = "escalate",
         on_exhausted: Literal["best", "raise"] = "raise",
         on_cut: Literal["escalate", "keep"] = "escalate",
@@ -119,7 +137,9 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
                 "What is for the models goes to the stages' own objects, or along with a call.",
                 stacklevel=2,
             )
-        cascade = Cascade.of(
+        cascade = cascade_of(
+            mode,
+            steps=steps,
             models=models,
             stages=stages,
             threshold=threshold,
@@ -200,11 +220,14 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             "on_error": cascade.on_error,
             "on_exhausted": cascade.on_exhausted,
             "on_cut": cascade.on_cut,
+            **({"steps": asdict(cascade.steps)} if isinstance(cascade, StepwiseCascade) else {}),
         }
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         yield "stages", [stage.model.name for stage in self._cascade.stages]
         yield "policy_id", self._cascade.policy_id
+        if isinstance(self._cascade, StepwiseCascade):
+            yield "steps", self._cascade.steps
 
     @property
     def metadata(self) -> LLMMetadata:

@@ -128,6 +128,9 @@ class Attempt:
             "usd": self.cost.usd,
             "flops": self.cost.flops,
         }
+        if self.steps:
+            told["steps_kept"] = sum(step.kept for step in self.steps)
+            told["steps_redone"] = len(self.steps) - told["steps_kept"]
         for name, score in self.scores.items():
             told |= {f"score_{name}": score.value, f"threshold_{name}": score.threshold, f"passed_{name}": score.passed}
         return {f"confcascade_{name}": value for name, value in told.items() if value is not None}

@@ -352,6 +352,26 @@ class TestBundled(OverBundled, ChatModelIntegrationTests):
     pass
 
 
+class OverBundledInTurn(OverBundled):
+    """The small and the large of the bundled models, which write each answer in turn."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        from confcascade import Steps, TokenProbability
+
+        models = [stage.model for stage in (bundled()[0], bundled()[-1])]
+        judged = {"signals": [TokenProbability(aggregate="min")], "threshold": 0.9}
+        return {"mode": "stepwise", "models": models, "steps": Steps(delimiter="\n"), **judged}
+
+
+class TestBundledInTurnUnits(OverBundledInTurn, ChatModelUnitTests):
+    """The same, without calls."""
+
+
+class TestBundledInTurn(OverBundledInTurn, ChatModelIntegrationTests):
+    """The same, with them."""
+
+
 class TestServedUnits(OverServed, ChatModelUnitTests):
     pass
 

@@ -22,9 +22,11 @@ from pydantic_core import ErrorDetails
 from confcascade.asks import LanguageModel
 from confcascade.attempts import OnError, OnExhausted
 from confcascade.audit import Audit
+from confcascade.building import thresholds_of
 from confcascade.cascade import Cascade
 from confcascade.cascade_file.models import (
     BundledModelEntry,
+    CascadeModelEntry,
     LocalModelEntry,
     ModelEntry,
     PlannedModelEntry,
@@ -37,6 +39,7 @@ from confcascade.cascade_file.stages import (
     DecodingEntry,
     RateLimit,
     StageEntry,
+    StepsEntry,
     check_known,
     names_of,
     said,
@@ -49,9 +52,12 @@ from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, lo
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
 from confcascade.stage import FittedStages, Stage
+from confcascade.stepwise_cascade import Mode, StepwiseCascade
 from confcascade.unusable import OnCut
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
+
+_OF_WHOLE_ANSWERS = "was fitted on whole answers, and says nothing of answers that are written step by step"
 
 
 class CascadeFile(Entry):
@@ -66,6 +72,8 @@ class CascadeFile(Entry):
         signals: With `models`: what judges every stage but the last; by default P(T).
         stages: Each with signals and thresholds of its own, if there are no `models`.
         policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
+        mode: "query" for a `Cascade`, "stepwise" for a `StepwiseCascade` of two models.
+        steps: With "stepwise": what a step is, as of `Steps`.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
         on_cut: As of `Cascade`.
@@ -89,6 +97,10 @@ class CascadeFile(Entry):
     policy: str | None = Field(
         None, min_length=1, description="With `models`: the file of a fitted policy, in the place of thresholds."
     )
+    mode: Mode = Field(
+        "query", description="query: the first that is sure enough answers; stepwise: two write each answer in turn."
+    )
+    steps: StepsEntry | None = Field(None, description="With `mode: stepwise`: what a step is.")
     on_error: OnError = Field("escalate", description="Whether a query whose model failed is passed on.")
     on_exhausted: OnExhausted = Field("raise", description="What follows if the last stage fails.")
     on_cut: OnCut = Field("escalate", description="What follows if a draft was cut off at its most tokens.")
@@ -164,6 +176,9 @@ class CascadeFile(Entry):
             ConfigurationError: As by `stages`, if a threshold is missing, the policy was fitted on other models, or its
                 promise cannot be audited.
         """
+        if policy is not None and self.mode == "stepwise":
+            with self.at("mode"):
+                raise ConfigurationError(f"A policy {_OF_WHOLE_ANSWERS}.")
         if policy is not None or self.policy is not None:
             stages = self._fitted(policy, prompt_version)
             with self._source.at():
@@ -179,15 +194,51 @@ class CascadeFile(Entry):
                     f"Set `{key}`, such as {wanted}; higher keeps fewer answers of this model."
                 )
         stages = self.make_stages()
-        with self._source.at():
-            return Cascade(stages, **self._options, audit=audit)
+        if self.mode == "query":
+            with self._source.at():
+                return Cascade(stages, **self._options, audit=audit)
+        with self.at("mode"):
+            return self._stepwise(stages, audit=audit)
 
-    def only_whole(self, who: str) -> None:
-        """Raise `ConfigurationError` if the file keeps drafts that were cut off: recordings count them as not usable.
+    def grid(self, thresholds: Sequence[Threshold]) -> tuple[StepwiseCascade, ...]:
+        """A stepwise cascade for each threshold, of the same models, loaded once.
 
         Args:
-            who: Counts so, too.
+            thresholds: Of the one signal, in the place of the file's.
+
+        Raises:
+            ConfigurationError: If the file's cascade is not stepwise, has several signals or cannot work.
         """
+        if self.mode != "stepwise":
+            with self.at():
+                raise ConfigurationError(
+                    "A grid of thresholds is for `mode: stepwise`: of whole answers one recording is replayed at any."
+                )
+        small, large = self.make_stages()
+        with self.at("mode"):
+            return tuple(
+                self._stepwise([replace(small, thresholds=thresholds_of(threshold, small.signals)), large])
+                for threshold in thresholds
+            )
+
+    def _stepwise(self, stages: Sequence[Stage], **others: Any) -> StepwiseCascade:
+        steps = None if self.steps is None else self.steps.load()
+        return StepwiseCascade(stages, steps=steps, **self._options, **others)
+
+    def only_whole(self, who: str) -> None:
+        """Raise `ConfigurationError` if the file's cascade does what recordings of whole answers cannot show.
+
+        It keeps drafts that were cut off, which recordings count as not usable; or it writes step by step.
+
+        Args:
+            who: Reads a recording so.
+        """
+        if self.mode == "stepwise":
+            with self.at("mode"):
+                raise ConfigurationError(
+                    f"{who} replays whole answers, and what a cascade writes step by step is another answer at another "
+                    "threshold. Collect it at each (`confcascade collect --thresholds`), as models of their own."
+                )
         if self.on_cut == "keep":
             with self.at("on_cut"):
                 raise ConfigurationError(
@@ -268,6 +319,8 @@ class CascadeFile(Entry):
         """That the temperature is a model's own affair: its options say one, or its server takes none."""
         if isinstance(model, PlannedModelEntry):
             return CascadeFile._own(model.plan) | CascadeFile._own(model.execute)
+        if isinstance(model, CascadeModelEntry):
+            return {"temperature": None}  # its own models', as its file says
         own = "temperature" in getattr(model, "options", ()) or "temperature" in getattr(model, "unsupported", ())
         return {"temperature": None} if own else {}
 
@@ -285,6 +338,7 @@ class CascadeFile(Entry):
             **self.model_dump(mode="json", include={"on_error", "on_exhausted", "on_cut", "prompt"}),
             **({} if self.decoding is None else {"decoding": said(self.decoding)}),
             **({} if self.policy is None else {"policy": self.policy}),
+            **({} if self.mode == "query" else {"mode": self.mode, "steps": (self.steps or StepsEntry()).model_dump()}),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -304,6 +358,7 @@ class CascadeFile(Entry):
             if getattr(self, key) is not None:
                 raise located(f"a `policy` brings its own signals and thresholds; drop `{key}`", key)
         self._entries = tuple(self.stages or self._written_out())
+        self._check_mode()
         called = self._called()
         for i, name in enumerate(called):
             if name in called[:i]:
@@ -312,6 +367,28 @@ class CascadeFile(Entry):
                     *self._keys(i, "model"),
                 )
         return self
+
+    def _check_mode(self) -> None:
+        """Refuse what is only for the other mode."""
+        if self.mode == "query":
+            if self.steps is not None:
+                raise located("goes with `mode: stepwise`; add the mode, or drop `steps`", "steps")
+            for i, entry in enumerate(self._entries):
+                for j, signal in enumerate(entry.signals):
+                    if signal.between_steps:
+                        told = f"{signal.type} judges the steps of an answer, and goes with `mode: stepwise`"
+                        raise located(told, *self._keys(i, "signals", j))
+            return
+        if len(self._entries) != 2:
+            told = f"step by step, a small and a large model write in turn: name two. Got {len(self._entries)}"
+            raise located(told, "models" if self.stages is None else "stages")
+        if self.policy is not None:
+            raise located(f"{_OF_WHOLE_ANSWERS}; drop `policy` or `mode`", "policy")
+        if self.on_cut == "keep":
+            raise located("is not for answers that are written step by step; drop `on_cut`", "on_cut")
+        for i, entry in enumerate(self._entries):
+            if entry.skip:
+                raise located("is not for answers that are written step by step; drop `skip`", "stages", i, "skip")
 
     def _written_out(self) -> list[StageEntry]:
         """The stages that `models` stands for; with a policy, without the signals that it brings."""

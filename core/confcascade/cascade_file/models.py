@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from confcascade.asks import LanguageModel
 from confcascade.cost import Architecture, Prices, parameter_count
+from confcascade.errors import ConfigurationError
 from confcascade.models.body import options_problem
 from confcascade.models.continuing import Continues
 from confcascade.models.gguf import is_gguf, model_name
@@ -23,6 +34,7 @@ from confcascade.schema import SECRET, Entry, existing, located, suggestion
 __all__ = [
     "ArchitectureEntry",
     "BundledModelEntry",
+    "CascadeModelEntry",
     "LlamaCppModelEntry",
     "LocalModelEntry",
     "ModelEntry",
@@ -251,6 +263,46 @@ class BundledModelEntry(Entry):
         return bundled_model(self.bundled)
 
 
+class CascadeModelEntry(Entry):
+    """A cascade of another file as a model (`CascadeModel`)."""
+
+    cascade: str = Field(min_length=1, description="Its file, relative to this one.")
+    name: str | None = Field(None, min_length=1, description="Shown in records; by default its models', joined by +.")
+
+    _file: Any = PrivateAttr(None)  # a CascadeFile
+
+    @model_validator(mode="after")
+    def _read(self, info: ValidationInfo) -> Self:
+        from confcascade.cascade_file import CascadeFile
+
+        folder = getattr(info.context, "folder", Path())
+        path = existing(folder, self.cascade).resolve()
+        inside = _inside.get()
+        if path in inside:
+            raise located(f"'{self.cascade}' would contain itself", "cascade")
+        token = _inside.set((*inside, path))
+        try:
+            self._file = CascadeFile.load(existing(folder, self.cascade))
+        except ConfigurationError as error:
+            raise located(str(error).rstrip("."), "cascade") from None
+        finally:
+            _inside.reset(token)
+        return self
+
+    def called(self, folder: Path) -> str:
+        """The model's name in records."""
+        del folder
+        return self.name or "+".join(self._file.thresholds)
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model, all of its models loaded."""
+        from confcascade.cascade_model import CascadeModel
+
+        return CascadeModel(self._file.cascade(), name=self.called(folder))
+
+
+_inside: ContextVar[tuple[Path, ...]] = ContextVar("confcascade_files_inside", default=())
+
 _KINDS = ("openai", "local", "llamacpp", "bundled")
 _PLANNED = ("plan", "execute")
 
@@ -267,17 +319,18 @@ def _mapping(value: Any) -> Any:
         )
     if not isinstance(value, Mapping):
         raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
-    found = [kind for kind in _KINDS if kind in value]
+    own = (*_KINDS, "cascade")
+    found = [kind for kind in own if kind in value]
     if any(key in value for key in _PLANNED):
         if found:
             raise located(f"is a model of its own by `{found[0]}`, or made of two by `plan` and `execute`; drop one")
         return value
     if len(found) != 1:
-        close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
+        close = [kind for key in value if key not in own for kind in get_close_matches(str(key), own, n=1)]
         told = f"; did you mean `{close[0]}`?" if close else ""
         raise located(
-            "must have exactly one of the keys `openai`, `local`, `llamacpp` and `bundled`, or `plan` and `execute`"
-            + told
+            "must have exactly one of the keys `openai`, `local`, `llamacpp`, `bundled` and `cascade`, or `plan` and "
+            "`execute`" + told
         )
     return value
 
@@ -299,7 +352,7 @@ def _meant(provider: str, name: str) -> str:
 
 def _kind(value: Any) -> str:
     mapping = value if isinstance(value, Mapping) else vars(value)
-    return next((f"<{kind}>" for kind in _KINDS if kind in mapping), "<planned>")
+    return next((f"<{kind}>" for kind in (*_KINDS, "cascade") if kind in mapping), "<planned>")
 
 
 # the tags are no keys, so that they can be told from keys in the place of an error
@@ -307,7 +360,8 @@ _OneModel: TypeAlias = Annotated[
     Annotated[OpenAIModelEntry, Tag("<openai>")]
     | Annotated[LocalModelEntry, Tag("<local>")]
     | Annotated[LlamaCppModelEntry, Tag("<llamacpp>")]
-    | Annotated[BundledModelEntry, Tag("<bundled>")],
+    | Annotated[BundledModelEntry, Tag("<bundled>")]
+    | Annotated[CascadeModelEntry, Tag("<cascade>")],
     Discriminator(_kind),
 ]
 _PlainEntry: TypeAlias = Annotated[_OneModel, BeforeValidator(_plain, json_schema_input_type=str | _OneModel)]
@@ -360,6 +414,7 @@ _AnyModel: TypeAlias = Annotated[
     | Annotated[LocalModelEntry, Tag("<local>")]
     | Annotated[LlamaCppModelEntry, Tag("<llamacpp>")]
     | Annotated[BundledModelEntry, Tag("<bundled>")]
+    | Annotated[CascadeModelEntry, Tag("<cascade>")]
     | Annotated[PlannedModelEntry, Tag("<planned>")],
     Discriminator(_kind),
 ]

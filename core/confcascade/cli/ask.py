@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,8 @@ from rich.table import Table
 from confcascade.attempts import Outcome
 from confcascade.cascade import Cascade
 from confcascade.errors import ConfcascadeError, ConfigurationError
-from confcascade.trace import Attempt, Record, trace
+from confcascade.stepwise_cascade import StepwiseCascade
+from confcascade.trace import Attempt, Record, Step, trace
 from confcascade.types import Cost, Message
 
 
@@ -99,7 +101,9 @@ def ask(
         return
     if not stream:
         typer.echo(outcome.text)
-    _explain(console, outcome.record, len(answering.stages))
+    # the large model alone answers what is not written in turn, such as an image
+    in_turn = isinstance(answering, StepwiseCascade) and bool(outcome.record.steps)
+    _explain(console, outcome.record, len(answering.stages), in_turn=in_turn)
 
 
 def _question(given: str) -> str:
@@ -134,8 +138,13 @@ def _print_json(told: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------- what happened
 
 
-def _explain(console: Console, record: Record, stages: int) -> None:
+def _explain(console: Console, record: Record, stages: int, *, in_turn: bool) -> None:
     console.print(_attempts(record.attempts))
+    if record.steps:
+        console.print(_steps(record.steps))
+    if in_turn:
+        _explain_turns(console, record)
+        return
     of = f"[bold]{escape(str(record.answered_by))}[/], model {(record.stage or 0) + 1} of {stages}"
     console.print(
         f"Answered by {of}"
@@ -143,6 +152,17 @@ def _explain(console: Console, record: Record, stages: int) -> None:
     )
     console.print(f"Cost, every model that ran: {_cost(record.cost)}")
     console.print(f"      answering stage only: {_cost(record.cost_answering_stage)}")
+
+
+def _explain_turns(console: Console, record: Record) -> None:
+    kept = Counter(step.author for step in record.steps if step.kept)
+    wrote = ", ".join(f"[bold]{escape(author)}[/] {count}" for author, count in kept.items())
+    console.print(
+        f"Steps of the answer: {wrote}"
+        + ("; the larger model failed, and the smaller one wrote the rest" if record.degraded else "")
+    )
+    console.print(f"Cost, every model that ran: {_cost(record.cost)}")
+    console.print(f"      what was kept only:   {_cost(record.cost_answering_stage)}")
 
 
 def _failed(console: Console, error: Exception, attempts: Sequence[Attempt], as_json: bool) -> None:
@@ -168,6 +188,15 @@ def _attempts(attempts: Sequence[Attempt]) -> Table:
             _work(attempt.cost),
             f"{attempt.latency_s:.2f}",
         )
+    return table
+
+
+def _steps(steps: Sequence[Step]) -> Table:
+    """Who wrote which step, and why; one that was thrown away stands before the one in its place."""
+    table = Table("step", "by", "", "why", "tokens")
+    for step in steps:
+        redone = "" if step.kept else "[yellow]thrown away[/]"
+        table.add_row(str(step.index + 1), escape(step.author), redone, escape(step.reason), str(step.tokens))
     return table
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,13 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from confcascade.cli.asking import EXIT, grader_for, stopping
+from confcascade.cli.options import threshold
 from confcascade.cli.progress import Shown, errors_told, usd_told
+from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from confcascade.bench.collecting.collect import AskAll, Collected, Tally
     from confcascade.cascade_file import CascadeFile
+    from confcascade.signals import Threshold
 
 
 def collect(
@@ -70,6 +73,13 @@ def collect(
     temperature: Annotated[
         float | None, typer.Option(min=0, help="By default the cascade file's `decoding`, else 0: greedy.")
     ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a cascade with `mode: stepwise`: 0.9,0.7,0.5, each a model of its own in the recording, such as "
+            "small+large@0.9. By default the file's threshold."
+        ),
+    ] = None,
     retry_errors: Annotated[bool, typer.Option(help="Ask again where the recording has an error.")] = False,
     text: Annotated[bool, typer.Option(help="Keep prompts, references, answers and their tokens.")] = True,
     keep_thoughts: Annotated[
@@ -87,6 +97,9 @@ def collect(
     APIs are asked at the pace that the file's `rate_limit` allows, as many at a time as their server answers, and again
     after errors that pass. Answers are greedy (temperature 0) unless the file's `decoding` says otherwise.
 
+    A cascade with `mode: stepwise` is asked beside its two models, as a model of its own: another threshold makes other
+    answers, so each of --thresholds is asked every question, too.
+
     Ends with 0 when all is asked, 3 at the cap of --max-usd, 130 after Ctrl-C, and 1 if a model fails time after time,
     or on every question.
 
@@ -99,7 +112,7 @@ def collect(
         confcascade collect questions.jsonl -o rec.jsonl --cascade cascade.yaml --grader numeric
     """
     from confcascade.bench.collecting.collect import collect as collect_all
-    from confcascade.bench.collecting.collect import with_default_signals
+    from confcascade.bench.collecting.grid import stages_to_ask
     from confcascade.bench.questions import read_examples
     from confcascade.bench.questions.prompts import prompt_from
     from confcascade.bench.questions.splitting import sample
@@ -118,7 +131,8 @@ def collect(
         asked = prompt_from(prompt or file.prompt or "plain")
     given = {"max_tokens": max_tokens, "temperature": temperature}
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    stages = with_default_signals(file.make_stages())
+    grid = _grid(thresholds)
+    stages = stages_to_ask(file, grid)
     out.parent.mkdir(parents=True, exist_ok=True)
     with RecordingWriter(out) as writer:
         identity = identity_of(data, stages, asked, judged, parameters, part=part)
@@ -139,7 +153,7 @@ def collect(
                 keep_thoughts=keep_thoughts,
                 stop=stop,
                 progress=shown,
-                ask_all=_engine(engine, file, grader),
+                ask_all=_engine(engine, file, grader, grid),
                 **parameters,
             )
     how = {}
@@ -155,7 +169,22 @@ def collect(
     raise typer.Exit(EXIT["failing" if failed and collected.ended == "complete" else collected.ended])
 
 
-def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
+def _grid(told: str | None) -> list[Threshold]:
+    """The thresholds of an option, each once."""
+    if told is None:
+        return []
+    found: list[Threshold] = []
+    for text in told.split(","):
+        try:
+            found.append(threshold(text.strip()))
+        except ValueError as error:
+            raise ConfigurationError(f"--thresholds '{told}': {error}.") from error
+    if len(set(found)) < len(found):
+        raise ConfigurationError(f"--thresholds '{told}' has one twice.")
+    return found
+
+
+def _engine(name: str, file: CascadeFile, grader: str | None, grid: Sequence[Threshold]) -> AskAll:
     from confcascade.bench.collecting.collect import collect_rows
 
     if name == "here":
@@ -163,7 +192,7 @@ def _engine(name: str, file: CascadeFile, grader: str | None) -> AskAll:
     from confcascade.bench.collecting.ray import on_ray
     from confcascade.graders import grader_from_string
 
-    return on_ray(file, functools.partial(grader_from_string, grader or "choice"))
+    return on_ray(file, functools.partial(grader_from_string, grader or "choice"), grid)
 
 
 def _report(collected: Collected, following: str, max_usd: float | None, how: Mapping[str, Mapping[str, Any]]) -> None:
@@ -203,7 +232,7 @@ def _report(collected: Collected, following: str, max_usd: float | None, how: Ma
             console.print(told, highlight=False, soft_wrap=True, markup=False)
     if any(tally.errors for tally in collected.tallies.values()):
         console.print("Rows with errors are asked again with --retry-errors.", highlight=False)
-    if not said and all(tally.graded for tally in collected.tallies.values()):
+    if following and not said and all(tally.graded for tally in collected.tallies.values()):
         console.print(f"Next: {following}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -248,7 +277,12 @@ def _table(tallies: Mapping[str, Tally]) -> Table:
 
 
 def _following(out: Path, cascade: Path, file: CascadeFile) -> str:
-    """The command that evaluates the recording: by the file's thresholds, or by some, where it has none."""
+    """The command that evaluates the recording: by the file's thresholds, or by some, where it has none.
+
+    Answers that were written step by step are not replayed.
+    """
+    if file.mode == "stepwise":
+        return ""
     given = list(file.thresholds.values())[:-1]
     told = ["confcascade", "evaluate", str(out)]
     if all(given):

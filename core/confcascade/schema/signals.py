@@ -17,6 +17,7 @@ from confcascade.models.bundled import bundled_folder
 from confcascade.schema import Entry, existing, located, suggestion
 from confcascade.signals import Signal
 from confcascade.signals.format_probability import FormatProbability
+from confcascade.signals.glimpse import Glimpse
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
@@ -26,8 +27,10 @@ from confcascade.signals.wording import REFUSALS, Wording
 __all__ = [
     "SIGNAL_TYPES",
     "FormatProbabilityEntry",
+    "GlimpseEntry",
     "KnowledgeProbeEntry",
     "LearnedScorerEntry",
+    "LookbackEntry",
     "RetrievalScoreEntry",
     "SignalEntry",
     "SignalType",
@@ -46,6 +49,7 @@ class SignalType(Entry):
     type: str
     name: str
 
+    between_steps: ClassVar[bool] = False  # whether it judges only steps of an answer
     _paths: ClassVar[tuple[str, ...]] = ()  # options that are paths
 
     @abstractmethod
@@ -182,6 +186,34 @@ class LearnedScorerEntry(SignalType):
         return LearnedScorer.load(existing(folder, self.folder))
 
 
+class GlimpseEntry(SignalType):
+    """How sure the model is of the very next token, before each step or before the answer (`Glimpse`)."""
+
+    type: Literal["glimpse"]
+    name: str = Field("glimpse", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        return Glimpse(name=self.name)
+
+
+class LookbackEntry(SignalType):
+    """How sure the small model is of the step before, whoever wrote it (`Lookback`); with ``mode: stepwise``."""
+
+    between_steps: ClassVar[bool] = True
+    _paths: ClassVar[tuple[str, ...]] = ("mixture",)
+    type: Literal["lookback"]
+    mixture: str = Field(min_length=1, description="File of the mixture, `StepMixture.save`, relative to the file.")
+    name: str = Field("lookback", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal, its mixture read."""
+        from confcascade.signals.lookback import Lookback
+
+        return Lookback(existing(folder, self.mixture), name=self.name)
+
+
 SIGNAL_TYPES: tuple[type[SignalType], ...] = (
     TokenProbabilityEntry,
     KnowledgeProbeEntry,
@@ -190,6 +222,8 @@ SIGNAL_TYPES: tuple[type[SignalType], ...] = (
     TextRouterEntry,
     LearnedScorerEntry,
     WordingEntry,
+    GlimpseEntry,
+    LookbackEntry,
 )
 
 

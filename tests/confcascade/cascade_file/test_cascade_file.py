@@ -21,6 +21,7 @@ from confcascade import (
     ConfigurationError,
     Decoding,
     FormatProbability,
+    Glimpse,
     KnowledgeProbe,
     LearnedScorer,
     OpenAICompatibleModel,
@@ -28,6 +29,8 @@ from confcascade import (
     Prices,
     RetrievalScore,
     Stage,
+    Steps,
+    StepwiseCascade,
     TextRouter,
     TokenProbability,
     TransformersModel,
@@ -975,3 +978,132 @@ threshold: 0.5
     assert isinstance(short, AnswerOf)
     assert short.usage.output_tokens <= 8
     assert [model.name for model in (quick, thinking, half)] == ["quick", "thinking", "half"]
+
+
+# ---------------------------------------------------------------------- step by step, and cascades in cascades
+
+IN_TURN = "mode: stepwise\nmodels: [bundled:small, bundled:large]\nsignals: [glimpse]\n"
+MIXED = "Vodis has 57 shells, finds 88, loses 39. How many shells?"
+
+
+def test_a_file_says_that_two_models_write_in_turn(write: Write):
+    """The cascade is the one that one would write in Python."""
+    file = CascadeFile.load(
+        write(IN_TURN + 'threshold: 0.9\nsteps: {delimiter: "\\n", final: large}\non_error: raise\n')
+    )
+    cascade = file.cascade()
+    python = StepwiseCascade.of(
+        models=["bundled:small", "bundled:large"],
+        signals=[Glimpse()],
+        threshold=0.9,
+        steps=Steps(delimiter="\n", final="large"),
+        on_error="raise",
+    )
+    assert isinstance(cascade, StepwiseCascade)
+    assert (cascade.steps, cascade.on_error, cascade.policy_id) == (python.steps, "raise", python.policy_id)
+    assert file.steps is not None
+    assert file.steps.load() == python.steps
+    assert CascadeFile.load(write(IN_TURN + "threshold: 0.9\n")).cascade().steps == Steps()  # type: ignore[attr-defined]
+
+
+def test_a_digest_is_also_of_the_mode_and_the_steps(write: Write):
+    """What is written out is the same as what is left to the defaults; files without the mode keep their digests."""
+
+    def digest(more: str) -> str:
+        return CascadeFile.load(write(IN_TURN + more)).digest
+
+    assert digest("") != digest('steps: {delimiter: "\\n"}')
+    assert digest("steps: {}") == digest('steps: {max_steps: 64, final: author, delimiter: "\\n\\n"}')
+    assert digest("") != CascadeFile.load(write(IN_TURN.replace("mode: stepwise\n", ""))).digest
+
+
+def test_a_grid_of_thresholds_is_of_the_same_models(write: Write):
+    """Loaded once; the file needs no threshold of its own."""
+    file = CascadeFile.load(write(IN_TURN))
+    high, low = file.grid([0.9, 0.5])
+    assert [cascade.stages[0].thresholds for cascade in (high, low)] == [{"glimpse": 0.9}, {"glimpse": 0.5}]
+    assert all(a.model is b.model for a, b in zip(high.stages, low.stages, strict=True))
+    with pytest.raises(ConfigurationError, match=r"a cascade needs a threshold for glimpse here"):
+        file.cascade()
+    whole = CascadeFile.load(write("models: [bundled:small, bundled:large]\nthreshold: 0.9\n"))
+    with pytest.raises(ConfigurationError, match="is for `mode: stepwise`"):
+        whole.grid([0.9])
+    assert not hasattr(whole.cascade(), "steps")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "says"),
+    [
+        ("models: [bundled:small, bundled:large]\nsteps: {}\n", 2, "steps", "goes with `mode: stepwise`"),
+        (IN_TURN + "steps: {delimter: x}\n", 4, "steps.delimter", "did you mean `delimiter`?"),
+        (IN_TURN + "steps: {delimiter: ''}\n", 4, "steps.delimiter", "at least 1 character"),
+        (IN_TURN + "steps: {max_steps: 0}\n", 4, "steps.max_steps", "greater than or equal to 1"),
+        (IN_TURN + "steps: {final: small}\n", 4, "steps.final", "must be 'author' or 'large'"),
+        (IN_TURN + "on_cut: keep\n", 4, "on_cut", "is not for answers that are written step by step"),
+        ("mode: stepwise\nmodels: [bundled:small]\n", 2, "models", "name two. Got 1"),
+        (
+            "mode: stepwise\npolicy: p.json\nmodels: [bundled:small, bundled:large]\n",
+            2,
+            "policy",
+            "was fitted on whole",
+        ),
+        ("mode: steps\nmodels: [bundled:small, bundled:large]\n", 1, "mode", "must be 'query' or 'stepwise'"),
+        (
+            IN_TURN.replace("mode: stepwise\n", "").replace("glimpse", "{type: lookback, mixture: m.json}"),
+            *(2, "signals[0]", "lookback judges the steps of an answer, and goes with `mode: stepwise`"),
+        ),
+        (
+            "mode: stepwise\nstages:\n- model: bundled:small\n  signals: [glimpse]\n  thresholds: {glimpse: 0.9}\n"
+            "  skip: {glimpse: 0.1}\n- model: bundled:large\n",
+            *(6, "stages[0].skip", "drop `skip`"),
+        ),
+    ],
+)
+def test_what_is_of_the_other_mode_is_told_with_its_place(write: Write, text: str, line: int, key: str, says: str):
+    with pytest.raises(ConfigurationError) as raised:
+        CascadeFile.load(write(text))
+    assert f"line {line}, `{key}`: " in str(raised.value)
+    assert says in str(raised.value)
+
+
+def test_models_that_cannot_write_in_turn_are_told_with_the_mode(write: Write):
+    """And a policy for whole answers, given beside the file."""
+    path = write(
+        "mode: stepwise\nmodels: [bundled:small, {openai: m, base_url: 'http://localhost:1/v1'}]\nthreshold: 0.9\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"line 1, `mode`: Model 'm' cannot go on"):
+        CascadeFile.load(path).cascade()
+    with pytest.raises(ConfigurationError, match=r"line 1, `mode`: A policy was fitted on whole answers"):
+        CascadeFile.load(path).cascade(policy="policy.json")
+    with pytest.raises(ConfigurationError, match=r"line 1, `mode`: A report replays whole answers"):
+        CascadeFile.load(path).only_whole("A report")
+
+
+def test_a_cascade_of_another_file_is_a_model(write: Write, tmp_path: Path):
+    """By its path, relative to the file; its models' names, joined, are its own, and its record has their steps."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "turns.yaml").write_text(IN_TURN + 'threshold: 0.999\nsteps: {delimiter: "\\n"}\n')
+    file = CascadeFile.load(write("models: [bundled:small, {cascade: inner/turns.yaml}]\nthreshold: 0.999\n"))
+    assert list(file.thresholds) == ["small", "small+large"]
+    outcome = file.cascade().run(MIXED)
+    assert outcome.record.answered_by == "small+large"
+    assert {step.author for step in outcome.record.steps} <= {"small", "large"}
+    assert outcome.record.steps
+    named = CascadeFile.load(
+        write("models: [bundled:small, {cascade: inner/turns.yaml, name: turns}]\nthreshold: 1.0\n")
+    )
+    assert named.make_stages()[-1].model.name == "turns"
+
+
+def test_what_is_wrong_in_a_file_in_a_file_is_told_with_both_places(write: Write, tmp_path: Path):
+    """Also if it is not there, or contains itself."""
+    (tmp_path / "inner.yaml").write_text("models: [bundled:small]\nthresold: 0.9\n")
+    for name, says in (
+        ("inner.yaml", r"line 1, `models\[1\].cascade`: .*inner.yaml, line 2, `thresold`: unknown key"),
+        ("none.yaml", r"line 1, `models\[1\].cascade`: The cascade file .*none.yaml' cannot be read"),
+        ("cascade.yaml", r"'cascade.yaml' would contain itself"),
+    ):
+        path = write(f"models: [bundled:small, {{cascade: {name}}}]\nthreshold: 0.9\n")
+        path = path.rename(tmp_path / "cascade.yaml")
+        with pytest.raises(ConfigurationError, match=says):
+            CascadeFile.load(path)

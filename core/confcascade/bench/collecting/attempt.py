@@ -142,7 +142,8 @@ def _scores(
             if response is None:
                 continue
             evidence = Evidence(request, prefilled, response.tokens, response)
-        prefill = bool(signal.layers(model)) or (bool(signal.labels) and model.capability.prefill)
+        read = bool(signal.labels) and model.capability.prefill
+        prefill = bool(signal.layers(model)) or signal.following or read
         if prefill and prefilled is None:  # that pass is what failed
             continue
         try:

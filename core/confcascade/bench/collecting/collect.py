@@ -27,6 +27,7 @@ from confcascade.bench.questions.prompts import Prompt, prompt_from
 from confcascade.bench.recording.reading import read_rows
 from confcascade.bench.recording.row import Row
 from confcascade.bench.recording.writer import RecordingWriter
+from confcascade.cascade_model import CascadeModel
 from confcascade.cost import attempt_cost
 from confcascade.drivers import run_many
 from confcascade.errors import ConfigurationError
@@ -156,6 +157,7 @@ class Collected:
 def with_default_signals(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """`stages` as they are asked: models of strings loaded; one without signals, as the last, with the others' P(T).
 
+    A cascade gets none: of tokens of several models it would say nothing.
     That decides nothing in the cascade, but its scores can be a baseline later, or show what it would do elsewhere.
     Its answers are not begun with a `prefix`: those of the last stage of a cascade are not.
     """
@@ -165,7 +167,9 @@ def with_default_signals(stages: Sequence[Stage]) -> tuple[Stage, ...]:
         for signal in stage.signals
         if isinstance(signal, TokenProbability)
     }
-    able = [stage.model.capability.logprobs is not False for stage in stages]
+    able = [
+        stage.model.capability.logprobs is not False and not isinstance(stage.model, CascadeModel) for stage in stages
+    ]
     return tuple(
         stage if stage.signals or not logprobs else replace(stage, signals=tuple(known.values()))
         for stage, logprobs in zip(stages, able, strict=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from confcascade.bench.cluster import connect, mapped, worker_count
 from confcascade.bench.collecting.attempt import CollectOptions
-from confcascade.bench.collecting.collect import AskAll, collect_rows, with_default_signals
+from confcascade.bench.collecting.collect import AskAll, collect_rows
+from confcascade.bench.collecting.grid import stages_to_ask
 from confcascade.bench.collecting.rate_limit import RateLimiter, RateLimits
 from confcascade.bench.recording.row import Row
 from confcascade.cascade_file import CascadeFile
 from confcascade.graders import Grader
 from confcascade.graders.example import Example
+from confcascade.signals import Threshold
 from confcascade.stage import Stage
 from confcascade.types import Usage
 
@@ -21,7 +23,7 @@ __all__ = ["on_ray"]
 _ROWS = 32  # asked for at a time: a worker that is lost, or a driver that is killed, repeats no more of each worker
 
 
-def on_ray(file: CascadeFile, grader: Callable[[], Grader]) -> AskAll:
+def on_ray(file: CascadeFile, grader: Callable[[], Grader], thresholds: Sequence[Threshold] = ()) -> AskAll:
     """In the place of `collect_rows`: for ``collect(..., ask_all=on_ray(file, grader))``.
 
     Each worker builds the stages of `file` for itself, so what the file names (models, probes) must be reachable from
@@ -31,6 +33,7 @@ def on_ray(file: CascadeFile, grader: Callable[[], Grader]) -> AskAll:
     Args:
         file: Of which the stages are.
         grader: Makes the grader, on each worker.
+        thresholds: With which the stages were made of it (`stages_to_ask`).
     """
 
     def ask_all(
@@ -50,6 +53,7 @@ def on_ray(file: CascadeFile, grader: Callable[[], Grader]) -> AskAll:
         workers = max(1, min(worker_count(gpus=bool(gpus)), len(batches)))
         work = _Asker(
             file,
+            tuple(thresholds),
             grader,
             replace(asking, grader=None),  # type: ignore[arg-type]  # it is made anew there, for it may hold a model
             max(1, max_concurrency // workers),
@@ -83,6 +87,7 @@ class _Asker:
     """What each worker is sent; its stages are made with the first batch, and kept."""
 
     file: CascadeFile
+    thresholds: tuple[Threshold, ...]
     grader: Callable[[], Grader]
     asking: CollectOptions
     max_concurrency: int
@@ -91,7 +96,7 @@ class _Asker:
 
     def __call__(self, batch: list[tuple[Example, str]]) -> tuple[list[bytes], dict[str, Usage]]:
         if self._made is None:
-            stages = {stage.model.name: stage for stage in with_default_signals(self.file.make_stages())}
+            stages = {stage.model.name: stage for stage in stages_to_ask(self.file, self.thresholds)}
             lines = RateLimiter(self.limits, max_concurrency=self.max_concurrency)
             self._made = stages, replace(self.asking, grader=self.grader()), lines
         stages, asking, lines = self._made
