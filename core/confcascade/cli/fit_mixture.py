@@ -159,12 +159,11 @@ def _confidences(
     left = [name for name in queries if name not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        kept.open("a", encoding="utf-8") as file,
+        kept.open("w", encoding="utf-8") as file,
         Progress(*columns, console=console, disable=not console.is_terminal) as bars,
     ):
-        if not known:
-            file.truncate(0)
-            file.write(json.dumps(begun) + "\n")
+        file.writelines(json.dumps(line) + "\n" for line in [begun, *known])
+        file.flush()
         task = bars.add_task("Answering", total=len(queries), completed=len(queries) - len(left))
         for at in range(0, len(left), CHUNK):
             if stop.is_set():
@@ -198,8 +197,8 @@ def _read(kept: Path, begun: dict[str, Any]) -> list[tuple[list[str], list[float
             continue
         if i == 0 and told != json.loads(json.dumps(begun)):
             raise ConfigurationError(
-                f"'{kept}' holds steps that were collected otherwise (other questions, another model, prompt, delimiter "
-                "or settings). Delete it, or write to another --out."
+                f"'{kept}' holds steps that were collected otherwise (other questions, another model, prompt, "
+                "delimiter or settings). Delete it, or write to another --out."
             )
         if i:
             found.append((told[0], told[1]))
