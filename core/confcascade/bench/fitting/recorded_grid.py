@@ -205,27 +205,25 @@ class RecordedGrid:
         if found.chosen is None:
             raise ConfigurationError(f"There is no policy, for nothing can be promised: {found.why}.")
         told = self.told[found.chosen.name]
-        where = Path(folder or ".")
-        stages = []
-        for i, each in enumerate(told["stages"]):
-            first = i == 0
-            entries = []
-            if described is not None and first:
-                known = Described(described.signal_entries.get(each["model"], ()), described.folder)
-                entries = entries_of(known, tuple(each["thresholds"]), where)
-            stages.append(
-                FittedStage(
-                    model=each["model"],
-                    build=each["fingerprint"],
-                    prompt_version=material.prompt_versions.get(found.chosen.name),
-                    signals=entries,
-                    identities=each["signals"] if first else {},
-                    thresholds=each["thresholds"] if first else {},
-                    decoding=each["decoding"],
-                )
+        small, large = (
+            FittedStage(
+                model=each["model"],
+                build=each["fingerprint"],
+                prompt_version=material.prompt_versions.get(found.chosen.name),
+                decoding=each["decoding"],
             )
-        if stages[0].signals:
-            stages[0].load(where, {})  # now, and not when it is first used, if it is another signal
+            for each in told["stages"]
+        )
+        first = told["stages"][0]
+        small = small.model_copy(update={"identities": first["signals"], "thresholds": first["thresholds"]})
+        if described is not None and (entries := described.signal_entries.get(self.small)):
+            known, names = Described(entries, described.folder), (self.signal,)
+            live = {"signals": entries_of(known, names, described.folder)}
+            here = FittedStage(**{**small.model_dump(), **live})
+            here.load(described.folder, {})  # now, and not when it is first used, if it is another signal
+            kept = {"signals": entries_of(known, names, Path(folder or "."))}
+            small = FittedStage(**{**small.model_dump(), **kept})
+        stages = [small, large]
         return found.policy(material, stages, Stepwise(**told["steps"]))
 
 
