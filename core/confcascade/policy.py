@@ -171,9 +171,9 @@ class FittedStage(Entry):
 class StepsEntry(Entry):
     """What a step of an answer is, and who ends the answer (`Steps`)."""
 
-    delimiter: str = Field("\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
-    max_steps: int = Field(64, ge=1, description="After so many, the large model writes the rest.")
-    final: Literal["author", "large"] = Field("author", description="Who may write the last step.")
+    delimiter: str = Field(default="\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
+    max_steps: int = Field(default=64, ge=1, description="After so many, the large model writes the rest.")
+    final: Literal["author", "large"] = Field(default="author", description="Who may write the last step.")
 
     def load(self) -> Steps:
         """As the cascade takes them."""
