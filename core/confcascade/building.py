@@ -32,6 +32,7 @@ def build_stages(
     signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None = None,
     policy: Policy | str | Path | None = None,
     wrap: Callable[[Any], Any] = lambda model: model,
+    stepwise: bool = False,
 ) -> tuple[Stage, ...]:
     """Stages from what a user may give: `models` with a `threshold` or a `policy`, or `stages` complete.
 
@@ -43,6 +44,7 @@ def build_stages(
             `policy`: those that it does not say how to make, or by the model's name.
         policy: With `models`: one that was fitted on them, or its file; it chooses among them.
         wrap: Turns a framework's model into a `LanguageModel` (strings are resolved before).
+        stepwise: Whether the cascade decides step by step, as a `policy` must have been fitted to.
 
     Raises:
         ConfigurationError: If they contradict each other, or a stage cannot work.
@@ -59,7 +61,7 @@ def build_stages(
             raise ConfigurationError(
                 "A `policy` brings signals and thresholds, and goes with `models`; drop `stages` and `threshold`."
             )
-        stages, models = _fitted(policy, _listed("models", models), signals, wrap), None
+        stages, models = _fitted(policy, _listed("models", models), signals, wrap, stepwise), None
         wrap = _as_it_is
     if models is not None:
         models = _listed("models", models)
@@ -101,6 +103,7 @@ def _fitted(
     models: Sequence[Any],
     signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None,
     wrap: Callable[[Any], Any],
+    stepwise: bool,
 ) -> tuple[Stage, ...]:
     from confcascade.policy import Policy
 
@@ -110,7 +113,7 @@ def _fitted(
     resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
     if signals is not None and not isinstance(signals, Mapping):
         signals = _listed("signals", signals)
-    return chosen.make_stages(resolved, signals=signals or ())
+    return chosen.make_stages(resolved, signals=signals or (), stepwise=stepwise)
 
 
 def _listed(name: str, value: Any) -> list[Any]:

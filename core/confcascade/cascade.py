@@ -106,6 +106,8 @@ class Cascade:
             raise ConfigurationError(
                 'A fitted policy promises nothing of drafts that were cut off: it goes with `on_cut="escalate"`.'
             )
+        if isinstance(self.stages, FittedStages):
+            self.stages.policy.check_mode(stepwise=self._in_steps)
         self.on_exhausted = on_exhausted
         self.on_cut = on_cut
         self.policy_id = self._id_of(self.stages)
@@ -139,7 +141,13 @@ class Cascade:
             ConfigurationError: As by `build_stages` and `Cascade`.
         """
         built = build_stages(
-            models=models, stages=stages, threshold=threshold, signals=signals, policy=policy, wrap=wrap
+            models=models,
+            stages=stages,
+            threshold=threshold,
+            signals=signals,
+            policy=policy,
+            wrap=wrap,
+            stepwise=cls._in_steps,
         )
         return cls(
             built,

@@ -29,6 +29,7 @@ from confcascade.schema.signals import SignalEntry
 from confcascade.signals import Signal
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.stage import FittedStages, Stage
+from confcascade.stepwise import Steps
 
 __all__ = [
     "CalibratedEntry",
@@ -37,6 +38,7 @@ __all__ = [
     "MadeFrom",
     "Policy",
     "Saving",
+    "StepsEntry",
     "Stepwise",
     "question_key",
 ]
@@ -166,19 +168,28 @@ class FittedStage(Entry):
         return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]
 
 
-class Stepwise(Entry):
+class StepsEntry(Entry):
+    """What a step of an answer is, and who ends the answer (`Steps`)."""
+
+    delimiter: str = Field(default="\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
+    max_steps: int = Field(default=64, ge=1, description="After so many, the large model writes the rest.")
+    final: Literal["author", "large"] = Field(default="author", description="Who may write the last step.")
+
+    def load(self) -> Steps:
+        """As the cascade takes them."""
+        return Steps(delimiter=self.delimiter, max_steps=self.max_steps, final=self.final)
+
+
+class Stepwise(StepsEntry):
     """How a policy decides within an answer, step by step: by the thresholds of its first stage, before or after each.
 
     Attributes:
-        delimiter: What ends a step.
-        max_steps: Most steps of an answer; None for no limit.
-        final: Whether the large model writes the last step.
+        delimiter: As of `Steps`.
+        max_steps: Likewise.
+        final: Likewise.
         configuration: The name that the grid's recording gave it ("small+large@0.7").
     """
 
-    delimiter: str = Field(default="\n\n", min_length=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    final: bool = False
     configuration: str | None = None
 
 
@@ -354,6 +365,19 @@ class Policy(Entry):
             unknown.append("the prompt")
         return tuple(unknown)
 
+    def check_mode(self, *, stepwise: bool) -> None:
+        """Raise `ConfigurationError` unless the policy decides step by step, or by whole answers, as its cascade does.
+
+        Args:
+            stepwise: Whether the cascade decides step by step.
+        """
+        if stepwise != (self.stepwise is not None):
+            decides, other = ("by the whole answer", "query") if stepwise else ("step by step", "stepwise")
+            raise ConfigurationError(
+                f"This policy decides {decides}, and nothing is promised of another way: use "
+                f'mode="{other}", or fit again.'
+            )
+
     def make_stages(
         self,
         models: Sequence[LanguageModel | str],
@@ -378,12 +402,7 @@ class Policy(Entry):
             ConfigurationError: As by `check`, if the policy decides the other way, and if a signal is missing or not
                 the one that was recorded.
         """
-        if stepwise != (self.stepwise is not None):
-            decides, other = ("by the whole answer", "query") if stepwise else ("step by step", "stepwise")
-            raise ConfigurationError(
-                f"This policy decides {decides}, and nothing is promised of another way: use "
-                f'mode="{other}", or fit again.'
-            )
+        self.check_mode(stepwise=stepwise)
         resolved = [from_string(model) if isinstance(model, str) else model for model in models]
         if unknown := self.check(resolved, prompt_version=prompt_version, decoding=decoding):
             warnings.warn(
@@ -419,7 +438,10 @@ class Policy(Entry):
         if self.stepwise is not None:
             rule = " and ".join(f"{name} >= {_shown(value)}" for name, value in gated[0].thresholds.items())
             lines = [f"Policy: {self.name}, step by step", f"  {gated[0].model} writes the steps with {rule}"]
-            return [*lines, f"  {last.model} writes the others" + (", and the last" if self.stepwise.final else "")]
+            return [
+                *lines,
+                f"  {last.model} writes the others" + (", and the last" if self.stepwise.final == "large" else ""),
+            ]
         lines = [f"Policy: {self.name}"]
         for stage in gated:
             rules = [f"{name} >= {_shown(value)}" for name, value in stage.thresholds.items()]

@@ -13,7 +13,7 @@ from confcascade.asks import Chunk, Flow
 from confcascade.attempts import OnError, OnExhausted, Outcome, Tried
 from confcascade.cascade import Cascade, Messages, OnEnded, Query
 from confcascade.errors import ConfigurationError
-from confcascade.stage import Stage
+from confcascade.stage import FittedStages, Stage
 from confcascade.stepwise import Steps, stepwise_flow
 from confcascade.thoughts import ThoughtReader
 
@@ -34,7 +34,7 @@ class StepwiseCascade(Cascade):
 
     Args:
         stages: Two: the small model with its signals, and the large one.
-        steps: What a step is, and who may end the answer.
+        steps: What a step is, and who may end the answer; with a fitted policy, its own.
         on_error: With "escalate", the large model writes the rest if the small one fails; "raise" raises its error.
         on_exhausted: If the large model fails, "raise" raises `CascadeExhaustedError`, which is an instance of its
             error's class, too; "best" lets the small one write the rest, flagged ``degraded``.
@@ -56,7 +56,7 @@ class StepwiseCascade(Cascade):
         on_ended: OnEnded | None = None,
         **others: Any,
     ) -> None:
-        self.steps = Steps() if steps is None else steps
+        self.steps = _steps(stages, steps)
         for name, default in (("on_cut", "escalate"), ("audit", 0.0)):
             if others.pop(name, default) != default:
                 raise ConfigurationError(f"`{name}` is not for answers that are written step by step. Leave it out.")
@@ -116,12 +116,26 @@ class StepwiseCascade(Cascade):
                     yield each
 
 
+def _steps(stages: Sequence[Stage], steps: Steps | None) -> Steps:
+    """What was given; of a fitted policy its own, which must not be contradicted."""
+    fitted = stages.policy.stepwise if isinstance(stages, FittedStages) else None
+    if fitted is None:
+        return Steps() if steps is None else steps
+    own: Steps = fitted.load()
+    if steps is not None and steps != own:
+        raise ConfigurationError(
+            f"The policy was fitted on answers with {own}, and `steps` says {steps}. Other steps make other answers: "
+            "leave `steps` out, or fit again."
+        )
+    return own
+
+
 def cascade_of(mode: Mode = "query", *, steps: Steps | None = None, **given: Any) -> Cascade:
     """A cascade of either kind from what a user may give.
 
     Args:
         mode: "query" for whole answers, "stepwise" for answers that are written in turn.
-        steps: With "stepwise": what a step is.
+        steps: With "stepwise": what a step is; with a fitted policy, its own.
         **given: As of `Cascade.of`.
 
     Raises:

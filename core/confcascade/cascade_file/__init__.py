@@ -57,8 +57,6 @@ from confcascade.unusable import OnCut
 
 __all__ = ["CascadeFile", "PricesEntry", "RateLimit", "StageEntry"]
 
-_OF_WHOLE_ANSWERS = "was fitted on whole answers, and says nothing of answers that are written step by step"
-
 
 class CascadeFile(Entry):
     """A cascade in a file; made by `load`.
@@ -73,7 +71,7 @@ class CascadeFile(Entry):
         stages: Each with signals and thresholds of its own, if there are no `models`.
         policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
         mode: "query" for a `Cascade`, "stepwise" for a `StepwiseCascade` of two models.
-        steps: With "stepwise": what a step is, as of `Steps`.
+        steps: With "stepwise": what a step is, as of `Steps`; a policy has its own.
         on_error: As of `Cascade`.
         on_exhausted: As of `Cascade`.
         on_cut: As of `Cascade`.
@@ -176,12 +174,11 @@ class CascadeFile(Entry):
             ConfigurationError: As by `stages`, if a threshold is missing, the policy was fitted on other models, or its
                 promise cannot be audited.
         """
-        if policy is not None and self.mode == "stepwise":
-            with self.at("mode"):
-                raise ConfigurationError(f"A policy {_OF_WHOLE_ANSWERS}.")
         if policy is not None or self.policy is not None:
             stages = self._fitted(policy, prompt_version)
             with self._source.at():
+                if self.mode == "stepwise":
+                    return self._stepwise(stages, audit=audit)
                 return Cascade(stages, **self._options, audit=audit)
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
@@ -214,6 +211,9 @@ class CascadeFile(Entry):
                 raise ConfigurationError(
                     "A grid of thresholds is for `mode: stepwise`: of whole answers one recording is replayed at any."
                 )
+        if self.policy is not None and thresholds:
+            with self.at("policy"):
+                raise ConfigurationError("A policy has one threshold, which is fitted: drop `policy` for a grid.")
         small, large = self.make_stages()
         with self.at("mode"):
             return tuple(
@@ -237,7 +237,7 @@ class CascadeFile(Entry):
             with self.at("mode"):
                 raise ConfigurationError(
                     f"{who} replays whole answers, and what a cascade writes step by step is another answer at another "
-                    "threshold. Collect it at each (`confcascade collect --thresholds`), as models of their own."
+                    "threshold. Collect it at each, as models of their own."
                 )
         if self.on_cut == "keep":
             with self.at("on_cut"):
@@ -386,8 +386,6 @@ class CascadeFile(Entry):
         if len(self._entries) != 2:
             told = f"step by step, a small and a large model write in turn: name two. Got {len(self._entries)}"
             raise located(told, "models" if self.stages is None else "stages")
-        if self.policy is not None:
-            raise located(f"{_OF_WHOLE_ANSWERS}; drop `policy` or `mode`", "policy")
         if self.on_cut == "keep":
             raise located("is not for answers that are written step by step; drop `on_cut`", "on_cut")
         for i, entry in enumerate(self._entries):
@@ -454,7 +452,9 @@ class CascadeFile(Entry):
         with self._source.at(("policy",) if policy is None else ()):
             # greedy is what nothing said means, and then the policy knows better
             asked = {name: Decoding(**said) for name, said in self._said_decodings.items()}
-            stages = chosen.make_stages(models, prompt_version=prompt_version, decoding=asked)
+            stages = chosen.make_stages(
+                models, prompt_version=prompt_version, decoding=asked, stepwise=self.mode == "stepwise"
+            )
         priced = (replace(stage, prices=self.prices.get(stage.model.name)) for stage in stages)
         return FittedStages.of(chosen, priced)
 

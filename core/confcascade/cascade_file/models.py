@@ -319,13 +319,14 @@ def _mapping(value: Any) -> Any:
         )
     if not isinstance(value, Mapping):
         raise located('must be a string such as "openai:gpt-4o-mini", or a mapping such as {openai: gpt-4o-mini}')
-    found = [kind for kind in (*_KINDS, "cascade") if kind in value]
+    own = (*_KINDS, "cascade")
+    found = [kind for kind in own if kind in value]
     if any(key in value for key in _PLANNED):
         if found:
             raise located(f"is a model of its own by `{found[0]}`, or made of two by `plan` and `execute`; drop one")
         return value
     if len(found) != 1:
-        close = [kind for key in value if key not in _KINDS for kind in get_close_matches(str(key), _KINDS, n=1)]
+        close = [kind for key in value if key not in own for kind in get_close_matches(str(key), own, n=1)]
         told = f"; did you mean `{close[0]}`?" if close else ""
         raise located(
             "must have exactly one of the keys `openai`, `local`, `llamacpp`, `bundled` and `cascade`, or `plan` and "

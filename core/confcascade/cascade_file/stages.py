@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from confcascade.cascade_file.models import ModelEntry, PricesEntry
+from confcascade.policy import StepsEntry
 from confcascade.schema import Entry, ThresholdValue, located, suggestion
 from confcascade.schema.signals import SignalEntry
-from confcascade.stepwise import Steps
 
 __all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "StepsEntry", "check_known", "names_of", "said"]
 
@@ -30,18 +30,6 @@ class DecodingEntry(Entry):
     top_p: float | None = Field(None, gt=0, le=1, description="Of sampling.")
     top_k: int | None = Field(None, ge=1, description="Of sampling.")
     seed: int | None = Field(None, description="Of sampling.")
-
-
-class StepsEntry(Entry):
-    """What a step of an answer is, and who ends the answer (`Steps`)."""
-
-    delimiter: str = Field("\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
-    max_steps: int = Field(64, ge=1, description="After so many, the large model writes the rest.")
-    final: Literal["author", "large"] = Field("author", description="Who may write the last step.")
-
-    def load(self) -> Steps:
-        """As the cascade takes them."""
-        return Steps(**self.model_dump())
 
 
 class StageEntry(Entry):

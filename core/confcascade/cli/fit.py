@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from confcascade.cli.fit_grid import fit_grid, refuse_grid
 from confcascade.cli.hints import with_options
 from confcascade.cli.options import Models, Parameters, PerToken, Unit
 from confcascade.cli.sizes import Sizes
@@ -69,6 +70,13 @@ def fit(
     seed: Annotated[
         int, typer.Option(help="Of the split. To try several until one passes is to choose by the proof.")
     ] = 0,
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid",
+            help="Of a cascade with `mode: stepwise`: certify one of the thresholds at which it was collected.",
+        ),
+    ] = False,
 ) -> None:
     """Choose thresholds from a recording, with a promise: calibrate, choose, certify.
 
@@ -77,15 +85,31 @@ def fit(
     nothing, if nothing can be promised. Example:
 
         confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --confidence 0.95 --parameters small=8B,large=70B
+
+    With --grid, thresholds of a cascade that writes step by step (`collect --thresholds 0.9,0.7`) are tested with all
+    questions, the highest first, up to the first that fails, and the cheapest that passed is taken. The grid and its
+    order must have been settled before anybody looked at the answers. Costs are those of the recording:
+
+        confcascade fit answers.jsonl -o policy.json --grid --max-drop 0.02 --cascade cascade.yaml
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from confcascade.bench.fitting import NotCertified, agreement, describe_fit, read_material
+    from confcascade.bench.fitting import NotCertified, agreement, describe_fit, read_material, stepwise_models
     from confcascade.bench.fitting import fit as fitted
     from confcascade.cascade_file import CascadeFile
     from confcascade.guarantee import Promise
 
+    if grid:
+        refuse_grid(
+            max_drop=max_drop,
+            max_cost=max_cost,
+            signals=signals,
+            prices=prices,
+            parameters=parameters,
+            per_group=per_group,
+            seed=seed,
+        )
     if (max_drop is None) == (max_cost is None):
         raise ConfigurationError(
             "What shall be promised? Say either --max-drop 0.01 (within a point of the largest) or --max-cost 0.4."
@@ -94,14 +118,33 @@ def fit(
         raise ConfigurationError(
             "--no-labels and --equivalence go together: without labels, it must be said when two answers are the same."
         )
-    if models is not None and cascade is not None:
+    if models is not None and cascade is not None and not grid:
         raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
     file = None if cascade is None else CascadeFile.load(cascade)
+    console = Console(stderr=True)
+    if grid:
+        certified = fit_grid(
+            recording,
+            out,
+            lambda rule: Promise(max_drop, confidence, equivalence=rule),
+            rule=None
+            if equivalence is None
+            else lambda smaller: _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller),
+            models=None if models is None else [name.strip() for name in models.split(",")],
+            file=file,
+            unit=unit,
+            console=console,
+        )
+        raise typer.Exit(0 if certified else 1)
+    if models is None and (written := stepwise_models(recording)):
+        raise ConfigurationError(
+            f"The recording has cascades that write step by step, {', '.join(written)}. Say --grid to certify one of "
+            "them, or name in --models which models to fit on."
+        )
     sizes = Sizes.told(parameters, prices, file, recording)
     chosen = None if models is None else [name.strip() for name in models.split(",")]
     if file is not None:
         chosen = list(file.thresholds)
-    console = Console(stderr=True)
     with console.status("Reading the recording"):
         material = read_material(
             recording,

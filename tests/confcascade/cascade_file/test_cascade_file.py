@@ -1041,12 +1041,6 @@ def test_a_grid_of_thresholds_is_of_the_same_models(write: Write):
         (IN_TURN + "steps: {final: small}\n", 4, "steps.final", "must be 'author' or 'large'"),
         (IN_TURN + "on_cut: keep\n", 4, "on_cut", "is not for answers that are written step by step"),
         ("mode: stepwise\nmodels: [bundled:small]\n", 2, "models", "name two. Got 1"),
-        (
-            "mode: stepwise\npolicy: p.json\nmodels: [bundled:small, bundled:large]\n",
-            2,
-            "policy",
-            "was fitted on whole",
-        ),
         ("mode: steps\nmodels: [bundled:small, bundled:large]\n", 1, "mode", "must be 'query' or 'stepwise'"),
         (
             IN_TURN.replace("mode: stepwise\n", "").replace("glimpse", "{type: lookback, mixture: m.json}"),
@@ -1067,13 +1061,13 @@ def test_what_is_of_the_other_mode_is_told_with_its_place(write: Write, text: st
 
 
 def test_models_that_cannot_write_in_turn_are_told_with_the_mode(write: Write):
-    """And a policy for whole answers, given beside the file."""
+    """And a policy that is not there, given beside the file."""
     path = write(
         "mode: stepwise\nmodels: [bundled:small, {openai: m, base_url: 'http://localhost:1/v1'}]\nthreshold: 0.9\n"
     )
     with pytest.raises(ConfigurationError, match=r"line 1, `mode`: Model 'm' cannot go on"):
         CascadeFile.load(path).cascade()
-    with pytest.raises(ConfigurationError, match=r"line 1, `mode`: A policy was fitted on whole answers"):
+    with pytest.raises(ConfigurationError, match=r"'policy.json' cannot be read"):
         CascadeFile.load(path).cascade(policy="policy.json")
     with pytest.raises(ConfigurationError, match=r"line 1, `mode`: A report replays whole answers"):
         CascadeFile.load(path).only_whole("A report")

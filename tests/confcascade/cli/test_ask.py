@@ -210,7 +210,7 @@ def test_what_cannot_work_is_the_code_2(confcascade, cascade, text, arguments, s
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["ask", "collect", "convert", "demo", "evaluate"])
+@pytest.mark.parametrize("command", ["ask", "collect", "convert", "demo", "evaluate", "fit", "fit-mixture"])
 def test_help_is_whole_in_80_columns(command):
     """No name of an option and no word is cut off."""
     from confcascade.cli import app

@@ -5,7 +5,8 @@
 promise, `results` what a fit gives, `policy_file` writes and reads the policy, `not_certified` plans what it would take
 if there is none. `describe` says what came of it, `realised` looks at a policy on other questions.
 
-`grid` certifies one of a few whole cascades of which each has answered every question itself.
+`grid` certifies one of a few whole cascades of which each has answered every question itself; `recorded_grid` reads
+such a grid of thresholds from a recording and makes the policy.
 """
 
 from confcascade.bench.fitting.describe import describe_fit
@@ -14,6 +15,7 @@ from confcascade.bench.fitting.grid import Configuration, GridFit, certify_grid
 from confcascade.bench.fitting.material import FitData, FitNotes, agreement, material_of, read_material
 from confcascade.bench.fitting.policy_file import Described, replayable
 from confcascade.bench.fitting.realised import Realised, realised
+from confcascade.bench.fitting.recorded_grid import RecordedGrid, stepwise_models
 from confcascade.bench.fitting.results import Fitted, NotCertified
 from confcascade.bench.fitting.splitting import FitSplit, split_by_key
 
@@ -27,6 +29,7 @@ __all__ = [
     "GridFit",
     "NotCertified",
     "Realised",
+    "RecordedGrid",
     "agreement",
     "certify_grid",
     "describe_fit",
@@ -36,4 +39,5 @@ __all__ = [
     "realised",
     "replayable",
     "split_by_key",
+    "stepwise_models",
 ]

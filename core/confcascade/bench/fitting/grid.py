@@ -136,13 +136,18 @@ class GridFit:
                 f"{100 * self.hindsight.examined.loss:.2f} points on these questions; that promises nothing of others."
             )
         verdicts = {True: "passed", False: "failed", None: "not tested"}
-        lines += ["", f"configuration  questions  lost  gained  difference  bound  cost ({self.unit})  saved"]
+        rows = [("configuration", "questions", "lost", "gained", "difference", "bound", self.unit, "saved", "test")]
         for each in self.table:
             seen = each.examined
-            lines.append(
-                f"{each.name}  {seen.n:,}  {seen.harms:,}  {seen.benefits:,}  {0 - seen.loss:+.2%}  {seen.bound:.2%}  "
-                f"{seen.cost:.4g}  {each.saved:.1%}  {verdicts[each.passed]}"
-            )
+            counts = (f"{seen.n:,}", f"{seen.harms:,}", f"{seen.benefits:,}")
+            shares = (f"{0 - seen.loss:+.2%}", f"{seen.bound:.2%}", f"{seen.cost:.4g}", f"{each.saved:.1%}")
+            rows.append((each.name, *counts, *shares, verdicts[each.passed]))
+        rows.append((self.largest, f"{self.table[0].examined.n:,}", *("",) * 4, f"{self.largest_cost:.4g}", "", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines.append("")
+        for name, *cells, verdict in rows:
+            told = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=False)]
+            lines.append("  ".join([name.ljust(widths[0]), *told, verdict]).rstrip())
         return "\n".join([*lines, *self.notes])
 
 

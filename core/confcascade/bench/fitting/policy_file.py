@@ -23,7 +23,7 @@ from confcascade.guarantee import Certificate
 from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
 from confcascade.schema.signals import SignalType
 
-__all__ = ["Described", "fitted_policy", "made_from", "replayable", "saving_of"]
+__all__ = ["Described", "entries_of", "fitted_policy", "made_from", "replayable", "saving_of"]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _stage(
         model=model,
         build=material.builds.get(model),
         prompt_version=material.prompt_versions.get(model),
-        signals=[] if known is None else _entries(known, needs, folder or Path()),
+        signals=[] if known is None else entries_of(known, needs, folder or Path()),
         identities={name: recorded[name] for name in needs if name in recorded},
         derived=entries,
         thresholds=thresholds,
@@ -171,8 +171,8 @@ def _stage(
     )
 
 
-def _entries(described: Described, needs: Sequence[str], folder: Path) -> Any:
-    """As a file says them, for the policy to read."""
+def entries_of(described: Described, needs: Sequence[str], folder: Path) -> Any:
+    """Signals as a file says them, for the policy to read; paths relative to `folder`."""
     wanted = [each.moved(described.folder, folder) for each in described.entries if each.name in needs]
     return [each.model_dump(mode="json") for each in wanted]
 

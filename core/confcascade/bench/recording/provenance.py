@@ -16,13 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from confcascade.asks import LanguageModel
 from confcascade.bench.questions.prompts import Prompt
 from confcascade.bench.recording.digest import digest
+from confcascade.cascade_model import CascadeModel
 from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding, asked_with
 from confcascade.errors import ConfigurationError
 from confcascade.graders import Grader
 from confcascade.stage import Stage
+from confcascade.stepwise_cascade import StepwiseCascade
 
 __all__ = ["Noted", "bind", "identity_of", "meta_path", "noted", "versions"]
 
@@ -47,7 +50,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that decides what the rows of a recording say, JSON-ready.
 
-    Thresholds, prices and rate limits are no part of it; `part` is, of data that hold several.
+    Thresholds, prices and rate limits are no part of it, but of a cascade that writes step by step and is recorded as a
+    model (`CascadeModel`) they are, for they make its answers and their costs; so is `part`, of data that hold several.
     """
     return {
         "data": digest(data),
@@ -60,10 +64,30 @@ def identity_of(
                 "fingerprint": getattr(stage.model, "fingerprint", None),
                 "decoding": asked_with(stage.model, stage.decoding, parameters),
                 "signals": {signal.name: dict(signal.identity()) for signal in stage.signals},
+                **_in_turn(stage.model, parameters),
             }
             for stage in stages
         },
     }
+
+
+def _in_turn(model: LanguageModel, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cascade as a model writes by, step by step: all that a policy of it must know."""
+    cascade = model.cascade if isinstance(model, CascadeModel) else None
+    if not isinstance(cascade, StepwiseCascade):
+        return {}
+    stages = [
+        {
+            "model": stage.model.name,
+            "fingerprint": getattr(stage.model, "fingerprint", None),
+            "decoding": asked_with(stage.model, stage.decoding, parameters),
+            "signals": {signal.name: dict(signal.identity()) for signal in stage.signals},
+            "thresholds": dict(stage.thresholds),
+            "prices": None if stage.prices is None else asdict(stage.prices),
+        }
+        for stage in cascade.stages
+    ]
+    return {"stepwise": {"steps": asdict(cascade.steps), "stages": stages}}
 
 
 @dataclass(frozen=True)

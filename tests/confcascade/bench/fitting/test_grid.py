@@ -219,7 +219,7 @@ def test_the_chosen_one_is_kept_in_a_file(tmp_path: Path) -> None:
     found.policy(material, stages, Stepwise(max_steps=20)).save(tmp_path / "policy.json")
     policy = Policy.load(tmp_path / "policy.json")
 
-    assert policy.stepwise == Stepwise(delimiter="\n\n", max_steps=20, final=False, configuration="both@0.7")
+    assert policy.stepwise == Stepwise(delimiter="\n\n", max_steps=20, final="author", configuration="both@0.7")
     assert policy.certificates == [found.certificate]
     assert (policy.saving.unit, policy.saving.share, policy.saving.spared) == ("flops", pytest.approx(0.4), None)
     assert policy.made_from.questions == 400
