@@ -110,6 +110,7 @@ class Generate:
         session: What the model has read before. The response is then raw text, thoughts and their marks included.
         until: The response ends behind the token with which this text is complete, and its `finish_reason` is then
             "step"; the text is part of it. "" for none. For models with `Capability.continues`.
+        aside: It is asked for a signal, about an answer: nobody is shown what comes.
     """
 
     model: LanguageModel
@@ -122,6 +123,7 @@ class Generate:
     final: bool = False
     session: Session | None = None
     until: str = ""
+    aside: bool = False
 
 
 Ask: TypeAlias = Prefill | Generate

@@ -18,6 +18,7 @@ __all__ = [
     "Prefilled",
     "Request",
     "Response",
+    "Stated",
     "ThoughtToken",
     "Token",
     "Tool",
@@ -340,6 +341,19 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """What a model stated of its own confidence, where a signal had asked it to, and read it.
+
+    Attributes:
+        values: In [0, 1], of its answer first and then of other guesses; None where it cannot be read.
+        form: In which words, as of `confcascade.signals.stated.Statement`, or "guesses"; "" if it stated nothing.
+    """
+
+    values: tuple[float | None, ...] = ()
+    form: str = ""
+
+
+@dataclass(frozen=True)
 class Response:
     """A model's answer.
 
@@ -358,6 +372,8 @@ class Response:
         unscored: Why there are no `tokens`, where the model told some.
         cost: What it has cost, where several models wrote it; None where its one model's architecture and prices say.
         steps: Who wrote which part of it, where several models did: `confcascade.trace.Step` objects.
+        stated: The model's confidence in its own words, which a signal of the stage had asked for. It is taken off
+            `text` and `tokens`; `native` has it still.
     """
 
     text: str
@@ -372,6 +388,7 @@ class Response:
     unscored: str | None = None
     cost: Cost | None = None
     steps: tuple[Any, ...] = ()
+    stated: Stated | None = None
 
     @property
     def answer(self) -> str:
