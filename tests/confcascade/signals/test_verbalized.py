@@ -465,10 +465,11 @@ def test_health_of_real_statements():
             for name, score in row.scores.items():
                 if name in ("stated", "verbalized", "verbal"):
                     seen.setdefault(row.model, []).append((score.value, row.grade))
-    assert seen
-    remarked = 0
-    for pairs in seen.values():
+    verdicts = {}
+    for model, pairs in seen.items():
         scores = [float("nan") if value is None else value for value, _ in pairs]
-        health = signal_health(scores, [bool(grade) for _, grade in pairs])
-        remarked += bool(health.remarks) or not health.can_route
-    assert remarked >= len(seen) / 2
+        verdicts[model] = signal_health(scores, [bool(grade) for _, grade in pairs]).verdict
+    cannot = {model for model, verdict in verdicts.items() if verdict.startswith("this signal cannot route")}
+    assert cannot == {"claude-3-haiku-20240307", "gemini-2.5-flash", "gemini-2.5-pro"}
+    assert "76% of its scores are 0.8" in verdicts["Meta-Llama-3.1-8B-Instruct-Turbo"]
+    assert "64% of its scores are 1" in verdicts["gemini-2.5-flash"]
