@@ -212,7 +212,7 @@ def _quantity(found: re.Match[str], scale: float | None = None) -> float | None:
     low, high = shares[0], shares[-1]
     if not 0 <= low <= high <= 1 or high - low > _WIDEST:
         return None
-    return (low + high) / 2
+    return round((low + high) / 2, 12)
 
 
 def value_of(text: str, *, scale: float | None = None) -> float | None:

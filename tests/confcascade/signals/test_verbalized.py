@@ -133,7 +133,7 @@ def test_a_token_of_both():
     tokens = (Token("Paris", -0.1), Token(".\n<", -0.2), Token("confidence>0.9", -0.3))
     shorter = without(Response("Paris.\n<confidence>0.9", tokens), [(7, 22)])
     assert shorter.text == "Paris."
-    assert [(token.text, token.logprob) for token in shorter.tokens] == [("Paris", -0.1), (".\n", -0.2)]
+    assert [(token.text, token.logprob) for token in shorter.tokens] == [("Paris", -0.1), (".", -0.2)]
     lost = without(Response("Paris.\n<confidence>0.9", tokens[:2]), [(7, 22)])
     assert lost.tokens is None
     assert lost.unscored
