@@ -453,6 +453,25 @@ def test_collected_without_a_statement():
     assert row.scores["stated"].details == {"unavailable": "the model stated no confidence"}
 
 
+def test_statements_that_cannot_be_read_are_counted(tmp_path):
+    """The tally of a collection says how many, and why."""
+    from confcascade.bench.collecting.collect import collect
+
+    said = {"1?": "1\nConfidence: 90%", "2?": "2", "3?": "3\nConfidence: 150%"}
+    small = ScriptedModel("small", lambda request: said[request.messages[-1].content.partition("\n")[0]])
+    collected = collect(
+        [Example(question, references=(question[0],)) for question in said],
+        [Stage(small, [Verbalized()])],
+        tmp_path / "rec.jsonl",
+        prompt="plain",
+        grader="numeric",
+    )
+    tally = collected.tallies["small"]
+    assert tally.unscored == {"stated": 2}
+    assert tally.accuracy == 1.0
+    assert "confidence" in tally.why_unscored["stated"]
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="the recorded answers of real models are not here")
 def test_health_of_real_statements():
     """What real models stated is nearly constant, and the health check says so."""
