@@ -265,8 +265,8 @@ def ways_of(llm: LLM, request: Request, top_logprobs: int | None = None) -> list
     if not isinstance(asked, Asked):  # the core asks
         return [Way(llm, "chat", _told(core_messages(request), top_logprobs, llm))]
     if (more := _more(request, asked)) is not None:
-        written = asked.template
-        own = asked if written is None or not llm.metadata.is_chat_model else _written(llm, written)
+        template = asked.template
+        own = asked if template is None or not llm.metadata.is_chat_model else _written(llm, template)
         return [Way(llm, "chat", _told(_asked_more(own, *more), top_logprobs, llm))]
     chat = Way(llm, "chat", _told(list(asked), top_logprobs, llm))
     if request.tools:

@@ -100,12 +100,13 @@ class Cascade:
                 'mode="stepwise", or StepwiseCascade.'
             )
         for stage in self.stages[:-1]:
-            if (told := [signal for signal in stage.signals if signal.told]) and self._in_steps:
+            own_word = [signal for signal in stage.signals if signal.told]
+            if own_word and self._in_steps:
                 raise ConfigurationError(
-                    f"{told[0]!r} judges whole answers, and this cascade judges steps. It goes with "
+                    f"{own_word[0]!r} judges whole answers, and this cascade judges steps. It goes with "
                     'mode="query", or Cascade.'
                 )
-            if told and len(told) == len(stage.signals):
+            if own_word and len(own_word) == len(stage.signals):
                 log_only_told(stage.model.name)
         self.on_error = on_error
         if on_cut not in ("escalate", "keep"):

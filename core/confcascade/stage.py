@@ -80,8 +80,8 @@ class Stage:
         rewording = [signal.name for signal in self.signals if signal.rewords]
         if len(rewording) > 1:
             raise ConfigurationError(
-                f"The signals {rewording} of stage '{self.model.name}' each change what the model is asked. Keep one, or "
-                'let the others ask afterwards: Verbalized("two-step").'
+                f"The signals {rewording} of stage '{self.model.name}' each change what the model is asked. Keep one, "
+                'or let the others ask afterwards: Verbalized("two-step").'
             )
         probing = [signal.name for signal in self.signals if signal.layers(self.model)]
         if rewording and probing and self.model.capability.prefill:

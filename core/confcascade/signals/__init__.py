@@ -101,7 +101,7 @@ class Signal(ABC):
         """
 
     def asks(self, request: Request) -> Request:
-        """What its stage's model is asked in the place of `request`; other stages, and other signals, see the latter."""
+        """What its stage's model is asked in the place of `request`, which other stages and signals see."""
         return request
 
     def reads(self, request: Request, response: Response) -> Response:

@@ -151,7 +151,7 @@ _NUMBER = r"(?:\d+(?:[.,]\d+)?|[.,]\d+)"
 _PERCENT = r"\s*(?:\\?%|(?:per\s?cent|pct|Prozent|pour\s?cent|por\s?ciento)\b)"
 _ABOUT = (
     r"(?:(?:about|around|approximately|approx\.?|roughly|nearly|almost|at\s+least|over|above|more\s+than|less\s+than|"
-    r"under|below|up\s+to|exactly|only|maybe|perhaps|ca\.?|circa|etwa|rund|environ|only)\s+|[~≈≥≤<>]=?\s*)?"
+    r"under|below|up\s+to|exactly|only|maybe|perhaps|ca\.?|circa|etwa|rund|environ)\s+|[~≈≥≤<>]=?\s*)?"
 )
 _QUANTITY = (
     rf"{_ABOUT}(?P<minus>-\s?)?(?P<low>{_NUMBER})(?P<low_percent>{_PERCENT})?"
@@ -229,7 +229,9 @@ def value_of(text: str, *, scale: float | None = None) -> float | None:
     return None if found is None else found[0]
 
 
-def _value_at(text: str, at: int, scale: float | None = None, *, whole: bool = False) -> tuple[float | None, int] | None:
+def _value_at(
+    text: str, at: int, scale: float | None = None, *, whole: bool = False
+) -> tuple[float | None, int] | None:
     """What is said at a place, and where that ends; None if it is neither a quantity nor a word of the tables.
 
     Args:
@@ -266,9 +268,14 @@ _TAG = (
     r"<(?P<tag>confidence(?:[_-]?(?:score|level))?|certainty|probability)\b[^<>]*>"
     r"(?P<said>[^<]*)(?:</(?P=tag)\s*>|(?=<)|\Z)"
 )
-_OF_ANSWER = r"(?:\s+(?:in|of|for|that)\s+(?:my|this|the|your)\s+(?:final\s+)?(?:answer|guess|response)(?:\s+(?:is|being)\s+(?:correct|right|true))?)"
+_OF_ANSWER = (
+    r"(?:\s+(?:in|of|for|that)\s+(?:my|this|the|your)\s+(?:final\s+)?(?:answer|guess|response)"
+    r"(?:\s+(?:is|being)\s+(?:correct|right|true))?)"
+)
 _NOUN = r"(?:confidence|certainty|Konfidenz|Zuversicht|confiance|certitude|confianza|置信度|信心)"
-_PLAUSIBILITY = r"(?:probability|likelihood|chance|P\((?:correct|true|right)\)|Wahrscheinlichkeit|probabilité|probabilidad)"
+_PLAUSIBILITY = (
+    r"(?:probability|likelihood|chance|P\((?:correct|true|right)\)|Wahrscheinlichkeit|probabilité|probabilidad)"
+)
 _KIND = r"(?:[\s_-]*(?:level|score|rating|estimate|value|percentage))?"
 _OWNER = r"(?:(?:my|the|your|overall|final|stated|answer|estimated?|self-?reported|model|with)[\s_]+)*"
 _SCALE = r"(?:\s*[(\[](?:0(?:[.,]0)?%?\s*(?:-|to)\s*(?P<scale>1(?:[.,]0)?|10|100)%?|in\s+%|%)[)\]])?"
@@ -277,7 +284,7 @@ _COLON = r"[\s*_`\"']*(?:[:=|]|->|→|\bis\b|\bof\b|\bat\b|\bist\b|\best\b|-)?"
 _BEFORE = r"(?:^[ \t]*+|(?<=[(\[{,;|.!?>/#+*_`\"'-])|(?<=[(\[{,;|.!?>/#+*_`\"'-]\s))"
 _NOT_OURS = r"(?!\s*(?:confidence\s+)?(?:intervals?|bounds?|limits?|bands?|regions?|sets?)\b)"
 _SURE = r"(?:sure|certain|confident|positive)"
-_RIGHT = r"(?:that\s+)?(?:this|it|I|that|my\s+answer|the\s+answer|this\s+answer)(?:'s|'m|\s+is|\s+am)\s+(?:correct|right|true)"
+_RIGHT = r"(?:that\s+)?(?:this|it|I|that|(?:my|the|this)\s+answer)(?:'s|'m|\s+is|\s+am)\s+(?:correct|right|true)"
 
 # what may stand around a statement in a sentence that says nothing else
 _NOTHING_ELSE = (
@@ -345,7 +352,9 @@ def statement_in(answer: str) -> Statement | None:
 def _plain(text: str) -> str:
     """The same, of the same length: other scripts' digits and dashes as ours, code blanked."""
     shown = text.translate(_PLAIN)
-    for fence in _compiled(r"^[ \t]*```(?P<kind>\w*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.M | re.S).finditer(shown):
+    for fence in _compiled(r"^[ \t]*```(?P<kind>\w*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.M | re.S).finditer(
+        shown
+    ):
         words = fence["kind"].lower() in ("json", "xml", "text", "markdown", "md") or fence["code"].count("\n") <= 1
         if not words:
             begin, end = fence.span("code")
@@ -382,7 +391,9 @@ def _tags(text: str) -> list[Statement]:
     found = []
     for tag in list(_compiled(_TAG, _FLAGS).finditer(text))[-_MOST:]:
         value = _value_at(tag["said"], 0, whole=True)
-        found.append(Statement(None if value is None else value[0], "tag", tag.span(), (_whole_lines(text, tag.span()),)))
+        found.append(
+            Statement(None if value is None else value[0], "tag", tag.span(), (_whole_lines(text, tag.span()),))
+        )
     return found
 
 
@@ -422,7 +433,9 @@ def _sentences(text: str, at: int) -> list[Statement]:
     for pattern in patterns:
         for match in list(_compiled(pattern, _FLAGS).finditer(text))[-_MOST:]:
             before = text[max(0, match.start() - 24) : match.start()]
-            if _compiled(r"\b(?:not|never|cannot|can't|isn't|without|nor)\b[^.!?]*\Z|n't\b[^.!?]*\Z", _FLAGS).search(before):
+            if _compiled(r"\b(?:not|never|cannot|can't|isn't|without|nor)\b[^.!?]*\Z|n't\b[^.!?]*\Z", _FLAGS).search(
+                before
+            ):
                 continue
             own = match.span()
             found.append(_moved(Statement(_quantity(match), "sentence", own, _sentence_alone(text, own)), at))
@@ -442,7 +455,8 @@ def _assurances(text: str, at: int) -> list[Statement]:
     """ "I am fairly sure"."""
     words = _words([*ASSURANCES])
     pattern = (
-        rf"(?<!\w)I(?:'m|\s+am)\s+(?:(?P<word>{words})\s+)?(?:(?P<sure>{_SURE})|(?P<unsure>unsure|uncertain|doubtful))\b"
+        rf"(?<!\w)I(?:'m|\s+am)\s+(?:(?P<word>{words})\s+)?"
+        rf"(?:(?P<sure>{_SURE})|(?P<unsure>unsure|uncertain|doubtful))\b"
     )
     found = []
     for match in list(_compiled(pattern, _FLAGS).finditer(text))[-_MOST:]:
@@ -560,8 +574,8 @@ def guesses_in(answer: str) -> Guesses | None:
     ends = [each.start() for each in (*begun, *chances.values()) if each.start() > first.start()]
     begin, end = first.end(), min(ends, default=len(text))
     said = text[begin:end]
-    begin += len(said) - len(said.lstrip(" \t\n*_`\""))
-    end -= len(said) - len(said.rstrip(" \t\n*_`\",;|-"))
+    begin += len(said) - len(said.lstrip(' \t\n*_`"'))
+    end -= len(said) - len(said.rstrip(' \t\n*_`",;|-'))
     if begin >= end:
         return None
     count = max([1, *(int(each["number"]) for each in begun)])

@@ -87,7 +87,9 @@ class Verbalized(Signal):
         self, style: Style = "one-step", *, k: int | None = None, instruction: str | None = None, name: str = "stated"
     ) -> None:
         if style not in get_args(Style):
-            raise ConfigurationError(f"`style` of Verbalized must be one of {', '.join(get_args(Style))}. Got {style!r}.")
+            raise ConfigurationError(
+                f"`style` of Verbalized must be one of {', '.join(get_args(Style))}. Got {style!r}."
+            )
         if k is not None and (style != "top-k" or isinstance(k, bool) or not isinstance(k, int) or k < 1):
             raise ConfigurationError(f'`k` of Verbalized must be at least 1, and goes with style="top-k". Got {k!r}.')
         if instruction is not None and (style != "one-step" or not instruction.strip()):
@@ -199,7 +201,7 @@ def _second_turn(request: Request, response: Response) -> Request:
     Without tools: calls of them are told in words, for a provider that reads them wants the tools as well.
     """
     said = response.answer if not response.tool_calls else _in_words(response.answer, response.tool_calls)
-    history = [message for message in request.messages]
+    history = list(request.messages)
     with_tools = any(message.tool_calls or message.role == "tool" for message in history)
     if with_tools and request.media:
         raise SignalUnavailableError("of a conversation with both images and tool calls no second turn can be asked")

@@ -3,9 +3,6 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from confcascade.signals.stated import (
     ASSURANCES,
     LEVELS,
@@ -15,6 +12,8 @@ from confcascade.signals.stated import (
     statement_of,
     value_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 # an answer, the confidence in it, and what is left of it
 STATED = [
@@ -221,7 +220,16 @@ def test_long_texts_take_no_time():
     """Hostile repetition is no matter of seconds."""
     import time
 
-    pieces = ("Confidence: 90%\n", "90% sure. ", "I am sure. ", "<confidence>0.9</confidence>\n", "(0-", "9", "**", "my ")
+    pieces = (
+        "Confidence: 90%\n",
+        "90% sure. ",
+        "I am sure. ",
+        "<confidence>0.9</confidence>\n",
+        "(0-",
+        "9",
+        "**",
+        "my ",
+    )
     for piece in pieces:
         begun = time.perf_counter()
         statement_in(piece * 1000)

@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 
 import pytest
-
 from confcascade import (
     Calibrated,
     Cascade,
@@ -95,7 +94,9 @@ def test_own_instruction():
     assert small.calls[0][0].request.messages[-1].content == f"{QUESTION}\n\nHow sure are you?"
 
 
-@pytest.mark.parametrize("said", ["Paris", "Paris, 90%", "Paris\nConfidence: 150%", "Paris\n<confidence>x</confidence>"])
+@pytest.mark.parametrize(
+    "said", ["Paris", "Paris, 90%", "Paris\nConfidence: 150%", "Paris\n<confidence>x</confidence>"]
+)
 def test_what_cannot_be_read_escalates(said, caplog):
     """Nothing becomes 0.5; it is logged once, and in every record."""
     _, cascade = cascade_of(said)
@@ -233,7 +234,7 @@ def test_second_turn():
 
 def test_second_turn_in_every_driver():
     """Batches ask it together; a stream shows the answer, and nothing of the turn."""
-    small, cascade = cascade_of(in_two_steps("Paris", "0.9"), Verbalized("two-step"))
+    _, cascade = cascade_of(in_two_steps("Paris", "0.9"), Verbalized("two-step"))
     *chunks, outcome = cascade.stream(QUESTION)
     assert [chunk.text for chunk in chunks] == ["Paris"]
     records = [outcome.record, cascade.run(QUESTION).record, asyncio.run(cascade.arun(QUESTION)).record]
@@ -414,7 +415,7 @@ def test_cascade_in_a_cascade():
     outer = Cascade([Stage(CascadeModel(inner), [TokenProbability()], {"p_t": 0.5}), Stage(ScriptedModel("large"))])
     outcome = outer.run(QUESTION)
     assert outcome.text == "Paris"
-    assert [chunk.text for chunk in outer.stream(QUESTION)][0] == "Paris"
+    assert next(outer.stream(QUESTION)).text == "Paris"
 
 
 # ---------------------------------------------------------------------- recordings
@@ -422,7 +423,7 @@ def test_cascade_in_a_cascade():
 
 @pytest.mark.parametrize("style", ["one-step", "two-step"])
 def test_collected(style):
-    """A row has the question as the user asked it, the answer without the confidence, the score, and all that was paid."""
+    """A row has the question as the user asked it, the answer without the confidence, the score, and what was paid."""
 
     def said(request):
         if request.messages[-1].content == SECOND_TURN:
@@ -430,7 +431,9 @@ def test_collected(style):
         return "42\nConfidence: 90%" if INSTRUCTION in request.messages[-1].content else "42"
 
     stage = Stage(
-        ScriptedModel("small", said), [Verbalized(style), TokenProbability(aggregate="min")], {"stated": 0.5, "p_t": 0.5}
+        ScriptedModel("small", said),
+        [Verbalized(style), TokenProbability(aggregate="min")],
+        {"stated": 0.5, "p_t": 0.5},
     )
     asking = CollectOptions(PROMPTS["plain"], grader_from_string("numeric"))
     row = run(attempt_flow(Example("What is 6 * 7?", references=("42",)), stage, asking))

@@ -201,7 +201,9 @@ def at_pass_rates(
                 PolicyStage(model, {rule.names[0]: rates[larger]})
                 for model, larger, rule in zip(chain, chain[1:], same, strict=False)
             ]
-            found.append(Structure(f"{same[0].words} at the next model's pass rate", ((*stages, PolicyStage(chain[-1])),)))
+            found.append(
+                Structure(f"{same[0].words} at the next model's pass rate", ((*stages, PolicyStage(chain[-1])),))
+            )
     return replace(made, structures=found)
 
 

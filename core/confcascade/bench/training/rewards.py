@@ -7,9 +7,10 @@ of several.  Nothing here imports it.
 The confidence is paid by one of three rules:
 
 - `GroupDistance`, COREA's: minus the distance to the accuracy of all answers to the same question.
-- `BrierReward` and `LogReward`, each against this answer alone. They are proper: stating the true probability earns most.
+- `BrierReward` and `LogReward`, each against only this answer. They are proper: stating the true probability earns
+  most.
 
-The distance to whether this answer alone is right is not offered: it earns most at 0 or 1, whatever the probability.
+The distance to whether only this answer is right is not offered: it earns most at 0 or 1, whatever the probability.
 
 Sources: COREA, arXiv 2603.03752; RLCR, arXiv 2507.16806 (Brier); Rewarding Doubt, arXiv 2503.02623 (log, and its clip).
 """
@@ -190,8 +191,8 @@ class GroupDistance(_Stated):
 
     Args:
         right: See `graded_by`.
-        gather: Joins the lists of all processes, for TRL may split a group among them: ``accelerate.utils.gather_object``.
-            None with one process.
+        gather: Joins the lists of all processes, for TRL may split a group among them:
+            ``accelerate.utils.gather_object``. None with one process.
     """
 
     __name__ = "group_distance"
@@ -233,9 +234,7 @@ def best_of_group(p: float, group: int) -> float:
     return float(binom.ppf(0.5, group, p)) / group if p > 0 else 0.0
 
 
-def _read(
-    right: Right, completions: Sequence[Any], columns: Mapping[str, Any]
-) -> list[tuple[float, float | None]]:
+def _read(right: Right, completions: Sequence[Any], columns: Mapping[str, Any]) -> list[tuple[float, float | None]]:
     """The grade of each completion's answer, and what it states."""
     count = len(completions)
     rows = {name: values for name, values in columns.items() if isinstance(values, list) and len(values) == count}

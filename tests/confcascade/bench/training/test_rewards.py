@@ -78,9 +78,7 @@ def test_conversations():
 
 def test_groups_of_several_processes():
     """A group that is split among processes has the accuracy of the whole."""
-    halves = [
-        {key: value[at::2] if isinstance(value, list) else value for key, value in CALL.items()} for at in (0, 1)
-    ]
+    halves = [{key: value[at::2] if isinstance(value, list) else value for key, value in CALL.items()} for at in (0, 1)]
     sent = []
     for half in halves:
         GroupDistance(RIGHT, gather=lambda mine: sent.append(mine) or mine)(**half)
