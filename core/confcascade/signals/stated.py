@@ -336,7 +336,9 @@ def statement_in(answer: str) -> Statement | None:
     True
     """
     text = _plain(answer)
-    strong = sorted([*_tags(text), *_labels(text, _NOUN), *_own_chances(text)], key=lambda each: each.own)
+    strong = sorted(
+        [*_tags(text), *_labels(text, _NOUN), *_own_chances(text), *_pairs(text)], key=lambda each: each.own
+    )
     cut = _joined([span for each in strong for span in each.cut])
     edge = _edge(text)
     sentences = [each for at in edge for each in _sentences(text[at[0] : at[1]], at[0])]
@@ -417,6 +419,20 @@ def _labels(text: str, nouns: str) -> list[Statement]:
                 continue
             seen.add(begin)
             found.append(Statement(said, "label", (begin, end), (_clause(text, (begin, end)),)))
+    return found
+
+
+def _pairs(text: str) -> list[Statement]:
+    """ "Answer and Confidence (0-100): B, 80%", the form that Xiong et al. 2024 (arXiv 2306.13063) ask for."""
+    pattern = (
+        rf"\banswer(?P<more>\s+(?:and|&)\s+(?:overall\s+)?{_NOUN}{_KIND}{_SCALE})[*_]*\s*[:=](?P<said>[^\n]{{1,200}}?)"
+        rf"(?P<end>\s*[,;]\s*{_OPEN}{_QUANTITY}{_CLOSE})[.\s]*?$"
+    )
+    found = []
+    for match in list(_compiled(pattern, _FLAGS | re.MULTILINE).finditer(text))[-_MOST:]:
+        scale = _number(match["scale"]) if match["scale"] else None
+        own = match.start("more"), match.end("end")
+        found.append(Statement(_quantity(match, scale), "label", own, (match.span("more"), match.span("end"))))
     return found
 
 
