@@ -283,6 +283,10 @@ _COLON = r"[\s*_`\"']*(?:[:=|]|->|→|\bis\b|\bof\b|\bat\b|\bist\b|\best\b|-)?"
 # before a label: the beginning of a line, of a clause or of brackets; what belongs to no noun before it
 _BEFORE = r"(?:^[ \t]*+|(?<=[(\[{,;|.!?>/#+*_`\"'-])|(?<=[(\[{,;|.!?>/#+*_`\"'-]\s))"
 _NOT_OURS = r"(?!\s*(?:confidence\s+)?(?:intervals?|bounds?|limits?|bands?|regions?|sets?)\b)"
+# in the place of a value: "N/A", "<number>", "PROBABILITY", "x%"
+_BLANK = (
+    rf"{_OPEN}(?:[Nn]/?[Aa]|[Nn]one|[Uu]nknown|\?+|<[^<>\n]*>|[^\[\]\n]*\]|[A-Z]{{4,}}|\w{{1,2}}\s*%){_CLOSE}\.?[ \t]*$"
+)
 _SURE = r"(?:sure|certain|confident|positive)"
 _RIGHT = r"(?:that\s+)?(?:this|it|I|that|(?:my|the|this)\s+answer)(?:'s|'m|\s+is|\s+am)\s+(?:correct|right|true)"
 
@@ -407,6 +411,8 @@ def _labels(text: str, nouns: str) -> list[Statement]:
         for label in list(_compiled(pattern, _FLAGS | re.MULTILINE).finditer(text))[-_MOST:]:
             scale = _number(label["scale"]) if label["scale"] else None
             value = _value_at(text, label.end(), scale)
+            if value is None and (blank := _compiled(_BLANK, re.MULTILINE).match(text, label.end())) is not None:
+                value = None, blank.end()
             begin = label.start("label")
             if value is None or begin in seen:
                 continue

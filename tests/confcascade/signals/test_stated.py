@@ -84,6 +84,10 @@ UNREADABLE = [
     ("Paris\n<confidence>PROBABILITY</confidence>", "Paris"),
     ("Paris\n<confidence>a number between 0.0 and 1.0</confidence>", "Paris"),
     ("Confidence: 50%\nParis\nConfidence: 500%", "Paris"),  # the last counts
+    ("Paris\nConfidence: N/A", "Paris"),
+    ("Paris\n**Confidence:** [number]", "Paris"),
+    ("Paris\nConfidence: <0.0 to 1.0>", "Paris"),
+    ("Paris\nConfidence: x%", "Paris"),
 ]
 # no statement of the answer's confidence
 NONE = [
@@ -96,6 +100,7 @@ NONE = [
     "**Confidence:** 95% confidence intervals on all metrics",
     "Consumer confidence: 95.2 in May.",
     "It boosts confidence and 3 other things.",
+    "Confidence: the key to success.",
     "Dear sir,\nI am sure you know this.\nYours",
     "```python\nconfidence = 0.95\nx = 3\nprint(x)\n```",
     "I cannot be 90% sure about that.",

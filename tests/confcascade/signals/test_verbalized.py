@@ -475,6 +475,48 @@ def test_statements_that_cannot_be_read_are_counted(tmp_path):
     assert "confidence" in tally.why_unscored["stated"]
 
 
+def test_certified_without_log_probabilities(tmp_path):
+    """Collected, fitted, certified and played live, of models that tell nothing but text."""
+    import random
+
+    from confcascade import Architecture, Promise, collect, fit
+    from confcascade.bench.fitting import Fitted, material_of
+    from confcascade.bench.fitting.policy_file import Described
+    from confcascade.bench.recording.reading import read_rows
+    from confcascade.schema.signals import VerbalizedEntry
+
+    questions = [f"What is {i}?" for i in range(600)]
+
+    def said(request):
+        question = request.messages[-1].content.partition("\n")[0]
+        luck = random.Random(question)
+        easy, right = luck.random() < 0.6, luck.random()
+        number = question[8:-1] if right < (0.98 if easy else 0.5) else "-1"
+        return f"{number}\nConfidence: {95 if easy else 70}%"
+
+    sizes = {"small": Architecture(10**9, 0, 0), "large": Architecture(3 * 10**10, 0, 0)}
+    small = ScriptedModel("small", said, logprobs=False, architecture=sizes["small"])
+    large = ScriptedModel("large", lambda r: r.messages[-1].content[8:-1], logprobs=False, architecture=sizes["large"])
+    collect(
+        [Example(question, references=(question[8:-1],)) for question in questions],
+        [Stage(small, [Verbalized()]), Stage(large)],
+        tmp_path / "rec.jsonl",
+        prompt="plain",
+        grader="numeric",
+    )
+    material = material_of(list(read_rows(tmp_path / "rec.jsonl")), architectures=sizes)
+    described = {"small": Described((VerbalizedEntry(type="verbalized"),), tmp_path)}
+    fitted = fit(material, Promise(0.08), architectures=sizes, described=described, folder=tmp_path)
+    assert isinstance(fitted, Fitted)
+    fitted.policy.save(tmp_path / "policy.json")
+    with pytest.warns(UserWarning, match="not known here is the prompt"):
+        cascade = Cascade.of(models=[small, large], policy=tmp_path / "policy.json")
+    outcomes = cascade.run_batch(questions[:100])
+    kept = [outcome for outcome in outcomes if outcome.record.answered_by == "small"]
+    assert 30 < len(kept) < 90
+    assert all(outcome.text.lstrip("-").isdigit() for outcome in outcomes)
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="the recorded answers of real models are not here")
 def test_health_of_real_statements():
     """What real models stated is nearly constant, and the health check says so."""
