@@ -11,7 +11,7 @@ from confcascade.extending import Chunk, Token
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 
-from langchain_confcascade.convert import chunk_from
+from langchain_confcascade.convert import chunk_from, shown_content
 from langchain_confcascade.structured import CARRIED
 
 __all__ = ["chunks_of", "message_of", "out_of_a_cache", "usage_metadata"]
@@ -34,6 +34,8 @@ def message_of(outcome: Outcome, *, keeps_logprobs: bool = False) -> AIMessage:
             additional_kwargs=_thoughts(outcome.response.thoughts_apart),
         )
     )
+    if outcome.response.stated is not None:  # which the stage's own message still has in it
+        message = message.model_copy(update={"content": shown_content(message.content, outcome.text)})
     # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
     return message.model_copy(update={"id": None, **_accounts(outcome, keeps_logprobs)})
 

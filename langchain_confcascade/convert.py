@@ -39,11 +39,13 @@ __all__ = [
     "PER_CALL",
     "Asked",
     "Reading",
+    "asked_messages",
     "chunk_from",
     "copied",
     "messages_from",
     "request_from",
     "response_from",
+    "shown_content",
 ]
 
 T = TypeVar("T", bound=BaseMessage)
@@ -57,9 +59,11 @@ class Asked(list[BaseMessage]):
     """The messages of a query.
 
     Attributes:
+        seen: The same as the core sees them; a request with others asks for more than these.
         ended: How it ended, from then until its attempts are reported: what `Cascade` hands to ``on_ended``.
     """
 
+    seen: tuple[Message, ...] | None = None
     ended: Any = None  # an `Outcome`, or its like for a query that failed or was left
 
 
@@ -79,8 +83,10 @@ def request_from(
     chosen = {key: options.pop(key) for key in PER_CALL if key in options}
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     structured: Structured | None = options.pop("structured_output", None)
+    asked = Asked(messages)
+    asked.seen = tuple(map(_message, messages))
     return Request(
-        messages=tuple(map(_message, messages)),
+        messages=asked.seen,
         max_tokens=options.pop("max_tokens", None),
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         temperature=options.pop("temperature", None),
@@ -89,7 +95,7 @@ def request_from(
         output=None if structured is None else structured.output,
         options=options,
         media=any(map(_holds_media, messages)),
-        native=Asked(messages),
+        native=asked,
         **chosen,
     )
 
@@ -142,6 +148,40 @@ def _copied(message: BaseMessage) -> BaseMessage:
     if isinstance(message.content, list):
         fields["content"] = [dict(block) if isinstance(block, dict) else block for block in message.content]
     return copied
+
+
+def asked_messages(request: Request) -> list[BaseMessage]:
+    """What a stage is asked: the caller's own messages, with what a signal of the stage adds to them."""
+    if request.native is None:
+        return messages_from(request.messages)
+    asked = copied(request.native)
+    seen = getattr(request.native, "seen", None)
+    if seen is None or seen is request.messages:
+        return asked
+    for message, was, now in zip(asked, seen, request.messages, strict=False):
+        if was.content != now.content:
+            before, _, after = now.content.partition(was.content) if was.content else (now.content, "", "")
+            message.content = _with(message.content, before, after)
+    return [*asked, *messages_from(request.messages[len(seen) :])]
+
+
+def _with(content: str | list[Any], before: str, after: str) -> str | list[Any]:
+    """The content of a message with a text before it and one behind."""
+    if isinstance(content, str):
+        return before + content + after
+    return [
+        *([{"type": "text", "text": before}] if before else []),
+        *content,
+        *([{"type": "text", "text": after}] if after else []),
+    ]
+
+
+def shown_content(content: str | list[Any], text: str) -> str | list[Any]:
+    """The content of a stage's message with another text in the place of its own."""
+    if isinstance(content, str):
+        return text
+    others = [block for block in content if not (isinstance(block, str) or block.get("type") == "text")]
+    return [*others, {"type": "text", "text": text}]
 
 
 def messages_from(messages: Sequence[Message]) -> list[BaseMessage]:

@@ -30,7 +30,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_confcascade.convert import Reading, copied, messages_from, response_from
+from langchain_confcascade.convert import Reading, asked_messages, response_from
 from langchain_confcascade.structured import (
     Structured,
     can_give_structured_output,
@@ -208,7 +208,7 @@ class LangChainModel(Remote):
 
     def answer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, messages, apart = self._call(ask, way), _messages(ask.request), _Apart()
+        call, messages, apart = self._call(ask, way), asked_messages(ask.request), _Apart()
         while True:
             try:
                 with apart:
@@ -229,7 +229,7 @@ class LangChainModel(Remote):
 
     async def aanswer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, messages, apart = self._call(ask, way), _messages(ask.request), _Apart()
+        call, messages, apart = self._call(ask, way), asked_messages(ask.request), _Apart()
         while True:
             try:
                 with apart:
@@ -323,7 +323,7 @@ class LangChainModel(Remote):
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask, keeps_logprobs=self._keeps_logprobs(ask))
-        call, messages, apart = self._call(ask, way, streamed=True), _messages(ask.request), _Apart()
+        call, messages, apart = self._call(ask, way, streamed=True), asked_messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
             with closing(way.runnable.stream(messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
@@ -362,7 +362,7 @@ class LangChainModel(Remote):
 
     async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
         way, reading = self.way(ask.request), Reading(ask, keeps_logprobs=self._keeps_logprobs(ask))
-        call, messages, apart = self._call(ask, way, streamed=True), _messages(ask.request), _Apart()
+        call, messages, apart = self._call(ask, way, streamed=True), asked_messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
             async with aclosing(way.runnable.astream(messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
@@ -437,10 +437,6 @@ class _Way:
         """The answer behind an error with which a client refuses structured output; None if it is no such error."""
         structured = None if ask.request.output is None else ask.request.output.native
         return None if structured is None else unread_output(error, structured, ask)
-
-
-def _messages(request: Request) -> Sequence[BaseMessage]:
-    return messages_from(request.messages) if request.native is None else copied(request.native)
 
 
 def _own_name(chat: BaseChatModel) -> str:

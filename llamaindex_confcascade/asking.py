@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
-from confcascade import Cascade, Request
+from confcascade import Cascade, Message, Request
 from confcascade.extending import Generate
 from llama_index.core.base.llms.generic_utils import (
     completion_response_to_chat_response,
@@ -140,8 +140,12 @@ def asked_messages(prompt: str) -> list[ChatMessage]:
 
 def core_messages(request: Request) -> list[ChatMessage]:
     """The core's messages as LlamaIndex's, with their tool calls and results."""
+    return _core_messages(request.messages)
+
+
+def _core_messages(told: Sequence[Message]) -> list[ChatMessage]:
     messages = []
-    for message in request.messages:
+    for message in told:
         beside = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
         text = [TextBlock(text=message.content)] if message.content or not message.tool_calls else []
         blocks = [*text, *call_blocks(message.tool_calls)]
@@ -258,22 +262,67 @@ def ways_of(llm: LLM, request: Request, top_logprobs: int | None = None) -> list
         top_logprobs: With how many alternatives log-probabilities are wanted; None if none are.
     """
     asked = request.native
-    if not isinstance(asked, Asked) or request.messages[-1].content != (asked[-1].content or ""):
-        # the core asks, or has changed what is asked
+    if not isinstance(asked, Asked):  # the core asks
         return [Way(llm, "chat", _told(core_messages(request), top_logprobs, llm))]
+    if (more := _more(request, asked)) is not None:
+        template = asked.template
+        own = asked if template is None or not llm.metadata.is_chat_model else _written(llm, template)
+        return [Way(llm, "chat", _told(_asked_more(own, *more), top_logprobs, llm))]
     chat = Way(llm, "chat", _told(list(asked), top_logprobs, llm))
     if request.tools:
         return [chat]
     if asked.template is not None:
         written, values = asked.template.prompt, asked.template.values
         if llm.metadata.is_chat_model:
-            return [Way(llm, "chat", _told(llm._get_messages(written, **values), top_logprobs, llm))]
+            return [Way(llm, "chat", _told(_written(llm, asked.template), top_logprobs, llm))]
         prompt = _told(llm._get_prompt(written, **values), top_logprobs, llm)
         return [Way(llm, "complete", prompt=prompt, formatted=True), chat]
     if asked.completion is not None:
         prompt, formatted = asked.completion
         return [Way(llm, "complete", prompt=_told(prompt, top_logprobs, llm), formatted=formatted), chat]
     return [chat]
+
+
+def _written(llm: LLM, template: Template) -> list[ChatMessage]:
+    return list(llm._get_messages(template.prompt, **template.values))
+
+
+def _more(request: Request, asked: Asked) -> tuple[str, str, Sequence[ChatMessage]] | None:
+    """What the core asks beyond the caller's messages; None if nothing.
+
+    Returns:
+        What is said before and behind the last message of the user's, and messages that follow.
+    """
+    before = after = ""
+    users = (i for i in range(len(asked) - 1, -1, -1) if request.messages[i].role == "user")
+    for i in {len(asked) - 1, next(users, 0)}:
+        was, now = asked[i].content or "", request.messages[i].content
+        if was != now:
+            before, _, after = now.partition(was) if was else (now, "", "")
+    if not (before or after) and len(request.messages) == len(asked):
+        return None
+    return before, after, _core_messages(request.messages[len(asked) :])
+
+
+def _asked_more(
+    messages: Sequence[ChatMessage], before: str, after: str, further: Sequence[ChatMessage]
+) -> list[ChatMessage]:
+    fresh = list(messages)
+    at = max((i for i, message in enumerate(fresh) if message.role == MessageRole.USER), default=-1)
+    if at >= 0 and (before or after):
+        message = fresh[at].model_copy()
+        texts = [i for i, block in enumerate(message.blocks) if isinstance(block, TextBlock)]
+        if len(message.blocks) == len(texts) == 1:
+            blocks: list[Any] = [TextBlock(text=before + (message.content or "") + after)]
+        else:
+            blocks = [
+                *([TextBlock(text=before)] if before else []),
+                *message.blocks,
+                *([TextBlock(text=after)] if after else []),
+            ]
+        message.blocks = blocks
+        fresh[at] = message
+    return [*fresh, *further]
 
 
 def _told(what: Any, top_logprobs: int | None, llm: LLM) -> Any:

@@ -95,7 +95,13 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
     response = ChatResponse(
-        message=_message(native, outcome.text, outcome.response.tool_calls, outcome.response.thoughts_apart),
+        message=_message(
+            native,
+            outcome.text,
+            outcome.response.tool_calls,
+            outcome.response.thoughts_apart,
+            stated=outcome.response.stated is not None,
+        ),
         raw={"usage": counts | in_detail} | ({} if raw is None else {"native": raw}),
         delta=delta,
         logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
@@ -142,7 +148,14 @@ def _native(answer: Response | Chunk) -> ChatResponse | None:
     return answer.native if isinstance(answer.native, ChatResponse) else None
 
 
-def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] = (), thoughts: str = "") -> ChatMessage:
+def _message(
+    native: ChatResponse | None,
+    text: str,
+    calls: Sequence[ToolCall] = (),
+    thoughts: str = "",
+    *,
+    stated: bool = False,
+) -> ChatMessage:
     """A copy of the stage's message, if it is LlamaIndex's: some LLMs return shared objects."""
     if native is None:
         thought = [ThinkingBlock(content=thoughts)] if thoughts else []
@@ -151,8 +164,10 @@ def _message(native: ChatResponse | None, text: str, calls: Sequence[ToolCall] =
     message = native.message.model_copy(
         update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}
     )
-    if (message.content or "") != text and all(isinstance(block, TextBlock) for block in message.blocks):
-        message.blocks = [TextBlock(text=text)]  # some streams repeat the increment where the whole belongs
+    if (message.content or "") != text and (stated or all(isinstance(block, TextBlock) for block in message.blocks)):
+        # some streams repeat the increment where the whole belongs, or the text has the stated confidence in it
+        others = [block for block in message.blocks if not isinstance(block, TextBlock)]
+        message.blocks = [*others, TextBlock(text=text)]
     return message
 
 

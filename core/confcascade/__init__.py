@@ -39,6 +39,7 @@ from confcascade.signals.lookback import Lookback
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.step_mixture import StepMixture
 from confcascade.signals.token_probability import TokenProbability
+from confcascade.signals.verbalized import Verbalized
 from confcascade.signals.wording import Wording
 from confcascade.stage import Stage
 from confcascade.step_traces import step_confidences
@@ -111,6 +112,7 @@ __all__ = [
     "Trace",
     "TransformersModel",
     "Usage",
+    "Verbalized",
     "Wording",
     "__version__",
     "checking",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from confcascade.thoughts import CLOSERS, may_open, part
 from confcascade.types import Request, Response, ThoughtToken, Token
 
-__all__ = ["AnswerTokens", "parted", "solid"]
+__all__ = ["AnswerTokens", "parted", "solid", "without"]
 
 # what may stand behind an answer and is no part of it: <|im_end|>, </s>, [/INST], <end_of_turn>, </response>
 _ENDS = re.compile(r"(?:<[^<>]*>|\[/?[A-Z_]+\])*")
@@ -57,6 +58,56 @@ def parted(request: Request, response: Response) -> Response:
         return response.replace(thoughts=thoughts, tokens=None, thought_tokens=before, unscored=unscored)
     start, end = found
     return response.replace(thoughts=thoughts, tokens=tokens[start:end], thought_tokens=tokens[:start])
+
+
+def without(response: Response, spans: Sequence[tuple[int, int]]) -> Response:
+    """A model's response, as it gave it, with some parts of its text and their tokens taken off.
+
+    Args:
+        response: Its tokens being all that were told (not `parted`).
+        spans: Of `Response.text`, as (begin, end) in characters, in order, none overlapping.
+
+    Returns:
+        What is left, without blanks at its end. No tokens, and `unscored` says why, where they do not spell what is
+        taken off.
+    """
+    text, tokens, unscored = response.text, response.tokens, response.unscored
+    limit = len(solid("".join(token.text for token in tokens or ())))
+    for begin, end in reversed(spans):
+        if tokens is not None:
+            tokens, limit = _taken(tokens, solid(text[begin:end]), limit)
+            unscored = unscored if tokens is not None else _UNCOVERED
+        text = text[:begin] + text[end:]
+    return response.replace(text=text.rstrip(), tokens=tokens, unscored=unscored)
+
+
+def _taken(tokens: Sequence[Token], piece: str, limit: int) -> tuple[tuple[Token, ...] | None, int]:
+    """Tokens without the last that spell `piece` before the character `limit`, blanks not counted; and where it began.
+
+    Of a token that spells more, the rest stays, and its log-probability.
+    """
+    if not piece:
+        return tuple(tokens), limit
+    begin = "".join(solid(token.text) for token in tokens).rfind(piece, 0, limit)
+    if begin < 0:
+        return None, limit
+    kept, at, end = list[Token](), 0, begin + len(piece)
+    for token in tokens:
+        first, at = at, at + len(solid(token.text))
+        if at <= begin or first >= end:
+            kept.append(token)
+        elif first < begin or at > end:
+            rest = "".join(c for i, c in _placed(token.text) if not begin <= first + i < end)
+            kept.append(replace(token, text=rest))
+    return tuple(kept), begin
+
+
+def _placed(text: str) -> Iterator[tuple[int, str]]:
+    """Each character with the number of those before it that are not blank."""
+    count = 0
+    for character in text:
+        yield count, character
+        count += not character.isspace()
 
 
 def _spells(tokens: Sequence[Token], text: str) -> bool:

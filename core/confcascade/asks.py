@@ -111,6 +111,7 @@ class Generate:
         until: The response ends behind the token with which this text is complete, and its `finish_reason` is then
             "step"; the text is part of it. "" for none. For models with `Capability.continues`. Of several asks in one
             call, a model may end those that are left over with "paused", to be asked again for what follows.
+        aside: It is asked for a signal, about an answer: nobody is shown what comes.
     """
 
     model: LanguageModel
@@ -123,6 +124,7 @@ class Generate:
     final: bool = False
     session: Session | None = None
     until: str = ""
+    aside: bool = False
 
 
 Ask: TypeAlias = Prefill | Generate

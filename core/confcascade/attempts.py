@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from confcascade.asks import Answer, Flow, LanguageModel
+from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left
 from confcascade.cost import attempt_cost
 from confcascade.errors import SignalUnavailableError
 from confcascade.signals import Evidence, Signal, passes
@@ -23,12 +23,14 @@ __all__ = [
     "Tried",
     "Unanswered",
     "any_failed",
+    "billed",
     "confidence_of",
     "explained",
     "inability",
     "score_all",
 ]
 
+T = TypeVar("T")
 OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]
 
@@ -133,12 +135,52 @@ class Bill:
         self.usage = self.usage if answer.value is None else answer.value.usage
 
 
-def score_all(signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: dict[str, Score]) -> Flow[None]:
-    """Add each signal's score to `scores`; one that cannot be computed says why, and passes "always" alone."""
+def billed(flow: Flow[T], stage: Stage, bill: Bill) -> Flow[T]:
+    """A signal's further calls, charged to the attempt; those of the stage's own model with the stage's decoding.
+
+    What another model uses is not known to the stage's prices: of that only the time is charged.
+    """
+    try:
+        asks = next(flow)
+        while True:
+            asks = tuple(
+                replace(ask, request=stage.decoding.applied(ask.request))
+                if isinstance(ask, Generate) and ask.model is stage.model
+                else ask
+                for ask in asks
+            )
+            try:
+                answers = yield asks
+            except Left as left:  # the answer before is paid for all the same
+                so_far, bill.usage = bill.usage, Usage()
+                for answer in left.answers:
+                    bill.leave(answer)
+                bill.usage += so_far
+                raise Left(()) from left
+            for ask, answer in zip(asks, answers, strict=True):
+                bill.elapsed_s += answer.elapsed_s
+                bill.busy_s += answer.busy_s
+                usage = answer.usage if answer.value is None else answer.value.usage
+                if ask.model is stage.model and usage is not None:
+                    bill.usage += usage
+            asks = flow.send(answers)
+    except StopIteration as ended:
+        value: T = ended.value
+        return value
+
+
+def score_all(
+    signals: Sequence[Signal], stage: Stage, evidence: Evidence, scores: dict[str, Score], bill: Bill | None = None
+) -> Flow[None]:
+    """Add each signal's score to `scores`; one that cannot be computed says why, and passes "always" alone.
+
+    Further calls of signals are charged to `bill`.
+    """
     for signal in signals:
         threshold = stage.thresholds[signal.name]
         try:
-            measured = yield from signal.judge(evidence)
+            judging = signal.judge(evidence)
+            measured = yield from judging if bill is None else billed(judging, stage, bill)
         except SignalUnavailableError as error:
             scores[signal.name] = Score(None, threshold, threshold == "always", {"unavailable": str(error)})
         else:

@@ -18,7 +18,7 @@ from confcascade.building import build_stages, plain_thresholds, thresholds_of
 from confcascade.checks import active_checks
 from confcascade.errors import ConfigurationError
 from confcascade.flow import cascade_flow
-from confcascade.notices import Notices
+from confcascade.notices import Notices, log_only_told
 from confcascade.signals import Signal, Threshold
 from confcascade.stage import FittedStages, Stage, policy_id
 from confcascade.trace import Record, Trace, open_traces
@@ -99,6 +99,15 @@ class Cascade:
                 f"{between[0]!r} judges the steps of an answer, and this cascade judges whole answers. It goes with "
                 'mode="stepwise", or StepwiseCascade.'
             )
+        for stage in self.stages[:-1]:
+            own_word = [signal for signal in stage.signals if signal.told]
+            if own_word and self._in_steps:
+                raise ConfigurationError(
+                    f"{own_word[0]!r} judges whole answers, and this cascade judges steps. It goes with "
+                    'mode="query", or Cascade.'
+                )
+            if own_word and len(own_word) == len(stage.signals):
+                log_only_told(stage.model.name)
         self.on_error = on_error
         if on_cut not in ("escalate", "keep"):
             raise ConfigurationError(f'`on_cut` must be "escalate" or "keep". Got {on_cut!r}.')

@@ -23,7 +23,7 @@ from confcascade.models.stream import Piece, StreamReader
 from confcascade.signals import Evidence, Measurement, Signal, Threshold
 from confcascade.stepwise_cascade import Mode, cascade_of
 from confcascade.tools import CUT, CheckedTool, forced_call, misfit, parse_problem
-from confcascade.types import Prefilled, Response, Token
+from confcascade.types import Prefilled, Response, Stated, Token
 from confcascade.unusable import OnCut
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Response",
     "Session",
     "Signal",
+    "Stated",
     "StreamReader",
     "Threshold",
     "Token",

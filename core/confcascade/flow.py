@@ -43,7 +43,7 @@ from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token
 from confcascade.unusable import OnCut, why_unusable
 
-__all__ = ["begun_for", "cascade_flow", "prefill_for"]
+__all__ = ["begun_for", "cascade_flow", "prefill_for", "read_for"]
 
 
 def cascade_flow(
@@ -170,8 +170,8 @@ def _attempt(
         if (first := prefill_for(stage.model, signals, asked)) is not None:
             prefilled = bill.add((yield from ask(first)))
             bill.usage = prefilled.usage
-        evidence = Evidence(request, prefilled)
-        yield from score_all([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores)
+        evidence = Evidence(request, prefilled, model=stage.model)
+        yield from score_all([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores, bill)
         if any_failed(scores):
             hopeless = _hopeless(stage, scores)
             return ended(
@@ -182,10 +182,10 @@ def _attempt(
         judges = tuple(signal for signal in signals if signal.phase == "post")
         checks = () if last else (*rules.checks, *([stage.check] if stage.check is not None else []))
         whole = request.judged_whole or bool(checks) or response_schema(request) is not None
-        early = not whole and any(signal.early for signal in judges)
+        early = not whole and any(signal.early for signal in judges) and not any(signal.rewords for signal in judges)
         watch = _Watch(judges, stage, evidence, rules.shows_early) if early else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
-            yield from score_all(judges, stage, evidence, scores)
+            yield from score_all(judges, stage, evidence, scores, bill)
             return ended("escalate", explained(scores) + " (before generating)")
         live = last or (rules.shows_early and not (judges or whole))
         answer: Answer[Response] = yield from ask(
@@ -200,7 +200,7 @@ def _attempt(
                 final=last and rules.stands,
             )
         )
-        response = parted(asked, bill.add(answer))
+        response = parted(asked, read_for(signals, request, bill.add(answer)))
         bill.usage, bill.told = response.usage, response.cost
 
         # after it
@@ -218,8 +218,8 @@ def _attempt(
             return ended("accept", "last stage" + (f" ({problem})" if problem else ""), response)
         if problem is not None:
             return ended("escalate", problem, response.replace(problem=problem))
-        evidence = Evidence(request, prefilled, response.tokens, response)
-        yield from score_all(judges, stage, evidence, scores)
+        evidence = Evidence(request, prefilled, response.tokens, response, stage.model)
+        yield from score_all(judges, stage, evidence, scores, bill)
         if aborted:
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
@@ -245,10 +245,19 @@ def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Reques
 
 
 def begun_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Request:
-    """`request`, the answer begun as `signals` want it, where `model` can be made to begin so."""
+    """`request` as `signals` want it asked, and the answer begun so, where `model` can be made to begin it."""
+    for signal in signals:
+        request = signal.asks(request)
     prefix = next((signal.prefix for signal in signals if signal.prefix is not None), None)
     free = not request.judged_whole and response_schema(request) is None
     return replace(request, begun=prefix) if prefix is not None and free and model.capability.prefill else request
+
+
+def read_for(signals: Sequence[Signal], request: Request, response: Response) -> Response:
+    """A model's response without what `signals` had asked for beside the answer."""
+    for signal in signals:
+        response = signal.reads(request, response)
+    return response
 
 
 class _Watch(Watch):

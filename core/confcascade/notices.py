@@ -8,7 +8,7 @@ from typing import Any
 from confcascade.errors import kept_of
 from confcascade.trace import Attempt, Record
 
-__all__ = ["Notices", "log_failed_batch", "log_text"]
+__all__ = ["Notices", "log_failed_batch", "log_only_told", "log_text"]
 
 _log = logging.getLogger("confcascade")
 _texts = logging.getLogger("confcascade.texts")
@@ -102,6 +102,21 @@ def log_failed_batch(model: str, error: Exception, count: int) -> None:
             model,
             count,
             kind[1],
+        )
+
+
+_only_told: set[str] = set()
+
+
+def log_only_told(model: str) -> None:
+    """Log, once for each model, that nothing judges its answers but what it says of itself."""
+    if model not in _only_told:
+        _only_told.add(model)
+        _log.warning(
+            "Answers of model '%s' are judged only by the confidence that it states, which any text in its prompt can "
+            "ask it to state. Where others write part of the prompt, add a signal that reads something else "
+            "(TokenProbability, LearnedScorer, RetrievalScore). Logged once for each model.",
+            model,
         )
 
 

@@ -77,7 +77,19 @@ class Stage:
                 f"The signals of stage '{self.model.name}' that judge labels want answers to begin differently: "
                 f"{', '.join(repr(prefix) for prefix in sorted(map(str, prefixes)))}. Give them the same `prefix`."
             )
-        probes = [signal.name for signal in self.signals if signal.layers(self.model)] if prefixes - {None} else []
+        rewording = [signal.name for signal in self.signals if signal.rewords]
+        if len(rewording) > 1:
+            raise ConfigurationError(
+                f"The signals {rewording} of stage '{self.model.name}' each change what the model is asked. Keep one, "
+                'or let the others ask afterwards: Verbalized("two-step").'
+            )
+        probing = [signal.name for signal in self.signals if signal.layers(self.model)]
+        if rewording and probing and self.model.capability.prefill:
+            raise ConfigurationError(
+                f"The signal '{rewording[0]}' of stage '{self.model.name}' changes the prompt, and '{probing[0]}' was "
+                'trained on hidden states at the prompt\'s end. Let it ask afterwards: Verbalized("two-step").'
+            )
+        probes = probing if prefixes - {None} else []
         if probes and self.model.capability.prefill:
             raise ConfigurationError(
                 f"Stage '{self.model.name}' begins its answers with a `prefix`, and '{probes[0]}' was trained on "

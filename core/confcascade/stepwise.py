@@ -32,7 +32,7 @@ from confcascade.cost import extension_flops
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, StreamBrokenError, joined, kept_of
 from confcascade.flow import prefill_for
 from confcascade.notices import log_text
-from confcascade.signals import Evidence
+from confcascade.signals import Evidence, Signal
 from confcascade.stage import Stage
 from confcascade.tools import CUT
 from confcascade.trace import Attempt, Record, Score, Step
@@ -201,6 +201,15 @@ class _Author:
         """The last so many tokens that it has read: they were thrown away."""
         self._read = max(0, self._read - tokens)
 
+    def scored(self, signals: Sequence[Signal], evidence: Evidence, scores: dict[str, Score]) -> Flow[None]:
+        """Add the signals' scores; what they ask further is charged."""
+        aside = Bill()
+        yield from score_all(signals, self.stage, evidence, scores, aside)
+        if aside.elapsed_s:
+            self.bill.usage += aside.usage
+            self.bill.elapsed_s += aside.elapsed_s
+            self.cost += aside.cost(self.stage)
+
     def _cost(self, usage: Usage, seconds: float) -> Cost:
         """Of tokens that follow those it has read, or, of a model that keeps nothing, of all but what is cached."""
         model, prices = self.stage.model, self.stage.prices
@@ -314,8 +323,8 @@ class _Answer:
         why = self._unusable(response)
         ends = bool(self._pieces) and not response.text.strip()  # with nothing to judge
         if not why and judges and not ends:
-            evidence = Evidence(self._request, prefilled, response.tokens, response)
-            yield from score_all(judges, stage, evidence, scores)
+            evidence = Evidence(self._request, prefilled, response.tokens, response, stage.model)
+            yield from author.scored(judges, evidence, scores)
             why = explained(scores) if any_failed(scores) else ""
         if not why and self._steps.final == "large" and response.finish_reason != "step":
             why = "the larger model writes the last step"
@@ -345,7 +354,7 @@ class _Answer:
             if tokens and prefilled is not None:
                 self._tokens = prefilled.tokens
         evidence = Evidence(self._asked(author), prefilled, self._tokens or ())
-        yield from score_all(gates, stage, evidence, scores)
+        yield from author.scored(gates, evidence, scores)
         return prefilled, cost
 
     def _unusable(self, response: Response) -> str:

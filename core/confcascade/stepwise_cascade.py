@@ -68,6 +68,11 @@ class StepwiseCascade(Cascade):
                 f"Step by step, two models write in turn: give a small and a large one. Got {len(self.stages)}."
             )
         for stage in self.stages:
+            if rewords := next((signal for signal in stage.signals if signal.rewords), None):
+                raise ConfigurationError(
+                    f"{rewords!r} changes what the model is asked, and both models must go on from the same question. "
+                    "It judges whole answers."
+                )
             if stage.skip:
                 raise ConfigurationError(
                     f"Stage '{stage.model.name}' has `skip`, which passes over the models between the first and the "

@@ -14,6 +14,7 @@ __all__ = [
     "CLOSERS",
     "Parted",
     "ThoughtReader",
+    "answer_at",
     "blanked",
     "calls_by_header",
     "is_mark",
@@ -145,6 +146,24 @@ def part(text: str) -> Parted:
     if any(mark in text for mark in CLOSERS) and (end := _closed(text)) is not None:
         return Parted(text[: end.start()].strip(), _unwrapped(text[end.end() :]))
     return Parted("", text)
+
+
+def answer_at(text: str) -> int:
+    """The first character of the answer (`part`); the length of a text without one.
+
+    >>> answer_at("<think>4, or 5?</think>4")
+    23
+    """
+    answer = part(text).answer
+    if not answer.strip():
+        return len(text)
+    at = text.rfind(answer)
+    while at > 0:
+        before = part(text[:at])
+        if not before.thinking and not before.answer.strip():
+            return at
+        at = text.rfind(answer, 0, at + len(answer) - 1)
+    return 0
 
 
 def blanked(text: str) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "Prefilled",
     "Request",
     "Response",
+    "Stated",
     "ThoughtToken",
     "Token",
     "Tool",
@@ -360,6 +361,19 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """What a model stated of its own confidence, where a signal had asked it to, and read it.
+
+    Attributes:
+        values: In [0, 1], of its answer first and then of other guesses; None where it cannot be read.
+        form: In which words, as of `confcascade.signals.stated.Statement`, or "guesses"; "" if it stated nothing.
+    """
+
+    values: tuple[float | None, ...] = ()
+    form: str = ""
+
+
+@dataclass(frozen=True)
 class Response:
     """A model's answer.
 
@@ -379,6 +393,8 @@ class Response:
         cost: What it has cost, where several models wrote it; None where its one model's architecture and prices say.
         steps: Who wrote which part of it, where several models did: `confcascade.trace.Step` objects.
         written_tokens: Its tokens, for a model that goes on with it; None where the model does not tell them.
+        stated: The model's confidence in its own words, which a signal of the stage had asked for. It is taken off
+            `text` and `tokens`; `native` has it still.
     """
 
     text: str
@@ -394,6 +410,7 @@ class Response:
     cost: Cost | None = None
     steps: tuple[Any, ...] = ()
     written_tokens: WrittenTokens | None = None
+    stated: Stated | None = None
 
     @property
     def answer(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -66,6 +66,10 @@ def fit(
     prices: PerToken = None,
     parameters: Parameters = None,
     unit: Unit = None,
+    rule: Annotated[
+        Literal["quantiles", "pass-rate"],
+        typer.Option(help="Which thresholds are tried: quantiles of the scores, or only the next model's pass rate."),
+    ] = "quantiles",
     per_group: Annotated[bool, typer.Option(help="Promise it for every group of questions at once.")] = False,
     seed: Annotated[
         int, typer.Option(help="Of the split. To try several until one passes is to choose by the proof.")
@@ -156,10 +160,10 @@ def fit(
         )
     for name in sizes.typed:
         material.columns.index(name)
-    rule, same = None, None
+    equivalent, same = None, None
     if equivalence is not None:
         smaller = len(material.models) - 1
-        rule, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller)
+        equivalent, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller)
         with console.status("Comparing answers"):
             same = agreement(material, grader)
     with Progress(
@@ -168,7 +172,7 @@ def fit(
         task = bars.add_task("Trying policies")
         result = fitted(
             material,
-            Promise(max_drop, confidence, equivalence=rule),
+            Promise(max_drop, confidence, equivalence=equivalent),
             same=same,
             max_cost=max_cost,
             per_group=per_group,
@@ -179,8 +183,9 @@ def fit(
             unit=unit or sizes.unit(material.models),
             seed=seed,
             folder=out.parent,
-            progress=lambda done, total, rule: bars.update(
-                task, completed=done, total=total, description=f"Trying policies: {rule}"
+            rule=rule,
+            progress=lambda done, total, words: bars.update(
+                task, completed=done, total=total, description=f"Trying policies: {words}"
             ),
         )
     told = Console()

@@ -271,6 +271,8 @@ class _Draft:
         """What is left to show once the flow has decided."""
         if outcome.response.steps and self._response is not None:  # the last of them is kept, or is asked for anew
             return self._release()
+        if (response := outcome.response).stated is not None:  # what came has the confidence in it
+            return [Chunk(response.text, response.tokens or (), released=True, thoughts=response.thoughts_apart)]
         latest = next((response for response in reversed(outcome.responses) if response is not None), None)
         if self._response is not None and outcome.response is latest:  # this one's, its tokens parted
             return self._release()
@@ -352,7 +354,7 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
         draft, shown = _Draft(), _Shown(running.asks)
         while not running.done:
             yield from shown.written(running.asks, draft)
-            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
+            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate) and not ask.aside:
                 draft = running.draft = _Draft()
                 running.begin()
                 for chunk in draft.read(ask):
@@ -372,7 +374,7 @@ async def astream(flow: Flow[Outcome]) -> AsyncIterator[Chunk | Outcome]:
         while not running.done:
             for chunk in shown.written(running.asks, draft):
                 yield chunk
-            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate):
+            if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate) and not ask.aside:
                 draft = running.draft = _Draft()
                 running.begin()
                 async with aclosing(draft.aread(ask)) as chunks:  # type: ignore[type-var]  # an async generator

@@ -22,6 +22,7 @@ from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.token_probability import TokenProbability
+from confcascade.signals.verbalized import Verbalized
 from confcascade.signals.wording import REFUSALS, Wording
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SignalType",
     "TextRouterEntry",
     "TokenProbabilityEntry",
+    "VerbalizedEntry",
     "WordingEntry",
 ]
 
@@ -96,6 +98,23 @@ class TokenProbabilityEntry(SignalType):
             after=self.after,
             name=self.name,
         )
+
+
+class VerbalizedEntry(SignalType):
+    """Confidence that the model states in words (`Verbalized`)."""
+
+    type: Literal["verbalized", "stated"]
+    style: Literal["one-step", "two-step", "top-k"] = Field("one-step", description="How the model is asked for it.")
+    k: int | None = Field(None, ge=1, description="With `top-k`: how many guesses; 4 by default.")
+    instruction: str | None = Field(
+        None, min_length=1, description="With `one-step`: other words that ask for it, as a model was trained on."
+    )
+    name: str = Field("stated", min_length=1, description="Key of thresholds and records.")
+
+    def load(self, folder: Path) -> Signal:
+        """The signal."""
+        del folder
+        return Verbalized(self.style, k=self.k, instruction=self.instruction, name=self.name)
 
 
 class WordingEntry(SignalType):
@@ -221,6 +240,7 @@ SIGNAL_TYPES: tuple[type[SignalType], ...] = (
     FormatProbabilityEntry,
     TextRouterEntry,
     LearnedScorerEntry,
+    VerbalizedEntry,
     WordingEntry,
     GlimpseEntry,
     LookbackEntry,

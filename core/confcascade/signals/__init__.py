@@ -27,12 +27,14 @@ class Evidence:
         prefilled: From the pass over the prompt, where a signal of the stage wanted it.
         tokens: Those of the answer so far, without thoughts, or None where the model tells no log-probabilities.
         response: The finished answer, once there is one.
+        model: Whose attempt it is, for signals that ask it further.
     """
 
     request: Request
     prefilled: Prefilled | None = None
     tokens: tuple[Token, ...] | None = ()
     response: Response | None = None
+    model: LanguageModel | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ class Signal(ABC):
     # whether `bounds` can be tighter than `space` before the answer is finished
     early: bool = False
 
+    # whether it changes what its stage's model is asked (`asks`): such an answer is judged whole
+    rewords: bool = False
+
+    # whether it is what the model says of itself, so that whoever writes part of the prompt can make it say more
+    told: bool = False
+
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         """Blocks whose hidden state it reads, of a model that passed `check`."""
         del model
@@ -91,6 +99,15 @@ class Signal(ABC):
         Raises:
             SignalUnavailableError: If the evidence lacks what is needed. No value is invented.
         """
+
+    def asks(self, request: Request) -> Request:
+        """What its stage's model is asked in the place of `request`, which other stages and signals see."""
+        return request
+
+    def reads(self, request: Request, response: Response) -> Response:
+        """The model's response, tokens as it told them, without what only this signal had asked for."""
+        del request
+        return response
 
     def judge(self, evidence: Evidence) -> Flow[Measurement]:
         """`score` as a flow; a signal that needs further calls overrides this and asks for them."""

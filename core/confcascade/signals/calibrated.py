@@ -11,6 +11,7 @@ from confcascade.asks import Flow, LanguageModel
 from confcascade.calibration import Calibrator
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Measurement, Signal
+from confcascade.types import Request, Response
 
 __all__ = ["Calibrated", "ExpectedGain", "gain"]
 
@@ -53,6 +54,18 @@ class _Derived(Signal):
         self.prefix = next((part.prefix for part in self.parts if part.prefix is not None), None)
         self.logprobs = any(part.logprobs for part in self.parts)
         self.top_logprobs = max(part.top_logprobs for part in self.parts)
+        self.rewords = any(part.rewords for part in self.parts)
+        self.told = all(part.told for part in self.parts)
+
+    def asks(self, request: Request) -> Request:
+        for part in self.parts:
+            request = part.asks(request)
+        return request
+
+    def reads(self, request: Request, response: Response) -> Response:
+        for part in self.parts:
+            response = part.reads(request, response)
+        return response
 
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         return tuple(sorted({layer for part in self.parts for layer in part.layers(model)}))

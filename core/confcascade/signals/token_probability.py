@@ -137,7 +137,10 @@ class TokenProbability(Signal):
         if model.capability.logprobs is False:
             raise ConfigurationError(
                 f"TokenProbability needs log-probabilities, and model '{model.name}' does not return them. "
-                + (model.capability.remedy or "Use a model that does, or put this one last.")
+                + (
+                    model.capability.remedy
+                    or "Use Verbalized(), which needs only text, or a model that does, or put this one last."
+                )
             )
 
     def score(self, evidence: Evidence) -> Measurement:

@@ -34,6 +34,7 @@ from confcascade import (
     TextRouter,
     TokenProbability,
     TransformersModel,
+    Verbalized,
 )
 from confcascade.asks import Generate
 from confcascade.cascade_file import CascadeFile, PricesEntry
@@ -48,6 +49,7 @@ from confcascade.schema.signals import (
     RetrievalScoreEntry,
     TextRouterEntry,
     TokenProbabilityEntry,
+    VerbalizedEntry,
 )
 from confcascade.types import Message, Request
 from confcascade.types import Response as AnswerOf
@@ -542,6 +544,23 @@ def test_signals_as_they_are_made(write: Write, tmp_path: Path):
         scorer,
     ]
     assert [(each.name, each.identity()) for each in stage.signals] == [(each.name, each.identity()) for each in ours]
+
+
+def test_stated_confidences(write: Write):
+    """Each style with its options, under the short name too; options that do not go together are named."""
+    signals: list[Any] = [
+        "stated",
+        {"type": "verbalized", "style": "two-step", "name": "afterwards"},
+    ]
+    (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": signals}]})).make_stages()
+    ours = [Verbalized(), Verbalized("two-step", name="afterwards")]
+    assert [(each.name, each.identity()) for each in stage.signals] == [(each.name, each.identity()) for each in ours]
+    guesses = VerbalizedEntry.model_validate({"type": "verbalized", "style": "top-k", "k": 2})
+    assert guesses.load(Path()).identity() == Verbalized("top-k", k=2).identity()
+    with pytest.raises(ConfigurationError, match="goes with style"):
+        CascadeFile.load(
+            write({"stages": [{"model": "openai:a", "signals": [{"type": "stated", "k": 2}]}]})
+        ).make_stages()
 
 
 def test_types_of_signals_are_told_apart():

@@ -33,6 +33,7 @@ from confcascade import (
     Request,
     Stage,
     TokenProbability,
+    Verbalized,
     from_string,
 )
 from confcascade.asks import Generate, Session
@@ -293,3 +294,29 @@ def test_without_the_wheel_the_extra_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(MissingExtraError, match=r'pip install "confcascade\[llamacpp\]"'):
         LlamaCppModel(path)
+
+
+# ---------------------------------------------------------------------- without log-probabilities
+
+
+@pytest.mark.parametrize("style", ["one-step", "two-step", "top-k"])
+def test_stated_confidence(model, style, caplog):
+    """Judged by text alone no log-probability is asked for; models that were not taught to state any escalate."""
+    asked = []
+    generate = model.generate
+
+    def watched(asks):
+        asked.extend(asks)
+        return generate(asks)
+
+    model.generate = watched
+    try:
+        cascade = Cascade([Stage(model, [Verbalized(style)], {"stated": 0.5}), Stage(bundled_model("large"))])
+        outcomes = cascade.run_batch(["Compute 13+48.", "Compute 2+2."], max_concurrency=2)
+    finally:
+        del model.generate
+    assert asked
+    assert not any(ask.logprobs for ask in asked)
+    for outcome in outcomes:
+        score = outcome.record.attempts[0].scores.get("stated")
+        assert outcome.record.answered_by == ("large" if score is None or not score.passed else model.name)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from confcascade.answers import parted
-from confcascade.asks import Flow, Generate, LanguageModel, ask
+from confcascade.asks import Flow, Generate, ask
+from confcascade.attempts import Bill, billed
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.checks import failed_check
 from confcascade.errors import ConfigurationError
-from confcascade.flow import begun_for, prefill_for
+from confcascade.flow import begun_for, prefill_for, read_for
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
-from confcascade.signals import Evidence, Signal
+from confcascade.signals import Evidence
 from confcascade.stage import Stage
 from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import why_unusable
@@ -63,7 +64,8 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         The row; with `Row.error` if the model failed.
     """
     model, signals = stage.model, tuple(stage.signals)
-    request = begun_for(model, signals, stage.decoding.applied(asking.request(example)))
+    request = stage.decoding.applied(asking.request(example))
+    asked = begun_for(model, signals, request)
     prefilled: Prefilled | None = None
     response: Response | None = None
     error: str | None = None
@@ -71,7 +73,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
     usage, prefill_s, seconds = Usage(), None, 0.0
     grade = Grade(None)
     try:
-        if (first := prefill_for(model, signals, request)) is not None:
+        if (first := prefill_for(model, signals, asked)) is not None:
             answer = yield from ask(first)
             seconds += answer.busy_s
             prefilled = answer.unwrap()
@@ -79,14 +81,14 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         answer = yield from ask(
             Generate(
                 model,
-                request,
+                asked,
                 prefilled=prefilled,
                 logprobs=model.capability.logprobs is not False,
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
             )
         )
         seconds += answer.busy_s
-        response = parted(request, answer.unwrap())
+        response = parted(asked, read_for(signals, request, answer.unwrap()))
         usage = response.usage
         labels = {label for signal in signals for label in signal.labels}
         problem = why_unusable(request, response, labels=labels)
@@ -94,7 +96,10 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
             problem = failed_check([stage.check], response.text)
     except Exception as failure:  # the model's
         error = f"{type(failure).__name__}: {failure}"
-    scores = yield from _scores(signals, model, request, prefilled, response)
+    further = Bill()
+    scores = yield from _scores(stage, request, prefilled, response, further)
+    if problem is None:  # of what cannot be kept, the live cascade asks nothing further
+        usage, seconds = usage + further.usage, seconds + further.busy_s
     if response is not None:
         grade = yield from asking.grader.judge(example, response.answer)
     text = "" if response is None else response.answer
@@ -128,26 +133,24 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
 
 
 def _scores(
-    signals: Sequence[Signal],
-    model: LanguageModel,
-    request: Request,
-    prefilled: Prefilled | None,
-    response: Response | None,
+    stage: Stage, request: Request, prefilled: Prefilled | None, response: Response | None, bill: Bill
 ) -> Flow[dict[str, RecordedScore]]:
-    """Every signal's score; of an attempt that failed, those that were judged before it."""
+    """Every signal's score, its further calls charged; of an attempt that failed, those that were judged before it."""
     scores: dict[str, RecordedScore] = {}
-    for signal in signals:
-        evidence = Evidence(request, prefilled)
+    model, whole = stage.model, any(signal.rewords for signal in stage.signals)
+    for signal in stage.signals:
+        evidence = Evidence(request, prefilled, model=model)
         if signal.phase == "post":
             if response is None:
                 continue
-            evidence = Evidence(request, prefilled, response.tokens, response)
+            evidence = Evidence(request, prefilled, response.tokens, response, model)
         read = bool(signal.labels) and model.capability.prefill
         prefill = bool(signal.layers(model)) or signal.following or read
         if prefill and prefilled is None:  # that pass is what failed
             continue
         try:
-            scores[signal.name] = yield from judged_score(signal, evidence, prefill=prefill)
+            judging = judged_score(signal, evidence, prefill=prefill, whole=whole)
+            scores[signal.name] = yield from billed(judging, stage, bill)
         except ConfigurationError:
             raise
         except Exception as failure:  # the live attempt fails by it, and escalates, as one without a score

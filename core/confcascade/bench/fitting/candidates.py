@@ -17,7 +17,7 @@ from confcascade.calibration import Calibrator, fit_calibrator
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
 
-__all__ = ["Candidates", "Derived", "Structure", "candidates", "derive"]
+__all__ = ["Candidates", "Derived", "Structure", "at_pass_rates", "candidates", "derive"]
 
 _ONE = 49  # thresholds of one rule of a pair
 _TWO = 12  # of each of two rules, or of two stages
@@ -166,6 +166,54 @@ def candidates(
                 skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies)
                 found.append(Structure(f"{same[0].words}, skipping the middle below the gate", skipping))
     return replace(made, structures=found)
+
+
+def at_pass_rates(
+    made: Candidates,
+    models: Sequence[str],
+    routable: Mapping[str, Sequence[str]],
+    right: NDArray[np.bool_],
+    rows: NDArray[np.intp],
+) -> Candidates:
+    """Fill in the structures of COREA's rule: an answer is kept if its score is at least the next model's pass rate.
+
+    Nothing is chosen but the models and the score, a single signal in [0, 1] or the confidence: if a score is the
+    probability of being right, whatever is below that rate the next model does better.
+
+    Args:
+        made: Of `derive`.
+        models: Smallest first.
+        routable: Signals by model.
+        right: Whether each answer is right, shape (questions, models) as in the columns.
+        rows: The questions that the rates are taken over.
+
+    Source: COREA, arXiv 2603.03752, whose threshold is the large model's pass@1.
+    """
+    rates = {model: float(right[rows, made.columns.index(model)].mean()) for model in models}
+    found = [Structure("alone", tuple((PolicyStage(model),) for model in models[:-1]))]
+    for chain in [*combinations(models, 2)] + ([tuple(models)] if len(models) > 2 else []):
+        rules = [
+            [rule for rule in _rules(made.columns, made, chain, i, routable) if _is_share(made.columns, chain[i], rule)]
+            for i in range(len(chain) - 1)
+        ]
+        for same in zip(*rules, strict=False) if len(chain) == 2 else _common(rules):
+            stages = [
+                PolicyStage(model, {rule.names[0]: rates[larger]})
+                for model, larger, rule in zip(chain, chain[1:], same, strict=False)
+            ]
+            found.append(
+                Structure(f"{same[0].words} at the next model's pass rate", ((*stages, PolicyStage(chain[-1])),))
+            )
+    return replace(made, structures=found)
+
+
+def _is_share(columns: Columns, model: str, rule: Rule) -> bool:
+    """Whether a rule has one score, which can be a probability."""
+    if len(rule.names) != 1 or rule.words == "expected gain":
+        return False
+    values = columns.signal(model, rule.names[0]).values
+    known = values[np.isfinite(values)]
+    return bool(len(known)) and known.min() >= 0 and known.max() <= 1
 
 
 def _skipping(policy: tuple[PolicyStage, ...], gate: str) -> tuple[PolicyStage, ...]:

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.candidates import Candidates, candidates, derive
+from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, candidates, derive
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
@@ -30,7 +31,9 @@ from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate, Examined, Promise, TestName, sharpest_test
 from confcascade.policy import Saving
 
-__all__ = ["fit"]
+__all__ = ["Rule", "fit"]
+
+Rule = Literal["quantiles", "pass-rate"]
 
 
 def fit(
@@ -48,6 +51,7 @@ def fit(
     seed: int = 0,
     parts: FitSplit | None = None,
     folder: Path | None = None,
+    rule: Rule = "quantiles",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Fitted | NotCertified:
     """Calibrate, choose, certify.
@@ -69,11 +73,16 @@ def fit(
         seed: Of the split.
         parts: In the place of a split by hashes.
         folder: Where the policy will be kept; paths in it are relative to this.
+        rule: Which thresholds are tried: quantiles of the scores, or only the next model's pass rate (`at_pass_rates`).
         progress: Called with structures done, all of them, and what is next.
 
     Raises:
         ConfigurationError: If the recording is one of which nothing can be promised, whatever its size.
     """
+    if rule not in get_args(Rule):
+        raise ConfigurationError(f"`rule` must be one of {', '.join(get_args(Rule))}. Got {rule!r}.")
+    if rule == "pass-rate" and same is not None:
+        raise ConfigurationError("A pass rate needs graded answers: it does not go with an equivalence.")
     models_of = None
     if isinstance(described, CascadeFile):
         described.only_whole("A fitted policy")
@@ -91,7 +100,7 @@ def fit(
             "(`architectures=...`) or prices (`prices=...`) of every model; or say `unit='seconds'` or `unit='tokens'`."
         )
     task = _Task(material, split, bill, _promises(material, promise, per_group), same, max_cost)
-    made, health = _calibrate(task, signals, described or {})
+    made, health = _calibrate(task, signals, described or {}, rule)
     path = _choose(task, made, progress)
     return _certify(task, made, path, health, described=described or {}, seed=seed, folder=folder)
 
@@ -139,7 +148,7 @@ class _Task:
 
 
 def _calibrate(
-    task: _Task, wanted: Sequence[str] | None, described: Mapping[str, Described]
+    task: _Task, wanted: Sequence[str] | None, described: Mapping[str, Described], rule: Rule
 ) -> tuple[Candidates, dict[tuple[str, str], SignalHealth]]:
     """Which signals can route, what is made of them, and the policies that can be tried."""
     columns, models, ordering = task.columns, task.material.models, task.split.ordering
@@ -159,6 +168,8 @@ def _calibrate(
         gains=labels,
         texts=np.unique(np.array(task.material.keys, dtype=object), return_inverse=True)[1],
     )
+    if rule == "pass-rate":
+        return at_pass_rates(made, models, routable, task.right, task.split.calibrate), health
     return candidates(made, models, routable, ordering), health
 
 

@@ -164,13 +164,22 @@ def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Re
     raise ConfigurationError(f"Signal '{signal.name}' needs further calls of a model; `collect` records such scores.")
 
 
-def judged_score(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Flow[RecordedScore]:
-    """`score_of` as a flow, which asks for the further calls that a signal may need."""
+def judged_score(
+    signal: Signal, evidence: Evidence, *, prefill: bool = False, whole: bool = False
+) -> Flow[RecordedScore]:
+    """`score_of` as a flow, which asks for the further calls that a signal may need.
+
+    Args:
+        signal: Any.
+        evidence: As of `score_of`.
+        prefill: As of `score_of`.
+        whole: Whether the cascade judges such an answer only when it is whole, whatever the signal could do.
+    """
     upper: list[tuple[int, float]] = []
     before = len(evidence.response.thought_tokens or ()) if evidence.response is not None else 0
     if not prefill:  # another signal's pass is not its own
         evidence = replace(evidence, prefilled=None)
-    if signal.phase == "post" and signal.early:
+    if signal.phase == "post" and signal.early and not whole:
         tokens, least = evidence.tokens or (), signal.space[1]
         for count in range(0 if prefill else 1, len(tokens) + 1):
             _, high = signal.bounds(Evidence(evidence.request, evidence.prefilled, tuple(tokens[:count])))

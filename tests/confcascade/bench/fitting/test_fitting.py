@@ -645,3 +645,38 @@ def test_what_contradicts_itself_is_refused(rows):
     silent = material_of(changed(rows, "large", answer=""), graded=False, texts=True)
     with pytest.raises(ConfigurationError, match="'large' answered no question"):
         agreement(silent, NormalizedMatch())
+
+
+# ---------------------------------------------------------------------- the next model's pass rate
+
+
+def test_the_pass_rate_as_threshold(rows):
+    """Every policy that is tried keeps a score from the larger model's accuracy on; what passes is certified as any."""
+    result = fitted(rows, rule="pass-rate")
+    assert isinstance(result, Fitted)
+    material = material_of(rows, architectures=SIZES)
+    columns = material.columns.take(result.parts.calibrate)
+    rate = columns.grades[:, columns.index("large")].mean()
+    assert "pass rate" in result.rule
+    (threshold,) = result.policy.stages[0].thresholds.values()
+    assert threshold == pytest.approx(rate)
+    rules = {contender.rule for contender in result.tested}
+    assert all("pass rate" in rule or rule == "alone" for rule in rules)
+
+
+def test_the_pass_rate_of_a_chain(chain_rows):
+    """Of three models, each is held against the one that would be asked next."""
+    result = fitted(chain_rows, Promise(0.1), rule="pass-rate")
+    for contender in result.tested:
+        for stage, larger in zip(contender.policy, contender.policy[1:], strict=False):
+            assert set(stage.thresholds) <= {"p_ik", "p_t", "confidence"}
+            assert larger.model != stage.model
+
+
+def test_a_rule_that_there_is_not(rows):
+    with pytest.raises(ConfigurationError, match="quantiles, pass-rate"):
+        fitted(rows, rule="coin")
+    material = material_of(rows, architectures=SIZES)
+    same = np.ones_like(material.columns.usable)
+    with pytest.raises(ConfigurationError, match="graded answers"):
+        fit(material, FIVE, same=same, architectures=SIZES, rule="pass-rate")
