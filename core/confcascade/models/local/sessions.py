@@ -213,10 +213,10 @@ class Sessions:
         if rest := written[len(read.text) :]:
             if peeks and read.logits is None and not read.pending and read.cached:
                 read = read.uncached(read.cached - 1)
-            ids = self._own_tokens(read, request)
-            if ids is None:
-                ids = self._prompts.encode_behind(read.prompt + read.text, rest)
-            read = replace(read, ids=read.ids + ids, text=written)
+            new = self._own_tokens(read, request)
+            if new is None:
+                new = self._prompts.encode_behind(read.prompt + read.text, rest)
+            read = replace(read, ids=read.ids + new, text=written)
             self._prompts.check(read.ids)
         if not read.pending and (looks or read.logits is None):
             read = read.uncached(read.cached - 1)
