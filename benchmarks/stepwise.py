@@ -37,7 +37,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from confcascade import LearnedScorer, Stage, TokenProbability, TransformersModel
-from confcascade.asks import LanguageModel
+from confcascade.asks import Generate, LanguageModel, Session
 from confcascade.attempts import Outcome
 from confcascade.bench.metrics.significance import mean_interval, paired_difference
 from confcascade.bench.questions.gsm8k import example as gsm8k_example
@@ -50,7 +50,7 @@ from confcascade.signals.glimpse import Glimpse
 from confcascade.signals.step_mixture import StepMixture
 from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import StepwiseCascade
-from confcascade.types import Message, Request
+from confcascade.types import Message, Request, Response
 
 ORDER = ["small", "large", "query", "draft", "weakest", "scorer", "lookback", "glimpse", "random"]
 NAMES = {
@@ -495,6 +495,54 @@ def report(
         lines += ["", said]
         (write / f"{pair}.md").write_text("\n".join(lines) + "\n")
     typer.echo("\n".join(lines))
+
+
+@app.command()
+def seams(
+    pair: Annotated[str, typer.Option(help="bundled, or a name for two other models.")] = "bundled",
+    small: Annotated[str, typer.Option(help="The small model: a folder or a GGUF file.")] = "",
+    large: Annotated[str, typer.Option(help="The large model.")] = "",
+    data: Annotated[Path, typer.Option(help="The folder of the question sets.")] = Path(),
+    questions: Annotated[int, typer.Option(help="How many.")] = 20,
+) -> None:
+    """What is lost where models read each other's text: how often a step's text has other tokens than were written."""
+    two = bundled(questions, 1) if pair == "bundled" else local(small, large, data, questions, 1)
+    for model in (two.small, two.large):
+        steps = differ = tokens = others = 0
+        sessions = [Session() for _ in two.test]
+        texts = ["" for _ in two.test]
+        open_ = list(range(len(two.test)))
+        while open_:
+            asks = [
+                Generate(
+                    model,
+                    replace(two.request(two.test[i]), written=texts[i]),
+                    session=sessions[i],
+                    until=two.steps.delimiter,
+                )
+                for i in open_
+            ]
+            answers = list(model.generate(asks))
+            for i, ask, answer in zip(open_, asks, answers, strict=True):
+                if isinstance(answer, Exception):
+                    raise answer
+                assert answer.written_tokens is not None
+                written = list(answer.written_tokens.ids)
+                read = model.encode_behind(ask.request, answer.text)
+                steps += 1
+                differ += read != written
+                tokens += len(written)
+                others += len(written) - sum(a == b for a, b in zip(read[::-1], written[::-1], strict=False))
+                texts[i] += answer.text
+            open_ = [
+                i
+                for i, answer in zip(open_, answers, strict=True)
+                if isinstance(answer, Response) and answer.finish_reason in ("step", "paused")
+            ]
+        typer.echo(
+            f"{model.name}: {differ} of {steps} steps have other tokens if their text is read, "
+            f"{others} of {tokens} tokens"
+        )
 
 
 if __name__ == "__main__":

@@ -384,6 +384,10 @@ class TransformersModel(InThreads):
         """The prompt as the model reads it, up to where its answer begins."""
         return self._prompts.render(request)
 
+    def encode_behind(self, request: Request, text: str) -> list[int]:
+        """The tokens of a text behind a request and what has been written, as this model reads what others write."""
+        return self._prompts.encode_behind(self._prompts.render(request) + request.written, text)
+
     def _adds_special_tokens(self, prompt: str) -> bool:
         """Whether the tokenizer adds its own: a rendered template brings them."""
         del prompt
