@@ -207,7 +207,7 @@ class Reading(StreamReader):
 
     def __init__(self, ask: Generate, *, keeps_logprobs: bool = True) -> None:
         super().__init__(ask)
-        self.ended = False
+        self._over = False
         self._keeps_logprobs = keeps_logprobs
         self._chunks: list[AIMessageChunk] = []
 
@@ -215,10 +215,15 @@ class Reading(StreamReader):
     def begun(self) -> bool:
         return bool(self._chunks)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is read, or nothing more comes."""
+        return self._over or super().ended
+
     def take(self, message: AIMessage | None) -> Iterator[Chunk]:
         """The next piece, or None at the end."""
         if message is None:
-            self.ended = True
+            self._over = True
             return
         told, chunk = _logprobs(message), chunk_from(message)
         if not self._keeps_logprobs:
@@ -227,7 +232,6 @@ class Reading(StreamReader):
         calls = bool(chunk.tool_call_chunks or chunk.tool_calls)
         piece = Piece(_text(chunk), _thoughts(chunk), told, calls, native=chunk)
         shown = list(self.add(piece))
-        self.ended = self.aborted
         # one without text may carry what only the framework reads: accounts, or what its provider adds
         yield from shown or [Chunk("", native=chunk, released=self._watcher.verdict == "release")]
 

@@ -114,7 +114,7 @@ def fit_mixture(
         "settings": settings,
     }
     with stopping(console) as stop:
-        queries = {each.id: asked.messages(each) for each in examples}
+        queries = {each.id: tuple(asked.messages(each)) for each in examples}
         values = _confidences(console, Path(f"{out}.steps.jsonl"), begun, small, queries, steps, settings, stop)
     if values is None:
         console.print("Stopped. The same command goes on where it was.")
@@ -142,7 +142,7 @@ def _confidences(
     kept: Path,
     begun: dict[str, Any],
     model: LanguageModel,
-    queries: dict[str, Sequence[Message]],
+    queries: dict[str, tuple[Message, ...]],
     steps: Steps,
     settings: dict[str, Any],
     stop: threading.Event,

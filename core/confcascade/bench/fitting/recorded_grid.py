@@ -102,7 +102,7 @@ class RecordedGrid:
     @property
     def signal(self) -> str:
         """By which steps are judged."""
-        return next(iter(self._stages[0]["thresholds"]))
+        return str(next(iter(self._stages[0]["thresholds"])))
 
     @property
     def _stages(self) -> Sequence[Mapping[str, Any]]:
