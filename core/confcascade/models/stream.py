@@ -68,7 +68,12 @@ class StreamReader:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is read: the watch has ended it, or its step is complete."""
+        """Whether nothing more is read."""
+        return self.closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed before the server has told all: the watch has ended it, or its step is complete."""
         return self.aborted or self._stepped == "cut"
 
     @property
@@ -88,7 +93,7 @@ class StreamReader:
 
     def add(self, piece: Piece) -> Iterator[Chunk]:
         """Take the next piece; yields it as a chunk, unless there is nothing in it."""
-        if self.ended:
+        if self.closed:
             return
         self.thoughts += piece.thoughts
         self.finish_reason = piece.finish_reason or self.finish_reason
@@ -145,7 +150,7 @@ class StreamReader:
         Raises:
             ModelError: If it was.
         """
-        if must_finish and not self.ended and self.finish_reason is None:
+        if must_finish and not self.closed and self.finish_reason is None:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before the answer did.")
         response = response.replace(
             tokens=self.tokens,
@@ -154,7 +159,7 @@ class StreamReader:
         )
         if self._stepped and not self.aborted:
             response = response.replace(finish_reason="step")
-        if not self.ended:
+        if not self.closed:
             return response
         # closed before the server told all
         told, guess = response.usage, estimated_usage(self._ask, response.text, response.tokens)
