@@ -111,6 +111,8 @@ def recorded(right: NDArray[np.bool_], rng: np.random.Generator) -> tuple[FitDat
         before_answer=np.zeros(shape, dtype=np.int64),
         latency_s=np.full(shape, np.nan),
         prefill_s=np.full(shape, np.nan),
+        flops=np.full(shape, np.nan),
+        usd=np.full(shape, np.nan),
         signals={},
     )
     length = rng.gamma(4, 0.25, size=(n, 1)) * rng.gamma(20, 0.05, size=shape)
