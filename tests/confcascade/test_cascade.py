@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -299,7 +300,7 @@ def test_a_fitted_policy_shows_no_draft_before_its_end():
     """What is promised counts a draft that was cut off as not kept; thresholds of one's own show it at once."""
     small, large = ScriptedModel("small", {"q": ("one two three", 0.99)}), ScriptedModel("large", {"q": "large says"})
     stages = [Stage(small, [TokenProbability(aggregate="first")], {"p_t": 0.9}), Stage(large)]
-    fitted = FittedStages.of(object(), stages)
+    fitted = FittedStages.of(SimpleNamespace(check_mode=lambda *, stepwise: None), stages)
 
     def shown(cascade):
         return "".join(item.text for item in cascade.stream("q", max_tokens=2) if isinstance(item, Chunk))
