@@ -187,10 +187,11 @@ def watched_signals() -> list[Signal]:
 
 
 def collected(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by question."""
-    if not path.exists():
-        return {}
-    return {row["question"]: row for row in map(json.loads, path.read_text().splitlines())}
+    """Rows by question, of a file that may be packed."""
+    packed = path.with_name(f"{path.name}.gz")
+    lines = gzip.decompress(packed.read_bytes()).decode().splitlines() if packed.exists() else []
+    lines += path.read_text().splitlines() if path.exists() else []
+    return {row["question"]: row for row in map(json.loads, lines)}
 
 
 def ask(path: Path, pair: Pair, questions: Sequence[Question], signals: Sequence[Signal], thresholds: Any) -> None:
@@ -325,7 +326,8 @@ class Point:
 
 def points(folder: Path) -> list[Point]:
     """All that was collected, and the cascade of whole answers replayed on the two models' own."""
-    rows = {path.stem: collected(path) for path in sorted(folder.glob("*.jsonl")) if path.stem != "fit"}
+    names = sorted({path.name.partition(".jsonl")[0] for path in folder.glob("*.jsonl*")} - {"fit"})
+    rows = {name: collected(folder / f"{name}.jsonl") for name in names}
     rows = {name: found for name, found in rows.items() if len(found) >= len(rows["large"])}
     ids = list(rows["large"])
     each = {
