@@ -47,7 +47,7 @@ from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.graders import Numeric
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.signals.glimpse import Glimpse
-from confcascade.signals.step_mixture import StepMixture
+from confcascade.signals.step_mixture import StepMixture, step_confidence
 from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import StepwiseCascade
 from confcascade.types import Message, Request, Response
@@ -85,9 +85,8 @@ class MaxLogit(Signal):
         pass
 
     def score(self, evidence: Evidence) -> Measurement:
-        seen = [token.max_logit for token in evidence.tokens or () if token.max_logit is not None]
-        if seen:
-            return Measurement(float(np.mean(seen)))
+        if evidence.tokens:
+            return Measurement(step_confidence(evidence.tokens))
         if evidence.prefilled is None or evidence.prefilled.following is None:
             raise SignalUnavailableError("nothing was read")
         return Measurement(evidence.prefilled.following.max_logit or 0.0)

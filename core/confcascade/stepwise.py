@@ -28,7 +28,7 @@ from confcascade.attempts import (
     inability,
     score_all,
 )
-from confcascade.cost import extension_flops
+from confcascade.cost import attempt_cost, extension_flops
 from confcascade.errors import CascadeExhaustedError, ConfigurationError, StreamBrokenError, joined, kept_of
 from confcascade.flow import prefill_for
 from confcascade.notices import log_text
@@ -216,14 +216,11 @@ class _Author:
         before = self._read if self.reads else min(usage.input_details.get("cache_read", 0), usage.input_tokens)
         new = usage.total_tokens if self.reads else usage.total_tokens - before
         self._read += new if self.reads else 0
-        unknown = usage.estimated and not usage.total_tokens
         architecture = model.architecture
-        return Cost(
-            flops=None if architecture is None or unknown else extension_flops(architecture, before, new),
-            tokens=usage.total_tokens,
-            usd=None if prices is None or unknown else prices.of(usage),
-            seconds=seconds,
-        )
+        cost = attempt_cost(usage, seconds, architecture, prices)
+        if architecture is None or cost.flops is None:
+            return cost
+        return replace(cost, flops=extension_flops(architecture, before, new))
 
     def attempt(self, decision: Literal["accept", "escalate", "fail", "left"], reason: str) -> Attempt:
         return Attempt(
