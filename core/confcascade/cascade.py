@@ -101,11 +101,6 @@ class Cascade:
             )
         for stage in self.stages[:-1]:
             own_word = [signal for signal in stage.signals if signal.told]
-            if own_word and self._in_steps:
-                raise ConfigurationError(
-                    f"{own_word[0]!r} judges whole answers, and this cascade judges steps. It goes with "
-                    'mode="query", or Cascade.'
-                )
             if own_word and len(own_word) == len(stage.signals):
                 log_only_told(stage.model.name)
         self.on_error = on_error

@@ -68,10 +68,10 @@ class StepwiseCascade(Cascade):
                 f"Step by step, two models write in turn: give a small and a large one. Got {len(self.stages)}."
             )
         for stage in self.stages:
-            if rewords := next((signal for signal in stage.signals if signal.rewords), None):
+            if whole := next((signal for signal in stage.signals if signal.rewords or signal.told), None):
                 raise ConfigurationError(
-                    f"{rewords!r} changes what the model is asked, and both models must go on from the same question. "
-                    "It judges whole answers."
+                    f"{whole!r} judges whole answers, and this cascade judges steps. It goes with "
+                    'mode="query", or Cascade.'
                 )
             if stage.skip:
                 raise ConfigurationError(
