@@ -20,6 +20,7 @@ from confcascade.cli.fit import fit
 from confcascade.cli.fit_mixture import fit_mixture
 from confcascade.cli.hints import with_options
 from confcascade.cli.train_probe import train_probe
+from confcascade.cli.train_verbalized import train_verbalized
 from confcascade.errors import ConfcascadeError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's tables cut the names of options off in 80 columns
     pretty_exceptions_show_locals=False,
 )
-for _command in (demo, ask, collect, convert, fit, evaluate, train_probe, fit_mixture, audit):
+for _command in (demo, ask, collect, convert, fit, evaluate, train_probe, train_verbalized, fit_mixture, audit):
     # told whole in the list, where typer would cut it off
     app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from confcascade.bench.collecting.collect import Collected
     from confcascade.bench.recording.row import Row
 
-__all__ = ["LINE_EVERY_S", "Remaining", "Shown", "duration", "errors_told", "usd_told"]
+__all__ = ["LINE_EVERY_S", "Remaining", "Shown", "bars", "duration", "errors_told", "usd_told"]
 
 LINE_EVERY_S = 10.0  # where there is no terminal to draw bars on
 _RECENT = 50  # rows by which the rate is told
@@ -172,3 +173,29 @@ def duration(seconds: float) -> str:
 
 def _rate(per_second: float) -> str:
     return f"{per_second:.1f}/s" if per_second >= 0.1 else f"{per_second * 60:.2g}/min"
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is done, or a line every ten seconds where there is no terminal.
+
+    Gives what is called with the thing, how much of it is done, and how much there is.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    tasks: dict[str, Any] = {}
+    told = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown_bars:
+
+        def shown(what: str, done: int, of: int) -> None:
+            nonlocal told
+            if what not in tasks:
+                tasks[what] = shown_bars.add_task(what, total=of, completed=done)
+            shown_bars.update(tasks[what], completed=done)
+            if not console.is_terminal and time.monotonic() - told >= LINE_EVERY_S:
+                told = time.monotonic()
+                left = shown_bars.tasks[tasks[what]].time_remaining
+                console.print(f"{what}: {done}/{of}" + ("" if left is None else f", about {left:.0f} s left"))
+
+        yield shown

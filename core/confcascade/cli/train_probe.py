@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +10,7 @@ import typer
 from rich.console import Console
 
 from confcascade.cli.asking import EXIT, grader_for, stopping
-from confcascade.cli.progress import LINE_EVERY_S, Shown
+from confcascade.cli.progress import Shown, bars
 from confcascade.errors import ConfigurationError, require
 
 if TYPE_CHECKING:
@@ -133,7 +130,7 @@ def train_probe(
             read_rows(recording), probed, examples=examples, prompt=asked, by_group=by_group, limit=limit
         )
         cache = StateCache(out / "states", probed, layers)
-        with _bars(console) as progress:
+        with bars(console) as progress:
             trained = train(
                 probed,
                 material,
@@ -206,29 +203,6 @@ def _collect(
         why = f"{collected.problem}. " if collected.problem else "Stopped. "
         console.print(f"{why}The same command goes on where it was.", markup=False, soft_wrap=True)
         raise typer.Exit(EXIT[collected.ended])
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Any]:
-    """Progress: a bar for each thing that is done, or a line every ten seconds where there is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    tasks: dict[str, Any] = {}
-    told = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-
-        def shown(what: str, done: int, of: int) -> None:
-            nonlocal told
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of, completed=done)
-            bars.update(tasks[what], completed=done)
-            if not console.is_terminal and time.monotonic() - told >= LINE_EVERY_S:
-                told = time.monotonic()
-                left = bars.tasks[tasks[what]].time_remaining
-                console.print(f"{what}: {done}/{of}" + ("" if left is None else f", about {left:.0f} s left"))
-
-        yield shown
 
 
 def _show(trained: TrainedProbe, out: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, Union
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from confcascade.models.bundled import bundled_folder
 from confcascade.schema import Entry, existing, located, suggestion
@@ -61,7 +62,7 @@ class SignalType(Entry):
     def moved(self, folder: Path, to: Path) -> Self:
         """The same for a file in another folder, `to`: relative paths lead where they did."""
         changed = {}
-        for name in self._paths:
+        for name in filter(partial(getattr, self), self._paths):
             path = existing(folder, getattr(self, name))
             if path.exists() and not Path(getattr(self, name)).expanduser().is_absolute():
                 changed[name] = Path(os.path.relpath(path.resolve(), to.resolve())).as_posix()
@@ -103,17 +104,29 @@ class TokenProbabilityEntry(SignalType):
 class VerbalizedEntry(SignalType):
     """Confidence that the model states in words (`Verbalized`)."""
 
+    _paths: ClassVar[tuple[str, ...]] = ("trained",)
     type: Literal["verbalized", "stated"]
     style: Literal["one-step", "two-step", "top-k"] = Field("one-step", description="How the model is asked for it.")
     k: int | None = Field(None, ge=1, description="With `top-k`: how many guesses; 4 by default.")
-    instruction: str | None = Field(
-        None, min_length=1, description="With `one-step`: other words that ask for it, as a model was trained on."
+    instruction: str | None = Field(None, min_length=1, description="With `one-step`: other words that ask for it.")
+    trained: str | None = Field(
+        None,
+        min_length=1,
+        description="Instead of all that: folder of a model that was trained to state it, relative to the file; it is "
+        "asked in the words of its card.",
     )
     name: str = Field("stated", min_length=1, description="Key of thresholds and records.")
 
+    @model_validator(mode="after")
+    def _trained_or_told(self) -> VerbalizedEntry:
+        if self.trained is not None and (self.style != "one-step" or self.k is not None or self.instruction):
+            raise located("a trained model is asked in the words of its card: leave out style, k and instruction")
+        return self
+
     def load(self, folder: Path) -> Signal:
         """The signal."""
-        del folder
+        if self.trained is not None:
+            return Verbalized.load(existing(folder, self.trained), name=self.name)
         return Verbalized(self.style, k=self.k, instruction=self.instruction, name=self.name)
 
 

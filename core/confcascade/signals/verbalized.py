@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from confcascade.answers import without
@@ -16,9 +17,10 @@ from confcascade.thoughts import answer_at
 from confcascade.tools import response_schema
 from confcascade.types import Message, Request, Response, Stated
 
-__all__ = ["GUESSES", "INSTRUCTION", "SECOND_TURN", "Style", "Verbalized"]
+__all__ = ["CARD", "GUESSES", "INSTRUCTION", "SECOND_TURN", "Style", "Verbalized", "statement"]
 
 Style = Literal["one-step", "two-step", "top-k"]
+CARD = "stated.json"  # beside the weights of a model that was trained to state its confidence
 
 INSTRUCTION = (
     "End with the probability that your answer is correct, between 0.0 and 1.0, on a line of its own and in this form: "
@@ -44,6 +46,15 @@ GUESSES = (
 _GUESSES = 4
 _TURN_TOKENS = 64  # of a second turn, of a model that does not think
 _OF_ANSWERS = ("response_format", "parallel_tool_calls", "logit_bias")  # parameters that a second turn goes without
+
+
+def statement(confidence: float) -> str:
+    """What `INSTRUCTION` asks for, behind an answer.
+
+    Args:
+        confidence: In [0, 1]; rounded to hundredths.
+    """
+    return f"\n<confidence>{confidence:.2f}</confidence>"
 
 
 class Verbalized(Signal):
@@ -99,6 +110,27 @@ class Verbalized(Signal):
         self.instruction = (instruction or INSTRUCTION) if style == "one-step" else None
         self.rewords = style != "two-step"
         self.name = name
+
+    @classmethod
+    def load(cls, folder: str | Path, *, name: str = "stated") -> Verbalized:
+        """For a model that ``confcascade train-verbalized`` trained: asked in the words that it was trained on.
+
+        Args:
+            folder: Of its weights, in which its card lies.
+            name: Key of thresholds and records.
+
+        Raises:
+            ConfigurationError: If no card is there, or it cannot be read.
+        """
+        path = Path(folder).expanduser() / CARD
+        try:
+            instruction = json.loads(path.read_text(encoding="utf-8"))["instruction"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"'{path}' is not the card of a model that was trained to state its confidence ({error}). Give the "
+                "folder `model` that `confcascade train-verbalized` wrote."
+            ) from error
+        return cls(instruction=instruction, name=name)
 
     def __repr__(self) -> str:
         return f"Verbalized({self.style!r}{'' if self.k is None else f', k={self.k}'})"

@@ -245,7 +245,7 @@ class TransformersModel(InThreads):
         other._set_options(
             name,
             self._speaker.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            self._prompts.template_options if template_options is None else template_options,
+            self.template_options if template_options is None else template_options,
             self._generation_options if generation_options is None else generation_options,
         )
         return other
@@ -268,6 +268,11 @@ class TransformersModel(InThreads):
         and does not set its own.
         """
         return self._speaker.settings.followed
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Further arguments of the chat template."""
+        return dict(self._prompts.template_options)
 
     @property
     def architecture(self) -> Architecture:
@@ -383,6 +388,14 @@ class TransformersModel(InThreads):
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
         return self._prompts.render(request)
+
+    def encode(self, request: Request) -> list[int]:
+        """The tokens of `render`.
+
+        Raises:
+            ModelError: If they do not fit the context.
+        """
+        return self._prompts.encode(self._prompts.render(request))
 
     def encode_behind(self, request: Request, text: str) -> list[int]:
         """The tokens of a text behind a request and what has been written, as this model reads what others write."""
