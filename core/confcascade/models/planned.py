@@ -21,7 +21,7 @@ from confcascade.answers import parted
 from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cost import Architecture, Prices, attempt_cost
 from confcascade.errors import ConfigurationError, ModelError
-from confcascade.types import Cost, Message, Prefilled, Request, Response, Usage
+from confcascade.types import Cost, Message, Prefilled, Request, Response
 
 __all__ = ["EXECUTE_PROMPT", "PLAN_PROMPT", "PlannedModel"]
 
