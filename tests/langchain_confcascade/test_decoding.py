@@ -9,7 +9,8 @@ from confcascade import ConfigurationError, Decoding, Stage
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
 from langchain_confcascade import ConfidenceCascadeLLM
-from tests.langchain_confcascade.test_model import Server
+
+from .test_model import Server
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from llama_index.llms.openai_like import OpenAILike
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
 from llamaindex_confcascade.decoding import ClientSettings
-from tests.llamaindex_confcascade.test_model import Server
+
+from .test_model import Server
 
 
 @pytest.fixture
