@@ -66,8 +66,9 @@ class ClientSettings:
         strange = {name: given[name] for name in self._strange if name in given}
         if not strange:
             return dict(given)
-        bodies = [given, *(layer.kwargs for layer in self._layers), self._chat._default_params]  # type: ignore[attr-defined]
-        body = next((each["extra_body"] for each in bodies if each.get("extra_body") is not None), {})
+        own = self._chat._default_params  # type: ignore[attr-defined]
+        bodies = [each.get("extra_body") for each in (given, *(layer.kwargs for layer in self._layers), own)]
+        body: Mapping[str, Any] = next((each for each in bodies if each is not None), {})
         return {**{key: value for key, value in given.items() if key not in strange}, "extra_body": {**strange, **body}}
 
     @property
