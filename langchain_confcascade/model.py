@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from confcascade import Architecture, ConfigurationError, ModelError, Request
+from confcascade import Architecture, ConfigurationError, Decoding, ModelError, Request
 from confcascade.extending import (
     CallParameters,
     Capability,
@@ -31,6 +31,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_confcascade.convert import Reading, asked_messages, response_from
+from langchain_confcascade.decoding import ClientSettings, own_settings
 from langchain_confcascade.structured import (
     Structured,
     can_give_structured_output,
@@ -57,14 +58,6 @@ _LOGPROBS_PER_CALL = {"ChatFireworks", "ChatOpenRouter"}
 _MUST_FINISH = {"BaseChatOpenAI"}
 # what a model is set to if its user wants log-probabilities on the message
 _LOGPROBS_WANTED = ("logprobs", "top_logprobs", "response_logprobs")
-# what classes call the settings of decoding
-_DECODING = {
-    "temperature": ("temperature",),
-    "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens"),
-    "top_p": ("top_p",),
-    "top_k": ("top_k",),
-    "seed": ("seed",),
-}
 # what a refusal of a parameter that is added to calls is recognised by
 _REFUSALS = {"logprobs": ("logprobs",), "stream_usage": ("stream_usage", "stream_options")}
 
@@ -116,6 +109,7 @@ class LangChainModel(Remote):
         if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False and not responses_api:
             self._takes.add("stream_usage")
 
+        self._settings = ClientSettings(chat, layers)
         self._refusals = Refusals(self._name, _REFUSALS)
 
     def __repr__(self) -> str:
@@ -147,10 +141,11 @@ class LangChainModel(Remote):
     @property
     def own_decoding(self) -> dict[str, Any]:
         """How it is set to decode, where it says: what its class leaves unset, its provider decides."""
-        bound = {key: value for layer in reversed(self._layers) for key, value in layer.kwargs.items()}
-        fields = {**(getattr(self._chat, "model_kwargs", None) or {}), **vars(self._chat)}
-        told = {**{key: value for key, value in fields.items() if value is not None}, **bound}
-        return {name: next((told[key] for key in keys if key in told), None) for name, keys in _DECODING.items()}
+        return own_settings(self._chat, self._layers)
+
+    def check_decoding(self, decoding: Decoding) -> None:
+        """Raise `ConfigurationError` if a stage's setting is none of the provider's."""
+        self._settings.check(self._name, decoding)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -272,6 +267,7 @@ class LangChainModel(Remote):
             "stream_usage" in self._takes
         ):
             added["stream_usage"] = {"stream_usage": True}
+        given = self._settings.for_the_client(given)
         return CallParameters(ask, given, added, self._refusals, streamed=bool(streamed))
 
     def _keeps_logprobs(self, ask: Generate) -> bool:

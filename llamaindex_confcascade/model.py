@@ -20,7 +20,7 @@ from collections.abc import (
 from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
-from confcascade import Architecture, ConfigurationError, Request
+from confcascade import Architecture, ConfigurationError, Decoding, Request
 from confcascade.extending import (
     CallParameters,
     Capability,
@@ -44,6 +44,7 @@ from llamaindex_confcascade.asking import (
     ways_of,
 )
 from llamaindex_confcascade.closing import aclose, close
+from llamaindex_confcascade.decoding import ClientSettings, own_settings
 from llamaindex_confcascade.gate import muted
 from llamaindex_confcascade.huggingface import HuggingFaceModel, loaded_name, remedy_for
 from llamaindex_confcascade.reading import Reading, response_from
@@ -66,14 +67,6 @@ _NO_LOGPROBS = {  # with what to do about it
     "StructuredLLM": "Call `as_structured_llm` on the cascade instead: each stage is then judged.",
     "Vllm": 'Serve the model: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
     "VllmServer": 'Ask its /v1: OpenAILike(model=..., api_base="http://localhost:8000/v1", is_chat_model=True).',
-}
-# what LLMs call the settings of decoding
-_DECODING = {
-    "temperature": ("temperature",),
-    "max_tokens": ("max_tokens", "max_completion_tokens", "num_predict", "max_new_tokens"),
-    "top_p": ("top_p",),
-    "top_k": ("top_k",),
-    "seed": ("seed",),
 }
 _OPENAI = {"OpenAI", "OpenAILike"}
 _BLOCKING = {"CustomLLM", "HuggingFaceLLM", "LangChainLLM"}  # their asynchronous methods call the synchronous ones
@@ -108,6 +101,7 @@ class LlamaIndexModel(Remote):
         self._calls_tools: bool | None = None
         self._is_responses = "OpenAIResponses" in ancestors
         self._takes: dict[str, bool] = {}  # methods, and whether they take any parameter
+        self._settings = ClientSettings(native)
         self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
         self._lacks: set[str] = set()  # methods, or kinds of them, that it turned out not to have
         if "StructuredLLM" in ancestors:  # its streams hold objects that are not whole, and no text that grows
@@ -137,9 +131,11 @@ class LlamaIndexModel(Remote):
     @property
     def own_decoding(self) -> dict[str, Any]:
         """How it is set to decode, where it says."""
-        fields = {**vars(self.native), **(getattr(self.native, "additional_kwargs", None) or {})}
-        told = {key: value for key, value in fields.items() if value is not None}
-        return {name: next((told[key] for key in keys if key in told), None) for name, keys in _DECODING.items()}
+        return own_settings(self.native)
+
+    def check_decoding(self, decoding: Decoding) -> None:
+        """Raise `ConfigurationError` if a stage's setting does not come through to the provider."""
+        self._settings.check(self._name, decoding)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -423,6 +419,7 @@ class LlamaIndexModel(Remote):
         if streams and self._is_openai:
             told = given.get("stream_options") or {}
             added["stream_options"] = {"stream_options": {"include_usage": True, **told}}
+        given = self._settings.for_the_client(given)
         return CallParameters(ask, given, added, self._refusals, streamed=streams)
 
     def _asks(self, method: str) -> bool:

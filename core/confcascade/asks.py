@@ -12,7 +12,7 @@ awaits, never reads a clock and never touches a model; a driver does. A driver t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from confcascade.cost import Architecture
@@ -29,6 +29,7 @@ __all__ = [
     "LanguageModel",
     "Left",
     "Prefill",
+    "Progress",
     "Session",
     "Verdict",
     "Watch",
@@ -65,6 +66,23 @@ class Session:
     def close(self) -> None:
         """Free what is kept."""
         self.state = None
+
+
+class Progress:
+    """How far a model that asks others has come with an ask, for whoever accounts for one that gave no answer.
+
+    Attributes:
+        paid: What has been used before the call that is under way; None if it is the first.
+        asked: What that call asks, in the place of the ask itself; None if it is that.
+    """
+
+    def __init__(self) -> None:
+        self.paid: Usage | None = None
+        self.asked: Generate | None = None
+
+    def now(self, asked: Generate, paid: Usage) -> None:
+        """It asks this next, after calls that used `paid`."""
+        self.paid, self.asked = (self.paid or Usage()) + paid, asked
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,7 @@ class Generate:
             "step"; the text is part of it. "" for none. For models with `Capability.continues`. Of several asks in one
             call, a model may end those that are left over with "paused", to be asked again for what follows.
         aside: It is asked for a signal, about an answer: nobody is shown what comes.
+        progress: Of a model that asks others; theirs, too, of an ask that is made of this one by `dataclasses.replace`.
     """
 
     model: LanguageModel
@@ -125,6 +144,7 @@ class Generate:
     session: Session | None = None
     until: str = ""
     aside: bool = False
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
 
 Ask: TypeAlias = Prefill | Generate

@@ -3,7 +3,7 @@
 Whoever only uses a cascade needs none of it. `confcascade.testing` checks what is built with it.
 """
 
-from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill, Session
+from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill, Progress, Session
 from confcascade.attempts import OnError, OnExhausted
 from confcascade.building import build_stages
 from confcascade.errors import kept_of
@@ -43,6 +43,7 @@ __all__ = [
     "Piece",
     "Prefill",
     "Prefilled",
+    "Progress",
     "Refusals",
     "Remote",
     "Response",

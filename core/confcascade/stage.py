@@ -100,6 +100,8 @@ class Stage:
                 f"`decoding` of stage '{self.model.name}' must be a Decoding, such as Decoding(temperature=0). "
                 f"Got {type(self.decoding).__name__}."
             )
+        if (check_decoding := getattr(self.model, "check_decoding", None)) is not None:
+            check_decoding(self.decoding)
         if self.check is not None and not callable(self.check):
             raise ConfigurationError(
                 f"`check` of stage '{self.model.name}' must be a function of the text, such as a parser's `parse`. "

@@ -317,13 +317,14 @@ class _Answer:
             logprobs=True,
             top_logprobs=max((signal.top_logprobs for signal in stage.signals), default=0),
         )
-        why = self._unusable(response)
+        cut = self._cut_for_all(response)
+        why = self._unusable(response) if not cut else ""
         ends = bool(self._pieces) and not response.text.strip()  # with nothing to judge
-        if not why and judges and not ends:
+        if not (cut or why) and judges and not ends:
             evidence = Evidence(self._request, prefilled, response.tokens, response, stage.model)
             yield from author.scored(judges, evidence, scores)
             why = explained(scores) if any_failed(scores) else ""
-        if not why and self._steps.final == "large" and response.finish_reason != "step":
+        if not (cut or why) and self._steps.final == "large" and response.finish_reason != "step":
             why = "the larger model writes the last step"
             author.out = why
         if why and (redone or not self._text + response.text):
@@ -331,7 +332,8 @@ class _Answer:
             author.forget(response.usage.output_tokens)
             return False, why
         unjudged = "the answer ends here" if self._judges else "the threshold is always"
-        self._keep(author, response, before + cost, scores, explained(scores) if scores else unjudged)
+        reason = cut or (explained(scores) if scores else unjudged)
+        self._keep(author, response, before + cost, scores, reason)
         self._tokens = response.tokens
         return True, ""
 
@@ -354,6 +356,19 @@ class _Answer:
         yield from author.scored(gates, evidence, scores)
         return prefilled, cost
 
+    def _cut_for_all(self, response: Response) -> str:
+        """Why a step of the smaller model's that was cut is kept, whatever its scores are; "" if it is judged.
+
+        The larger model would have what is left of the answer's tokens, too. Where that is less than a step of this
+        answer takes, it comes to no end either, and what it has to read for it would be paid for nothing.
+        """
+        room = self._asked(self._large).max_tokens
+        if not (self._judges and self._pieces) or response.finish_reason not in CUT or room is None:
+            return ""
+        wrote = sum(piece.usage.output_tokens for piece in self._pieces)
+        few = room * len(self._pieces) < wrote
+        return f"the answer is cut off here: {room} of its tokens were left, fewer than a step takes" if few else ""
+
     def _unusable(self, response: Response) -> str:
         """Why a step of the smaller model's is not kept, whatever its scores are."""
         if not self._judges:
@@ -361,7 +376,7 @@ class _Answer:
         said = response.text.strip()
         if not said and not self._text.strip():
             return "empty answer"
-        if response.finish_reason in CUT:
+        if response.finish_reason in CUT and not response.text.endswith(self._steps.delimiter):
             return "it was cut off at its most tokens"
         return "it repeats an earlier step" if said in self._seen and response.finish_reason == "step" else ""
 

@@ -17,6 +17,7 @@ __all__ = [
     "answer_at",
     "blanked",
     "calls_by_header",
+    "closed_after",
     "is_mark",
     "may_open",
     "opened_by",
@@ -44,6 +45,11 @@ _FAMILIES = (
     (r"(?:assistant)?analysis(?=[A-Z]|.*assistantfinal)", r"assistantfinal"),
     # Granite 3; others say so, too, and mean no mark by it
     (r"Here(?: is|'s) my thought process:(?=.*Here(?: is|'s) my response:)", r"Here(?: is|'s) my response:"),
+)  # fmt: skip
+# of the families from the second to the eighth, what closes thoughts, as a model writes it
+_CLOSINGS = (
+    "[/THINK]", "◁/think▷", "<|END_THINKING|>", "<|close|>think<|sep|>", "<channel|>", "<|inner_suffix|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
 )  # fmt: skip
 _WORD = 4  # letters of the shortest first word of a mark
 _FIRST = frozenset("<[◁aH")  # what any opening begins with
@@ -207,6 +213,20 @@ def opened_by(prompt: str, turn: str = "") -> str:
         return found[0]
     found = _compiled(rf"(?:\A|[\n>\]])\s*({openings}){_WORDS_ONLY}\Z", re.DOTALL).search(turn)
     return f"{found[1]}\n" if found else ""  # a mark may end at a word boundary
+
+
+def closed_after(opened: str) -> str:
+    """What follows `opened` (`opened_by`) where there are no thoughts: the mark that closes them, in Qwen3's lines.
+
+    >>> closed_after("<think>\\n")
+    '\\n</think>\\n\\n'
+    """
+    mark = opened.strip()
+    tag = _compiled(_FAMILIES[0][0]).fullmatch(mark)
+    pairs = zip(_FAMILIES[1:8], _CLOSINGS, strict=True)
+    found = (closing for (opening, _), closing in pairs if _compiled(rf"(?:{opening})\Z").match(mark))
+    closing = f"</{mark[1:]}" if tag else next(found, "")
+    return f"\n{closing}\n\n" if closing and opened.endswith("\n") else closing
 
 
 def calls_by_header(answer: str) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from confcascade import (
     Cascade,
     CascadeExhaustedError,
+    CascadeModel,
     ConfigurationError,
     KnowledgeProbe,
     Message,
@@ -389,6 +390,34 @@ def test_a_stream_that_is_left_leaves_a_record_of_what_was_paid(way):
     assert record.attempts[1].usage.estimated
     assert 0 < record.attempts[1].usage.output_tokens < 6
     assert record.ended == "left"
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_a_cascade_that_is_left_as_a_stage_is_charged_its_drafts(way):
+    inner, _ = telling(ScriptedModel("large", {"hard": "a b c d e f"}))
+    asked = Cascade([Stage(CascadeModel(inner))])
+
+    async def left():
+        async with aclosing(asked.astream("hard")) as items:
+            async for _ in items:
+                return
+
+    with trace() as t:
+        if way == "astream":
+            asyncio.run(left())
+        else:
+            items = asked.stream("hard")
+            next(items)
+            items.close()
+
+    with trace() as alone:
+        items = inner.stream("hard")
+        next(items)
+        items.close()
+    draft, _ = alone.records[0].attempts
+    (attempt,) = t.records[0].attempts
+    assert attempt.usage.input_tokens > draft.usage.input_tokens > 0
+    assert draft.usage.output_tokens < attempt.usage.output_tokens < draft.usage.output_tokens + 6
 
 
 @pytest.mark.parametrize("way", ["arun", "arun_batch", "batching"])

@@ -26,6 +26,7 @@ from confcascade.asks import Answer, Capability, Chunk, Generate, Left, Prefill
 from confcascade.attempts import Outcome, Unanswered
 from confcascade.cascade_model import CascadeModel
 from confcascade.cost import Architecture, extension_flops, token_flops
+from confcascade.decoding import Decoding
 from confcascade.errors import SignalUnavailableError
 from confcascade.models.base import InThreads
 from confcascade.signals import Evidence, Measurement, Signal
@@ -245,6 +246,49 @@ def test_an_answer_has_as_many_tokens_as_it_may(most: int):
     outcome = scribes(Gate(0, 2)).run("Q", max_tokens=most)
     assert len(outcome.response.tokens or ()) == min(most, 4)
     assert outcome.response.finish_reason == ("length" if most <= 4 else "stop")
+
+
+LONG = " ".join(["more?"] * 20)
+
+
+@pytest.mark.parametrize(
+    ("first", "most", "final", "who", "reads"),
+    [
+        ("One is it.\n\n", 5, "author", "s s", 0),  # 2 tokens are left, and a step takes 3: cut, whoever writes
+        ("One is it.\n\n", 5, "large", "s s", 0),  # nor is it the answer's end
+        ("One is it.\n\n", 6, "author", "s s- l", 1),  # the larger one may come to an end in 3
+        ("One is it.\n\n", 23, "author", "s s- l", 1),
+        ("", 5, "author", "s- l s", 1),  # it has all that there is
+    ],
+)
+def test_a_cut_step_is_written_anew_only_where_another_may_end(first: str, most: int, final: Any, who: str, reads: int):
+    """Otherwise the answer is cut off in any case, and the larger model is not made to read it for nothing."""
+    large = Scribe("large", "ONE.\n\nTWO.")
+    outcome = scribes(small=Scribe("small", first + LONG), large=large, steps=Steps(final=final)).run(
+        "Q", max_tokens=most
+    )
+    assert written(outcome) == who
+    assert len(large.asks) == reads
+    assert outcome.response.finish_reason == ("stop" if reads else "length")
+    if not reads:
+        assert outcome.text == first + "more? more? "
+        step = outcome.record.steps[-1]
+        assert step.reason == "the answer is cut off here: 2 of its tokens were left, fewer than a step takes"
+
+
+def test_a_whole_step_at_the_limit_is_judged_by_its_score():
+    """It was not cut off: nothing is left for another."""
+    outcome = scribes(small=Scribe("small", "One.\n\nSure it is.\n\nFour.")).run("Q", max_tokens=4)
+    assert (outcome.text, written(outcome)) == ("One.\n\nSure it is.\n\n", "s s")
+    assert (outcome.response.finish_reason, outcome.record.steps[1].reason) == ("length", "p_t 0.99 >= 0.5")
+
+
+def test_a_cut_step_is_written_anew_by_a_model_that_may_write_more():
+    """The limit of the smaller model's own stage, or of its server, is not the larger one's."""
+    limit = Decoding(max_tokens=5)
+    small = Stage(Scribe("small", "One is it.\n\n" + LONG), [TokenProbability()], {"p_t": 0.5}, decoding=limit)
+    cascade = StepwiseCascade([small, Stage(Scribe("large", "ONE.\n\nTWO."))])
+    assert written(cascade.run("Q")) == "s s- l"
 
 
 def test_one_stage_and_other_thresholds_can_be_asked_for():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from confcascade.thoughts import Parted, may_open, part
+from confcascade.thoughts import Parted, closed_after, may_open, part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,3 +152,28 @@ def test_text_without_marks_is_all_answer(text):
 def test_what_has_just_begun_may_be_a_mark(text, may):
     """As long as some mark begins so."""
     assert may_open(text) is may
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [
+        ("<think>\n", "\n</think>\n\n"),
+        ("<think>", "</think>"),
+        ("<seed:think>", "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|channel>thought\n", "\n<channel|>\n\n"),
+        ("<|inner_prefix|>", "<|inner_suffix|>"),
+        (
+            "<|start|>assistant<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+        ("", ""),
+    ],
+)
+def test_thoughts_that_are_none_are_closed(opened: str, closed: str):
+    """By the mark of the family that has opened them; what follows is the answer."""
+    assert closed_after(opened) == closed
+    if opened:
+        assert part(f"{opened}{closed}The answer") == Parted("", "The answer")

@@ -75,7 +75,8 @@ class Run(Generic[T]):
         """What has come of an ask; what it has cost is an estimate, for nobody waits for the account."""
         elapsed = time.perf_counter() - asked
         text, tokens = ("", None) if self.draft is None else self.draft.so_far()
-        usage = estimated_usage(ask, text, tokens)
+        told = None if self.draft is None else self.draft.told
+        usage = told or _estimated(ask, text, tokens)
         return Answer(Response(text, tokens, usage, "aborted"), elapsed_s=elapsed, busy_s=elapsed)
 
     def _keep(self, wanted: Sequence[Prefilled]) -> None:
@@ -124,17 +125,18 @@ def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within:
 def _usage_of(error: Exception, ask: Ask) -> Usage | None:
     """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing.
 
-    An error of a model that asks others says what these had used before it (``paid``, a `Usage`).
+    What a model that asks others had used before it (`Progress`) is paid in any case.
     """
-    if (paid := _paid_before(error)) is not None:
-        return paid
-    slow = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
-    return estimated_usage(ask, "", ()) if slow else None
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return _estimated(ask, "", ())
+    return ask.progress.paid if isinstance(ask, Generate) else None
 
 
-def _paid_before(error: Exception | None) -> Usage | None:
-    paid = getattr(error, "paid", None)
-    return paid if isinstance(paid, Usage) else None
+def _estimated(ask: Ask, text: str, tokens: Sequence[Token] | None) -> Usage:
+    """What an ask has used of which so much has come: an estimate, and what was used before the call under way."""
+    if not isinstance(ask, Generate):
+        return estimated_usage(ask, text, tokens)
+    return estimated_usage(ask.progress.asked or ask, text, tokens) + (ask.progress.paid or Usage())
 
 
 def _alone(ask: Any) -> Any:
@@ -228,6 +230,11 @@ class _Draft:
         """The text that has come, and its tokens, if the model lists them."""
         return "".join(self._text), tuple(self._tokens) or None
 
+    @property
+    def told(self) -> Usage | None:
+        """What cascades say that they used, of a model that is one; None of any other."""
+        return self._within.usage
+
     def read(self, ask: Generate) -> Iterator[Chunk]:
         """Let the model answer; yields what may be shown at once."""
         self._final = ask.final
@@ -260,12 +267,8 @@ class _Draft:
             error = joined(StreamBrokenError(broken), error)
         if error is None:
             return Answer(self._response, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s)
-        usage = self._within.usage or (self._usage(ask) if self._text else _usage_of(error, ask))
+        usage = self.told or (_estimated(ask, *self.so_far()) if self._text else _usage_of(error, ask))
         return Answer(error=error, elapsed_s=self._elapsed_s, busy_s=self._elapsed_s, usage=usage)
-
-    def _usage(self, ask: Generate) -> Usage:
-        """Estimated of what has come, and what was paid before it."""
-        return estimated_usage(ask, *self.so_far()) + (_paid_before(self._error) or Usage())
 
     def rest(self, outcome: Outcome) -> list[Chunk]:
         """What is left to show once the flow has decided."""
@@ -357,8 +360,9 @@ def stream(flow: Flow[Outcome]) -> Iterator[Chunk | Outcome]:
             if len(running.asks) == 1 and isinstance(ask := running.asks[0], Generate) and not ask.aside:
                 draft = running.draft = _Draft()
                 running.begin()
-                for chunk in draft.read(ask):
-                    yield shown.now(chunk)
+                with closing(draft.read(ask)) as chunks:  # type: ignore[type-var]  # a generator
+                    for chunk in chunks:
+                        yield shown.now(chunk)
                 running.send([draft.answer(ask)])
             else:
                 running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])

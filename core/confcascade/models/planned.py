@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from confcascade.answers import parted
 from confcascade.asks import Capability, Chunk, Generate, LanguageModel, Prefill
 from confcascade.cost import Architecture, Prices, attempt_cost
 from confcascade.errors import ConfigurationError, ModelError
-from confcascade.types import Cost, Message, Prefilled, Request, Response, Usage
+from confcascade.types import Cost, Message, Prefilled, Request, Response
 
 __all__ = ["EXECUTE_PROMPT", "PLAN_PROMPT", "PlannedModel"]
 
@@ -65,6 +64,10 @@ class PlannedModel:
     model's error. Both read text only.
 
     Nothing is kept from one stage to the next: a planner that plans for two stages plans twice.
+
+    A call that is left, or fails behind its plan, is charged the plan, and what the executor has read and written, as
+    an estimate. Replays know the tokens of a draft that a signal ends early, but not whose they are: they charge it the
+    FLOPs and dollars of the whole draft, which is at most too much.
 
     Args:
         planner: Who plans: a `LanguageModel`, or a string such as ``"local:Qwen/Qwen3-4B"``.
@@ -202,9 +205,6 @@ class PlannedModel:
             for item in items:
                 yield from self._told(planned, item, begun)
                 begun = True
-        except Exception as error:
-            _note_paid(error, plan.usage)
-            raise
         finally:
             if close := getattr(items, "close", None):
                 close()
@@ -221,9 +221,6 @@ class PlannedModel:
                 for told in self._told(planned, item, begun):
                     yield told
                 begun = True
-        except Exception as error:
-            _note_paid(error, plan.usage)
-            raise
         finally:
             if aclose := getattr(items, "aclose", None):
                 await aclose()
@@ -264,7 +261,9 @@ class PlannedModel:
         text = plan.answer.strip()
         messages = _amended(ask.request.messages, self.execute_prompt, {"plan": text}) if text else ask.request.messages
         request = replace(ask.request, messages=messages, native=None)
-        return _Planned(replace(ask, model=self.executor, request=request), plan)
+        execution = replace(ask, model=self.executor, request=request)
+        ask.progress.now(execution, plan.usage)
+        return _Planned(execution, plan)
 
     def _told(self, planned: _Planned, item: Chunk | Response, begun: bool) -> Iterator[Chunk | Response]:
         """A piece of the executor's stream, and before the first the plan, among the thoughts."""
@@ -281,7 +280,6 @@ class PlannedModel:
         """The executor's, with the plan among its thoughts, and what both have cost."""
         plan = planned.plan
         if isinstance(response, Exception):
-            _note_paid(response, plan.usage)
             return response
         usage, cost = plan.usage + response.usage, self._cost(self.planner, plan) + self._cost(self.executor, response)
         if not planned.text or response.native is not None:
@@ -298,12 +296,6 @@ class PlannedModel:
         if response.cost is not None:
             return response.cost
         return attempt_cost(response.usage, 0.0, model.architecture, self.prices.get(model.name))
-
-
-def _note_paid(error: Exception, usage: Usage) -> None:
-    """Let `error` tell what was paid before it."""
-    with suppress(AttributeError):  # of a class that takes no further attributes
-        error.paid = usage  # type: ignore[attr-defined]
 
 
 def _model(argument: str, model: LanguageModel | str) -> LanguageModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,62 @@ def test_a_plan_is_paid_for_where_the_answer_failed():
     usage = ended[0].record.usage
     assert usage.output_tokens == plan.output_tokens + 2
     assert usage.input_tokens > plan.input_tokens
+
+
+PAID = [
+    Usage(len(PLAN_PROMPT.format(question="9 squared?").split()) + 1, 3),  # of the plan
+    -(-len(EXECUTE_PROMPT.format(question="9 squared?", plan="9 times 9")) // 4),  # what the executor reads, about
+]
+
+
+def test_a_plan_is_paid_for_where_the_stream_was_left():
+    """With what the executor has read, the plan in it, and the tokens that have come."""
+    ended: list[Any] = []
+    model = planned(scripted("large"), scripted("small"))
+    cascade = Cascade([Stage(model)], on_ended=lambda _, outcome: ended.append(outcome))
+    with closing(cascade.stream("9 squared?")) as items:
+        assert [next(items).text for _ in range(2)] == ["", "81"]  # the plan comes as thoughts
+    (attempt,) = ended[0].record.attempts
+    assert (attempt.decision, attempt.usage.estimated) == ("left", True)
+    assert attempt.usage.output_tokens == PAID[0].output_tokens + 1
+    assert attempt.usage.input_tokens == PAID[0].input_tokens + PAID[1]
+
+
+class _Slow(ScriptedModel):
+    """Never answers."""
+
+    asked = 0
+
+    async def agenerate(self, asks: Sequence[Generate]) -> list[Response | Exception]:
+        self.asked += len(asks)
+        await asyncio.sleep(60)
+        return []
+
+
+@pytest.mark.parametrize("way", ["one", "batch", "two plans"])
+def test_a_plan_is_paid_for_where_the_call_was_cancelled(way: str):
+    """While the executor was answering, which had read the plan."""
+    ended: list[Any] = []
+    large, small = scripted("large"), _Slow("small")
+    model = planned(large, planned(large, small) if way == "two plans" else small)
+    cascade = Cascade([Stage(model)], on_ended=lambda _, outcome: ended.append(outcome))
+
+    async def cancelled() -> None:
+        query = cascade.arun_batch(["9 squared?"]) if way == "batch" else cascade.arun("9 squared?")
+        task = asyncio.ensure_future(query)
+        while not small.asked:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    usage = ended[0].record.usage
+    if way == "two plans":
+        assert usage.output_tokens == 2 * PAID[0].output_tokens
+        assert usage.input_tokens > 2 * PAID[0].input_tokens + PAID[1]
+    else:
+        assert usage == Usage(PAID[0].input_tokens + PAID[1], PAID[0].output_tokens, estimated=True)
 
 
 # ---------------------------------------------------------------------- what it costs

@@ -12,6 +12,7 @@ written by one thread anyway.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from confcascade.asks import Generate
 from confcascade.bench.collecting.attempt import CollectOptions, attempt_flow
 from confcascade.bench.collecting.rate_limit import CollectStoppedError, RateLimiter, RateLimits
 from confcascade.bench.questions.prompts import Prompt, prompt_from
+from confcascade.bench.recording.provenance import Noted, bind, identity_of, meta_path
 from confcascade.bench.recording.reading import read_rows
 from confcascade.bench.recording.row import Row
 from confcascade.bench.recording.writer import RecordingWriter
@@ -41,6 +43,7 @@ from confcascade.types import Usage
 __all__ = ["AskAll", "Collected", "Ending", "Tally", "collect", "collect_rows", "with_default_signals"]
 
 Ending = Literal["complete", "budget", "stopped", "failing"]
+_log = logging.getLogger("confcascade")
 _GUESSED_TOKENS = 512  # of an answer, for the budget, until the model has given one
 
 
@@ -229,7 +232,8 @@ def collect(
     Args:
         examples: Questions; one that comes again, with the same id, is asked once, and counts as often (`Row.drawn`).
         stages: Models with the signals to score; thresholds play no part.
-        writer: The recording, or its file: each row is appended as it comes, and what is there is not asked again.
+        writer: The recording, or its file: each row is appended as it comes, and what is there is not asked again. What
+            it is made with is written beside it, as ``FILE.meta.json``; a run that asks otherwise is refused.
         prompt: How questions are put; or the name of one of `PROMPTS`.
         grader: Judges the answers; or its name, as for `grader_from_string`.
         max_usd: No call is begun that would bring the dollars spent beyond this, rows of earlier runs included. Calls
@@ -247,7 +251,8 @@ def collect(
         **parameters: Fields of `Request`, such as ``max_tokens``.
 
     Raises:
-        ConfigurationError: If a stage cannot work, two examples share an id, or a price is missing for `max_usd`.
+        ConfigurationError: If a stage cannot work, two examples share an id, a price is missing for `max_usd`, or the
+            recording was made otherwise.
     """
     prompt = prompt_from(prompt) if isinstance(prompt, str) else prompt
     grader = grader_from_string(grader) if isinstance(grader, str) else grader
@@ -256,6 +261,7 @@ def collect(
     stages = with_default_signals(stages)
     _check(stages, max_usd)
     with nullcontext(writer) if isinstance(writer, RecordingWriter) else RecordingWriter(writer) as opened:
+        _bind(opened, stages, asking, noted=opened is writer)
         lines = RateLimiter(rate_limits, stop, max_concurrency=max_concurrency)
         done = _Budget(stages, max_usd, give_up_after, lines, drawn)
         for row in _drawn_more(opened, drawn):
@@ -279,6 +285,29 @@ def collect(
                     progress(done.state, row)
         done.end()
         return done.state
+
+
+def _bind(writer: RecordingWriter, stages: Sequence[Stage], asking: CollectOptions, *, noted: bool) -> None:
+    """Write down what the recording is made with, or see that it goes on as it began.
+
+    Args:
+        writer: Its.
+        stages: With their signals.
+        asking: How they are asked.
+        noted: Whether the caller holds the writer, and may have noted the run already.
+    """
+    if writer.keys and not meta_path(writer.path).exists():
+        _log.warning(
+            "'%s' holds rows, but '%s' is not beside it, so how they were asked for is not known. Rows are added, but "
+            "`fit` finds no stepwise cascade in it, and a policy of it does not tell how models decoded: for these, "
+            "collect into another file.",
+            writer.path,
+            meta_path(writer.path).name,
+        )
+        return
+    identity = identity_of(None, stages, asking.prompt, asking.grader, asking.parameters)
+    run = {"command": ["confcascade.collect"]}
+    bind(writer.path, identity, run, Noted.of(stages), prompt=asking.prompt, noted=noted)
 
 
 def _distinct(examples: Iterable[Example], asking: CollectOptions) -> tuple[list[Example], Counter[str]]:

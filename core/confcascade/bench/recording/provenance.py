@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +40,7 @@ def meta_path(recording: str | Path) -> Path:
 
 
 def identity_of(
-    data: str | Path,
+    data: str | Path | None,
     stages: Sequence[Stage],
     prompt: Prompt,
     grader: Grader,
@@ -52,9 +52,10 @@ def identity_of(
 
     Thresholds, prices and rate limits are no part of it, but of a cascade that writes step by step and is recorded as a
     model (`CascadeModel`) they are, for they make its answers and their costs; so is `part`, of data that hold several.
+    Of questions that come from no file, `data` is None: they are known by their ids only.
     """
     return {
-        "data": digest(data),
+        **({} if data is None else {"data": digest(data)}),
         **({} if part is None else {"part": part}),
         "prompt": prompt.version,
         "grader": dict(grader.identity()),
@@ -139,6 +140,7 @@ def bind(
     notes: Noted | None = None,
     *,
     prompt: Prompt | None = None,
+    noted: bool = False,
 ) -> None:
     """Write down what a recording is made with; or see that it goes on as it began, and note the run.
 
@@ -148,30 +150,35 @@ def bind(
         run: Further facts of this run, JSON-ready; versions and the time are added.
         notes: Of the models, in the place of what was noted of them before.
         prompt: That of `identity`, whose templates are kept in words, too: a version alone says nothing to a reader.
+        noted: Whether this run is noted already, if what is noted agrees with `identity`.
 
     Raises:
         ConfigurationError: If it was made otherwise, naming what differs, or by something other than ``collect``.
     """
     path = meta_path(recording)
-    ours = json.loads(json.dumps(identity))
+    ours = json.loads(json.dumps(identity, default=_told))
     meta: dict[str, Any] = {"format": FORMAT, "identity": ours, "runs": []}
     begun = Path(recording).exists() and Path(recording).stat().st_size > 0
-    if path.exists() and begun:  # of a run that recorded nothing, nothing has to fit
-        meta = _read(path)
-        theirs = meta["identity"]
+    known = _read(path) if path.exists() and (begun or noted) else None
+    differing = None
+    if known is not None:
+        theirs = known["identity"]
+        ours = {name: theirs[name] for name in ("data", "part") if "data" not in ours and name in theirs} | ours
         shared = [name for name in ours["models"] if name in theirs["models"]]
-        before, now = _compared(theirs, shared), _compared(ours, shared)
-        if (differing := next(_differences(before, now), None)) is not None:
-            what, *sides = differing
-            was, given = map(_brief, sides)
-            if what == "prompt":
-                was += _templates(meta.get("prompt"))
-                given += _templates(None if prompt is None else asdict(prompt))
-            raise ConfigurationError(
-                f"'{recording}' was collected otherwise: {what} was {was} and is now {given}. Its rows "
-                "would not fit together; collect into another file, or ask as before."
-            )
-        theirs["models"] |= ours["models"]
+        differing = next(_differences(_compared(theirs, shared), _compared(ours, shared)), None)
+    if known is not None and differing is not None and begun:  # of a run that recorded nothing, nothing has to fit
+        what, *sides = differing
+        was, given = map(_brief, sides)
+        if what == "prompt":
+            was += _templates(known.get("prompt"))
+            given += _templates(None if prompt is None else asdict(prompt))
+        raise ConfigurationError(
+            f"'{recording}' was collected otherwise: {what} was {was} and is now {given}. Its rows "
+            "would not fit together; collect into another file, or ask as before."
+        )
+    if known is not None and differing is None:
+        meta = known
+        meta["identity"]["models"] |= ours["models"]
     elif begun:
         raise ConfigurationError(
             f"'{recording}' holds rows, but '{path.name}' is not beside it, so how they were asked for is not known. "
@@ -179,14 +186,23 @@ def bind(
         )
     if prompt is not None:
         meta["prompt"] = asdict(prompt)
-    known = meta.setdefault("models", {})
+    models = meta.setdefault("models", {})
     for key, facts in (("architecture", notes.architectures), ("prices", notes.prices)) if notes is not None else ():
         for name, fact in facts.items():
-            known.setdefault(name, {})[key] = asdict(fact)
-    meta["runs"].append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **run, "versions": versions()})
+            models.setdefault(name, {})[key] = asdict(fact)
+    if not (noted and meta["runs"]):
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        meta["runs"].append({"started": started, **run, "versions": versions()})
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)  # whole or not at all
+
+
+def _told(value: Any) -> Any:
+    """What JSON has no form for: its fields, or its class, for a repr may hold an address."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
+    return type(value).__qualname__
 
 
 def _read(path: Path) -> dict[str, Any]:

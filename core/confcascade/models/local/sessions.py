@@ -19,6 +19,7 @@ from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.growing_step import GrowingStep
 from confcascade.models.local.prompts import Prompts
+from confcascade.thoughts import closed_after, part
 from confcascade.types import Position, Prefilled, Request, Response, Token, Usage, WrittenTokens
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ class Sessions:
             for group in self._groups(rows)
             for row, after in zip(group, self._forward([row.read for row in group])[0], strict=True)
         ]
-        for part in [read] if self._side_by_side and read else [[row] for row in read]:
+        for together in [read] if self._side_by_side and read else [[row] for row in read]:
             growing: list[tuple[_Row, GrowingStep]] = []
-            for row in part:
+            for row in together:
                 try:
                     growing.append((row, self._growing(asks[row.ask], row.read, len(growing))))
                 except Exception as error:  # an option that is not known, say
@@ -201,15 +202,17 @@ class Sessions:
         assert ask.session is not None
         request = ask.request
         rendered = self._prompts.render(request)
+        shut = self._shut_by(request, rendered)
         state: _Read | None = ask.session.state
-        if state is None or state.prompt != rendered:
+        if state is None or state.prompt not in (rendered, rendered + shut):
             ids = self._prompts.encode(rendered)
             read, known = _Read(rendered, self._prompts.opened(request, rendered), len(ids), ids), 0
-            written = _without(read.opened, request.written)
         else:
-            written = _without(state.opened, request.written)
-            read = state.up_to(written)
+            read = state.up_to(_without(state.opened, request.written) if state.prompt == rendered + shut else "")
             known = len(read.ids)
+        if shut and read.prompt == rendered:
+            read = self._shut(read, shut)
+        written = _without(read.opened, request.written)
         if rest := written[len(read.text) :]:
             if peeks and read.logits is None and not read.pending and read.cached:
                 read = read.uncached(read.cached - 1)
@@ -221,6 +224,20 @@ class Sessions:
         if not read.pending and (looks or read.logits is None):
             read = read.uncached(read.cached - 1)
         return read, len(read.ids) - known
+
+    def _shut_by(self, request: Request, rendered: str) -> str:
+        """What closes the thoughts that the prompt has opened, where the answer was begun by a model without any.
+
+        What that one has written is an answer, and would be read as thoughts.
+        """
+        opened = self._prompts.opened(request, rendered) if request.written else ""
+        own = not opened or _without(opened, request.written) != request.written
+        return "" if own or part(request.written).thinking else closed_after(opened)
+
+    def _shut(self, read: _Read, shut: str) -> _Read:
+        """A prompt that was read, with its thoughts closed."""
+        ids = [*read.ids, *self._prompts.encode_behind(read.prompt, shut)]
+        return replace(read, prompt=read.prompt + shut, opened="", prompt_tokens=len(ids), ids=ids)
 
     def _own_tokens(self, read: _Read, request: Request) -> list[int] | None:
         """The tokens behind what was read, if they are told and are this model's; else None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from confcascade.bench.collecting.rate_limit import RateLimiter
 from confcascade.bench.questions.prompts import PROMPTS, Prompt
 from confcascade.bench.questions.splitting import sample
 from confcascade.bench.recording import RecordingWriter, read_columns, read_rows
+from confcascade.bench.recording.provenance import bind, digest, identity_of, meta_path, noted
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.graders import ExactMatch, Function, LLMJudge, NormalizedMatch
 from confcascade.graders.example import Example
@@ -157,6 +159,53 @@ def test_it_goes_on_where_it_was(tmp_path):
     assert len(rows) == len({row.key for row in rows}) == 24
     assert (collected.rows, collected.tallies["small"].n) == (14, 12)
     assert collected.tallies["small"].accuracy == 0.5
+
+
+def test_what_it_is_made_with_is_beside_it(tmp_path):
+    """As of the command line: another run must ask in the same way, may add models and questions, and is noted."""
+    path, given = tmp_path / "rec.jsonl", {"prompt": "plain", "grader": "exact"}
+    stages = [Stage(small(), [TokenProbability()]), Stage(large(), prices=Prices(1, 2))]
+    collect(EXAMPLES[:3], stages[:1], path, **given, temperature=0.0)
+    collect(EXAMPLES, stages, path, **given, temperature=0.0)
+    meta = json.loads(meta_path(path).read_text())
+    assert [run["command"] for run in meta["runs"]] == [["confcascade.collect"]] * 2
+    assert list(meta["identity"]["models"]) == ["small", "large"]
+    assert "data" not in meta["identity"]
+    assert noted(path).prices == {"large": Prices(1, 2)}
+    for other in ({"temperature": 0.5}, {"grader": "contains"}, {"prompt": "open-ended"}):
+        with pytest.raises(ConfigurationError, match="collected otherwise"):
+            collect(EXAMPLES, stages, path, **({"temperature": 0.0} | given | other))
+    assert len(list(read_rows(path))) == 24
+
+
+def test_what_a_caller_has_noted_stays(tmp_path):
+    """The command line notes the data and the run itself; a run that recorded nothing binds nobody."""
+    path, data = tmp_path / "rec.jsonl", tmp_path / "data.jsonl"
+    data.write_text("questions")
+    told = {"stages": [Stage(small(), [TokenProbability()])], "prompt": PROMPTS["plain"], "grader": ExactMatch()}
+    bind(path, identity_of(data, **told, parameters={}), {"command": ["mine"]})
+    for examples in (EXAMPLES[:3], EXAMPLES):  # with a writer of its own each
+        gathered(path, [small()], examples)
+        meta = json.loads(meta_path(path).read_text())
+        assert meta["identity"]["data"] == digest(data)
+        assert [run["command"] for run in meta["runs"]] == [["mine"]]
+    stale = tmp_path / "stale.jsonl"
+    bind(stale, identity_of(data, **told, parameters={"max_tokens": 5}), {"command": ["mine"]})
+    gathered(stale, [small()])
+    meta = json.loads(meta_path(stale).read_text())
+    assert "data" not in meta["identity"]
+    assert [run["command"] for run in meta["runs"]] == [["confcascade.collect"]]
+
+
+def test_rows_of_unknown_making_are_told_of(tmp_path, caplog):
+    """They are gone on with, and nothing is claimed of them."""
+    path = tmp_path / "rec.jsonl"
+    gathered(path, [small()], EXAMPLES[:3])
+    meta_path(path).unlink()
+    _, rows = gathered(path, [small()])
+    assert len(rows) == 12
+    assert not meta_path(path).exists()
+    assert "collect into another file" in caplog.text
 
 
 def test_a_question_that_comes_twice_is_asked_once(tmp_path):

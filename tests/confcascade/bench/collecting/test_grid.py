@@ -8,6 +8,7 @@ pytest.importorskip("transformers")
 from confcascade import CascadeModel
 from confcascade.bench.collecting import collect
 from confcascade.bench.collecting.grid import stages_to_ask
+from confcascade.bench.fitting import RecordedGrid
 from confcascade.bench.recording import read_rows
 from confcascade.cascade_file import CascadeFile
 from confcascade.graders.example import Example
@@ -57,3 +58,13 @@ def test_each_answers_as_the_live_cascade(file, tmp_path):
         row = rows[name]
         assert (row.answer, row.usage) == (outcome.text, outcome.record.usage)
     assert (rows["small+large@0.75"].grade, rows["small+large@0.2"].grade) == (1.0, 0.0)
+
+
+def test_what_python_collects_is_a_grid_to_fit(file, tmp_path):
+    """As what the command line collects: what each configuration decides by is beside the recording."""
+    read, rec = file(IN_TURN), tmp_path / "rec.jsonl"
+    given = {"prompt": "plain", "grader": "numeric"}
+    collect([Example(MIXED, references=("106",))], stages_to_ask(read, (0.2, 0.75)), rec, **given)
+    grid = RecordedGrid.read(rec)
+    assert grid.order == ("small+large@0.75", "small+large@0.2")
+    assert (grid.small, grid.large, grid.signal, len(grid.material())) == ("small", "large", "p_t", 1)

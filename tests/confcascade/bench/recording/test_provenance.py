@@ -10,6 +10,7 @@ from confcascade.bench.questions.prompts import PROMPTS, Prompt
 from confcascade.bench.recording.provenance import Noted, bind, digest, identity_of, meta_path, noted
 from confcascade.graders import ExactMatch, NormalizedMatch
 from confcascade.testing import ScriptedModel
+from confcascade.types import Tool
 
 
 class Renamed(ScriptedModel):
@@ -173,3 +174,13 @@ def test_a_folder_has_a_digest(tmp_path):
     assert digest(tmp_path) != first
     with pytest.raises(ConfigurationError, match="not there"):
         digest(tmp_path / "c")
+
+
+def test_parameters_that_json_has_no_form_for_are_told(made, tmp_path):
+    """Those of Python: tuples, tools, and objects, whose repr would be another tomorrow."""
+    recording = tmp_path / "rec.jsonl"
+    for _ in range(2):
+        bind(recording, made(data=None, parameters={"stop": ("\n",), "tools": (Tool("look"),), "native": object()}), {})
+        recording.write_text("a row\n")
+    told = json.loads(meta_path(recording).read_text())["identity"]["parameters"]
+    assert (told["stop"], told["tools"][0]["name"], told["native"]) == (["\n"], "look", "object")

@@ -617,6 +617,38 @@ def test_thoughts_that_the_prompt_has_opened_are_marked_for_others():
     assert model.tokenizer.decode(session.state.ids) == model.render(request) + "the A\n\n"
 
 
+@pytest.mark.parametrize("read_before", [False, True])
+def test_an_answer_that_another_began_is_not_read_as_thoughts(read_before: bool):
+    """Where the prompt opens thoughts, and who began the answer had none: they are closed, and the answer goes on."""
+    model, session = speaking(byte_level, THINKS), Session()
+    request = asked("A", max_tokens=99)
+    prompt = model._prompts.encode(model.render(request))
+    if read_before:  # a gate, say, before the other model wrote the step
+        model.prefill([Prefill(model, request, session=session)])
+    said = "then A."
+    ids = model.tokenizer(said, add_special_tokens=False)["input_ids"] + [model.tokenizer.eos_token_id]
+    begun = behind(request, "the A.\n\n")
+    with scripted(model, ids):
+        (read,) = model.prefill([Prefill(model, begun, session=session, tokens=True)])
+        seen = session.state.ids
+        step = answer(Generate(model, begun, session=session, until="\n\n"))
+    assert model.tokenizer.decode(seen) == model.render(request) + "\n</think>\n\nthe A.\n\n"
+    assert "".join(token.text for token in read.tokens) == begun.written  # not what was put before it
+    assert read.usage.input_tokens == len(seen) - (len(prompt) if read_before else 0)
+    assert (step.text, step.usage.input_tokens) == (said, 0)
+    model.prefill([Prefill(model, behind(request, "the A.\n\nthen A. the"), session=session)])
+    assert model.tokenizer.decode(session.state.ids[len(seen) :]) == "then A. the"
+
+
+@pytest.mark.parametrize("written", ["<think>\nthe", "<think>the</think>A", "[THINK]the A"])
+def test_thoughts_that_another_began_go_on(written: str):
+    """By this family's mark, which the prompt has written already, or by another's."""
+    model, session = speaking(byte_level, THINKS), Session()
+    model.prefill([Prefill(model, asked("A", written=written), session=session)])
+    own = written.removeprefix("<think>\n").removeprefix("<think>")
+    assert model.tokenizer.decode(session.state.ids) == model.render(asked("A")) + own
+
+
 def test_a_readers_own_tokens_differ_little_from_the_writers():
     """A step is encoded by itself: of a model's own texts, nearly every token is the one it would write."""
     own = bundled_tokenizer()
