@@ -19,7 +19,15 @@ from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models.body import Body, deciding, options_problem, unsupported_problem
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.completions import Reading, check_sent, is_json, read
-from confcascade.models.continuing import Continues, as_completion, continued, continues_problem, to_render
+from confcascade.models.continuing import (
+    Continues,
+    as_completion,
+    continued,
+    continues_problem,
+    in_turn,
+    is_repeated,
+    to_render,
+)
 from confcascade.models.reading import Reads, prompt_tokens, reads_problem, remember, to_read, unread
 from confcascade.models.remote import Remote, as_stream, check_continues
 from confcascade.types import Prefilled, Response, Usage
@@ -366,8 +374,7 @@ class OpenAICompatibleModel(Remote):
 
     def _completes(self, ask: Generate) -> bool:
         """Whether an ask is for raw text of an answer that is written in turn, and its server completes texts."""
-        in_turn = ask.until or ask.request.written or ask.session is not None
-        return self._continues == "llama.cpp" and bool(in_turn)
+        return self._continues == "llama.cpp" and in_turn(ask)
 
     def _completion(self, call: CallParameters, told: Any) -> dict[str, Any]:
         prompt = told.get("prompt") if isinstance(told, Mapping) else None
@@ -380,8 +387,7 @@ class OpenAICompatibleModel(Remote):
 
     @property
     def _repeated(self) -> bool | None:
-        """Whether its server repeats what was written; None if that is never sent as a message."""
-        return None if self._continues in (None, "llama.cpp") else self._continues == "prefix"
+        return is_repeated(self._continues)
 
     @contextmanager
     def _unsaid(self) -> Iterator[None]:

@@ -246,6 +246,7 @@ def test_the_tokens_of_a_text_are_found_from_its_end(tokens: list[str], begun: i
         (["Hi.", "Two", "plus"], " Two plus", 2),  # blanks that SentencePiece hides
         (["Hi", "e. Two"], "Two", 1),  # one that begins before the text
         (["Hi", "\ufffd"], "Two", None),
+        (["zz", "b", "\ufffd"], "XbY", None),  # it stands for one place only
         (["Hi"], "Two", None),
     ],
 )
