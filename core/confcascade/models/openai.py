@@ -325,7 +325,8 @@ class OpenAICompatibleModel(Remote):
     def _answered(self, call: CallParameters, response: Response) -> Response:
         """An answer, once it is whole; with what is known of those that are written in turn."""
         if self._reads is not None:
-            remember(call.ask.session, call.ask.request.written, response.text)
+            # what it told no log-probabilities of, it can still be asked to read
+            remember(call.ask.session, call.ask.request.written, response.text if response.tokens else "")
         return call.explained(response)
 
     def answer(self, ask: Generate) -> Response:

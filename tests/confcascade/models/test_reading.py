@@ -161,14 +161,26 @@ def test_what_is_known_is_not_told_again(vllm: Any, way: str):
         tokens = WAYS[way](model, Prefill(model, asked, tokens=True, session=session)).tokens
         return "".join(token.text for token in tokens)
 
-    def write(written: str) -> None:
-        model.generate([Generate(model, replace(REQUEST, written=written), until="\n\n", session=session)])
+    def write(written: str, logprobs: bool = True) -> None:
+        asked = replace(REQUEST, written=written)
+        model.generate([Generate(model, asked, logprobs=logprobs, until="\n\n", session=session)])
 
     write("")
     assert read("One.\n\nTwo.\n\n") == "Two.\n\n"
     assert read("One.\n\nTwo.\n\nThree.\n\n") == "Three.\n\n"
     write("One.\n\nTwo.\n\nThree.\n\n")
     assert read("One.\n\nTwo.\n\nThree.\n\nThree and a half.\n\n") == "Three and a half.\n\n"
+
+
+def test_its_own_piece_is_read_where_it_told_nothing_of_it(vllm: Any):
+    """Without log-probabilities, as where its server refuses them in streams, it would be judged by nothing."""
+    model, _ = vllm("One.\n\n")
+    session = Session()
+    model.generate([Generate(model, REQUEST, logprobs=False, until="\n\n", session=session)])
+
+    (told,) = model.prefill([Prefill(model, replace(REQUEST, written="One.\n\n"), tokens=True, session=session)])
+
+    assert "".join(token.text for token in told.tokens) == "One.\n\n"
 
 
 @every_way
