@@ -201,6 +201,17 @@ def test_each_form_is_sent_as_its_servers_take_it(served: Any, framework: str):
     assert not {"continue_final_message", "add_generation_prompt"} & sent["trailing"].keys()
 
 
+def test_what_is_bound_to_a_model_stays(served: Any):
+    """A body that is given for one call would replace it."""
+    model, server = served("langchain", "continue_final_message", extra_body={"top_k": 3})
+    bound = LangChainModel(model.native.bind(extra_body={"min_p": 0.1}), continues="continue_final_message")
+
+    bound.generate([Generate(bound, replace(REQUEST, written="Two"), until="\n\n", logprobs=False)])
+
+    assert (server.bodies[0]["min_p"], server.bodies[0]["continue_final_message"]) == (0.1, True)
+    assert "top_k" not in server.bodies[0]  # as without us: what is bound comes in its place
+
+
 @both
 def test_nothing_is_sent_otherwise_where_nothing_is_continued(served: Any, framework: str):
     """A plain question to a model that can continue is asked as one to a model that cannot."""
