@@ -80,9 +80,10 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
-        mode: With "stepwise", a small and a large core model write each answer in turn, step by step
-            (`confcascade.StepwiseCascade`); the large one alone answers requests with tools, structured output or
-            images. With "query", the first model that is sure enough gives the whole answer.
+        mode: With "stepwise", a small and a large model write each answer in turn, step by step
+            (`confcascade.StepwiseCascade`): core models, and LangChain's where `LangChainModel(continues=...)` says
+            how. The large one alone answers requests with tools, structured output or images. With "query", the first
+            model that is sure enough gives the whole answer.
         steps: With ``mode="stepwise"``: what a step is, and who may end the answer.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "raise" raises `CascadeExhaustedError`, which is an instance of its

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from confcascade import ConfigurationError, Message, ModelError, Request, ToolCall, Usage
@@ -16,6 +17,7 @@ from confcascade.extending import (
     Response,
     StreamReader,
     estimated_usage,
+    in_turn,
     thoughts_apart,
     whole_tokens,
 )
@@ -203,10 +205,20 @@ def messages_from(messages: Sequence[Message]) -> list[BaseMessage]:
 
 
 class Reading(StreamReader):
-    """A streamed answer as it comes in."""
+    """A streamed answer as it comes in.
 
-    def __init__(self, ask: Generate, *, keeps_logprobs: bool = True) -> None:
-        super().__init__(ask)
+    Args:
+        keeps_logprobs: Whether log-probabilities stay on its chunks.
+        repeated: As of `StreamReader`.
+        so_far: Whether the usage of a chunk is that of all so far; else theirs add up.
+    """
+
+    def __init__(
+        self, ask: Generate, *, keeps_logprobs: bool = True, repeated: bool | None = None, so_far: bool = False
+    ) -> None:
+        super().__init__(ask, repeated=repeated)
+        self._repeated, self._so_far = repeated, so_far
+        self._latest: UsageMetadata | None = None
         self._over = False
         self._keeps_logprobs = keeps_logprobs
         self._chunks: list[AIMessageChunk] = []
@@ -224,10 +236,14 @@ class Reading(StreamReader):
         """The next piece, or None at the end."""
         if message is None:
             self._over = True
+            if self._repeated:
+                yield from self.add(Piece(finish_reason="stop"))  # what was held back
             return
         told, chunk = _logprobs(message), chunk_from(message)
         if not self._keeps_logprobs:
             chunk = _without_logprobs(chunk)
+        if self._so_far:
+            self._latest = chunk.usage_metadata or self._latest
         self._chunks.append(chunk)
         calls = bool(chunk.tool_call_chunks or chunk.tool_calls)
         piece = Piece(_text(chunk), _thoughts(chunk), told, calls, native=chunk)
@@ -238,7 +254,14 @@ class Reading(StreamReader):
     def response(self) -> Response:
         if not self._chunks:
             raise ModelError(f"The stream of model '{self._ask.model.name}' ended before it began.")
-        return _with_usage(self.finished(_response(self._chunks[0] + self._chunks[1:])), self._ask)
+        response = _response(self._chunks[0] + self._chunks[1:])
+        if in_turn(self._ask):  # without what was repeated, and what followed behind the step
+            response = response.replace(text=self.text)
+        if self._so_far:
+            response = response.replace(usage=_usage(self._latest))
+        elif self.closed and len(self._chunks) > 1:  # what adds up was not all told
+            response = response.replace(usage=replace(response.usage, estimated=True))
+        return _with_usage(self.finished(response), self._ask)
 
 
 def chunk_from(message: AIMessage) -> AIMessageChunk:

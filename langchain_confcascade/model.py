@@ -16,12 +16,16 @@ from confcascade.extending import (
     CallParameters,
     Capability,
     Chunk,
+    Continues,
     Generate,
     Refusals,
     Remote,
     Response,
     as_stream,
+    check_one_text,
     in_threads,
+    in_turn,
+    is_repeated,
 )
 from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
@@ -30,7 +34,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
-from langchain_confcascade.convert import Reading, asked_messages, response_from
+from langchain_confcascade.continuing import Continuing
+from langchain_confcascade.convert import Reading, response_from
 from langchain_confcascade.decoding import ClientSettings, own_settings
 from langchain_confcascade.structured import (
     Structured,
@@ -73,12 +78,22 @@ class LangChainModel(Remote):
         native: A `BaseChatModel`, or what its `bind` or `with_retry` returns.
         name: Shown in records; by default the name that the model gives in traces, or its ``model_id``.
         architecture: If known, for costs in FLOPs.
+        continues: How its server goes on writing an answer that has been begun, for ``mode="stepwise"``, where its
+            class can say so: "continue_final_message" for vLLM and SGLang and classes of `langchain_openai`, "prefix"
+            for `ChatMistralAI`, "trailing" for a server that continues a last message of the assistant by itself.
 
     Raises:
-        ConfigurationError: If it is not a chat model.
+        ConfigurationError: If it is not a chat model, or its class cannot say `continues`.
     """
 
-    def __init__(self, native: Any, *, name: str | None = None, architecture: Architecture | None = None) -> None:
+    def __init__(
+        self,
+        native: Any,
+        *,
+        name: str | None = None,
+        architecture: Architecture | None = None,
+        continues: Continues | None = None,
+    ) -> None:
         chat, layers = native, []
         while isinstance(chat, RunnableBindingBase):
             layers.append(chat)
@@ -108,7 +123,8 @@ class LangChainModel(Remote):
         # OpenAI's Responses API reports usage unasked, and refuses the word
         if "stream_usage" in fields and getattr(chat, "stream_usage", None) is not False and not responses_api:
             self._takes.add("stream_usage")
-
+        plain, counts = not (self._nested or responses_api), "stream_usage" in self._takes
+        self._continuing = Continuing.of(continues, chat, self._name, plain=plain, counts=counts)
         self._settings = ClientSettings(chat, layers)
         self._refusals = Refusals(self._name, _REFUSALS)
 
@@ -135,6 +151,7 @@ class LangChainModel(Remote):
             tools=can_call_tools(self._chat),
             structured=can_give_structured_output(self._chat),
             media=True,
+            continues=self._continuing.how is not None,
             set_per_call=False,  # some hand a parameter that they do not know to a client that fails of it
         )
 
@@ -203,7 +220,7 @@ class LangChainModel(Remote):
 
     def answer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, messages, apart = self._call(ask, way), asked_messages(ask.request), _Apart()
+        call, messages, apart = self._call(ask, way), self._continuing.messages(ask.request), _Apart()
         while True:
             try:
                 with apart:
@@ -224,7 +241,7 @@ class LangChainModel(Remote):
 
     async def aanswer(self, ask: Generate) -> Response:
         way = self.way(ask.request)
-        call, messages, apart = self._call(ask, way), asked_messages(ask.request), _Apart()
+        call, messages, apart = self._call(ask, way), self._continuing.messages(ask.request), _Apart()
         while True:
             try:
                 with apart:
@@ -244,10 +261,25 @@ class LangChainModel(Remote):
                 return call.explained(response)
 
     def _judged(self, way: _Way, response: Response, ask: Generate, *, held: bool) -> Response:
+        check_one_text(ask, response)
         # what is shown as it comes is the model's own, and some servers never say why an answer ended
         if held and self._must_finish and response.finish_reason is None:
             raise ModelError(f"The stream of model '{self._name}' ended before the answer did.")
         return way.judged(response, ask.request)
+
+    def _reading(self, ask: Generate) -> Reading:
+        return Reading(
+            ask,
+            keeps_logprobs=self._keeps_logprobs(ask),
+            repeated=is_repeated(self._continuing.how),
+            so_far=self._continuing.so_far(ask),
+        )
+
+    def _own_body(self) -> dict[str, Any]:
+        """The further body that it sends with each call: what is given for one would replace it."""
+        bound = (layer.kwargs for layer in reversed(self._layers))
+        own = (vars(self._chat), getattr(self._chat, "model_kwargs", None) or {}, *bound)
+        return next((dict(each["extra_body"]) for each in reversed(own) if each.get("extra_body")), {})
 
     def _call(self, ask: Generate, way: _Way, *, streamed: bool | None = None) -> CallParameters:
         """The parameters of a call; `streamed` is whether the model is told to stream."""
@@ -268,6 +300,8 @@ class LangChainModel(Remote):
         ):
             added["stream_usage"] = {"stream_usage": True}
         given = self._settings.for_the_client(given)
+        if body := self._continuing.body(ask, streamed=bool(streamed)):
+            given["extra_body"] = {**self._own_body(), **(given.get("extra_body") or {}), **body}
         return CallParameters(ask, given, added, self._refusals, streamed=bool(streamed))
 
     def _keeps_logprobs(self, ask: Generate) -> bool:
@@ -318,8 +352,8 @@ class LangChainModel(Remote):
         )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        way, reading = self.way(ask.request), Reading(ask, keeps_logprobs=self._keeps_logprobs(ask))
-        call, messages, apart = self._call(ask, way, streamed=True), asked_messages(ask.request), _Apart()
+        way, reading = self.way(ask.request), self._reading(ask)
+        call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
             with closing(way.runnable.stream(messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
@@ -339,7 +373,7 @@ class LangChainModel(Remote):
         if call.whole:
             yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
             return
-        yield call.explained(self._judged(way, reading.response(), ask, held=not reading.released))
+        yield call.explained(self._judged(way, reading.response(), ask, held=not reading.released or in_turn(ask)))
 
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         """Piece by piece; in threads where the model has no async of its own."""
@@ -357,8 +391,8 @@ class LangChainModel(Remote):
             yield piece
 
     async def _astream(self, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        way, reading = self.way(ask.request), Reading(ask, keeps_logprobs=self._keeps_logprobs(ask))
-        call, messages, apart = self._call(ask, way, streamed=True), asked_messages(ask.request), _Apart()
+        way, reading = self.way(ask.request), self._reading(ask)
+        call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
             async with aclosing(way.runnable.astream(messages, _config(), **call.parameters)) as chunks:
                 while not reading.ended:
@@ -382,7 +416,7 @@ class LangChainModel(Remote):
             for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
                 yield item
             return
-        yield call.explained(self._judged(way, reading.response(), ask, held=not reading.released))
+        yield call.explained(self._judged(way, reading.response(), ask, held=not reading.released or in_turn(ask)))
 
 
 def _says_no_async(error: Exception) -> bool:

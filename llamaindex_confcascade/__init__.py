@@ -4,5 +4,14 @@ from confcascade import RetrievalScore
 
 from llamaindex_confcascade.llm import ConfidenceCascadeLLM
 from llamaindex_confcascade.measuring import Measured, MeasuredQuestion, ameasure, measure
+from llamaindex_confcascade.model import LlamaIndexModel
 
-__all__ = ["ConfidenceCascadeLLM", "Measured", "MeasuredQuestion", "RetrievalScore", "ameasure", "measure"]
+__all__ = [
+    "ConfidenceCascadeLLM",
+    "LlamaIndexModel",
+    "Measured",
+    "MeasuredQuestion",
+    "RetrievalScore",
+    "ameasure",
+    "measure",
+]

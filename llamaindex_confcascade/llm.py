@@ -89,9 +89,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: With `models`: what an answer's score must reach to be kept; one number, or numbers by signal.
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
-        mode: With "stepwise", a small and a large local model write each answer in turn, step by step
-            (`confcascade.StepwiseCascade`); the large one alone answers requests with tools, structured output or
-            images. With "query", the first model that is sure enough gives the whole answer.
+        mode: With "stepwise", a small and a large model write each answer in turn, step by step
+            (`confcascade.StepwiseCascade`): core models, and LlamaIndex's where `LlamaIndexModel(continues=...)` says
+            how. The large one alone answers requests with tools, structured output or images. With "query", the first
+            model that is sure enough gives the whole answer.
         steps: With ``mode="stepwise"``: what a step is, and who may end the answer.
         on_error: With "escalate", a query whose model failed goes to the next stage; "raise" raises its error.
         on_exhausted: If the last stage fails, "raise" raises `confcascade.CascadeExhaustedError`, which is an instance

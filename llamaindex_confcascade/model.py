@@ -25,12 +25,16 @@ from confcascade.extending import (
     CallParameters,
     Capability,
     Chunk,
+    Continues,
     Generate,
     Refusals,
     Remote,
     Response,
     as_stream,
+    check_one_text,
     in_threads,
+    in_turn,
+    is_repeated,
 )
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata
 from llama_index.core.llms.llm import LLM
@@ -44,6 +48,7 @@ from llamaindex_confcascade.asking import (
     ways_of,
 )
 from llamaindex_confcascade.closing import aclose, close
+from llamaindex_confcascade.continuing import Continuing
 from llamaindex_confcascade.decoding import ClientSettings, own_settings
 from llamaindex_confcascade.gate import muted
 from llamaindex_confcascade.huggingface import HuggingFaceModel, loaded_name, remedy_for
@@ -81,12 +86,16 @@ class LlamaIndexModel(Remote):
     Args:
         native: The LLM. Nobody hears its own callbacks, events and spans: see `gate`.
         name: What records call it; by default as it is called itself.
+        continues: How its server goes on writing an answer that has been begun, for ``mode="stepwise"``, where its
+            class can say so: "continue_final_message" for vLLM and SGLang and `OpenAI` or `OpenAILike`, "trailing" for
+            a server that continues a last message of the assistant by itself.
 
     Raises:
-        ConfigurationError: If the LLM does not know its own model, and so could never answer.
+        ConfigurationError: If the LLM does not know its own model, and so could never answer, or its class cannot say
+            `continues`.
     """
 
-    def __init__(self, native: LLM, name: str = "") -> None:
+    def __init__(self, native: LLM, name: str = "", *, continues: Continues | None = None) -> None:
         ancestors = {cls.__name__ for cls in type(native).__mro__}
         self.native = native
         self._name = name or _name(native)
@@ -100,6 +109,9 @@ class LlamaIndexModel(Remote):
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
         self._calls_tools: bool | None = None
         self._is_responses = "OpenAIResponses" in ancestors
+        metadata = None if continues is None or inner is not None or self._is_responses else self.metadata
+        chats = metadata is not None and metadata.is_chat_model
+        self._continuing = Continuing.of(continues, native, self._name, chats=chats, is_openai=self._is_openai)
         self._takes: dict[str, bool] = {}  # methods, and whether they take any parameter
         self._settings = ClientSettings(native)
         self._refusals = Refusals(self._name, {"logprobs": ("logprobs",), "stream_options": ("stream_options",)})
@@ -125,6 +137,7 @@ class LlamaIndexModel(Remote):
             structured=True,  # in words, if in no other way
             media=True,
             remedy=self._remedy,
+            continues=self._continuing.how is not None,
             set_per_call=False,  # some hand a parameter that they do not know to a client that fails of it
         )
 
@@ -189,20 +202,20 @@ class LlamaIndexModel(Remote):
         yield from as_stream(answer, live=ask.live)
 
     def _stream(self, way: Way, ask: Generate) -> Generator[Chunk | Response, None, None]:
-        reading = Reading(ask, way.llm, must_finish=self._is_openai)
+        reading = self._reading(way, ask)
         way, call = self._call(way, ask, streams=True)
         responses = self._responses(way, call)
         try:
             for response in responses:
                 yield from reading.take(response)
-                if reading.aborted:
+                if reading.ended:
                     break
         finally:
             close(responses)
         if call.whole:
             yield from as_stream(call.came_whole(self._answer(way, ask)), live=ask.live)
         else:
-            yield call.explained(reading.response())
+            yield self._whole(call, reading)
 
     @muted
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
@@ -242,14 +255,14 @@ class LlamaIndexModel(Remote):
             yield item
 
     async def _astream(self, way: Way, ask: Generate) -> AsyncGenerator[Chunk | Response]:
-        reading = Reading(ask, way.llm, must_finish=self._is_openai)
+        reading = self._reading(way, ask)
         way, call = self._call(way, ask, streams=True)
         responses = self._aresponses(way, call)
         try:
             async for response in responses:
                 for chunk in reading.take(response):
                     yield chunk
-                if reading.aborted:
+                if reading.ended:
                     break
         finally:
             await aclose(responses)
@@ -257,7 +270,16 @@ class LlamaIndexModel(Remote):
             for item in as_stream(call.came_whole(await self._aanswer(way, ask)), live=ask.live):
                 yield item
         else:
-            yield call.explained(reading.response())
+            yield self._whole(call, reading)
+
+    def _reading(self, way: Way, ask: Generate) -> Reading:
+        repeated = is_repeated(self._continuing.how)
+        return Reading(ask, way.llm, self._is_openai, repeated=repeated, so_far=self._continuing.so_far(ask))
+
+    def _whole(self, call: CallParameters, reading: Reading) -> Response:
+        response = reading.response()
+        check_one_text(call.ask, response)
+        return call.explained(response)
 
     # ------------------------------------------------------------------ calls
 
@@ -316,6 +338,8 @@ class LlamaIndexModel(Remote):
     def _ways(self, ask: Generate) -> Iterator[tuple[Way, bool]]:
         """How the LLM is asked, each with whether it is the last; a way that it was found to lack is left out."""
         ways = ways_of(self._seen(ask.request), ask.request, ask.top_logprobs if ask.logprobs else None)
+        if in_turn(ask):  # a chat, whose last message is what has been written
+            ways = [self._continuing.behind(ways[-1], ask.request.written)]
         if len(ways) > 1 and ways[0].kind in self._lacks:
             del ways[0]
         for i, way in enumerate(ways):
@@ -401,6 +425,7 @@ class LlamaIndexModel(Remote):
         if ask.request.tools:
             messages, options = prepared(way.llm, ask.request, list(way.messages))
             way = Way(way.llm, "chat", messages)
+        way = self._continuing.told(way, ask, options)
         return way, self._parameters(ask, options, way.method(streams=streams))
 
     def _parameters(self, ask: Generate, options: dict[str, Any], method: str) -> CallParameters:
@@ -418,7 +443,8 @@ class LlamaIndexModel(Remote):
             added["logprobs"] = self._asking_for(max(1, ask.top_logprobs, given.get("top_logprobs") or 0), given)
         if streams and self._is_openai:
             told = given.get("stream_options") or {}
-            added["stream_options"] = {"stream_options": {"include_usage": True, **told}}
+            each = {"include_usage": True, **self._continuing.stream_options(ask), **told}
+            added["stream_options"] = {"stream_options": each}
         given = self._settings.for_the_client(given)
         return CallParameters(ask, given, added, self._refusals, streamed=streams)
 

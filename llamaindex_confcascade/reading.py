@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from confcascade import ToolCall, Usage
@@ -14,6 +15,7 @@ from confcascade.extending import (
     Response,
     StreamReader,
     estimated_usage,
+    in_turn,
     thoughts_apart,
     whole_tokens,
 )
@@ -156,10 +158,16 @@ class Reading(StreamReader):
         native: The LLM.
         must_finish: An answer without a reason for its end was cut off. (Some servers never send one, so what is shown
             as it comes is handed on, as it would be by the LLM alone.)
+        repeated: As of `StreamReader`.
+        so_far: Whether the usage of a piece is that of all so far; else that of a stream that is left is not all.
     """
 
-    def __init__(self, ask: Generate, native: LLM, must_finish: bool) -> None:
-        super().__init__(ask)
+    def __init__(
+        self, ask: Generate, native: LLM, must_finish: bool, *, repeated: bool | None = None, so_far: bool = False
+    ) -> None:
+        super().__init__(ask, repeated=repeated)
+        self._so_far = so_far
+        self._came = 0  # characters
         self._native = native
         self._must_finish = must_finish
         self._usage: Usage | None = None
@@ -172,14 +180,19 @@ class Reading(StreamReader):
             self._last = response  # some tell the calls in the middle only, and the accounts at the end
         self._usage = _usage(response) or self._usage
         whole = response.message.content or ""
-        text = whole[len(self.text) :] if response.delta is None else response.delta
+        text = whole[self._came :] if response.delta is None else response.delta
+        self._came += len(text)
         thoughts = response.additional_kwargs.get("thinking_delta") or thoughts_apart(_get(_choice(response), "delta"))
         yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
 
     def response(self) -> Response:
         read = _read(self._last, self._ask, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
         usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
-        return self.finished(read.replace(usage=usage), must_finish=self._must_finish and not self.released)
+        if self.closed and not self._so_far:
+            usage = replace(usage, estimated=True)
+        # what is shown of a whole answer is the LLM's own; of a step, nobody would know that it is not whole
+        must_finish = self._must_finish and (in_turn(self._ask) or not self.released)
+        return self.finished(read.replace(usage=usage), must_finish=must_finish)
 
 
 def _is_call(response: ChatResponse) -> bool:

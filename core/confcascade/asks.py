@@ -222,6 +222,8 @@ class Capability:
         in_process: That it computes in this process, where `batch_size` and prefilling do not say so.
         continues: Whether it goes on writing an answer that has been begun, by itself or another (`Request.written`),
             and ends where asked to (`Generate.until`). With `prefill`, it also keeps what it has read (`Session`).
+        reads: Whether it tells the log-probabilities of what was written (`Prefill.tokens`) although it tells nothing
+            else of a prompt, as some servers do. It keeps nothing: each reading is paid for as a whole.
     """
 
     logprobs: bool | None = False
@@ -239,6 +241,7 @@ class Capability:
     set_per_call: bool = True
     in_process: bool = False
     continues: bool = False
+    reads: bool = False
 
     @property
     def prefill(self) -> bool:

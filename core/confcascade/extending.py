@@ -9,6 +9,15 @@ from confcascade.building import build_stages
 from confcascade.errors import kept_of
 from confcascade.models.base import Watcher
 from confcascade.models.calls import CallParameters, Refusals
+from confcascade.models.continuing import (
+    Continues,
+    body_fields,
+    carried_problem,
+    check_one_text,
+    final_fields,
+    in_turn,
+    is_repeated,
+)
 from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import (
     Remote,
@@ -32,6 +41,7 @@ __all__ = [
     "Capability",
     "CheckedTool",
     "Chunk",
+    "Continues",
     "Evidence",
     "Generate",
     "LanguageModel",
@@ -55,11 +65,17 @@ __all__ = [
     "Token",
     "Watcher",
     "as_stream",
+    "body_fields",
     "build_stages",
+    "carried_problem",
     "cascade_of",
+    "check_one_text",
     "estimated_usage",
+    "final_fields",
     "forced_call",
     "in_threads",
+    "in_turn",
+    "is_repeated",
     "kept_of",
     "misfit",
     "openai_usage",

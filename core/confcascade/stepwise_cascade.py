@@ -82,7 +82,8 @@ class StepwiseCascade(Cascade):
                 raise ConfigurationError(
                     f"Model '{stage.model.name}' cannot go on with an answer that another model has begun, which step "
                     "by step both must. Local models can (`TransformersModel`, `LlamaCppModel`), and servers that take "
-                    "the beginning of an answer: say how to `OpenAICompatibleModel` by its argument `continues`."
+                    "the beginning of an answer: say how to `OpenAICompatibleModel` by its argument `continues`, or to "
+                    "`LangChainModel` or `LlamaIndexModel` around a model of theirs."
                 )
 
     def _id_of(self, stages: Sequence[Stage]) -> str:

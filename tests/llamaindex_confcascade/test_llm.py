@@ -915,6 +915,7 @@ def test_its_public_names() -> None:
 
     assert llamaindex_confcascade.__all__ == [
         "ConfidenceCascadeLLM",
+        "LlamaIndexModel",
         "Measured",
         "MeasuredQuestion",
         "RetrievalScore",

@@ -29,6 +29,7 @@ from confcascade.models.gguf import is_gguf, model_name
 from confcascade.models.llamacpp import KvType
 from confcascade.models.openai import Unsupported
 from confcascade.models.planned import PlannedModel
+from confcascade.models.reading import Reads
 from confcascade.schema import SECRET, Entry, existing, located, suggestion
 
 __all__ = [
@@ -97,6 +98,9 @@ class OpenAIModelEntry(Entry):
     continues: Continues | None = Field(
         None, description="How the server continues an answer that has been begun; by default it cannot."
     )
+    reads: Reads | None = Field(
+        None, description="How the server tells what it makes of a text of another's; by default it does not."
+    )
     name: str | None = Field(None, min_length=1, description="Shown in records; by default the model's.")
 
     @field_validator("options")
@@ -128,6 +132,7 @@ class OpenAIModelEntry(Entry):
             options=self.options,
             unsupported=self.unsupported,
             continues=self.continues,
+            reads=self.reads,
             name=self.called(folder),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from confcascade.asks import Chunk, Generate
 from confcascade.errors import ModelError, kept_of
-from confcascade.models.continuing import Overlap, stopped_at
+from confcascade.models.continuing import Overlap, check_one_text, stopped_at
 from confcascade.models.logprobs import whole_tokens
 from confcascade.models.remote import estimated_usage, openai_usage, thoughts_apart
 from confcascade.models.stream import Piece, StreamReader
@@ -170,12 +170,7 @@ def read(completion: Any, ask: Generate, *, repeated: bool | None = None) -> Res
 
 def _checked(response: Response, calls: _Calls, ask: Generate) -> Response:
     """With its tool calls, and what is wrong with them or with its object."""
-    if (ask.until or ask.request.written or ask.session is not None) and response.thoughts:
-        raise ModelError(
-            f"The server of model '{ask.model.name}' told its thoughts apart from its text, so that the answer cannot "
-            "be continued as one text. Start it without a reasoning parser, or switch the thoughts off, with "
-            '`options={"chat_template_kwargs": {"enable_thinking": False}}` as a rule.'
-        )
+    check_one_text(ask, response)
     called, problem = calls.read(), calls.problem
     if ask.request.output is not None:
         problem = json_problem(response.answer, ask.request.output)

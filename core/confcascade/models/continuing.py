@@ -17,20 +17,27 @@ does, in its verbose form. From the others the answer is read as it comes, and l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
 
 from confcascade.asks import Generate
 from confcascade.errors import ModelError
 from confcascade.models.body import Body
+from confcascade.types import Response
 
 __all__ = [
     "Continues",
     "Overlap",
     "as_completion",
+    "body_fields",
+    "carried_problem",
+    "check_one_text",
     "continued",
     "continues_problem",
+    "final_fields",
+    "in_turn",
+    "is_repeated",
     "rest_of",
     "stopped_at",
     "to_render",
@@ -47,6 +54,56 @@ def continues_problem(continues: Any) -> str | None:
     return None if continues is None or continues in forms else f"must be one of {', '.join(forms)}. Got {continues!r}"
 
 
+def carried_problem(continues: Any, carried: Collection[str], whose: str) -> str | None:
+    """Why a class of another library cannot let its server continue answers so; None if it can.
+
+    Args:
+        continues: How it should.
+        carried: What its messages and parameters can say.
+        whose: The name of the class.
+    """
+    if continues is None or continues in carried:
+        return None
+    if (problem := continues_problem(continues)) is not None:
+        return problem
+    can = f"can be told only {' or '.join(map(repr, carried))}" if carried else "cannot be told how"
+    return f"is {continues!r}, and {whose} {can}. For such a server use OpenAICompatibleModel(continues={continues!r})"
+
+
+def in_turn(ask: Generate) -> bool:
+    """Whether an ask is for raw text of an answer that is written step by step."""
+    return bool(ask.until or ask.request.written or ask.session is not None)
+
+
+def is_repeated(how: Continues | None) -> bool | None:
+    """Whether a server repeats what was written; None if that is never sent as a message."""
+    return None if how in (None, "llama.cpp") else how == "prefix"
+
+
+def final_fields(how: Continues | None) -> dict[str, Any]:
+    """What the last message says of itself, beside its text."""
+    return {"prefix": True} if how == "prefix" else {}
+
+
+def body_fields(how: Continues | None) -> dict[str, Any]:
+    """What the body of a call says beside its messages, where the last of them is to be continued."""
+    return {"continue_final_message": True, "add_generation_prompt": False} if how == "continue_final_message" else {}
+
+
+def check_one_text(ask: Generate, response: Response) -> None:
+    """Refuse to continue an answer whose text lacks its thoughts.
+
+    Raises:
+        ModelError: If they were told apart.
+    """
+    if in_turn(ask) and response.thoughts:
+        raise ModelError(
+            f"The server of model '{ask.model.name}' told its thoughts apart from its text, so that the answer cannot "
+            "be continued as one text. Start it without a reasoning parser, or switch the thoughts off, with "
+            '`options={"chat_template_kwargs": {"enable_thinking": False}}` as a rule.'
+        )
+
+
 def continued(body: Body, ask: Generate, how: Continues) -> None:
     """Let a call continue what was written, and end where it is asked to, where the server can tell that it did."""
     written = ask.request.written
@@ -56,11 +113,8 @@ def continued(body: Body, ask: Generate, how: Continues) -> None:
             body.given["stop"] = [*ask.request.stop, ask.until]
             extra["verbose"] = True
     elif written:
-        message: dict[str, Any] = {"role": "assistant", "content": written}
-        if how == "prefix":
-            message["prefix"] = True
-        elif how == "continue_final_message":
-            extra |= {"continue_final_message": True, "add_generation_prompt": False}
+        message = {"role": "assistant", "content": written, **final_fields(how)}
+        extra |= body_fields(how)
         body.given["messages"] = [*body.given["messages"], message]
     if extra:
         body.given["extra_body"] = {**(body.given.get("extra_body") or {}), **extra}

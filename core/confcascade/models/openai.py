@@ -7,21 +7,30 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from confcascade.asks import Capability, Chunk, Generate
+from confcascade.asks import Capability, Chunk, Generate, Prefill
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError, require
 from confcascade.models.body import Body, deciding, options_problem, unsupported_problem
 from confcascade.models.calls import CallParameters, Refusals
 from confcascade.models.completions import Reading, check_sent, is_json, read
-from confcascade.models.continuing import Continues, as_completion, continued, continues_problem, to_render
+from confcascade.models.continuing import (
+    Continues,
+    as_completion,
+    continued,
+    continues_problem,
+    in_turn,
+    is_repeated,
+    to_render,
+)
+from confcascade.models.reading import Reads, prompt_tokens, reads_problem, remember, to_read, unread
 from confcascade.models.remote import Remote, as_stream, check_continues
-from confcascade.types import Response
+from confcascade.types import Prefilled, Response, Usage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -72,12 +81,18 @@ class OpenAICompatibleModel(Remote):
             they are part of `fingerprint`.
         unsupported: What the server is known to refuse, of "max_tokens", "temperature", "logprobs" and
             "stream_options".
+        continues: How the server goes on writing an answer that has been begun, for cascades that write step by step:
+            "llama.cpp", "continue_final_message" (vLLM, SGLang), "prefix" (Mistral, DeepSeek's beta), or "trailing" for
+            one that continues a last message of the assistant by itself.
+        reads: How the server tells what it makes of a text that another has written, which `Lookback` needs:
+            "prompt_logprobs", with vLLM. Each reading is a call that the prompt is paid for.
 
     Raises:
         MissingExtraError: Without the package `openai`.
         ConfigurationError: Without a key for OpenAI's own server, if `api_key_env` is not set, if `options` set what
-            each call sets (messages, tools, streaming, log-probabilities) or are no mapping, or if `unsupported` is no
-                list or names anything else.
+            each call sets (messages, tools, streaming, log-probabilities) or are no mapping, if `unsupported` is no
+            list or names anything else, or if `continues` or `reads` is none of these, or one does not go with the
+            other.
     """
 
     def __init__(
@@ -94,6 +109,7 @@ class OpenAICompatibleModel(Remote):
         options: Mapping[str, Any] = MappingProxyType({}),
         unsupported: Collection[Unsupported] = (),
         continues: Continues | None = None,
+        reads: Reads | None = None,
     ) -> None:
         from pydantic import SecretStr
 
@@ -117,6 +133,8 @@ class OpenAICompatibleModel(Remote):
             raise ConfigurationError(f"`unsupported` of model '{model}' {cannot}.")
         if (cannot := continues_problem(continues)) is not None:
             raise ConfigurationError(f"`continues` of model '{model}' {cannot}.")
+        if (cannot := reads_problem(reads, continues)) is not None:
+            raise ConfigurationError(f"`reads` of model '{model}' {cannot}.")
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -128,6 +146,7 @@ class OpenAICompatibleModel(Remote):
         self._options = dict(options)
         self._unsupported = frozenset(unsupported)
         self._continues = continues
+        self._reads = reads
         self._refusals = Refusals(self._name, _REFUSALS, unsupported=self._unsupported)
         self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
@@ -146,7 +165,14 @@ class OpenAICompatibleModel(Remote):
     def capability(self) -> Capability:
         logprobs = False if "logprobs" in self._unsupported else None
         continues = self._continues is not None
-        return Capability(logprobs=logprobs, top_logprobs=20, tools=True, structured=True, continues=continues)
+        return Capability(
+            logprobs=logprobs,
+            top_logprobs=20,
+            tools=True,
+            structured=True,
+            continues=continues,
+            reads=self._reads is not None,
+        )
 
     @property
     def architecture(self) -> Architecture | None:
@@ -225,7 +251,7 @@ class OpenAICompatibleModel(Remote):
                 else:
                     if not call.is_answered:
                         check_sent(events, ask)
-                    yield call.explained(reading.response())
+                    yield self._answered(call, reading.response())
                     return
             yield from as_stream(call.came_whole(self.answer(ask)), live=ask.live)
 
@@ -248,12 +274,60 @@ class OpenAICompatibleModel(Remote):
                 else:
                     if not call.is_answered:
                         check_sent(events, ask)
-                    yield call.explained(reading.response())
+                    yield self._answered(call, reading.response())
                     return
             for item in as_stream(call.came_whole(await self.aanswer(ask)), live=ask.live):
                 yield item
 
+    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        """What it makes of what was written, where its server tells that (`reads`)."""
+        return [self._prefilled(ask) for ask in asks] if self._can_read(asks) else super().prefill(asks)
+
+    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        if not self._can_read(asks):
+            return await super().aprefill(asks)
+        return await asyncio.gather(*map(self._aprefilled, asks))
+
     # ------------------------------------------------------------------ calls
+
+    def _can_read(self, asks: Sequence[Prefill]) -> bool:
+        return self._reads is not None and not any(ask.layers or ask.labels for ask in asks)
+
+    def _prefilled(self, ask: Prefill) -> Prefilled:
+        if (call := self._reading(ask)) is None:
+            return Prefilled(Usage())
+        with self._unsaid():
+            return self._was_read(self._create(call), call, ask)
+
+    async def _aprefilled(self, ask: Prefill) -> Prefilled:
+        if (call := self._reading(ask)) is None:
+            return Prefilled(Usage())
+        with self._unsaid():
+            return self._was_read(await self._acreate(call), call, ask)
+
+    def _reading(self, ask: Prefill) -> CallParameters | None:
+        """The call that reads what was written; None if it is not asked for."""
+        if not (ask.tokens and unread(ask)):
+            return None
+        return self._call(Generate(self, to_read(ask.request), logprobs=False))
+
+    def _was_read(self, completion: Any, call: CallParameters, ask: Prefill) -> Prefilled:
+        usage = read(completion, call.ask, repeated=self._repeated).usage
+        call.answered()
+        try:
+            tokens = prompt_tokens(completion, unread(ask), self._name)
+        except ModelError as error:
+            error.paid = usage  # type: ignore[attr-defined]  # which drivers charge
+            raise
+        remember(ask.session, ask.request.written)
+        return Prefilled(usage, tokens=tokens)
+
+    def _answered(self, call: CallParameters, response: Response) -> Response:
+        """An answer, once it is whole; with what is known of those that are written in turn."""
+        if self._reads is not None:
+            # what it told no log-probabilities of, it can still be asked to read
+            remember(call.ask.session, call.ask.request.written, response.text if response.tokens else "")
+        return call.explained(response)
 
     def answer(self, ask: Generate) -> Response:
         """One answer, in one piece."""
@@ -261,7 +335,7 @@ class OpenAICompatibleModel(Remote):
         with self._unsaid():
             response = read(self._create(call), ask, repeated=self._repeated)
             call.answered()
-            return call.explained(response)
+            return self._answered(call, response)
 
     async def aanswer(self, ask: Generate) -> Response:
         """`answer`, without blocking the event loop."""
@@ -269,7 +343,7 @@ class OpenAICompatibleModel(Remote):
         with self._unsaid():
             response = read(await self._acreate(call), ask, repeated=self._repeated)
             call.answered()
-            return call.explained(response)
+            return self._answered(call, response)
 
     def _create(self, call: CallParameters) -> Any:
         """What the server answers; None if it should be asked for a whole answer instead."""
@@ -301,8 +375,7 @@ class OpenAICompatibleModel(Remote):
 
     def _completes(self, ask: Generate) -> bool:
         """Whether an ask is for raw text of an answer that is written in turn, and its server completes texts."""
-        in_turn = ask.until or ask.request.written or ask.session is not None
-        return self._continues == "llama.cpp" and bool(in_turn)
+        return self._continues == "llama.cpp" and in_turn(ask)
 
     def _completion(self, call: CallParameters, told: Any) -> dict[str, Any]:
         prompt = told.get("prompt") if isinstance(told, Mapping) else None
@@ -315,8 +388,7 @@ class OpenAICompatibleModel(Remote):
 
     @property
     def _repeated(self) -> bool | None:
-        """Whether its server repeats what was written; None if that is never sent as a message."""
-        return None if self._continues in (None, "llama.cpp") else self._continues == "prefix"
+        return is_repeated(self._continues)
 
     @contextmanager
     def _unsaid(self) -> Iterator[None]:

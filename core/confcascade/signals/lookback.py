@@ -22,9 +22,11 @@ class Lookback(Signal):
     `StepMixture`, fitted on unlabelled traces, says how probable it is that such a step is one of the confident kind:
     that is the score. Before the first step it is the greatest logit of what the model expects next.
 
-    Needs a model that can read what another has written (in this process). With a mixture of "max_logprob", the
-    greatest log-probability stands in the place of the logit: that is not STEER's, whose logits keep what the softmax
-    takes away, and it has nothing to judge before the first step.
+    Needs a model that can read what another has written: in this process, or behind a server that tells the
+    log-probabilities of a prompt (vLLM, with `OpenAICompatibleModel(reads="prompt_logprobs")`), of which a reading is a
+    call of its own. No server tells logits: there it takes a mixture of "max_logprob", and the greatest log-probability
+    stands in the place of the logit. That is not STEER's, whose logits keep what the softmax takes away, and it has
+    nothing to judge before the first step, which the large model writes then.
 
     Only for cascades that decide step by step. A score is no probability of being right.
 
@@ -45,6 +47,7 @@ class Lookback(Signal):
     def __init__(self, mixture: StepMixture | str | Path, *, name: str = "lookback") -> None:
         self.mixture = mixture if isinstance(mixture, StepMixture) else StepMixture.load(mixture)
         self.name = name
+        self.top_logprobs = int(self.mixture.quantity == "max_logprob")
 
     def __repr__(self) -> str:
         low, high = self.mixture.means
@@ -62,11 +65,18 @@ class Lookback(Signal):
 
     def check(self, model: LanguageModel) -> None:
         capability, mixture = model.capability, self.mixture
-        if not (capability.prefill and capability.continues):
+        if not (capability.continues and (capability.prefill or capability.reads)):
             raise ConfigurationError(
                 f"Lookback needs a model that reads what another has written, and tells how; model '{model.name}' does "
-                "not. Use a TransformersModel, or a signal that judges the model's "
+                "not. Use a TransformersModel, or vLLM with OpenAICompatibleModel(..., "
+                'continues="continue_final_message", reads="prompt_logprobs"), or a signal that judges the model\'s '
                 "own finished step, such as TokenProbability()."
+            )
+        if mixture.quantity == "max_logit" and not capability.prefill:
+            raise ConfigurationError(
+                f"This mixture is of raw logits, and model '{model.name}' is behind an API, where only "
+                "log-probabilities are told. Fit one of those: StepMixture.fit(step_confidences(model, ..., "
+                'quantity="max_logprob"), quantity="max_logprob", model=model).'
             )
         fingerprint = getattr(model, "fingerprint", None)
         known = isinstance(fingerprint, str) and mixture.fingerprint is not None
@@ -79,7 +89,8 @@ class Lookback(Signal):
 
     def score(self, evidence: Evidence) -> Measurement:
         confidence = self._confidence(evidence)
-        return Measurement(self.mixture.posterior(confidence), {"step_confidence": confidence})
+        details = {"step_confidence": confidence, "quantity": self.mixture.quantity}
+        return Measurement(self.mixture.posterior(confidence), details)
 
     def _confidence(self, evidence: Evidence) -> float:
         if evidence.tokens is None:

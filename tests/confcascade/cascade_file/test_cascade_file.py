@@ -453,6 +453,8 @@ def test_options_and_what_is_unsupported_reach_the_server(write: Write, httpserv
     base_url: {httpserver.url_for("/v1")}
     options: {{reasoning_effort: low, chat_template_kwargs: {{enable_thinking: false}}}}
     unsupported: [max_tokens, temperature]
+    continues: continue_final_message
+    reads: prompt_logprobs
 """
     file = CascadeFile.load(write(text))
     file.cascade().run("?", max_tokens=9, temperature=0)
@@ -468,6 +470,9 @@ def test_options_and_what_is_unsupported_reach_the_server(write: Write, httpserv
     other = CascadeFile.load(write(text.replace("low", "high")))
     assert file.digest != other.digest
     assert file.make_stages()[0].model.fingerprint != other.make_stages()[0].model.fingerprint
+    assert file.make_stages()[0].model.capability.reads
+    with pytest.raises(ConfigurationError, match="`reads` of model 'm' is vLLM's"):
+        CascadeFile.load(write(text.replace("continue_final_message", "trailing"))).make_stages()
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,13 @@ from confcascade import (
     Cascade,
     ConfigurationError,
     LlamaCppModel,
+    Lookback,
     Message,
     MissingExtraError,
     ModelError,
     Request,
     Stage,
+    StepMixture,
     TokenProbability,
     Verbalized,
     from_string,
@@ -320,3 +322,12 @@ def test_stated_confidence(model, style, caplog):
     for outcome in outcomes:
         score = outcome.record.attempts[0].scores.get("stated")
         assert outcome.record.answered_by == ("large" if score is None or not score.passed else model.name)
+
+
+def test_it_tells_nothing_of_a_prompt(model):
+    """llama.cpp's server has log-probabilities of generated tokens only, so it cannot judge another's step."""
+    mixture = StepMixture((0.5, 0.5), (-2.0, -0.1), (0.5, 0.2), 500, -100.0, quantity="max_logprob")
+
+    assert not model.capability.reads
+    with pytest.raises(ConfigurationError, match=r"TokenProbability\(\)"):
+        Lookback(mixture).check(model)

@@ -25,6 +25,7 @@ from confcascade.testing import ScriptedModel
 from confcascade.types import Position, Prefilled, Usage
 
 MIXTURE = StepMixture((0.4, 0.6), (18.0, 26.0), (1.5, 1.0), 500, -1000.0, model="small", fingerprint="scripted-small")
+OF_LOGPROBS = replace(MIXTURE, means=(-2.0, -0.2), deviations=(0.5, 0.2), quantity="max_logprob")
 WHAT = Request((Message("user", "What?"),))
 
 
@@ -50,7 +51,7 @@ def test_the_last_step_is_judged():
     measured = Lookback(MIXTURE).score(evidence(20.0, 24.0, 25.0, expected=3.0))
 
     assert measured.value == MIXTURE.posterior(23.0)
-    assert measured.details == {"step_confidence": pytest.approx(23.0)}
+    assert measured.details == {"step_confidence": pytest.approx(23.0), "quantity": "max_logit"}
 
 
 def test_before_the_first_step_what_is_expected_is_judged():
@@ -79,10 +80,14 @@ def test_logits_are_not_made_up(shown: Evidence) -> None:
 
 def test_log_probabilities_may_stand_in():
     """Where the mixture is of them; before the first step there are none."""
-    lookback = Lookback(replace(MIXTURE, means=(-2.0, -0.2), deviations=(0.5, 0.2), quantity="max_logprob"))
+    lookback = Lookback(OF_LOGPROBS)
     tokens = (Token("a", -0.5), Token("b", -3.0, (("c", -0.2),)))
 
-    assert lookback.score(Evidence(WHAT, None, tokens)).value == lookback.mixture.posterior(-0.35)
+    measured = lookback.score(Evidence(WHAT, None, tokens))
+
+    assert measured.value == OF_LOGPROBS.posterior(-0.35)
+    assert measured.details["quantity"] == "max_logprob"
+    assert (lookback.top_logprobs, Lookback(MIXTURE).top_logprobs) == (1, 0)  # of what it samples, the greatest, too
     with pytest.raises(SignalUnavailableError, match="before the first step"):
         lookback.score(evidence())
 
@@ -102,6 +107,16 @@ def test_the_model_must_read_what_others_wrote(changes: dict[str, Any]) -> None:
     """An API shows nothing of a text that it did not write."""
     with pytest.raises(ConfigurationError, match="reads what another has written"):
         Lookback(MIXTURE).check(Reader("small", **changes))
+
+
+def test_a_server_may_read_what_others_wrote():
+    """One that tells log-probabilities of a prompt, where the mixture is of them."""
+    Lookback(OF_LOGPROBS).check(Reader("small", layers=0, reads=True))
+
+    with pytest.raises(ConfigurationError, match=r"of raw logits.*'small' is behind an API.*quantity=\"max_logprob\""):
+        Lookback(MIXTURE).check(Reader("small", layers=0, reads=True))
+    with pytest.raises(ConfigurationError, match=r"reads=\"prompt_logprobs\".*TokenProbability"):
+        Lookback(OF_LOGPROBS).check(Reader("small", layers=0))
 
 
 def test_a_mixture_may_come_from_its_file(tmp_path: Path) -> None:

@@ -403,11 +403,17 @@ class Sessions:
             return ()
         seen = seen.float()
         ids = torch.tensor(read.ids[-len(seen) :], device=seen.device)
-        chosen = seen.gather(-1, ids[:, None])[:, 0] - seen.logsumexp(-1)
+        total, (peaks, expected) = seen.logsumexp(-1), seen.max(-1)
+        chosen = seen.gather(-1, ids[:, None])[:, 0] - total
         text = Detokenizer(self._speaker.tokenizer)
         text.behind(read.ids[: -len(seen)])
-        told = zip(ids.tolist(), chosen.tolist(), seen.max(-1).values.tolist(), strict=True)
-        return tuple(Token(text.add(token), min(0.0, logprob), max_logit=peak) for token, logprob, peak in told)
+        decode = self._speaker.tokenizer.decode
+        tops = zip(expected.tolist(), (peaks - total).tolist(), strict=True)
+        told = zip(ids.tolist(), chosen.tolist(), peaks.tolist(), tops, strict=True)
+        return tuple(
+            Token(text.add(token), min(0.0, logprob), ((decode([best]), min(0.0, its)),), peak)
+            for token, logprob, peak, (best, its) in told
+        )
 
     def _labels(self, read: _Read, labels: Sequence[str]) -> dict[str, float]:
         if not labels:

@@ -228,6 +228,9 @@ def agrees(read: Any, ids: list[int], model: TransformersModel) -> None:
         before = logits[-2 - i]
         assert token.logprob == pytest.approx(float(before.log_softmax(-1)[ids[-1 - i]]), abs=1e-3)
         assert token.max_logit == pytest.approx(float(before.max()), abs=1e-3)
+        ((best, its),) = token.top
+        assert its == pytest.approx(float(before.log_softmax(-1).max()), abs=1e-3)
+        assert best == model.tokenizer.decode([int(before.argmax())])
 
 
 # ---------------------------------------------------------------------- after another's text
