@@ -38,15 +38,15 @@ from confcascade.demo.world import World
 from confcascade.graders import NormalizedMatch
 from confcascade.graders.example import Example
 
-SIZE = "small"
-INSTRUCTION = "How sure?"
-TOKENS = 72
-DOMAINS = {"in": ("facts", "letters"), "out": ("sums", "reading")}
+SIZE = "medium"
+INSTRUCTION = "Sure?"
+TOKENS = 48
+DOMAINS = {"in": ("facts", "refusals"), "out": ("letters", "reading")}
 SETTINGS: dict[str, list[str]] = {
-    "grpo": ["--steps", "400", "--questions", "16", "--rate", "5e-4", "--every", "50"],
-    "supervised": ["--epochs", "6", "--answers", "8"],
+    "grpo": ["--steps", "300", "--questions", "8", "--rate", "3e-4", "--epochs", "2", "--answers", "4"],
+    "supervised": ["--epochs", "4", "--answers", "8"],
 }
-COMMON = ["--lora", "0", "--group", "16", "--rows", "256", "--supervised-rate", "2e-3"]
+COMMON = ["--lora", "0", "--group", "16", "--rows", "128", "--supervised-rate", "1e-3"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 

@@ -8,7 +8,8 @@ by what decides about a step:
 - ``draft``: the probability of the step that it has just written, which is thrown away if too low (the mean of the
   tokens' log-probabilities; ``weakest``: the least probable token);
 - ``scorer``: the same, judged by a scorer that was learned from its steps and whether their answers were right;
-- ``random``: a coin.
+- ``random``: a coin for each step; ``blind``, a coin for each question: what is to be expected of the models' own
+  answers.
 
     python benchmarks/stepwise.py collect OUT --pair bundled
     python benchmarks/stepwise.py collect OUT --pair qwen --small SMALL.gguf --large LARGE.gguf --data DIR
@@ -52,17 +53,18 @@ from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import StepwiseCascade
 from confcascade.types import Message, Request, Response
 
-ORDER = ["small", "large", "query", "draft", "weakest", "scorer", "lookback", "glimpse", "random"]
+ORDER = ["small", "large", "blind", "query", "draft", "weakest", "scorer", "lookback", "glimpse", "random"]
 NAMES = {
     "small": "small model alone",
     "large": "large model alone",
+    "blind": "whole answers, a coin",
     "query": "whole answers, P(T)",
     "draft": "draft, mean",
     "weakest": "draft, weakest token",
     "scorer": "draft, learned scorer",
     "lookback": "lookback (STEER)",
     "glimpse": "glimpse",
-    "random": "a coin",
+    "random": "a coin for each step",
 }
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
 NOTHING = -1e9  # a threshold that every score passes
@@ -352,9 +354,9 @@ def points(folder: Path) -> list[Point]:
     small, large = (next(p for p in found if p.method == name) for name in ("small", "large"))
     scores = np.array([rows["small"][i]["p_t"] for i in ids])
     tokens = np.array([_tokens(rows["large"][i]) for i in ids])
+    kept = np.array([_tokens(rows["small"][i]) for i in ids])
     for quantile in np.arange(0.1, 1.0, 0.1):
         up = scores < np.quantile(scores, quantile)
-        kept = np.array([_tokens(rows["small"][i]) for i in ids])
         found.append(
             Point(
                 "query",
@@ -365,6 +367,12 @@ def points(folder: Path) -> list[Point]:
                 float((up * tokens).sum() / (up * tokens + ~up * kept).sum()),
             )
         )
+    for share in QUANTILES:  # a coin sends the question to one model, and only that one runs: what is to be expected
+        right, flops, written = (
+            (1 - share) * getattr(small, name) + share * getattr(large, name) for name in ("right", "flops", "written")
+        )
+        by_large = share * tokens.sum() / (share * tokens.sum() + (1 - share) * kept.sum())
+        found.append(Point("blind", f"{share:g}", right, flops, written, float(by_large)))
     return found
 
 

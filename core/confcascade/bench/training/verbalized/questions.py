@@ -70,7 +70,8 @@ class Questions:
                 f"There are too few questions: {counts}, of {len(known)}; it takes {LEAST['training']} for training "
                 f"and {LEAST['validation']} for each of the others."
             )
-        return cls(**{part: tuple(found) for part, found in parts.items()}, **how)
+        training, validation, test = (tuple(parts[part]) for part in SHARES)
+        return cls(training, validation, test, **how)
 
     def request(self, example: Example) -> Request:
         """The question, without a word about confidence."""

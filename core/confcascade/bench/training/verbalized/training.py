@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -206,7 +207,7 @@ def _judged(
     found = {}
     for name, examples in {"test": questions.test, **questions.others}.items():
         path = folder / "recordings" / when / f"{name}.jsonl"
-        if not _recorded(model, questions, examples, path, stop, lambda d, o, name=name: tell(f"{name}, {when}", d, o)):
+        if not _recorded(model, questions, examples, path, stop, partial(tell, f"{name}, {when}")):
             return None
         rows = list(read_rows(path))
         stated, p_t = (figures_of(rows, signal) for signal in (questions.signal.name, "p_t"))

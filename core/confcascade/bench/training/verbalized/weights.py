@@ -38,6 +38,8 @@ class Weights:
         self.base = base
         self._model = model
         self._peft: Any = None
+        configs = (model.model.config, model.model.generation_config)
+        self._configs = [(each, copy.deepcopy(vars(each))) for each in configs]
 
     @property
     def tokenizer(self) -> Any:
@@ -73,6 +75,7 @@ class Weights:
     def save(self, folder: Path) -> None:
         """The adapter, or the model with its tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._restore()
         with _no_bars():
             if self.rank:
                 self._peft.save_pretrained(folder, selected_adapters=["default"])
@@ -82,7 +85,13 @@ class Weights:
 
     def asked(self, name: str) -> TransformersModel:
         """The model that answers with the weights as they are now."""
+        self._restore()
         return self._model.with_options(name=name)
+
+    def _restore(self) -> None:
+        """The model's configuration, in which trainers switch caches off and change tokens."""
+        for config, loaded in self._configs:
+            vars(config).update(copy.deepcopy(loaded))
 
     def _leave(self) -> None:
         if self._peft is not None:
