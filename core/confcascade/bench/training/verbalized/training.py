@@ -185,7 +185,10 @@ def train_verbalized(
             return None
         problem = following.problem
         if not _holds_weights(kept):
-            raise ConfigurationError(f"Training ended before its first validation: {problem}. Nothing was kept.")
+            raise ConfigurationError(
+                f"Training ended before its first validation: {problem}. Let the model learn the form for longer "
+                "first, by more `epochs` or `answers`."
+            )
     weights.load(kept)
     weights.save(folder / "model")
     trained = weights.asked(f"{model.name}-trained")

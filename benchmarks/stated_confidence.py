@@ -1,0 +1,87 @@
+"""What models state of their answers as they come: how much of it can be read, and how true it is.
+
+    python benchmarks/stated_confidence.py collect OUT --model llamacpp:FILE.gguf --data DATA --grader contains
+    python benchmarks/stated_confidence.py report OUT
+
+Asks in each of the three ways of `Verbalized`, and records beside it P(T) of the same answers. A run that was stopped
+goes on where it was. The report is of all recordings in OUT.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from confcascade import Stage, TokenProbability, Verbalized
+from confcascade.bench.collecting import collect as ask
+from confcascade.bench.questions import read_examples
+from confcascade.bench.questions.prompts import prompt_from
+from confcascade.bench.questions.splitting import sample
+from confcascade.bench.recording import read_rows
+from confcascade.bench.training.verbalized.figures import ConfidenceFigures, figures_of
+from confcascade.models import from_string
+
+STYLES = ("one-step", "two-step", "top-k")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def collect(
+    out: Path,
+    model: Annotated[str, typer.Option(help="local:NAME or llamacpp:FILE.")],
+    data: Annotated[Path, typer.Option(help="Questions with references.")],
+    grader: Annotated[str, typer.Option()] = "contains",
+    prompt: Annotated[str, typer.Option()] = "plain",
+    styles: Annotated[str, typer.Option(help="With commas.")] = ",".join(STYLES),
+    limit: Annotated[int, typer.Option(help="Questions, drawn by a hash.")] = 300,
+    max_tokens: Annotated[int, typer.Option()] = 96,
+) -> None:
+    """Ask."""
+    out.mkdir(parents=True, exist_ok=True)
+    asked = from_string(model)
+    examples = sample(list(read_examples(data, "auto")), limit)
+    for style in styles.split(","):
+        signal = Verbalized(style)  # type: ignore[arg-type]
+        with typer.progressbar(length=len(examples), label=style) as bar:
+            ask(
+                examples,
+                [Stage(asked, [signal, TokenProbability()])],
+                out / f"{asked.name}.{data.stem}.{style}.jsonl",
+                prompt=prompt_from(prompt),
+                grader=grader,
+                keep_text=False,
+                keep_tokens=False,
+                max_tokens=max_tokens,
+                progress=lambda _, row, bar=bar: bar.update(row is not None),
+            )
+
+
+@app.command()
+def report(out: Path) -> None:
+    """Print a table of all recordings."""
+    typer.echo(
+        "| model, questions | asked | answers | right | can be read | most frequent | ECE | AUROC (95 %) | P(T) |"
+    )
+    typer.echo("|---|---|---|---|---|---|---|---|---|")
+    for path in sorted(each for each in out.glob("*.jsonl*") if each.suffix in (".jsonl", ".gz")):
+        rows = list(read_rows(path))
+        name, questions, style = path.name.split(".jsonl")[0].rsplit(".", 2)
+        stated, p_t = figures_of(rows, "stated"), figures_of(rows, "p_t")
+        if stated is None or p_t is None:
+            continue
+        values = Counter(row.scores["stated"].value for row in rows if row.scores["stated"].value is not None)
+        most = ", ".join(f"{value:g} ({count / stated.n:.0%})" for value, count in values.most_common(3)) or "-"
+        typer.echo(
+            f"| {name}, {questions} | {style} | {stated.n} | {stated.accuracy:.1%} | {stated.scored / stated.n:.0%} "
+            f"| {most} | {'-' if stated.ece is None else f'{stated.ece:.3f}'} | {_area(stated)} | {_area(p_t)} |"
+        )
+
+
+def _area(figures: ConfidenceFigures) -> str:
+    return "-" if figures.auroc is None else f"{figures.auroc:.3f} ({figures.low:.3f} to {figures.high:.3f})"
+
+
+if __name__ == "__main__":
+    app()
