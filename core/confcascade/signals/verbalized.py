@@ -12,7 +12,8 @@ from confcascade.answers import without
 from confcascade.asks import Flow, Generate, LanguageModel, ask
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Measurement, Signal
-from confcascade.signals.stated import guesses_in, statement_in, statement_of
+from confcascade.signals.stated import statement_in, statement_of
+from confcascade.signals.stated_guesses import guesses_in
 from confcascade.thoughts import answer_at
 from confcascade.tools import response_schema
 from confcascade.types import Message, Request, Response, Stated
@@ -76,8 +77,9 @@ class Verbalized(Signal):
     An answer that may call tools or must fit a schema has no room for a confidence: it is asked for in a second turn,
     whatever the style. Only the stage that has the signal is asked so, and never the last.
 
-    What cannot be read as one number is no score, and escalates (`confcascade.signals.stated`). Confidences in thoughts
-    do not count. Answers that are asked for a confidence in one step are judged, and shown, only when they are whole.
+    What cannot be read as one number is no score, and escalates (`confcascade.signals.stated_values`). Confidences in
+    thoughts do not count. Answers that are asked for a confidence in one step are judged, and shown, only when they are
+    whole.
 
     Args:
         style: See above.

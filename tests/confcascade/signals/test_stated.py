@@ -1,17 +1,8 @@
 """Statements of confidence: the forms that models use, and what only looks like one."""
 
-import math
-
 import pytest
-from confcascade.signals.stated import (
-    ASSURANCES,
-    LEVELS,
-    LIKELIHOODS,
-    guesses_in,
-    statement_in,
-    statement_of,
-    value_of,
-)
+from confcascade.signals.stated import statement_in, statement_of
+from confcascade.signals.stated_values import value_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,28 +154,6 @@ def test_replies_without(reply):
     assert statement_of(reply) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "first", "values"),
-    [
-        ("G1: Paris\nP1: 0.9\nG2: Lyon\nP2: 0.1", "Paris", (0.9, 0.1)),
-        ("**G1:** New York\n\n**P1:** 90%\n\n**G2:** Lyon", "New York", (0.9, None)),
-        ("G1: Paris P1: 0.9", "Paris", (0.9,)),
-        ("Guess 1: Paris\nProbability 1: 0.9", "Paris", (0.9,)),
-        ("G1: Paris\nP1: no idea", "Paris", (None,)),
-    ],
-)
-def test_guesses(text, first, values):
-    """The first guess is the answer, its probability the score."""
-    found = guesses_in(text)
-    assert text[slice(*found.first)] == first
-    assert found.values == values
-
-
-@pytest.mark.parametrize("text", ["Paris", "1. Paris\n2. Lyon", "G1:\nP1: 0.9", "G2: Lyon\nP2: 0.1"])
-def test_no_first_guess(text):
-    assert guesses_in(text) is None
-
-
 @given(st.integers(0, 100), st.sampled_from(["decimal", "percent", "spaced", "comma", "fraction", "words"]))
 def test_round_trip(hundredths, form):
     """A number that is written in any of the forms is the number that is read, in a label and in a tag."""
@@ -213,8 +182,6 @@ def test_any_text(text):
             ends = [end for span in told.cut for end in span]
             assert ends == sorted(ends)
             assert all(0 <= end <= len(text) for end in ends)
-    if (found := guesses_in(text)) is not None:
-        assert text[slice(*found.first)].strip()
 
 
 @given(st.text(alphabet="ab .\n", min_size=1, max_size=40), st.floats(0, 1))
@@ -241,14 +208,5 @@ def test_long_texts_take_no_time():
     for piece in pieces:
         begun = time.perf_counter()
         statement_in(piece * 1000)
-        guesses_in(piece * 1000)
         statement_of(piece * 1000)
         assert time.perf_counter() - begun < 10, piece  # a second at most, on a machine that does nothing else
-
-
-def test_tables():
-    """Words are worth shares, in the order of what they say."""
-    for table in (LEVELS, LIKELIHOODS, ASSURANCES):
-        assert all(math.isfinite(value) and 0 < value < 1 for value in table.values())
-    assert LEVELS["very low"] < LEVELS["low"] < LEVELS["medium"] < LEVELS["high"] < LEVELS["very high"]
-    assert ASSURANCES["not"] < ASSURANCES["somewhat"] < ASSURANCES["fairly"] < ASSURANCES[""] < ASSURANCES["very"]
