@@ -1,7 +1,7 @@
 """Reinforcement learning: the model answers, states a confidence, and is paid for both (GRPO, by TRL).
 
-Right answers are paid as much as the form and the statement. Without that, a model learns to be surely wrong, and to say
-so: it then earns as much by its statements as one that is surely right.
+Right answers are paid as much as the form and the statement. Without that, a model learns to be surely wrong, and to
+say so: it then earns as much by its statements as one that is surely right.
 """
 
 from __future__ import annotations
