@@ -43,21 +43,8 @@ INSTRUCTION = "Sure?"
 TOKENS = 48
 DOMAINS = {"in": ("facts", "refusals"), "out": ("letters", "reading")}
 SETTINGS: dict[str, list[str]] = {
-    "grpo": [
-        "--steps",
-        "300",
-        "--questions",
-        "8",
-        "--rate",
-        "5e-4",
-        "--correct",
-        "0",
-        "--epochs",
-        "5",
-        "--answers",
-        "4",
-    ],
-    "supervised": ["--epochs", "4", "--answers", "8"],
+    "grpo": "--reward group-distance --steps 300 --questions 8 --rate 5e-4 --epochs 5 --answers 4".split(),
+    "supervised": "--epochs 4 --answers 8".split(),
 }
 COMMON = ["--lora", "0", "--group", "16", "--rows", "128", "--supervised-rate", "1e-3"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
