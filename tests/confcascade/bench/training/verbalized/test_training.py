@@ -70,7 +70,7 @@ def _ask(model, questions, example):
     return Generate(model, questions.asked(example))
 
 
-@pytest.mark.parametrize("when", ["teaching the form", "reinforcing"])
+@pytest.mark.parametrize("when", [pytest.param("teaching the form", marks=pytest.mark.slow), "reinforcing"])
 def test_a_stopped_training_goes_on_to_the_same_losses(folder, questions, tmp_path, when):
     whole, trained = folder
     stop = threading.Event()
@@ -96,6 +96,7 @@ def test_a_stopped_training_goes_on_to_the_same_losses(folder, questions, tmp_pa
     assert again.after["test"].stated == trained.after["test"].stated
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_as_the_model_that_was_trained(questions, tmp_path):
     """Saved, and loaded onto the base by its name: the same texts."""
     settings = SETTINGS | {"reinforced": Reinforced(steps=2, questions=16, rate=1e-3, beta=0.1)}
