@@ -212,6 +212,7 @@ def _examples(source: Path, data_format: str) -> list[Example]:
     """The questions of a data set, or those that a recording keeps."""
     from confcascade.bench.questions import read_examples
     from confcascade.bench.recording.reading import is_recording, read_rows
+    from confcascade.bench.training.examples import prompt_of
     from confcascade.graders.example import Example
 
     if not is_recording(source):
@@ -223,7 +224,7 @@ def _examples(source: Path, data_format: str) -> list[Example]:
                 f"The recording '{source}' keeps no prompts or no references. Give the questions that it was collected "
                 "from."
             )
-        found[row.question] = Example(row.prompt, references=(row.reference,), group=row.group, id=row.question)
+        found[row.question] = Example(prompt_of(row), references=(row.reference,), group=row.group, id=row.question)
     return list(found.values())
 
 
