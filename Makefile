@@ -88,5 +88,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Adding the tools for tests and checks"
-	$(INSTALL) --editable ".[demo,llamacpp,openai,ray,dev]"
+	$(INSTALL) --editable ".[demo,llamacpp,openai,ray,train,dev]"
 	@touch $@
