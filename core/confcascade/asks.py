@@ -69,10 +69,11 @@ class Session:
 
 
 class Progress:
-    """How far a model that asks others has come with an ask, for whoever accounts for one that gave no answer.
+    """How far a model has come with an ask, for whoever accounts for one that gave no answer.
 
     Attributes:
-        paid: What has been used before the call that is under way; None if it is the first.
+        paid: What has been used before the call that is under way, or by one whose answer is of no use; None for
+            nothing.
         asked: What that call asks, in the place of the ask itself; None if it is that.
     """
 
@@ -99,6 +100,7 @@ class Prefill:
         session: What the model has read before; only what is new is read.
         tokens: Whether the log-probabilities of the written text's new tokens are wanted (with a `session`).
         following: Whether it is wanted what the model expects next.
+        progress: Of a model that pays for the reading.
     """
 
     model: LanguageModel
@@ -108,6 +110,7 @@ class Prefill:
     session: Session | None = None
     tokens: bool = False
     following: bool = False
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

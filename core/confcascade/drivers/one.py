@@ -125,11 +125,11 @@ def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within:
 def _usage_of(error: Exception, ask: Ask) -> Usage | None:
     """What a call has cost that gave no answer: a server that was too slow has read the prompt, others bill nothing.
 
-    What a model that asks others had used before it (`Progress`) is paid in any case.
+    What the model has noted as used (`Progress`) is paid in any case.
     """
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return _estimated(ask, "", ())
-    return ask.progress.paid if isinstance(ask, Generate) else None
+    return ask.progress.paid
 
 
 def _estimated(ask: Ask, text: str, tokens: Sequence[Token] | None) -> Usage:

@@ -312,13 +312,9 @@ class OpenAICompatibleModel(Remote):
         return self._call(Generate(self, to_read(ask.request), logprobs=False))
 
     def _was_read(self, completion: Any, call: CallParameters, ask: Prefill) -> Prefilled:
-        usage = read(completion, call.ask, repeated=self._repeated).usage
+        usage = ask.progress.paid = read(completion, call.ask, repeated=self._repeated).usage
         call.answered()
-        try:
-            tokens = prompt_tokens(completion, unread(ask), self._name)
-        except ModelError as error:
-            error.paid = usage  # type: ignore[attr-defined]  # which drivers charge
-            raise
+        tokens = prompt_tokens(completion, unread(ask), self._name)
         remember(ask.session, ask.request.written)
         return Prefilled(usage, tokens=tokens)
 
