@@ -4,7 +4,9 @@ import ast
 import contextlib
 import importlib
 import io
+import logging
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ BLOCK = re.compile(
     r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?",
     re.DOTALL,
 )
+LEVEL = re.compile(r'getLogger\("([\w.]+)"\)\.setLevel')
 TEST = re.compile(r"`(?P<file>tests/[\w/]+\.py)::(?P<name>\w+)`")
 
 
@@ -44,6 +47,9 @@ def test_block(match, request, monkeypatch):
         monkeypatch.setenv("OPENAI_API_KEY", "none")
     if "Settings" in match["code"]:  # LlamaIndex's, which would stay as the block leaves them
         monkeypatch.setattr(importlib.import_module("llama_index.core").Settings, "_llm", None)
+    for name in LEVEL.findall(match["code"]):  # nor are levels of logs to stay
+        logger = logging.getLogger(name)
+        request.addfinalizer(partial(logger.setLevel, logger.level))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(match["code"], "block", "exec"), {"__name__": "block"})
