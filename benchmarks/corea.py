@@ -5,9 +5,9 @@
     python benchmarks/corea.py train OUT --seed 0 --method supervised
     python benchmarks/corea.py report OUT --write docs/papers/corea
 
-`prepare` writes questions of the bundled models' made-up world: facts and sums to learn on, other facts and sums that
-judge in the domain, choices and passages that judge out of it, and some of all four to calibrate with. `train` runs the
-shipped command, ``confcascade train-verbalized``, with the settings fixed here; each takes minutes on two cores.
+`prepare` writes questions of the bundled models' made-up world: facts and strangers to learn on, others that judge in
+the domain, choices and passages that judge out of it, and some of all four to calibrate with. `train` runs the shipped
+command, ``confcascade train-verbalized``, with the settings fixed here; each takes minutes on two cores.
 `report` reads the recordings that it leaves, and asks the untrained model once more for P(T) and P(IK).
 
 Compared on the very same questions: what the model states once it has learned the form, after learning from how often
@@ -51,7 +51,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def prepare(out: Path, train: Annotated[int, typer.Option(help="Sums, and facts, to learn on.")] = 1500) -> None:
+def prepare(out: Path, train: Annotated[int, typer.Option(help="Of each task, to learn on.")] = 1200) -> None:
     """Write the questions."""
     out.mkdir(parents=True, exist_ok=True)
     world = World()
@@ -153,14 +153,13 @@ def report(
     _untrained(out)
     lines, figures = [], {}
     for domain, tasks in DOMAINS.items():
-        order, others = (_ids(out / f"{name}.jsonl") for name in (domain, f"{domain}-calibration"))
+        order = _ids(out / f"{domain}.jsonl")
         found: dict[str, tuple[str, Scored, np.ndarray]] = {}
         for kind, name, folder, signal in _ways(out):
             test = _scored(folder / f"{domain}.jsonl", signal, order)
             # calibrated in the domain that it learned in, as a user would who does not know what comes
             known = _scored(folder / "in-calibration.jsonl", signal, _ids(out / "in-calibration.jsonl"))
             found[name] = (kind, test, _calibrated(test, known))
-        del others
         lines += [f"**{' and '.join(tasks)}** ({len(order)} questions):", "", *_table(found), "", *_against(found), ""]
         figures[domain] = found
     text = "\n".join(lines)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from confcascade import ConfigurationError, Decoding
+from confcascade.extending import is_openais
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables.base import RunnableBindingBase
 
@@ -20,7 +20,6 @@ _NAMES = {
     "top_k": ("top_k",),
     "seed": ("seed",),
 }
-_OPENAIS = ("openai.com", "openai.azure.com")  # whose API has no further parameters
 
 
 def own_settings(chat: BaseChatModel, layers: Sequence[RunnableBindingBase[Any, Any]]) -> dict[str, Any]:
@@ -75,5 +74,4 @@ class ClientSettings:
     def _is_openais(self) -> bool:
         client = getattr(self._chat, "root_client", None) or getattr(self._chat, "root_async_client", None)
         url = getattr(client, "base_url", None) or getattr(self._chat, "openai_api_base", None)
-        host = urlsplit(str(url)).hostname if url else None
-        return self._azure or host is None or host.endswith(_OPENAIS)
+        return self._azure or is_openais(None if url is None else str(url))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from confcascade import ConfigurationError, Decoding
+from confcascade.extending import is_openais
 from llama_index.core.llms.llm import LLM
 
 __all__ = ["ClientSettings", "own_settings"]
@@ -19,7 +19,6 @@ _NAMES = {
     "top_k": ("top_k",),
     "seed": ("seed",),
 }
-_OPENAIS = ("openai.com", "openai.azure.com")  # whose API has no further parameters
 
 
 def own_settings(llm: LLM) -> dict[str, Any]:
@@ -94,8 +93,7 @@ class ClientSettings:
     @property
     def _is_openais(self) -> bool:
         url = getattr(self._llm, "api_base", None)
-        host = urlsplit(str(url)).hostname if url else None
-        return self._azure or host is None or host.endswith(_OPENAIS)
+        return self._azure or is_openais(None if url is None else str(url))
 
 
 def _body(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from confcascade.attempts import OnError, OnExhausted
 from confcascade.building import build_stages
 from confcascade.errors import kept_of
 from confcascade.models.base import Watcher
-from confcascade.models.calls import CallParameters, Refusals
+from confcascade.models.calls import CallParameters, Refusals, is_openais
 from confcascade.models.continuing import (
     Continues,
     body_fields,
@@ -75,6 +75,7 @@ __all__ = [
     "forced_call",
     "in_threads",
     "in_turn",
+    "is_openais",
     "is_repeated",
     "kept_of",
     "misfit",

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from confcascade.asks import LanguageModel
+    from confcascade.cascade_file import CascadeFile
     from confcascade.graders import Grader
     from confcascade.graders.example import Example
 
-__all__ = ["EXIT", "grader_for", "stopping"]
+__all__ = ["EXIT", "grader_for", "model_for", "stopping"]
 
 EXIT = {"complete": 0, "failing": 1, "budget": 3, "stopped": 130}
 
@@ -34,6 +36,13 @@ def grader_for(name: str | None, examples: list[Example]) -> Grader:
             "contains (one of the references is in it) or numeric."
         )
     return grader_from_string(name or "choice")
+
+
+def model_for(file: CascadeFile | None, name: str | None) -> LanguageModel:
+    """The model of a cascade file, loaded as that says, or of a string such as "local:NAME"."""
+    from confcascade.models import from_string
+
+    return from_string(name or "") if file is None else file.model(name)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from confcascade.cli.asking import EXIT, grader_for, stopping
-from confcascade.cli.options import threshold
+from confcascade.cli.options import DataFormat, threshold
 from confcascade.cli.progress import Shown, errors_told, usd_told
 from confcascade.errors import ConfigurationError
 
@@ -42,10 +42,7 @@ def collect(
     cascade: Annotated[
         Path, typer.Option(help="A cascade file: its models are asked, its signals scored.", exists=True)
     ],
-    data_format: Annotated[
-        str,
-        typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
-    ] = "auto",
+    data_format: DataFormat = "auto",
     part: Annotated[str | None, typer.Option(help="Of a JSON file or a folder that holds several: test, say.")] = None,
     prompt: Annotated[
         str | None,

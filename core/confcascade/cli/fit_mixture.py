@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from confcascade.cli.asking import EXIT, stopping
+from confcascade.cli.asking import EXIT, model_for, stopping
+from confcascade.cli.options import DataFormat, Limit, LocalModel, PromptOrFiles
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def fit_mixture(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The mixture.", dir_okay=False)] = Path("mixture.json"),
-    model: Annotated[
-        str | None, typer.Option(help="local:NAME or bundled:SIZE; with --cascade, the name of one of its models.")
-    ] = None,
+    model: LocalModel = None,
     cascade: Annotated[
         Path | None,
         typer.Option(
@@ -46,14 +45,8 @@ def fit_mixture(
             dir_okay=False,
         ),
     ] = None,
-    data_format: Annotated[
-        str,
-        typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
-    ] = "auto",
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="How questions are put: a prompt's name. By default the cascade file's, else plain."),
-    ] = None,
+    data_format: DataFormat = "auto",
+    prompt: PromptOrFiles = None,
     delimiter: Annotated[
         str | None,
         typer.Option(help="What ends a step, \\n for a new line. By default the cascade file's, else a blank line."),
@@ -61,9 +54,7 @@ def fit_mixture(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer. By default the cascade file's `decoding`.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use so many questions, drawn by a hash: a larger number adds to them.")
-    ] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the starts of the fit.")] = 0,
 ) -> None:
     """Learn what the steps of a model look like when it is sure, for the signal `lookback`: no labels are needed.
@@ -86,7 +77,6 @@ def fit_mixture(
     from confcascade.bench.questions.splitting import sample
     from confcascade.bench.recording.digest import digest
     from confcascade.cascade_file import CascadeFile
-    from confcascade.models import from_string
     from confcascade.signals.step_mixture import StepMixture
     from confcascade.stepwise import Steps
 
@@ -100,7 +90,7 @@ def fit_mixture(
     steps = Steps() if file is None or file.steps is None else file.steps.load()
     if delimiter is not None:
         steps = Steps(delimiter=delimiter.replace("\\n", "\n"), max_steps=steps.max_steps)
-    small = from_string(model or "") if file is None else file.model(model)
+    small = model_for(file, model)
     settings = {} if file is None else dict(file.decodings[small.name].settings)
     if max_tokens is not None:
         settings["max_tokens"] = max_tokens

@@ -14,9 +14,41 @@ if TYPE_CHECKING:
     from confcascade.cost import Architecture, Prices
     from confcascade.signals import Threshold
 
-__all__ = ["Models", "Parameters", "PerToken", "Unit", "architecture", "pair", "prices", "threshold"]
+__all__ = [
+    "DataFormat",
+    "GraderOfAll",
+    "Limit",
+    "LocalModel",
+    "Models",
+    "Parameters",
+    "PerToken",
+    "PromptOrFiles",
+    "Unit",
+    "architecture",
+    "pair",
+    "prices",
+    "threshold",
+]
 
 T = TypeVar("T")
+DataFormat: TypeAlias = Annotated[
+    str,
+    typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
+]
+LocalModel: TypeAlias = Annotated[
+    str | None, typer.Option(help="local:NAME or bundled:SIZE; with --cascade, the name of one of its models.")
+]
+PromptOrFiles: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="How questions are put: a prompt's name. By default the cascade file's, else plain."),
+]
+GraderOfAll: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="As of `confcascade collect`. By default choice, if every question has choices."),
+]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Use so many questions, drawn by a hash: a larger number adds to them.")
+]
 Models: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Smallest first: small,large. By default all, by their prices or sizes, else as they come."),

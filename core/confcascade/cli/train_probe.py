@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from confcascade.cli.asking import EXIT, grader_for, stopping
+from confcascade.cli.asking import EXIT, grader_for, model_for, stopping
+from confcascade.cli.options import DataFormat, GraderOfAll, Limit, LocalModel, PromptOrFiles
 from confcascade.cli.progress import Shown, bars
 from confcascade.errors import ConfigurationError, require
 
@@ -35,9 +36,7 @@ def train_probe(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the probe. What is there is gone on with.", file_okay=False)
     ],
-    model: Annotated[
-        str | None, typer.Option(help="local:NAME or bundled:SIZE; with --cascade, the name of one of its models.")
-    ] = None,
+    model: LocalModel = None,
     cascade: Annotated[
         Path | None,
         typer.Option(help="A cascade file, which says how the model is loaded and asked.", exists=True, dir_okay=False),
@@ -46,18 +45,9 @@ def train_probe(
         Path | None,
         typer.Option(help="With a recording that keeps no prompts: the questions it was collected from.", exists=True),
     ] = None,
-    data_format: Annotated[
-        str,
-        typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
-    ] = "auto",
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="How questions are put: a prompt's name. By default the cascade file's, else plain."),
-    ] = None,
-    grader: Annotated[
-        str | None,
-        typer.Option(help="As of `confcascade collect`. By default choice, if every question has choices."),
-    ] = None,
+    data_format: DataFormat = "auto",
+    prompt: PromptOrFiles = None,
+    grader: GraderOfAll = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
     depths: Annotated[
         str, typer.Option(help="Where hidden states are read, of the model's depth: the best is kept.")
@@ -69,9 +59,7 @@ def train_probe(
     by_group: Annotated[
         bool, typer.Option("--by-group", help="Keep a group's questions in one part (wordings of one fact, say).")
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use so many questions, drawn by a hash: a larger number adds to them.")
-    ] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the networks.")] = 0,
     plots: Annotated[bool, typer.Option(help="Draw plots; needs matplotlib.")] = True,
 ) -> None:
@@ -117,7 +105,7 @@ def train_probe(
     told = data if recorded else source
     examples = None if told is None else list(read_examples(told, data_format))
     judged = None if recorded else grader_for(grader, examples or [])
-    probed = _model(file, model)
+    probed = model_for(file, model)
     layers = layers_of(probed, at)
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
@@ -157,15 +145,6 @@ def _depths(text: str) -> list[float | int]:
         raise ConfigurationError(
             f"--depths takes numbers such as 0.5,0.75,1.0 (of the depth), or 12,24 (blocks). Got '{text}'."
         ) from error
-
-
-def _model(file: Any, name: str | None) -> LanguageModel:
-    from confcascade.models import from_string
-
-    if file is not None:
-        found: LanguageModel = file.model(name)
-        return found
-    return from_string(name or "")
 
 
 def _collect(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from confcascade.cli.asking import EXIT, grader_for, stopping
-from confcascade.cli.options import pair
+from confcascade.cli.asking import EXIT, grader_for, model_for, stopping
+from confcascade.cli.options import DataFormat, GraderOfAll, Limit, LocalModel, PromptOrFiles, pair
 from confcascade.cli.progress import bars
 from confcascade.errors import ConfigurationError, require
 
@@ -31,9 +31,7 @@ def train_verbalized(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder. What is there is gone on with.", file_okay=False)],
-    model: Annotated[
-        str | None, typer.Option(help="local:NAME or bundled:SIZE; with --cascade, the name of one of its models.")
-    ] = None,
+    model: LocalModel = None,
     cascade: Annotated[
         Path | None,
         typer.Option(
@@ -42,10 +40,7 @@ def train_verbalized(
             dir_okay=False,
         ),
     ] = None,
-    data_format: Annotated[
-        str,
-        typer.Option("--format", help="auto, own, mmlu, mmlu_pro, gpqa, popqa, gsm8k, arc, squad or truthfulqa."),
-    ] = "auto",
+    data_format: DataFormat = "auto",
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,14 +48,8 @@ def train_verbalized(
             "Can be repeated."
         ),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="How questions are put: a prompt's name. By default the cascade file's, else plain."),
-    ] = None,
-    grader: Annotated[
-        str | None,
-        typer.Option(help="As of `confcascade collect`. By default choice, if every question has choices."),
-    ] = None,
+    prompt: PromptOrFiles = None,
+    grader: GraderOfAll = None,
     instruction: Annotated[
         str | None, typer.Option(help="What asks for the confidence; by default as `Verbalized` does.")
     ] = None,
@@ -93,9 +82,7 @@ def train_verbalized(
     supervised_rate: Annotated[float, typer.Option(help="Learning rate of the supervised part.")] = 2e-4,
     lora: Annotated[int, typer.Option(min=0, help="Rank of the LoRA; 0 trains all weights, of a small model.")] = 16,
     every: Annotated[int, typer.Option(min=1, help="Steps between validations and checkpoints.")] = 50,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use so many questions, drawn by a hash: a larger number adds to them.")
-    ] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the samples and the training.")] = 0,
     plots: Annotated[bool, typer.Option(help="Draw plots; needs matplotlib.")] = True,
 ) -> None:
@@ -125,6 +112,7 @@ def train_verbalized(
         require("matplotlib", "plots")
     from confcascade.bench.questions.prompts import prompt_from
     from confcascade.bench.questions.splitting import sample
+    from confcascade.bench.recording.digest import digest
     from confcascade.bench.training.verbalized import Questions, Reinforced, Sampling, Supervised
     from confcascade.bench.training.verbalized import train_verbalized as train
     from confcascade.bench.training.verbalized.folder import write_card
@@ -174,7 +162,8 @@ def train_verbalized(
         "grader": grader,
     }
     out.mkdir(parents=True, exist_ok=True)
-    _bind(out, {"model": model, "source": source.name, **settings})
+    said = None if cascade is None else digest(cascade)
+    _bind(out, {"model": model, "cascade": said, "data": digest(source), **settings})
     trained_model, base = _model(file, model)
     console = Console(stderr=True)
     with stopping(console) as stop, bars(console) as progress:
@@ -212,19 +201,19 @@ def _examples(source: Path, data_format: str) -> list[Example]:
     """The questions of a data set, or those that a recording keeps."""
     from confcascade.bench.questions import read_examples
     from confcascade.bench.recording.reading import is_recording, read_rows
-    from confcascade.bench.training.examples import prompt_of
+    from confcascade.bench.training.examples import only_message
     from confcascade.graders.example import Example
 
     if not is_recording(source):
         return list(read_examples(source, data_format))
     found = {}
     for row in read_rows(source):
-        if row.prompt is None or row.reference is None:
+        if (asked := only_message(row)) is None or row.reference is None:
             raise ConfigurationError(
-                f"The recording '{source}' keeps no prompts or no references. Give the questions that it was collected "
-                "from."
+                f"The recording '{source}' keeps no references or no prompts, or its prompts have system messages. "
+                "Give the questions that it was collected from."
             )
-        found[row.question] = Example(prompt_of(row), references=(row.reference,), group=row.group, id=row.question)
+        found[row.question] = Example(asked, references=(row.reference,), group=row.group, id=row.question)
     return list(found.values())
 
 
@@ -245,10 +234,9 @@ def _bind(out: Path, settings: dict[str, Any]) -> None:
 
 def _model(file: Any, name: str | None) -> tuple[TransformersModel, str]:
     """The model, and where its weights came from."""
-    from confcascade.models import from_string
     from confcascade.models.local import TransformersModel
 
-    found = file.model(name) if file is not None else from_string(name or "")
+    found = model_for(file, name)
     if not isinstance(found, TransformersModel):
         raise ConfigurationError(f"Only local models can be trained: local:NAME or bundled:SIZE. Got '{name}'.")
     return found, str(getattr(found.model, "name_or_path", "") or "")

@@ -9,12 +9,13 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from confcascade.asks import Generate
 from confcascade.errors import kept_of
 from confcascade.types import Response
 
-__all__ = ["OF_ONE_CALL", "CallParameters", "Refusals"]
+__all__ = ["OF_ONE_CALL", "CallParameters", "Refusals", "is_openais"]
 
 _log = logging.getLogger("confcascade")
 
@@ -283,3 +284,13 @@ def _unsupported(error: Exception, name: str) -> bool:
 
 def _shown(value: Any) -> Hashable:
     return value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+
+
+def is_openais(url: str | None) -> bool:
+    """Whether a client's address is OpenAI's or Azure's own, whose API has no further parameters; None is OpenAI's.
+
+    >>> is_openais(None), is_openais("https://me.openai.azure.com/v1"), is_openais("https://not-openai.com/v1")
+    (True, True, False)
+    """
+    host = urlsplit(url).hostname if url else None
+    return host is None or f".{host}".endswith((".openai.com", ".openai.azure.com"))

@@ -14,7 +14,7 @@ from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
 from confcascade.types import Message, Request
 
-__all__ = ["Asked", "ProbeExamples", "labelled", "prompt_of"]
+__all__ = ["Asked", "ProbeExamples", "labelled", "only_message"]
 
 
 @dataclass(frozen=True)
@@ -135,26 +135,23 @@ def _messages(row: Row, example: Example | None, prompt: Prompt | None) -> tuple
                 "Name the prompt that it was collected with by `prompt=...`."
             )
         return prompt.messages(example)
-    return (Message("user", prompt_of(row)),)
-
-
-def prompt_of(row: Row) -> str:
-    """What the model was asked, in the only message there was.
-
-    Raises:
-        ConfigurationError: If the recording keeps no prompts, or they have system messages.
-    """
     if row.prompt is None:
         raise ConfigurationError(
             "The recording keeps no prompts, which the model must read again. Give the questions by `examples=...`, "
             "and the prompt that they were put with by `prompt=...`."
         )
-    if row.prompt.startswith("system: ") and "\n\nuser: " in row.prompt:
+    if (asked := only_message(row)) is None:
         raise ConfigurationError(
             "The prompts of this recording have system messages, whose end their text does not tell. Give the "
             "questions by `examples=...`, and the prompt that they were put with by `prompt=...`."
         )
-    return row.prompt
+    return (Message("user", asked),)
+
+
+def only_message(row: Row) -> str | None:
+    """What the model was asked; None if that was not kept, or has a system message, whose end no text tells."""
+    asked = row.prompt
+    return None if asked is None or (asked.startswith("system: ") and "\n\nuser: " in asked) else asked
 
 
 def _kept_with(row: Row, example: Example | None, messages: Sequence[Message], by_group: bool) -> str:

@@ -40,7 +40,7 @@ class Supervised:
         epochs: How often each text is read.
         answers: Answers to a question that are learned from; all that were sampled if there are fewer.
         rate: Learning rate, falling to 0.
-        texts: Of an update.
+        texts: Of an update, or as many as whole passes hold.
     """
 
     epochs: float = 3.0

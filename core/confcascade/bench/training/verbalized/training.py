@@ -139,13 +139,11 @@ def train_verbalized(
     )
     if rollouts is None:
         return None
-    if all(rollout.accuracy in (0, 1) for rollout in rollouts.values()):
-        shares = {rollout.accuracy for rollout in rollouts.values()}
-        if len(shares) == 1:
-            raise ConfigurationError(
-                f"All sampled answers of '{model.name}' are {'right' if shares == {1} else 'wrong'}: there is nothing "
-                "to be unsure of. Take other questions, or look at the grader."
-            )
+    if (shares := {rollout.accuracy for rollout in rollouts.values()}) in ({0.0}, {1.0}):
+        raise ConfigurationError(
+            f"All sampled answers of '{model.name}' are {'right' if 1.0 in shares else 'wrong'}: there is nothing to "
+            "be unsure of. Take other questions, or look at the grader."
+        )
     weights = Weights(model, base=base, rank=rank)
     setting = supervised or (FORMAT if method == "grpo" else Supervised())
     texts = lessons(model, questions, rollouts, answers=setting.answers, seed=seed)
