@@ -41,6 +41,8 @@ def test_block(match, request, monkeypatch):
         pytest.importorskip(module)
     if "opentelemetry" in match["code"]:
         pytest.importorskip("opentelemetry.sdk")
+    if "train_verbalized" in match["code"]:
+        pytest.importorskip("trl")
     if "OpenAI(" in match["code"]:  # LangChain's and LlamaIndex's
         for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE"):
             monkeypatch.setenv(name, request.getfixturevalue("served")("large"))
