@@ -1,27 +1,26 @@
 """Thresholds with a promise: exact bounds, tests in a fixed order, certificates, and how many examples they take.
 
-`order_policies` on some questions, `certify` on others, `Certificate.of` what it chose; `examples_needed` where nothing
-could be certified. Knows no model and no recording: losses and costs come as arrays.
+`certify` a path of policies, `Certificate.of` what it chose; `examples_needed` where nothing could be certified.
+Knows no model and no recording: losses and costs come as arrays.
 """
 
 from confcascade.guarantee.bounds import (
     betting_bound,
     harm_bound,
-    net_loss_bound,
-    unconditional_bound,
-    unconditional_p_value,
+    score_bound,
+    score_p_value,
 )
 from confcascade.guarantee.certificate import Certificate
 from confcascade.guarantee.certification import (
     Certification,
     Examined,
-    Ordered,
     TestName,
     certify,
     examine,
     least_loss,
-    order_policies,
-    sharpest_test,
+    passes,
+    reach,
+    test_for,
 )
 from confcascade.guarantee.planner import (
     attainable_drop,
@@ -37,7 +36,6 @@ __all__ = [
     "Certification",
     "Equivalence",
     "Examined",
-    "Ordered",
     "Promise",
     "TestName",
     "attainable_drop",
@@ -49,10 +47,10 @@ __all__ = [
     "fewest_examples",
     "harm_bound",
     "least_loss",
-    "net_loss_bound",
-    "order_policies",
+    "passes",
     "power_of",
-    "sharpest_test",
-    "unconditional_bound",
-    "unconditional_p_value",
+    "reach",
+    "score_bound",
+    "score_p_value",
+    "test_for",
 ]

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from confcascade.errors import ConfigurationError
 
-__all__ = ["betting_bound", "harm_bound", "net_loss_bound", "unconditional_bound", "unconditional_p_value"]
+__all__ = ["betting_bound", "harm_bound", "score_bound", "score_p_value", "score_statistic"]
 
-HARMS_SHARE = 0.9  # of delta in the split bound; on the counts of the paper 0.5 to 0.95 give bounds within 3 %
-_GRID = 16  # discordance rates tried for the largest p-value, which was at an end of the row wherever it was looked at
-_TAIL = 1e-9  # more than the chance of the numbers of discordant questions that are left out, beyond six sigma
+_RATES = 12  # rates of benefits tried for the largest p-value, as many up to `_FEW` deviations as beyond, and ...
+_FEW = 4.0
+_BETWEEN = 11  # ... so many more around the largest; 600 in all changed it by less than half of ...
+_ASIDE = 1e-4  # ... what is added; the other half is the chance that a rate which is left out was the true one
+_SIGMAS = 7  # deviations beyond which counts are left out, at less than 1e-9
 _TOLERANCE = 1e-5  # of a bound that is searched for, on its safe side: a thousandth of a point
 _STAKE = 0.9  # the largest share of the capital put at risk on one question
 
@@ -51,92 +53,112 @@ def harm_bound(harms: int, n: int, delta: float) -> float:
     return float(upper(harms, n, delta))
 
 
-def net_loss_bound(harms: int, benefits: int, n: int, delta: float) -> float:
-    """Upper bound on harms minus benefits: one Clopper-Pearson bound on each, at 0.9 and 0.1 of `delta`.
+def score_statistic(harms: Any, benefits: Any, n: int, drop: float) -> NDArray[np.float64]:
+    """How far the net loss seen lies from `drop`, in standard errors as they would be if it were just that.
 
-    By the union bound it fails with probability at most ``delta``.
+    Rises with the harms and falls with the benefits.
+
+    Args:
+        harms: Counts, of any shape.
+        benefits: Likewise.
+        n: Questions.
+        drop: A net loss in (0, 1).
+
+    Source: Tango 1998, Statistics in Medicine 17(8), equations 3 to 6: the score test of paired proportions.
+    """
+    harms, benefits = np.asarray(harms, dtype=np.float64), np.asarray(benefits, dtype=np.float64)
+    linear = (2 * n - harms + benefits) * drop - harms - benefits
+    rate = (np.sqrt(linear**2 + 8 * n * benefits * drop * (1 - drop)) - linear) / (4 * n)  # of benefits, if it were
+    return np.asarray((harms - benefits - n * drop) / np.sqrt(n * (2 * rate + drop * (1 - drop))))
+
+
+@lru_cache(maxsize=1 << 17)  # neighbouring policies have the same counts
+def score_p_value(harms: int, benefits: int, n: int, max_drop: float) -> float:
+    """P-value of "the net loss is above `max_drop`": exact, at any number of questions.
+
+    Outcomes are ordered by `score_statistic`. The p-value is the largest probability, over rates of harms and benefits
+    that differ by `max_drop`, of an outcome that speaks against the hypothesis as much as the one seen. As the
+    statistic rises with harms and falls with benefits, rates that differ by more give no larger one. Rates at which the
+    two would surely be seen more often are left out, and 0.0001 is added for the chance of being wrong about that.
 
     Args:
         harms: Questions that only the largest model gets right.
         benefits: Questions that only the cascade gets right.
         n: Questions, at least ``harms + benefits``.
-        delta: Probability with which the bound may fail, in (0, 1).
+        max_drop: The hypothesis' boundary, in (0, 1).
 
     Returns:
-        A net loss in [-1, 1].
+        A probability; the hypothesis is rejected at level delta where it is at most delta.
 
     Raises:
-        ConfigurationError: If counts or `delta` are out of range.
+        ConfigurationError: If counts or `max_drop` are out of range.
 
-    >>> round(net_loss_bound(14, 9, 1430, 0.05), 4)  # "Confidence-Driven ...", 8B -> 70B
-    0.0132
+    Source: Hsueh, Liu & Chen 2001, Biometrics 57(2), "Unconditional exact tests for equivalence or noninferiority for
+    paired binary endpoints": the exact test ordered by the score statistic; Berger & Boos 1994, JASA 89(427): the
+    rates that are left out.
+
+    >>> round(score_p_value(14, 9, 1430, 0.01), 3)  # "Confidence-Driven ...", 8B -> 70B
+    0.038
     """
-    _check(harms, benefits, n, delta)
-    return float(upper(harms, n, HARMS_SHARE * delta) - lower(benefits, n, (1 - HARMS_SHARE) * delta))
+    _check(harms, benefits, n, 0.5)
+    if not 0 < max_drop < 1:
+        raise ConfigurationError(f"`max_drop` must be between 0 and 1. Got {max_drop}.")
+    discordant = float(upper(harms + benefits, n, _ASIDE / 2))
+    most = max(0.0, (discordant - max_drop) / 2)  # the rate of benefits, at the greatest of discordant questions
+    deviations = math.sqrt(n * most)
+    gained = np.arange(min(n, int(n * most + _SIGMAS * deviations + 12)) + 1, dtype=np.float64)
+    lost = _most_harms(float(score_statistic(harms, benefits, n, max_drop)), n, gained, max_drop)
+    few = min(deviations, _FEW)  # where counts are small, the chance rises and falls within a deviation
+    roots = np.concatenate([np.linspace(0, few, _RATES), np.geomspace(max(few, 1e-9), max(deviations, 1e-9), _RATES)])
+    chances = [_chance(lost, n, float(root**2 / n), max_drop) for root in roots]
+    peak = int(np.argmax(chances))
+    near = roots[max(peak - 1, 0)], roots[min(peak + 1, len(roots) - 1)]
+    chances += [_chance(lost, n, float(root**2 / n), max_drop) for root in np.linspace(*near, _BETWEEN)]
+    return min(1.0, max(chances) + _ASIDE)
 
 
-@lru_cache(maxsize=1 << 16)  # neighbouring policies have the same counts
-def unconditional_p_value(harms: int, benefits: int, n: int, max_drop: float, delta: float) -> float:
-    """P-value of "the net loss is above `max_drop`", for a test at level `delta`.
+def _most_harms(seen: float, n: int, benefits: NDArray[np.float64], drop: float) -> NDArray[np.float64]:
+    """For each number of benefits, the most harms whose score statistic is at most `seen`; -1 if none is."""
+    low, high = np.full(len(benefits), -1.0), n - benefits + 1
+    while (wide := high - low > 1).any():
+        middle = np.floor((low + high) / 2)
+        within = score_statistic(middle, benefits, n, drop) <= seen + 1e-9
+        low, high = np.where(wide & within, middle, low), np.where(wide & ~within, middle, high)
+    return low
 
-    The number of discordant questions (harms and benefits) is binomial with an unknown rate q, and given it the harms
-    are binomial with probability (q + max_drop) / 2q. The p-value is the largest probability, over every q that a
-    Clopper-Pearson bound at level ``delta / 10`` leaves, of a net loss as small as the one seen, plus ``delta / 10``.
-    It falls as `max_drop` grows.
 
-    Args:
-        harms: As for `net_loss_bound`.
-        benefits: Likewise.
-        n: Questions.
-        max_drop: The hypothesis' boundary, in [-1, 1].
-        delta: The level at which the test will be made; it decides how much is set aside for q.
-
-    Returns:
-        A probability; the hypothesis is rejected where it is at most `delta`.
-
-    Raises:
-        ConfigurationError: If counts, `delta` or `max_drop` are out of range.
-
-    Source: Berger & Boos 1994, JASA 89(427); Suissa & Shuster 1991, Biometrics 47(2), for paired proportions.
-    """
+def _chance(most: NDArray[np.float64], n: int, benefit: float, drop: float) -> float:
+    """The probability of no more harms than `most` (by benefits, from 0), at this rate of benefits."""
     from scipy.special import bdtr, gammaln, xlog1py, xlogy
 
-    _check(harms, benefits, n, delta)
-    if not -1 <= max_drop <= 1:
-        raise ConfigurationError(f"`max_drop` must be between -1 and 1. Got {max_drop}.")
-    aside = delta / 10
-    least, most = max(max_drop, 1e-12), float(upper(harms + benefits, n, aside))  # E[D] is at most q
-    if most < least:
-        return aside
-    q = np.linspace(least, most, _GRID)[:, None]
-    fewest, greatest = n * least - 6 * math.sqrt(n * least), n * most + 6 * math.sqrt(n * most)
-    k = np.arange(max(0, int(fewest) - 12), min(n, int(greatest) + 12) + 1)
-    chances = np.exp(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) + xlogy(k, q) + xlog1py(n - k, -q))
-    harmed = np.floor((k + harms - benefits) / 2)  # of k discordant questions, at most so many harms
-    below = np.where(harmed < 0, 0.0, bdtr(np.clip(harmed, 0, k), k, np.clip((q + max_drop) / (2 * q), 0, 1)))
-    return min(1.0, aside + _TAIL + float((chances * below).sum(axis=1).max()))
+    benefit = min(benefit, (1 - drop) / 2)
+    harm = benefit + drop
+    center, width = n * benefit, _SIGMAS * math.sqrt(n * benefit * (1 - benefit)) + 12
+    b = np.arange(max(0, int(center - width)), min(len(most) - 1, int(center + width)) + 1)
+    weight = np.exp(gammaln(n + 1) - gammaln(b + 1) - gammaln(n - b + 1) + xlogy(b, benefit) + xlog1py(n - b, -benefit))
+    share = 1.0 if benefit >= 1 - harm else harm / (1 - benefit)  # of harms, among what is no benefit
+    below = np.where(most[b] < 0, 0.0, bdtr(np.clip(most[b], 0, n - b), n - b, share))
+    return float(weight @ below)
 
 
 @lru_cache(maxsize=1 << 16)
-def unconditional_bound(harms: int, benefits: int, n: int, delta: float) -> float:
-    """Upper bound on harms minus benefits: the smallest drop that `unconditional_p_value` certifies at level `delta`.
-
-    Sharper than `net_loss_bound` where benefits balance harms, blunter where there are next to none.
+def score_bound(harms: int, benefits: int, n: int, delta: float) -> float:
+    """Upper bound on harms minus benefits: the least drop, and all above it, that `score_p_value` rejects.
 
     Args:
-        harms: As for `net_loss_bound`.
+        harms: As for `score_p_value`.
         benefits: Likewise.
-        n: Questions.
+        n: Likewise.
         delta: Probability with which the bound may fail, in (0, 1).
 
     Returns:
-        A net loss in [-1, 1].
+        A net loss in [0, 1]; 0 also stands for all below it.
 
     Raises:
         ConfigurationError: If counts or `delta` are out of range.
 
-    >>> round(unconditional_bound(14, 9, 1430, 0.05), 4)
-    0.0111
+    >>> round(score_bound(14, 9, 1430, 0.05), 4)
+    0.0096
     """
     from scipy.optimize import brentq
 
@@ -145,15 +167,14 @@ def unconditional_bound(harms: int, benefits: int, n: int, delta: float) -> floa
         return 1.0
 
     def excess(drop: float) -> float:
-        return unconditional_p_value(harms, benefits, n, drop, delta) - delta
+        return score_p_value(harms, benefits, n, drop) - delta
 
-    mean = (harms - benefits) / n
-    if excess(mean) <= 0:  # cannot be certified by a sample of this very mean, but for rounding at -1
-        return mean
-    # the split bound is nearly always above it, and close
-    split = net_loss_bound(harms, benefits, n, delta)
-    high = split if excess(split) <= 0 else 1.0
-    root: float = brentq(excess, mean, high, xtol=_TOLERANCE / 4)
+    low, high = max((harms - benefits) / n, 0.0) + _TOLERANCE, 1 - _TOLERANCE
+    if excess(high) > 0:
+        return 1.0
+    if excess(low) <= 0:
+        return low
+    root: float = brentq(excess, low, high, xtol=_TOLERANCE / 4)
     return min(1.0, root + _TOLERANCE)
 
 

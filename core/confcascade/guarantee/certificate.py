@@ -13,10 +13,11 @@ from confcascade.guarantee.promise import Promise
 
 __all__ = ["Certificate"]
 
-_TESTS: dict[TestName, str] = {
+_TESTS: dict[str, str] = {
     "harms": "Clopper-Pearson bound on the harms",
-    "split": "Clopper-Pearson bounds on harms and benefits",
-    "unconditional": "exact unconditional test of paired proportions (Berger and Boos)",
+    "score": "exact unconditional score test of paired proportions (Hsueh, Liu and Chen)",
+    "split": "Clopper-Pearson bounds on harms and benefits",  # of certificates from before there was "score", as ...
+    "unconditional": "exact unconditional test of paired proportions (Berger and Boos)",  # ... is this
     "betting": "betting bound on the mean of graded losses (Waudby-Smith and Ramdas)",
 }
 
@@ -53,7 +54,7 @@ class Certificate(BaseModel):
     confidence: float = Field(gt=0, lt=1)
     group: str | None = None
     groups: int = Field(default=1, ge=1)
-    test: TestName
+    test: TestName | Literal["split", "unconditional"]
     n: int = Field(ge=1)
     harms: int = Field(ge=0)
     benefits: int = Field(ge=0)

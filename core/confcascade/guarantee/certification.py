@@ -1,8 +1,8 @@
-"""Which policies are certified: ordered by some questions, tested in that order on others, up to the first failure."""
+"""Which policies are certified: tested in an order that was fixed beforehand, up to the first that fails."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -12,32 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee.bounds import (
     betting_bound,
+    betting_wins,
     checked_losses,
     harm_bound,
-    net_loss_bound,
-    unconditional_bound,
-    unconditional_p_value,
+    score_bound,
+    score_p_value,
 )
 from confcascade.guarantee.promise import Promise
 
-__all__ = ["Certification", "Examined", "Ordered", "TestName", "certify", "examine", "least_loss", "order_policies"]
+__all__ = ["Certification", "Examined", "TestName", "certify", "examine", "least_loss", "passes", "reach", "test_for"]
 
-TestName: TypeAlias = Literal["harms", "split", "unconditional", "betting"]
-
-_STANDARD_ERRORS = 3  # above the mean, where a policy stands in the order; docs/design/guarantee.md
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """A policy's place in the order of testing.
-
-    Attributes:
-        index: Its row in the arrays that were given.
-        test: The one that is expected to be the sharpest on the certification split.
-    """
-
-    index: int
-    test: TestName
+TestName: TypeAlias = Literal["harms", "score", "betting"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +31,7 @@ class Examined:
 
     Attributes:
         index: Its row in the arrays that were given.
-        test: "harms" (`harm_bound`), "split" (`net_loss_bound`), "unconditional" (`unconditional_bound`) or "betting"
-            (`betting_bound`).
+        test: "harms" (`harm_bound`), "score" (`score_p_value`) or "betting" (`betting_bound`).
         n: Questions.
         harms: On how many it lost against the largest model (without labels: disagreed with it).
         benefits: On how many it gained.
@@ -76,64 +60,69 @@ class Certification:
     chosen: Examined | None
 
 
-def order_policies(
-    losses: ArrayLike, costs: ArrayLike, promise: Promise, *, n: int, most: int = 50
-) -> tuple[Ordered, ...]:
-    """Policies in the order in which `certify` shall test them, safest first, from questions that it will not see.
+def reach(losses: ArrayLike, promise: Promise, *, n: int) -> int:
+    """How many policies of a path would be certified on n other questions, if those were like these.
 
-    Safe is what has a small pessimistic estimate of its loss: its mean and three standard errors. Of policies no safer
-    than a cheaper one none is kept ("Pareto testing", Laufer-Goldshtein et al. 2022, arXiv 2210.07913).
+    By this, paths are compared on questions that prove nothing. Half a harm more than was seen is counted, so that of
+    few questions none looks sure.
 
     Args:
-        losses: Paired losses on the ordering split, in [-1, 1], shape (policies, questions).
-        costs: Mean costs of a question, shape (policies,).
-        promise: Decides, with `n`, which test is sharpest for each policy.
+        losses: Paired losses, safest policy first, in [-1, 1], shape (policies, questions).
+        promise: What each must show.
         n: Questions of the certification split.
-        most: The most policies to keep, at least 1.
-
-    Returns:
-        Policies, each cheaper than all before it.
 
     Raises:
-        ConfigurationError: If losses or costs are not numbers in range, or do not fit together.
+        ConfigurationError: If losses are not numbers in range, or `n` is not at least 1.
     """
-    values, means = _checked(losses, costs)
-    if n < 1 or most < 1:
-        raise ConfigurationError(f"`n` and `most` must be at least 1. Got {n} and {most}.")
-    questions = values.shape[1]
-    # one harm more than was seen, so that a policy without any is not the surer for it
-    squared = ((values**2).sum(axis=1) + 1) / questions
-    pessimistic = values.mean(axis=1) + _STANDARD_ERRORS * np.sqrt(squared / questions)
-    safest_first = np.lexsort((means, pessimistic))
-    cheapest_before = np.concatenate([[np.inf], np.minimum.accumulate(means[safest_first])[:-1]])
-    front = safest_first[means[safest_first] < cheapest_before]
-    if len(front) > most:
-        front = front[np.linspace(0, len(front) - 1, most).round().astype(int)]
-    return tuple(Ordered(int(i), sharpest_test(values[i], promise, n=n)) for i in front)
+    values = checked_losses(losses)
+    if n < 1:
+        raise ConfigurationError(f"`n` must be at least 1. Got {n}.")
+    test = test_for(values, promise)
+    if test == "betting":
+        drawn = np.random.default_rng(0).integers(values.shape[1], size=n)
+        passing = (passes(own[drawn], promise, test) for own in values)
+    else:
+        scale = n / values.shape[1]
+        harms, benefits = ((values > 0).sum(axis=1) + 0.5) * scale, (values < 0).sum(axis=1) * scale
+        gained = np.minimum(benefits.round().astype(int), n)
+        lost = np.minimum(harms.round().astype(int), n - gained)
+        passing = (_passes(test, int(b), int(c), n, promise) for b, c in zip(lost, gained, strict=True))
+    return next((i for i, passed in enumerate(passing) if not passed), len(values))
 
 
-def sharpest_test(losses: ArrayLike, promise: Promise, *, n: int) -> TestName:
-    """The test with the smallest bound, if the certification split were like these questions.
-
-    Chosen on the questions on which it is then used, it would not be valid.
+def passes(losses: NDArray[np.float64], promise: Promise, test: TestName) -> bool:
+    """Whether one policy keeps the target by the test, as `examine` says with its bound.
 
     Args:
-        losses: Paired losses of one policy on the ordering split, shape (questions,).
+        losses: As for `examine`.
+        promise: With a target.
+        test: As for `examine`.
+    """
+    if test == "betting":
+        return bool(betting_wins(losses, promise.tested_drop, promise.delta))
+    return _passes(test, int((losses > 0).sum()), int((losses < 0).sum()), len(losses), promise)
+
+
+def _passes(test: TestName, harms: int, benefits: int, n: int, promise: Promise) -> bool:
+    if test == "harms":
+        return harm_bound(harms, n, promise.delta) <= promise.tested_drop
+    return (
+        harms - benefits < n * promise.tested_drop
+        and score_p_value(harms, benefits, n, promise.tested_drop) <= promise.delta
+    )
+
+
+def test_for(losses: ArrayLike, promise: Promise) -> TestName:
+    """The test that fits: "harms" of agreement, "score" of right and wrong answers, "betting" of grades between.
+
+    Args:
+        losses: Paired losses, of any shape.
         promise: On agreement, harms alone count.
-        n: Questions of the certification split.
     """
     values = checked_losses(losses)
     if promise.equivalence is not None:
         return "harms"
-    if not binary(values):
-        return "betting"
-    scale = n / len(values)
-    harms, benefits = round(scale * int((values > 0).sum())), round(scale * int((values < 0).sum()))
-    harms = min(harms, n - (benefits := min(benefits, n)))
-    harm, split = harm_bound(harms, n, promise.delta), net_loss_bound(harms, benefits, n, promise.delta)
-    if unconditional_p_value(harms, benefits, n, min(harm, split), promise.delta) <= promise.delta:
-        return "unconditional"  # its bound is below that drop
-    return "harms" if harm < split else "split"
+    return "score" if binary(values) else "betting"
 
 
 def examine(losses: ArrayLike, cost: float, promise: Promise, test: TestName, *, index: int = 0) -> Examined:
@@ -144,7 +133,7 @@ def examine(losses: ArrayLike, cost: float, promise: Promise, test: TestName, *,
             kept answer disagrees with the largest model's, else 0.
         cost: Mean cost of a question.
         promise: Its confidence and target; the target may be None.
-        test: Fixed before, too (`Ordered.test`).
+        test: Fixed before, too (`test_for`).
         index: What `Examined.index` shall be.
 
     Raises:
@@ -165,29 +154,32 @@ def examine(losses: ArrayLike, cost: float, promise: Promise, test: TestName, *,
     match test:
         case "harms":
             bound = harm_bound(harms, n, promise.delta)
-        case "split":
-            bound = net_loss_bound(harms, benefits, n, promise.delta)
-        case "unconditional":
-            bound = unconditional_bound(harms, benefits, n, promise.delta)
+        case "score":
+            bound = score_bound(harms, benefits, n, promise.delta)
         case "betting":
             bound = betting_bound(values, promise.delta)
     bound = min(1.0, bound + promise.error)
-    certified = None if promise.max_drop is None else bound <= promise.max_drop
+    certified = None
+    if promise.max_drop is not None:
+        certified = bound <= promise.max_drop
+        if test == "score":  # its bound is searched for, to a thousandth of a point
+            certified = _passes(test, harms, benefits, n, promise)
+            bound = min(bound, promise.max_drop) if certified else max(bound, math.nextafter(promise.max_drop, 1))
     return Examined(index, test, n, harms, benefits, float(values.mean()), bound, float(cost), certified)
 
 
-def certify(losses: ArrayLike, costs: ArrayLike, tests: Sequence[TestName], promise: Promise) -> Certification:
+def certify(losses: ArrayLike, costs: ArrayLike, promise: Promise, test: TestName) -> Certification:
     """Test policies in the order given, each at the promise's whole level, up to the first failure.
 
-    Policies, order and tests must have been fixed without these questions. Then, with probability at least the
-    promise's confidence, *every* certified policy keeps the target, and so does the cheapest: a false certificate
-    needs the first policy of the order that breaks the target to pass its test.
+    Policies, their order and the test must have been fixed without the labels of these questions. Then, with
+    probability at least the promise's confidence, *every* certified policy keeps the target, and so does the cheapest:
+    a false certificate needs the first policy of the order that breaks the target to pass its test.
 
     Args:
         losses: Paired losses on the certification split, safest policy first, shape (policies, questions).
         costs: Mean costs of a question, shape (policies,).
-        tests: One for each policy, as `order_policies` chose them.
         promise: What each must show.
+        test: By which, as `test_for` says.
 
     Raises:
         ConfigurationError: If the promise has no target, or the arrays do not fit together.
@@ -197,11 +189,9 @@ def certify(losses: ArrayLike, costs: ArrayLike, tests: Sequence[TestName], prom
     if promise.max_drop is None:
         raise ConfigurationError("A search for a certified policy needs a target: give the promise a `max_drop`.")
     values, means = _checked(losses, costs)
-    if len(tests) != len(values):
-        raise ConfigurationError(f"Every policy needs its test: {len(values)} policies and {len(tests)} tests.")
     tested: list[Examined] = []
-    for i, test in enumerate(tests):
-        tested.append(examine(values[i], float(means[i]), promise, test, index=i))
+    for i, own in enumerate(values):
+        tested.append(examine(own, float(means[i]), promise, test, index=i))
         if not tested[-1].certified:
             break
     chosen = min((each for each in tested if each.certified), key=lambda each: each.cost, default=None)
@@ -214,7 +204,7 @@ def least_loss(losses: ArrayLike, costs: ArrayLike, max_cost: float) -> int | No
     `examine` then bounds its loss on the certification split. Its cost is an estimate, not a promise.
 
     Args:
-        losses: As for `order_policies`.
+        losses: Paired losses on the questions that choose, in [-1, 1], shape (policies, questions).
         costs: Mean costs of a question, shape (policies,).
         max_cost: In the same unit.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee.bounds import HARMS_SHARE, betting_wins, checked_losses, lower, unconditional_p_value, upper
+from confcascade.guarantee.bounds import betting_wins, checked_losses, score_p_value, upper
 from confcascade.guarantee.certification import TestName, binary
 from confcascade.guarantee.promise import Promise
 
@@ -22,14 +22,14 @@ __all__ = ["attainable_drop", "examples_needed", "examples_needed_like", "fewest
 
 _MOST = 1_000_000  # examples; beyond them "never" is the useful answer
 _STEP = 1.03  # between the sample sizes tried: counts are whole, so that the power rises in teeth of a saw
-_COUNTS = 12  # of benefits at which the unconditional test is inverted; between them its border is all but straight
+_COUNTS = 12  # of benefits at which the score test is inverted; between them its border is all but straight
 _DRAWS = 400  # samples from which the power on graded losses is estimated
 
 
 def fewest_examples(promise: Promise) -> int:
-    """The least number of examples with which the promise can be certified at all, by a policy that never harms.
+    """The least number of examples with which the promise can be certified by a policy that neither harms nor gains.
 
-    (1 - max_drop)^n <= delta: the test "harms" on 0 harms; no other test here does with fewer where nothing is gained.
+    (1 - max_drop)^n <= delta: both tests of counts, on 0 harms. Gains can make fewer do.
 
     >>> fewest_examples(Promise(max_drop=0.01))
     299
@@ -41,10 +41,10 @@ def fewest_examples(promise: Promise) -> int:
 def power_of(test: TestName, n: int, promise: Promise, *, discordance: float, net_loss: float) -> float:
     """The probability with which a policy of these rates is certified on n examples by the test.
 
-    Exact for "harms" and "split"; for "unconditional" but for a count or so where there are many benefits.
+    Exact for "harms"; for "score" but for a count or so where there are many benefits.
 
     Args:
-        test: "harms", "split" or "unconditional".
+        test: "harms" or "score".
         n: Questions of the certification split.
         promise: Its target and confidence.
         discordance: The share of questions on which the policy loses or gains against the largest model.
@@ -66,7 +66,7 @@ def power_of(test: TestName, n: int, promise: Promise, *, discordance: float, ne
 
 
 def examples_needed(promise: Promise, *, discordance: float, net_loss: float = 0.0, power: float = 0.8) -> int | None:
-    """How many examples it takes to certify a policy of these rates, by the test that takes the fewest.
+    """How many examples it takes to certify a policy of these rates.
 
     Args:
         promise: Its target and confidence. On agreement, both rates are the share of disagreement.
@@ -88,16 +88,11 @@ def examples_needed(promise: Promise, *, discordance: float, net_loss: float = 0
     _check_rates(discordance, net_loss)
     if net_loss >= promise.tested_drop:
         return None
-    counts = []
-    for test in _tests(promise):
-        if test == "harms" and (discordance + net_loss) / 2 >= promise.tested_drop:
-            continue
 
-        def powerful(n: int, test: TestName = test) -> bool:
-            return power_of(test, n, promise, discordance=discordance, net_loss=net_loss) >= power
+    def powerful(n: int) -> bool:
+        return power_of(_test(promise), n, promise, discordance=discordance, net_loss=net_loss) >= power
 
-        counts.append(_least(powerful, fewest_examples(promise), power))
-    return min((count for count in counts if count is not None), default=None)
+    return _least(powerful, fewest_examples(promise), power)
 
 
 def examples_needed_like(losses: ArrayLike, promise: Promise, *, power: float = 0.8) -> int | None:
@@ -160,31 +155,21 @@ def attainable_drop(
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         asked = replace(promise, max_drop=middle)
-        reached = any(
-            power_of(test, n, asked, discordance=discordance, net_loss=net_loss) >= power for test in _tests(promise)
-        )
+        reached = power_of(_test(promise), n, asked, discordance=discordance, net_loss=net_loss) >= power
         low, high = (low, middle) if reached else (middle, high)
     return high
 
 
-def _tests(promise: Promise) -> tuple[TestName, ...]:
-    return ("harms", "split", "unconditional") if promise.equivalence is None else ("harms",)
+def _test(promise: Promise) -> TestName:
+    return "score" if promise.equivalence is None else "harms"
 
 
 def _most_harms(test: TestName, n: int, benefits: NDArray[np.intp], drop: float, delta: float) -> NDArray[np.intp]:
     """For each number of benefits, ascending, the most harms with which the test passes; -1 if it cannot."""
-    if test == "unconditional":
-        return _most_harms_unconditional(n, benefits, drop, delta)
-    harms = np.arange(min(n, int(n * (drop + benefits[-1] / n)) + 1) + 1)
     if test == "harms":
-        passing = np.broadcast_to(upper(harms, n, delta)[:, None] <= drop, (len(harms), len(benefits)))
-    else:
-        gained = lower(benefits, n, (1 - HARMS_SHARE) * delta)
-        passing = upper(harms, n, HARMS_SHARE * delta)[:, None] - gained <= drop
-    return np.asarray(passing.sum(axis=0) - 1, dtype=np.intp)  # the bounds rise with the harms
-
-
-def _most_harms_unconditional(n: int, benefits: NDArray[np.intp], drop: float, delta: float) -> NDArray[np.intp]:
+        harms = np.arange(min(n, int(n * drop) + 1) + 1)
+        most = int((upper(harms, n, delta) <= drop).sum()) - 1  # the bound rises with the harms
+        return np.full(len(benefits), most, dtype=np.intp)
     at = np.unique(np.linspace(benefits[0], benefits[-1], min(len(benefits), _COUNTS)).round().astype(int))
     border: list[int] = []
     for i, gained in enumerate(at.tolist()):
@@ -192,7 +177,7 @@ def _most_harms_unconditional(n: int, benefits: NDArray[np.intp], drop: float, d
         def passes(harms: int, gained: int = gained) -> bool:
             if harms < 0 or harms + gained > n:
                 return harms < 0
-            return unconditional_p_value(harms, gained, n, drop, delta) <= delta
+            return harms - gained < n * drop and score_p_value(harms, gained, n, drop) <= delta
 
         guess = border[-1] + (gained - int(at[i - 1])) * 9 // 10 if border else int(n * drop / 2)
         border.append(_last(passes, guess))

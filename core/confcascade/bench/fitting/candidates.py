@@ -1,10 +1,10 @@
-"""Policies worth trying: every pair of models, the whole chain and single models, kept by one rule of several."""
+"""Policies worth trying, in paths: each pair of models, the whole chain and single models, by one rule of several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, product
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +17,11 @@ from confcascade.calibration import Calibrator, fit_calibrator
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
 
-__all__ = ["Candidates", "Derived", "Structure", "at_pass_rates", "candidates", "derive"]
+__all__ = ["Candidates", "Derived", "Structure", "at_pass_rates", "candidates", "derive", "lone_path"]
 
-_ONE = 49  # thresholds of one rule of a pair
-_TWO = 12  # of each of two rules, or of two stages
+_LEVELS = np.linspace(0.99, 0.01, 99)  # shares of the scores below a threshold, along a path
 _GATES = (0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that a gate passes on before anything is generated
+_ODDS = np.arange(14, -14, -0.02)  # of thresholds that are fixed before any score is seen; 14 is 1 - 8e-7
 
 
 class Rule(NamedTuple):
@@ -57,11 +57,11 @@ class Derived:
 
 @dataclass(frozen=True)
 class Structure:
-    """Policies that differ in thresholds alone: by stage, the thresholds of each signal, in the same order.
+    """A path: policies that differ only in thresholds, each keeping whatever the one before it keeps, and more.
 
     Attributes:
         rule: What keeps an answer, in words.
-        policies: The policies.
+        policies: The policies, the one that keeps least first.
     """
 
     rule: str
@@ -147,25 +147,47 @@ def candidates(
         rows: The questions on which policies are chosen.
     """
     columns = made.columns.take(rows)
-    found = [Structure("alone", tuple((PolicyStage(model),) for model in models[:-1]))]
+    found = [Structure("alone", ((PolicyStage(model),),)) for model in models[:-1]]
     chains = [*combinations(models, 2)] + ([tuple(models)] if len(models) > 2 else [])
     for chain in chains:
         rules = [list(_rules(columns, made, chain, i, routable)) for i in range(len(chain) - 1)]
         for same in zip(*rules, strict=False) if len(chain) == 2 else _common(rules):
-            grids = [_grid(columns, model, rule, len(chain)) for model, rule in zip(chain, same, strict=False)]
-            policies = tuple(
-                (
-                    *(PolicyStage(model, point) for model, point in zip(chain, points, strict=False)),
-                    PolicyStage(chain[-1]),
-                )
-                for points in product(*grids)
-            )
-            if policies:
+            for gate in _GATES if same[0].gate else (None,):
+                points = [_levels(columns, model, rule, gate) for model, rule in zip(chain, same, strict=False)]
+                policies = _path(chain, points)
+                if not policies:
+                    continue
                 found.append(Structure(same[0].words, policies))
-            if policies and len(chain) > 2 and same[0].gate:
-                skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies)
-                found.append(Structure(f"{same[0].words}, skipping the middle below the gate", skipping))
+                if len(chain) > 2 and gate is not None:
+                    skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies)
+                    found.append(Structure(f"{same[0].words}, skipping the middle below the gate", skipping))
     return replace(made, structures=found)
+
+
+def lone_path(columns: Columns, models: Sequence[str], routable: Mapping[str, Sequence[str]]) -> Structure | None:
+    """The only path there is, if two models and one signal leave nothing to choose but its threshold.
+
+    Its thresholds are fixed before any score is seen: they are a fiftieth apart in log-odds. So no question need be
+    spent on choosing. The last policy is the smaller model alone.
+
+    Args:
+        columns: The recording.
+        models: Smallest first.
+        routable: Signals by model.
+
+    Returns:
+        None if there is more to choose, or if the signal's scores do not lie in [0, 1], which leaves no such grid.
+    """
+    names = routable.get(models[0], ())
+    if len(models) != 2 or len(names) != 1:
+        return None
+    values = columns.signal(models[0], names[0]).values
+    known = values[np.isfinite(values)]
+    if not len(known) or known.min() < 0 or known.max() > 1:
+        return None
+    thresholds = [1.0, *(1 / (1 + np.exp(-_ODDS))).tolist(), 0.0]
+    policies = [(PolicyStage(models[0], {names[0]: each}), PolicyStage(models[1])) for each in thresholds]
+    return Structure(names[0], (*policies, (PolicyStage(models[0]),)))
 
 
 def at_pass_rates(
@@ -190,7 +212,7 @@ def at_pass_rates(
     Source: COREA, arXiv 2603.03752, whose threshold is the large model's pass@1.
     """
     rates = {model: float(right[rows, made.columns.index(model)].mean()) for model in models}
-    found = [Structure("alone", tuple((PolicyStage(model),) for model in models[:-1]))]
+    found = [Structure("alone", ((PolicyStage(model),),)) for model in models[:-1]]
     for chain in [*combinations(models, 2)] + ([tuple(models)] if len(models) > 2 else []):
         rules = [
             [rule for rule in _rules(made.columns, made, chain, i, routable) if _is_share(made.columns, chain[i], rule)]
@@ -230,13 +252,14 @@ def _rules(
     names = tuple(routable.get(model, ()))
     for name in names:
         yield Rule(name, (name,))
-    if len(names) > 1:
-        yield Rule(" and ".join(names), names)
+    if len(names) < 2:
+        return
+    yield Rule(" and ".join(names), names)
     own = [label for (owner, label), each in made.derived.items() if owner == model and each.larger is None]
     gates = [name for name in names if columns.signal(model, name).phase == "pre"]
     for label in own:
         yield Rule(label, (label,))
-        for gate in gates if len(names) > 1 else ():
+        for gate in gates:
             yield Rule(f"{gate} gate, then {label}", (gate, label), gate=True)
     for (owner, label), each in made.derived.items():
         if owner == model and each.over == larger:
@@ -252,30 +275,31 @@ def _common(rules: Sequence[Sequence[Rule]]) -> Iterator[tuple[Rule, ...]]:
             yield found
 
 
-def _grid(columns: Columns, model: str, rule: Rule, stages: int) -> list[dict[str, Threshold]]:
-    """Thresholds of a stage."""
-    names = rule.names
-    count = _ONE if stages == 2 and len(names) == 1 else max(4, _TWO if stages < 4 else 7)
-    if stages > 2 and len(names) > 1:  # one level for all, or there would be too many
-        levels = [_quantiles(columns, model, name, np.linspace(0.95, 0.05, count)) for name in names]
-        return [dict(zip(names, each, strict=True)) for each in zip(*levels, strict=True)]
-    if len(names) > 2:
-        levels = [_quantiles(columns, model, name, np.linspace(0.98, 0.02, _ONE)) for name in names]
-        return [dict(zip(names, each, strict=True)) for each in zip(*levels, strict=True)]
-    if len(names) == 2:
-        shares = np.array(_GATES) if rule.gate else np.linspace(0.95, 0.05, count)
-        levels = [
-            _quantiles(columns, model, names[0], shares),
-            _quantiles(columns, model, names[1], np.linspace(0.98, 0.02, 2 * count if rule.gate else count)),
-        ]
-        return [dict(zip(names, each, strict=True)) for each in product(*levels)]
-    return [{names[0]: each} for each in _quantiles(columns, model, names[0], np.linspace(0.98, 0.02, count))]
+def _path(
+    chain: Sequence[str], points: Sequence[Sequence[dict[str, Threshold]]]
+) -> tuple[tuple[PolicyStage, ...], ...]:
+    """Policies at the same levels of every stage, then the first model alone."""
+    found: list[tuple[PolicyStage, ...]] = []
+    for level in zip(*points, strict=True):
+        stages = (PolicyStage(model, point) for model, point in zip(chain, level, strict=False))
+        policy = (*stages, PolicyStage(chain[-1]))
+        if not found or policy != found[-1]:
+            found.append(policy)
+    return (*found, (PolicyStage(chain[0]),)) if found else ()
+
+
+def _levels(columns: Columns, model: str, rule: Rule, gate: float | None) -> list[dict[str, Threshold]]:
+    """Thresholds of a stage, by level: of all its signals, but a gate's is fixed."""
+    found = {name: _quantiles(columns, model, name, _LEVELS) for name in rule.names}
+    if gate is not None:
+        found[rule.names[0]] = _quantiles(columns, model, rule.names[0], np.full(len(_LEVELS), gate))
+    return [dict(zip(found, level, strict=True)) for level in zip(*found.values(), strict=True)]
 
 
 def _quantiles(columns: Columns, model: str, name: str, at: NDArray[np.float64]) -> list[float]:
     values = columns.signal(model, name).values
     known = values[np.isfinite(values)]
-    return [float(each) for each in np.quantile(known, at)] if len(known) else []
+    return np.quantile(known, at, method="higher").tolist() if len(known) else []
 
 
 def _free(columns: Columns, model: str, name: str) -> str:

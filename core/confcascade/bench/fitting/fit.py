@@ -1,4 +1,4 @@
-"""Calibrate on some questions, choose on these and more, certify on the rest."""
+"""Choose a path of policies on some questions, if there is one to choose, and certify it on the rest."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, candidates, derive
+from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, candidates, derive, lone_path
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
 from confcascade.bench.fitting.policy_file import Described, fitted_policy, saving_of
-from confcascade.bench.fitting.proof import Tried, in_order, most_accurate, prove, shortlist
+from confcascade.bench.fitting.proof import Path as TestPath
+from confcascade.bench.fitting.proof import expected, losses, most_accurate, prove, shown
 from confcascade.bench.fitting.refusals import check, only_grade, too_few
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
-from confcascade.bench.fitting.splitting import FitSplit, split_by_key
+from confcascade.bench.fitting.splitting import SHARES, FitSplit, split_by_key
 from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
@@ -28,12 +29,13 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate, Examined, Promise, TestName, sharpest_test
+from confcascade.guarantee import Certificate, Promise, test_for
 from confcascade.policy import Saving
 
 __all__ = ["Rule", "fit"]
 
 Rule = Literal["quantiles", "pass-rate"]
+_COMPARED = 25  # certified policies that are shown, and of which the cheapest is taken
 
 
 def fit(
@@ -56,7 +58,10 @@ def fit(
 ) -> Fitted | NotCertified:
     """Calibrate, choose, certify.
 
-    Of the certified policies the one that saves most over all questions is taken: costs are not what is tested.
+    With two models and one signal only its threshold is to be found, and every question proves (`lone_path`). Else a
+    fifth of the questions chooses among paths of policies, and with several signals three tenths, which also calibrate
+    confidences made of them. Of the certified policies the one that saves most over all questions is taken: costs are
+    not what is tested.
 
     Args:
         material: The recording, or its file.
@@ -64,7 +69,7 @@ def fit(
         same: With an equivalence, whether answers are the largest model's (`agreement`).
         max_cost: In the place of a target: the least loss at this share of the largest model's cost, in (0, 1).
         per_group: Whether it shall hold for every group of questions.
-        signals: Which to use; by default all that can route.
+        signals: Which to use; by default all that have scores. One alone spends the fewest questions.
         described: By model, how its signals are made live; or the cascade file that says so, whose models are then
             those that are read from a recording's file.
         architectures: By model.
@@ -91,17 +96,28 @@ def fit(
     if not isinstance(material, FitData):
         material = read_material(material, models=models_of, architectures=architectures, prices=prices)
     check(material, promise, same, max_cost, signals)
-    split = split_by_key(material.keys, seed=seed) if parts is None else parts
-    split.check(material.keys)
     bill = Costing.of(material.columns, material.models, architectures, prices, unit)
     if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
         raise ConfigurationError(
             "What the models cost is not known, and by tokens alone a small one is as dear as a large one: give sizes "
             "(`architectures=...`) or prices (`prices=...`) of every model; or say `unit='seconds'` or `unit='tokens'`."
         )
-    task = _Task(material, split, bill, _promises(material, promise, per_group), same, max_cost)
-    made, health = _calibrate(task, signals, described or {}, rule)
-    path = _choose(task, made, progress)
+    names = _names(material, signals)
+    lone = lone_path(material.columns, material.models, names) if rule == "quantiles" and max_cost is None else None
+    if parts is None:
+        several = any(len(each) > 1 for each in names.values())
+        shares = SHARES["threshold" if lone is not None else "signals" if several else "path"]
+        parts = split_by_key(material.keys, seed=seed, shares=shares)
+    parts.check(material.keys)
+    task = _Task(material, parts, bill, _promises(material, promise, per_group), same, max_cost)
+    health = _health(task, names)
+    made = Candidates(material.columns)
+    path: TestPath | None
+    if lone is not None:
+        path = TestPath(lone.rule, lone.policies, np.empty((0, 0)), 0.0)
+    else:
+        made = _calibrate(task, names, described or {}, rule)
+        path = _choose(task, made, progress)
     return _certify(task, made, path, health, described=described or {}, seed=seed, folder=folder)
 
 
@@ -140,7 +156,7 @@ class _Task:
 
     @property
     def narrowest(self) -> Promise:
-        """By which policies are ordered."""
+        """The one at the smallest level."""
         return min(self.promises.values(), key=lambda each: each.delta)
 
     def same_of(self, rows: NDArray[np.intp]) -> NDArray[np.bool_] | None:
@@ -148,55 +164,53 @@ class _Task:
 
 
 def _calibrate(
-    task: _Task, wanted: Sequence[str] | None, described: Mapping[str, Described], rule: Rule
-) -> tuple[Candidates, dict[tuple[str, str], SignalHealth]]:
-    """Which signals can route, what is made of them, and the policies that can be tried."""
-    columns, models, ordering = task.columns, task.material.models, task.split.ordering
-    labels = task.same is None
-    health = _health(columns, models, task.right, ordering, wanted, labels=labels)
-    routable = {
-        model: [name for (owner, name), each in health.items() if owner == model and each.can_route] for model in models
-    }
-    made = derive(
-        columns,
-        models,
-        routable,
-        task.right,
-        task.split.calibrate,
-        _spaces(columns, described),
-        confidence="confidence" if labels else "agreement",
-        gains=labels,
-        texts=np.unique(np.array(task.material.keys, dtype=object), return_inverse=True)[1],
-    )
+    task: _Task, names: Mapping[str, Sequence[str]], described: Mapping[str, Described], rule: Rule
+) -> Candidates:
+    """What is made of the signals, and the paths that can be tried."""
+    columns, models, labels = task.columns, task.material.models, task.same is None
+    made = Candidates(columns)
+    if any(len(each) > 1 for each in names.values()):
+        made = derive(
+            columns,
+            models,
+            names,
+            task.right,
+            task.split.calibrate,
+            _spaces(columns, described),
+            confidence="confidence" if labels else "agreement",
+            gains=labels,
+            texts=np.unique(np.array(task.material.keys, dtype=object), return_inverse=True)[1],
+        )
     if rule == "pass-rate":
-        return at_pass_rates(made, models, routable, task.right, task.split.calibrate), health
-    return candidates(made, models, routable, ordering), health
+        return at_pass_rates(made, models, names, task.right, task.split.ordering)
+    return candidates(made, models, names, task.split.ordering)
 
 
-def _choose(task: _Task, made: Candidates, progress: Callable[[int, int, str], None] | None) -> list[Tried]:
-    """What is put to the proof, the safest first; where a cost must be kept, the one that loses least at it."""
-    ordering, n = task.split.ordering, max(len(task.split.certify), 1)
-    columns, same, promise = made.columns.take(ordering), task.same_of(ordering), task.narrowest
+def _choose(task: _Task, made: Candidates, progress: Callable[[int, int, str], None] | None) -> TestPath | None:
+    """The path that is put to the proof: of which most is expected, or, where a cost must be kept, the least loss."""
+    ordering, proof = task.split.ordering, task.columns.groups[task.split.certify]
+    columns, same = made.columns.take(ordering), task.same_of(ordering)
+    n = {name: len(proof) if name == "" else int((proof == name).sum()) for name in task.promises}
     most = None if task.max_cost is None else task.max_cost * _dearest(task, columns)
-    found: list[Tried] = []
+    found: list[TestPath] = []
     for i, structure in enumerate(made.structures):
         if progress is not None:
             progress(i, len(made.structures), structure.rule)
         if most is None:
-            found += shortlist(columns, structure, task.largest, same, task.bill, promise, n)
-        else:
-            found += most_accurate(columns, structure, task.largest, same, task.bill, promise, n, most)
+            found.append(expected(columns, structure, task.largest, same, task.bill, task.promises, n))
+        elif (best := most_accurate(columns, structure, task.largest, same, task.bill, most)) is not None:
+            found.append(best)
     if progress is not None:
         progress(len(made.structures), len(made.structures), "proof")
-    if most is None:
-        return in_order(found, promise, n)
-    return sorted(found, key=lambda each: (float(each.losses.mean()), each.cost))[:1]
+    if most is not None:
+        return min(found, key=lambda each: (float(each.losses.mean()), -each.saved), default=None)
+    return max(found, key=lambda each: each.saved, default=None)
 
 
 def _certify(
     task: _Task,
     made: Candidates,
-    path: list[Tried],
+    path: TestPath | None,
     health: Mapping[tuple[str, str], SignalHealth],
     *,
     described: Mapping[str, Described],
@@ -205,20 +219,20 @@ def _certify(
 ) -> Fitted | NotCertified:
     """Put policies to the proof, and take the one that saves most of those that pass."""
     material, bill, split = task.material, task.bill, task.split
-    proof = made.columns.take(split.certify)
-    shown: list[list[Examined]] = []
-    lacking = too_few(task.promises, proof)
-    if path and not lacking:
-        tests = [_tests(each, task) for each in path]
-        shown = prove(proof, path, task.largest, task.same_of(split.certify), task.promises, tests)
-    played = [*(each.policy for each in path[: len(shown)]), [PolicyStage(task.largest)]]
-    *costs, alone = bill.means(made.columns, played)
-    tested = tuple(
-        Contender(each.rule, each.policy, float(1 - cost / alone), tuple(examined))
-        for each, cost, examined in zip(path, costs, shown, strict=False)
-    )
-    passed = [i for i, runner in enumerate(tested) if runner.certified]
-    blind = not any(each.can_route for each in health.values())
+    proof, same = made.columns.take(split.certify), task.same_of(split.certify)
+    tested: tuple[Contender, ...] = ()
+    if path is not None and all((proof.groups == name).any() if name else len(proof) for name in task.promises):
+        singles = losses(made.columns, [[PolicyStage(model)] for model in material.models], task.largest, task.same)
+        test = test_for(singles, task.narrowest)
+        policies, failed = prove(proof, path.policies, task.largest, same, task.promises, test)
+        policies = _thinned(policies[:-1] if failed else policies) + (policies[-1:] if failed else [])
+        examined = shown(proof, policies, task.largest, same, bill, task.promises, test)
+        *costs, alone = bill.means(made.columns, [*policies, [PolicyStage(task.largest)]])
+        tested = tuple(
+            Contender(path.rule, policy, float(1 - cost / alone), each)
+            for policy, cost, each in zip(policies, costs, examined, strict=True)
+        )
+    passed = [runner for runner in tested if runner.certified]
     notes = [*material.notes]
     if task.same is None and only_grade(material) == 1:
         notes.append(
@@ -229,22 +243,22 @@ def _certify(
     nothing = functools.partial(
         nothing_promised,
         material=material,
+        columns=made.columns,
         path=path,
+        same=task.same,
         promises=task.promises,
         bill=bill,
         n=len(split.certify),
-        dearest=_dearest(task, made.columns.take(split.ordering)),
         tested=tested,
         health=health,
-        blind=blind,
         notes=notes,
     )
     if not passed:
-        return nothing(why_nothing(path, tested, lacking, task.max_cost, blind=blind))
-    chosen = max(passed, key=lambda i: tested[i].saved)
-    saved = saving_of(proof, [path[i].policy for i in passed], passed.index(chosen), task.largest, bill)
+        return nothing(why_nothing(path, tested, too_few(task.promises, proof), task.max_cost))
+    chosen = max(passed, key=lambda each: each.saved)
+    saved = saving_of(proof, [each.policy for each in passed], passed.index(chosen), task.largest, bill)
     if saved.high < 0:
-        return nothing(_dearer(tested[chosen], saved, task.largest), plan=False)
+        return nothing(_dearer(chosen, saved, task.largest), plan=False)
     if saved.low < 0:
         notes.append(
             f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
@@ -252,11 +266,18 @@ def _certify(
         )
     certificates = [
         Certificate.of(examined, each, repeated=material.repeated)
-        for examined, each in zip(shown[chosen], task.promises.values(), strict=True)
+        for examined, each in zip(chosen.examined, task.promises.values(), strict=True)
     ]
-    stages = path[chosen].policy
-    policy = fitted_policy(material, made, stages, certificates, saved, described=described, seed=seed, folder=folder)
-    return Fitted(policy, path[chosen].rule, stages, tested, health, split, tuple(notes))
+    policy = fitted_policy(
+        material, made, chosen.policy, certificates, saved, described=described, seed=seed, folder=folder
+    )
+    return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, tuple(notes))
+
+
+def _thinned(policies: list[tuple[PolicyStage, ...]]) -> list[tuple[PolicyStage, ...]]:
+    """At most `_COMPARED` of them, with the first and the last: neighbours on a path hardly differ."""
+    at = np.linspace(0, len(policies) - 1, min(len(policies), _COMPARED)).round().astype(int)
+    return [policies[i] for i in at]
 
 
 def _dearest(task: _Task, columns: Columns) -> float:
@@ -272,30 +293,36 @@ def _dearer(runner: Contender, saved: Saving, largest: str) -> str:
     )
 
 
-def _health(
-    columns: Columns,
-    models: Sequence[str],
-    right: NDArray[np.bool_],
-    rows: NDArray[np.intp],
-    wanted: Sequence[str] | None,
-    *,
-    labels: bool,
-) -> dict[tuple[str, str], SignalHealth]:
+def _names(material: FitData, wanted: Sequence[str] | None) -> dict[str, list[str]]:
+    """By model but the last, the signals to use: those that have scores."""
+    columns = material.columns
+    return {
+        model: sorted(
+            name
+            for (owner, name), each in columns.signals.items()
+            if owner == model and (wanted is None or name in wanted) and np.isfinite(each.values).any()
+        )
+        for model in material.models[:-1]
+    }
+
+
+def _health(task: _Task, names: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], SignalHealth]:
+    """Of every signal, on the questions that choose, or on all where none do: for reports, it decides nothing."""
+    columns, labels = task.columns, task.same is None
+    rows = task.split.ordering if len(task.split.ordering) else task.split.certify
     found, classes = {}, ("right", "wrong") if labels else ("agreeing", "differing")
-    for model in models[:-1]:
+    for model, own in names.items():
         j = columns.index(model)
         judged = rows[columns.usable[rows, j]]
-        its = right[judged, j]
+        its = task.right[judged, j]
         if len(its) and not its.any():  # all right is another matter: such a model may do alone
             what, where = ("wrong", "grader") if labels else ("other than the largest model's", "equivalence")
             raise ConfigurationError(
                 f"All {len(its):,} answers of '{model}' that could choose a threshold are {what}: of one class only, "
                 f"no signal can be told to be good or bad. Look at the {where}, or leave the model out of `models=...`."
             )
-        names = sorted(name for owner, name in columns.signals if owner == model)
-        for name in names if wanted is None else [name for name in names if name in wanted]:
-            if len(judged):
-                found[model, name] = signal_health(columns.signals[model, name].values[judged], its, classes=classes)
+        for name in own if len(judged) else ():
+            found[model, name] = signal_health(columns.signals[model, name].values[judged], its, classes=classes)
     return found
 
 
@@ -327,16 +354,3 @@ def _spaces(columns: Columns, described: Mapping[str, Described]) -> Callable[[s
         return (0.0, 1.0) if inside else (-math.inf, math.inf)
 
     return space
-
-
-def _tests(tried: Tried, task: _Task) -> dict[str, TestName]:
-    """By group, the test that is expected to be the sharpest."""
-    if list(task.promises) == [""]:
-        return {"": tried.test}
-    found: dict[str, TestName] = {}
-    groups, proof = task.columns.groups[task.split.ordering], task.columns.groups[task.split.certify]
-    for name, promise in task.promises.items():
-        n = max(1, int((proof == name).sum()))
-        own = tried.losses[groups == name]
-        found[name] = sharpest_test(own if len(own) else tried.losses, promise, n=n)
-    return found

@@ -31,6 +31,7 @@ from confcascade.guarantee import (
     examine,
     examples_needed_like,
     fewest_examples,
+    test_for,
 )
 from confcascade.policy import FittedStage, Policy, Saving, Stepwise
 
@@ -180,7 +181,7 @@ def certify_grid(
             no sum.
         unit: Of costs: "flops", "usd", "tokens" or "seconds".
         same: With an equivalence, whether answers are the large model's (`agreement`).
-        test: "unconditional" by default, "harms" with an equivalence, "betting" where grades are not all 0 or 1.
+        test: "score" by default, "harms" with an equivalence, "betting" where grades are not all 0 or 1.
         architectures: By name, where `costs` are not given.
         prices: Likewise.
         plan: Whether to look, where nothing passes, for how many more questions would do: a matter of seconds.
@@ -195,9 +196,9 @@ def certify_grid(
     lost = losses(columns, [[PolicyStage(name)] for name in names], largest, same)
     if not np.isfinite(lost).all():
         raise ConfigurationError("Not every answer of the grid is graded. Grade them, or promise agreement.")
-    chosen_test = test or _test(lost, promise)
+    chosen_test = test or test_for(lost, promise)
     means, alone = spent[:-1].mean(axis=1), float(spent[-1].mean())
-    reached = certify(lost, means, [chosen_test] * len(names), promise).tested
+    reached = certify(lost, means, promise, chosen_test).tested
     table = tuple(
         Configuration(
             name,
@@ -292,13 +293,6 @@ def _costs(
     if not spent[-1].sum() > 0:
         raise ConfigurationError(f"'{all_names[-1]}' costs nothing, so nothing can be saved.")
     return spent, unit
-
-
-def _test(lost: NDArray[np.float64], promise: Promise) -> TestName:
-    if promise.equivalence is not None:
-        return "harms"
-    # whole answers differ often and both ways, where this test is the sharpest: docs/design/grid-certificate.md
-    return "unconditional" if np.isin(lost, (-1.0, 0.0, 1.0)).all() else "betting"
 
 
 def _failed(first: Examined, promise: Promise) -> str:

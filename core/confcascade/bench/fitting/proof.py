@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,37 +13,29 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import outcomes
-from confcascade.guarantee import (
-    Examined,
-    Ordered,
-    Promise,
-    TestName,
-    examine,
-    least_loss,
-    order_policies,
-    sharpest_test,
-)
+from confcascade.guarantee import Examined, Promise, TestName, examine, least_loss, passes, reach
 
-__all__ = ["Tried", "in_order", "losses", "most_accurate", "prove", "shortlist"]
+__all__ = ["Path", "expected", "losses", "most_accurate", "prove", "shown"]
+
+_BLOCK = 64  # policies that are replayed at a time, on their way to the first that fails
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A policy that may be put to the proof.
+class Path:
+    """Policies that may be put to the proof, in their order.
 
     Attributes:
         rule: What keeps an answer, in words.
-        policy: It.
-        cost: Mean cost on the questions that order policies.
-        losses: On these questions.
-        test: Which is expected to be the sharpest.
+        policies: Them, the one that keeps least first.
+        losses: On the questions that chose the path, shape (policies, questions); of a path that nothing chose, of no
+            question.
+        saved: What it is expected to save, as a share of the largest model's cost.
     """
 
     rule: str
-    policy: tuple[PolicyStage, ...]
-    cost: float
+    policies: tuple[tuple[PolicyStage, ...], ...]
     losses: NDArray[np.float64]
-    test: TestName
+    saved: float
 
 
 def losses(
@@ -62,35 +54,41 @@ def losses(
             not is a loss of 1, and so is no answer where the largest model gives one. With labels None: the loss is the
             difference of grades.
     """
-    played = outcomes(columns, policies)
     if same is None:
         alone = outcomes(columns, [[PolicyStage(largest)]]).grade[0]
-        return np.asarray(alone - played.grade)
-    lost, answerable = np.zeros(played.stage.shape), columns.usable[:, columns.index(largest)]
-    for i, policy in enumerate(policies):
-        place = np.array([columns.index(stage.model) for stage in policy])
-        model = place[np.maximum(played.stage[i], 0)]
-        lost[i] = np.where(played.stage[i] >= 0, ~same[np.arange(len(same)), model], answerable)
-    return lost
+        return np.asarray(alone - outcomes(columns, policies).grade)
+    model, answerable = _answering(columns, policies), columns.usable[:, columns.index(largest)]
+    return np.where(model >= 0, ~same[np.arange(len(same)), model], answerable).astype(np.float64)
 
 
-def shortlist(
+def expected(
     columns: Columns,
     structure: Structure,
     largest: str,
     same: NDArray[np.bool_] | None,
     bill: Costing,
-    promise: Promise,
-    n: int,
-) -> list[Tried]:
-    """Of one structure the policies that save anything, and that no safer one undercuts."""
-    dearest = bill.means(columns, [[PolicyStage(largest)]])[0]
-    chosen, costs, lost = _played(columns, structure, largest, same, bill, lambda costs: costs < dearest)
-    ordered = order_policies(lost, costs, promise, n=n, most=len(chosen)) if chosen else ()
-    return [
-        Tried(structure.rule, chosen[each.index], float(costs[each.index]), lost[each.index], each.test)
-        for each in ordered
-    ]
+    promises: Mapping[str, Promise],
+    n: Mapping[str, int],
+) -> Path:
+    """A structure as a path, and what it would save if the questions of the proof were like these.
+
+    Args:
+        columns: Questions that prove nothing.
+        structure: Whose policies they are.
+        largest: The model that promises are held against.
+        same: As for `losses`.
+        bill: Of costs.
+        promises: By group; "" for all questions.
+        n: Questions of the proof, by group.
+    """
+    lost = losses(columns, structure.policies, largest, same)
+    members = _members(columns, promises)
+    far = min(
+        reach(lost[:, members[name]] if members[name].any() else lost, promise, n=max(n[name], 1))
+        for name, promise in promises.items()
+    )
+    *costs, alone = bill.means(columns, [*structure.policies[:far], [PolicyStage(largest)]])
+    return Path(structure.rule, structure.policies, lost, max((1 - cost / alone for cost in costs), default=0.0))
 
 
 def most_accurate(
@@ -99,77 +97,90 @@ def most_accurate(
     largest: str,
     same: NDArray[np.bool_] | None,
     bill: Costing,
-    promise: Promise,
-    n: int,
     most: float,
-) -> list[Tried]:
-    """Of one structure the policy that loses least at a cost of at most `most`."""
-    chosen, costs, lost = _played(columns, structure, largest, same, bill, lambda costs: costs <= most)
-    best = least_loss(lost, costs, most) if chosen else None
-    if best is None:
-        return []
-    test = sharpest_test(lost[best], promise, n=n)
-    return [Tried(structure.rule, chosen[best], float(costs[best]), lost[best], test)]
-
-
-def _played(
-    columns: Columns,
-    structure: Structure,
-    largest: str,
-    same: NDArray[np.bool_] | None,
-    bill: Costing,
-    affordable: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
-) -> tuple[list[tuple[PolicyStage, ...]], NDArray[np.float64], NDArray[np.float64]]:
-    """The affordable policies of a structure, their mean costs and their losses."""
+) -> Path | None:
+    """Of one structure the policy that loses least at a cost of at most `most`, as a path of one; None if none does."""
     costs = bill.means(columns, structure.policies)
-    places = np.flatnonzero(affordable(costs))
-    chosen = [structure.policies[i] for i in places]
-    lost = losses(columns, chosen, largest, same) if chosen else np.empty((0, len(columns)))
-    return chosen, costs[places], lost
-
-
-def in_order(tried: Sequence[Tried], promise: Promise, n: int) -> list[Tried]:
-    """The safest first, over all structures, each cheaper than all before it."""
-    if not tried:
-        return []
-    path: tuple[Ordered, ...] = order_policies(
-        np.array([each.losses for each in tried]), np.array([each.cost for each in tried]), promise, n=n
-    )
-    return [tried[each.index] for each in path]
+    lost = losses(columns, structure.policies, largest, same)
+    best = least_loss(lost, costs, most)
+    if best is None:
+        return None
+    alone = bill.means(columns, [[PolicyStage(largest)]])[0]
+    return Path(structure.rule, (structure.policies[best],), lost[[best]], float(1 - costs[best] / alone))
 
 
 def prove(
     columns: Columns,
-    path: Sequence[Tried],
+    policies: Sequence[tuple[PolicyStage, ...]],
     largest: str,
     same: NDArray[np.bool_] | None,
     promises: Mapping[str, Promise],
-    tests: Sequence[Mapping[str, TestName]],
-) -> list[list[Examined]]:
+    test: TestName,
+) -> tuple[list[tuple[PolicyStage, ...]], bool]:
     """Put policies to the proof in their order, up to the first that fails for any group.
 
+    A policy that keeps on these questions just what the one before it keeps is passed over: what is shown of that one
+    is shown of it. Where a promise has no target, nothing can fail.
+
     Args:
-        columns: Questions that chose nothing.
-        path: The safest first.
+        columns: Questions whose labels chose nothing.
+        policies: Those of a path.
         largest: The model that promises are held against.
         same: As for `losses`.
         promises: By group; "" for all questions.
-        tests: For each policy, by group, fixed beforehand.
+        test: By which.
 
     Returns:
-        For each policy that was tested, what was shown for each group, in the order of the promises; only the last
-        can have failed.
+        The policies that were tested, in their order, and whether the last of them failed.
     """
-    lost = losses(columns, [each.policy for each in path], largest, same)
-    members = {name: np.ones(len(columns), bool) if name == "" else columns.groups == name for name in promises}
-    shown: list[list[Examined]] = []
-    for i, each in enumerate(path):
-        shown.append(
-            [
-                examine(lost[i, members[name]], each.cost, promise, tests[i][name], index=i)
-                for name, promise in promises.items()
-            ]
-        )
-        if any(one.certified is False for one in shown[-1]):
-            break
-    return shown
+    members = _members(columns, promises)
+    tested: list[tuple[PolicyStage, ...]] = []
+    before: NDArray[np.intp] | None = None
+    for start in range(0, len(policies), _BLOCK):
+        block = policies[start : start + _BLOCK]
+        lost, answering = losses(columns, block, largest, same), _answering(columns, block)
+        for policy, own, model in zip(block, lost, answering, strict=True):
+            if before is not None and (model == before).all():
+                continue
+            before = model
+            tested.append(policy)
+            for name, promise in promises.items():
+                if promise.max_drop is not None and not passes(own[members[name]], promise, test):
+                    return tested, True
+    return tested, False
+
+
+def shown(
+    columns: Columns,
+    policies: Sequence[tuple[PolicyStage, ...]],
+    largest: str,
+    same: NDArray[np.bool_] | None,
+    bill: Costing,
+    promises: Mapping[str, Promise],
+    test: TestName,
+) -> list[tuple[Examined, ...]]:
+    """What the proof shows of some policies that were tested: for each, by group, in the order of the promises."""
+    members, lost, costs = (
+        _members(columns, promises),
+        losses(columns, policies, largest, same),
+        bill.means(columns, policies),
+    )
+    return [
+        tuple(examine(own[members[name]], float(cost), promise, test, index=i) for name, promise in promises.items())
+        for i, (own, cost) in enumerate(zip(lost, costs, strict=True))
+    ]
+
+
+def _answering(columns: Columns, policies: Sequence[Sequence[PolicyStage]]) -> NDArray[np.intp]:
+    """Whose answer stands, shape (policies, questions): the model's place in the columns, or -1."""
+    stage = outcomes(columns, policies).stage
+    found = np.full(stage.shape, -1, dtype=np.intp)
+    for i, policy in enumerate(policies):
+        place = np.array([columns.index(each.model) for each in policy])
+        found[i] = np.where(stage[i] >= 0, place[np.maximum(stage[i], 0)], -1)
+    return found
+
+
+def _members(columns: Columns, groups: Iterable[str]) -> dict[str, NDArray[np.bool_]]:
+    """By group, which questions belong to it; all to ""."""
+    return {name: np.ones(len(columns), bool) if name == "" else columns.groups == name for name in groups}

@@ -1,4 +1,6 @@
-"""Questions in three parts: those that calibrate scores, those that choose policies with them, and the proof.
+"""Questions in three parts: those that calibrate scores, those that choose a path with them, and the proof.
+
+How many are spent before the proof follows what there is to choose (docs/design/guarantee.md).
 
 The proof is drawn by lot from the draws: a text that was drawn several times may stand on both sides, as it will come
 again in the traffic that the promise is about. The other two are told by the text, so that none trains a calibrator and
@@ -19,7 +21,11 @@ from confcascade.errors import ConfigurationError
 
 __all__ = ["SHARES", "FitSplit", "split_by_key"]
 
-SHARES = {"calibrate": 0.4, "choose": 0.2, "certify": 0.4}
+SHARES = {
+    "threshold": {"calibrate": 0.0, "choose": 0.0, "certify": 1.0},
+    "path": {"calibrate": 0.0, "choose": 0.2, "certify": 0.8},
+    "signals": {"calibrate": 0.2, "choose": 0.1, "certify": 0.7},
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class FitSplit:
 
     Attributes:
         calibrate: By which scores become confidences.
-        choose: By which, and `calibrate`, policies are chosen and ordered.
-        certify: Which prove them.
+        choose: By which, and `calibrate`, a path of policies is chosen.
+        certify: Which prove it.
     """
 
     calibrate: NDArray[np.intp]
@@ -64,7 +70,7 @@ class FitSplit:
             )
 
 
-def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, float] | None = None) -> FitSplit:
+def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, float]) -> FitSplit:
     """Parts by hashes, which hang on the questions and the seed alone.
 
     Whether a draw is in `certify` hangs on its text and on how many draws of this text stand before it. Of the others
@@ -73,10 +79,9 @@ def split_by_key(keys: Sequence[bytes], *, seed: int = 0, shares: Mapping[str, f
     Args:
         keys: Of the questions (`FitData.keys`), that of a text once for each draw.
         seed: Another seed, another split.
-        shares: Of the three parts, 1 in all; by default `SHARES`.
+        shares: Of the three parts, 1 in all, such as one of `SHARES`.
     """
-    wanted = SHARES if shares is None else shares
-    calibrate, ordering = np.cumsum([wanted[name] for name in ("calibrate", "choose")])
+    calibrate, ordering = np.cumsum([shares[name] for name in ("calibrate", "choose")])
     before, drawn, text = Counter[bytes](), np.empty(len(keys)), np.empty(len(keys))
     for i, key in enumerate(keys):
         drawn[i], text[i] = _place(key, seed, before[key]), _place(key, seed, 0)
