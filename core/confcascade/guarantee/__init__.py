@@ -20,7 +20,7 @@ from confcascade.guarantee.certification import (
     least_loss,
     passes,
     reach,
-    test_for,
+    suited_test,
 )
 from confcascade.guarantee.planner import (
     attainable_drop,
@@ -52,5 +52,5 @@ __all__ = [
     "reach",
     "score_bound",
     "score_p_value",
-    "test_for",
+    "suited_test",
 ]

@@ -20,7 +20,17 @@ from confcascade.guarantee.bounds import (
 )
 from confcascade.guarantee.promise import Promise
 
-__all__ = ["Certification", "Examined", "TestName", "certify", "examine", "least_loss", "passes", "reach", "test_for"]
+__all__ = [
+    "Certification",
+    "Examined",
+    "TestName",
+    "certify",
+    "examine",
+    "least_loss",
+    "passes",
+    "reach",
+    "suited_test",
+]
 
 TestName: TypeAlias = Literal["harms", "score", "betting"]
 
@@ -60,16 +70,16 @@ class Certification:
     chosen: Examined | None
 
 
-def reach(losses: ArrayLike, promise: Promise, *, n: int) -> int:
+def reach(losses: ArrayLike, promise: Promise, *, n: int, doubt: float = 0.5) -> int:
     """How many policies of a path would be certified on n other questions, if those were like these.
 
-    By this, paths are compared on questions that prove nothing. Half a harm more than was seen is counted, so that of
-    few questions none looks sure.
+    By this, paths are compared on questions that prove nothing.
 
     Args:
         losses: Paired losses, safest policy first, in [-1, 1], shape (policies, questions).
         promise: What each must show.
         n: Questions of the certification split.
+        doubt: Harms that are counted beside those seen, so that of few questions none looks sure; not of grades.
 
     Raises:
         ConfigurationError: If losses are not numbers in range, or `n` is not at least 1.
@@ -77,13 +87,13 @@ def reach(losses: ArrayLike, promise: Promise, *, n: int) -> int:
     values = checked_losses(losses)
     if n < 1:
         raise ConfigurationError(f"`n` must be at least 1. Got {n}.")
-    test = test_for(values, promise)
+    test = suited_test(values, promise)
     if test == "betting":
         drawn = np.random.default_rng(0).integers(values.shape[1], size=n)
         passing = (passes(own[drawn], promise, test) for own in values)
     else:
         scale = n / values.shape[1]
-        harms, benefits = ((values > 0).sum(axis=1) + 0.5) * scale, (values < 0).sum(axis=1) * scale
+        harms, benefits = ((values > 0).sum(axis=1) + doubt) * scale, (values < 0).sum(axis=1) * scale
         gained = np.minimum(benefits.round().astype(int), n)
         lost = np.minimum(harms.round().astype(int), n - gained)
         passing = (_passes(test, int(b), int(c), n, promise) for b, c in zip(lost, gained, strict=True))
@@ -112,7 +122,7 @@ def _passes(test: TestName, harms: int, benefits: int, n: int, promise: Promise)
     )
 
 
-def test_for(losses: ArrayLike, promise: Promise) -> TestName:
+def suited_test(losses: ArrayLike, promise: Promise) -> TestName:
     """The test that fits: "harms" of agreement, "score" of right and wrong answers, "betting" of grades between.
 
     Args:
@@ -133,7 +143,7 @@ def examine(losses: ArrayLike, cost: float, promise: Promise, test: TestName, *,
             kept answer disagrees with the largest model's, else 0.
         cost: Mean cost of a question.
         promise: Its confidence and target; the target may be None.
-        test: Fixed before, too (`test_for`).
+        test: Fixed before, too (`suited_test`).
         index: What `Examined.index` shall be.
 
     Raises:
@@ -179,7 +189,7 @@ def certify(losses: ArrayLike, costs: ArrayLike, promise: Promise, test: TestNam
         losses: Paired losses on the certification split, safest policy first, shape (policies, questions).
         costs: Mean costs of a question, shape (policies,).
         promise: What each must show.
-        test: By which, as `test_for` says.
+        test: By which, as `suited_test` says.
 
     Raises:
         ConfigurationError: If the promise has no target, or the arrays do not fit together.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee.bounds import betting_wins, checked_losses, score_p_value, upper
+from confcascade.guarantee.bounds import betting_wins, checked_losses, most_harms, score_p_value, upper
 from confcascade.guarantee.certification import TestName, binary
 from confcascade.guarantee.promise import Promise
 
@@ -22,7 +22,7 @@ __all__ = ["attainable_drop", "examples_needed", "examples_needed_like", "fewest
 
 _MOST = 1_000_000  # examples; beyond them "never" is the useful answer
 _STEP = 1.03  # between the sample sizes tried: counts are whole, so that the power rises in teeth of a saw
-_COUNTS = 12  # of benefits at which the score test is inverted; between them its border is all but straight
+_COUNTS = 6  # of benefits at which the score test is inverted; between them its border is all but straight
 _DRAWS = 400  # samples from which the power on graded losses is estimated
 
 
@@ -166,20 +166,22 @@ def _test(promise: Promise) -> TestName:
 
 def _most_harms(test: TestName, n: int, benefits: NDArray[np.intp], drop: float, delta: float) -> NDArray[np.intp]:
     """For each number of benefits, ascending, the most harms with which the test passes; -1 if it cannot."""
+    from scipy.stats import norm
+
     if test == "harms":
         harms = np.arange(min(n, int(n * drop) + 1) + 1)
         most = int((upper(harms, n, delta) <= drop).sum()) - 1  # the bound rises with the harms
         return np.full(len(benefits), most, dtype=np.intp)
     at = np.unique(np.linspace(benefits[0], benefits[-1], min(len(benefits), _COUNTS)).round().astype(int))
+    guesses = most_harms(float(norm.ppf(delta)), n, at.astype(np.float64), drop).astype(int).tolist()
     border: list[int] = []
-    for i, gained in enumerate(at.tolist()):
+    for gained, guess in zip(at.tolist(), guesses, strict=True):
 
         def passes(harms: int, gained: int = gained) -> bool:
             if harms < 0 or harms + gained > n:
                 return harms < 0
             return harms - gained < n * drop and score_p_value(harms, gained, n, drop) <= delta
 
-        guess = border[-1] + (gained - int(at[i - 1])) * 9 // 10 if border else int(n * drop / 2)
         border.append(_last(passes, guess))
     return np.asarray(np.interp(benefits, at, border).round(), dtype=np.intp)
 

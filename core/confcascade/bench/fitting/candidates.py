@@ -113,10 +113,10 @@ def derive(
     made = Candidates(columns)
     for i, model in enumerate(models[:-1]):
         names = list(routable.get(model, ()))
-        if not names:
-            continue
         j = columns.index(model)
         judged = rows[columns.usable[rows, j]]
+        if not names or right[judged, j].all():  # then nothing is to be learnt, and the model may do alone
+            continue
         scores = {name: values[judged] for name, values in score_columns(columns, model, names).items()}
         known = {name: spaces(model, name) for name in names}
         groups = None if texts is None else texts[judged]
@@ -159,16 +159,16 @@ def candidates(
                     continue
                 found.append(Structure(same[0].words, policies))
                 if len(chain) > 2 and gate is not None:
-                    skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies)
+                    skipping = tuple(_skipping(policy, same[0].names[0]) for policy in policies[:-1])
                     found.append(Structure(f"{same[0].words}, skipping the middle below the gate", skipping))
     return replace(made, structures=found)
 
 
 def lone_path(columns: Columns, models: Sequence[str], routable: Mapping[str, Sequence[str]]) -> Structure | None:
-    """The only path there is, if two models and one signal leave nothing to choose but its threshold.
+    """The only path there is, if two models and at most one signal leave nothing to choose but its threshold.
 
-    Its thresholds are fixed before any score is seen: they are a fiftieth apart in log-odds. So no question need be
-    spent on choosing. The last policy is the smaller model alone.
+    Thresholds are fixed before any score is seen: they are a fiftieth apart in log-odds. So no question need be spent
+    on choosing. The last policy is the smaller model alone; without a signal it is the only one.
 
     Args:
         columns: The recording.
@@ -179,8 +179,10 @@ def lone_path(columns: Columns, models: Sequence[str], routable: Mapping[str, Se
         None if there is more to choose, or if the signal's scores do not lie in [0, 1], which leaves no such grid.
     """
     names = routable.get(models[0], ())
-    if len(models) != 2 or len(names) != 1:
+    if len(models) != 2 or len(names) > 1:
         return None
+    if not names:
+        return Structure("alone", ((PolicyStage(models[0]),),))
     values = columns.signal(models[0], names[0]).values
     known = values[np.isfinite(values)]
     if not len(known) or known.min() < 0 or known.max() > 1:

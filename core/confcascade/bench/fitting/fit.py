@@ -29,7 +29,7 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate, Promise, test_for
+from confcascade.guarantee import Certificate, Promise, suited_test
 from confcascade.policy import Saving
 
 __all__ = ["Rule", "fit"]
@@ -58,9 +58,9 @@ def fit(
 ) -> Fitted | NotCertified:
     """Calibrate, choose, certify.
 
-    With two models and one signal only its threshold is to be found, and every question proves (`lone_path`). Else a
-    fifth of the questions chooses among paths of policies, and with several signals three tenths, which also calibrate
-    confidences made of them. Of the certified policies the one that saves most over all questions is taken: costs are
+    With two models and one signal only its threshold is to be found, and every question proves (`lone_path`). Else some
+    of the questions choose among paths of policies (`SHARES`), and with several signals calibrate what is made of them.
+    Of the certified policies the one that saves most over all questions is taken: costs are
     not what is tested.
 
     Args:
@@ -103,9 +103,10 @@ def fit(
             "(`architectures=...`) or prices (`prices=...`) of every model; or say `unit='seconds'` or `unit='tokens'`."
         )
     names = _names(material, signals)
-    lone = lone_path(material.columns, material.models, names) if rule == "quantiles" and max_cost is None else None
+    routable = _routable(material.columns, names)
+    lone = lone_path(material.columns, material.models, routable) if rule == "quantiles" and max_cost is None else None
     if parts is None:
-        several = any(len(each) > 1 for each in names.values())
+        several = any(len(each) > 1 for each in routable.values())
         shares = SHARES["threshold" if lone is not None else "signals" if several else "path"]
         parts = split_by_key(material.keys, seed=seed, shares=shares)
     parts.check(material.keys)
@@ -116,7 +117,7 @@ def fit(
     if lone is not None:
         path = TestPath(lone.rule, lone.policies, np.empty((0, 0)), 0.0)
     else:
-        made = _calibrate(task, names, described or {}, rule)
+        made = _calibrate(task, routable, described or {}, rule)
         path = _choose(task, made, progress)
     return _certify(task, made, path, health, described=described or {}, seed=seed, folder=folder)
 
@@ -204,7 +205,7 @@ def _choose(task: _Task, made: Candidates, progress: Callable[[int, int, str], N
         progress(len(made.structures), len(made.structures), "proof")
     if most is not None:
         return min(found, key=lambda each: (float(each.losses.mean()), -each.saved), default=None)
-    return max(found, key=lambda each: each.saved, default=None)
+    return max(found, key=lambda each: (each.saved, each.hoped), default=None)
 
 
 def _certify(
@@ -223,7 +224,7 @@ def _certify(
     tested: tuple[Contender, ...] = ()
     if path is not None and all((proof.groups == name).any() if name else len(proof) for name in task.promises):
         singles = losses(made.columns, [[PolicyStage(model)] for model in material.models], task.largest, task.same)
-        test = test_for(singles, task.narrowest)
+        test = suited_test(singles, task.narrowest)
         policies, failed = prove(proof, path.policies, task.largest, same, task.promises, test)
         policies = _thinned(policies[:-1] if failed else policies) + (policies[-1:] if failed else [])
         examined = shown(proof, policies, task.largest, same, bill, task.promises, test)
@@ -257,8 +258,8 @@ def _certify(
         return nothing(why_nothing(path, tested, too_few(task.promises, proof), task.max_cost))
     chosen = max(passed, key=lambda each: each.saved)
     saved = saving_of(proof, [each.policy for each in passed], passed.index(chosen), task.largest, bill)
-    if saved.high < 0:
-        return nothing(_dearer(chosen, saved, task.largest), plan=False)
+    if saved.share <= 0:
+        return nothing(_dearer(chosen, saved, task.largest), plan=saved.high > 0)
     if saved.low < 0:
         notes.append(
             f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
@@ -294,16 +295,23 @@ def _dearer(runner: Contender, saved: Saving, largest: str) -> str:
 
 
 def _names(material: FitData, wanted: Sequence[str] | None) -> dict[str, list[str]]:
-    """By model but the last, the signals to use: those that have scores."""
-    columns = material.columns
+    """By model but the last, the signals that are asked for."""
     return {
         model: sorted(
-            name
-            for (owner, name), each in columns.signals.items()
-            if owner == model and (wanted is None or name in wanted) and np.isfinite(each.values).any()
+            name for owner, name in material.columns.signals if owner == model and (wanted is None or name in wanted)
         )
         for model in material.models[:-1]
     }
+
+
+def _routable(columns: Columns, names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Those of them that have different scores: whatever is made of one score, it keeps all or nothing."""
+
+    def routes(model: str, name: str) -> bool:
+        values = columns.signal(model, name).values
+        return len(np.unique(values[np.isfinite(values)])) > 1
+
+    return {model: [name for name in own if routes(model, name)] for model, own in names.items()}
 
 
 def _health(task: _Task, names: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], SignalHealth]:

@@ -31,7 +31,7 @@ from confcascade.guarantee import (
     examine,
     examples_needed_like,
     fewest_examples,
-    test_for,
+    suited_test,
 )
 from confcascade.policy import FittedStage, Policy, Saving, Stepwise
 
@@ -196,7 +196,7 @@ def certify_grid(
     lost = losses(columns, [[PolicyStage(name)] for name in names], largest, same)
     if not np.isfinite(lost).all():
         raise ConfigurationError("Not every answer of the grid is graded. Grade them, or promise agreement.")
-    chosen_test = test or test_for(lost, promise)
+    chosen_test = test or suited_test(lost, promise)
     means, alone = spent[:-1].mean(axis=1), float(spent[-1].mean())
     reached = certify(lost, means, promise, chosen_test).tested
     table = tuple(

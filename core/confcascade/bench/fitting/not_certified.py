@@ -16,11 +16,12 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
-from confcascade.guarantee import Promise, examples_needed_like
+from confcascade.guarantee import Promise, examples_needed_like, fewest_examples
 
 __all__ = ["nothing_promised", "why_nothing"]
 
-_PLANNED = 9  # policies of the path for which the planner is asked
+_PLANNED = 33  # policies of the path that are looked at
+_DEVIATIONS = 2.5  # of a test at 5 % with a power of 80 %
 
 
 def why_nothing(path: Path | None, tested: Sequence[Contender], lacking: str, max_cost: float | None) -> str:
@@ -33,8 +34,6 @@ def why_nothing(path: Path | None, tested: Sequence[Contender], lacking: str, ma
         max_cost: As of `fit`.
     """
     if path is None:
-        if max_cost is None:
-            return "there is no signal with a score, and no model but the largest"
         return f"no policy that was tried costs at most {max_cost:.0%} of the largest model alone"
     if lacking:
         return lacking
@@ -113,26 +112,40 @@ def _planned(
     at = np.unique(np.linspace(0, len(path.policies) - 1, _PLANNED).round().astype(int))
     policies = [path.policies[i] for i in at]
     *costs, alone = bill.means(columns, [*policies, [PolicyStage(largest)]])
-    best: tuple[int, float] | None = None
+    best: tuple[float, NDArray[np.float64], float] | None = None
     for lost, cost in zip(losses(columns, policies, largest, same), costs, strict=True):
-        counts = [
-            _needed(lost if name == "" else lost[columns.groups == name], promise) for name, promise in promises.items()
-        ]
-        known = [count for count in counts if count is not None]
-        if cost >= alone or not known or len(known) < len(counts):
-            continue
-        more = max(0, math.ceil(max(known) * len(columns) / max(share, 1e-9)) - len(columns))
-        if best is None or more < best[0]:
-            best = more, float(1 - cost / alone)
+        about = max(_about(lost[members], each) for members, each in _parts(columns, promises))
+        if cost < alone and math.isfinite(about) and (best is None or about < best[0]):
+            best = about, lost, float(1 - cost / alone)
     if best is None:
         return None, None
-    return _rounded(best[0]), best[1]
+    _, lost, saved = best
+    needed = [_needed(lost[members], each) for members, each in _parts(columns, promises)]
+    if None in needed:
+        return None, None
+    more = math.ceil(max(each for each in needed if each is not None) * len(columns) / max(share, 1e-9)) - len(columns)
+    return _rounded(max(0, more)), saved
+
+
+def _parts(columns: Columns, promises: Mapping[str, Promise]) -> list[tuple[NDArray[np.bool_], Promise]]:
+    """Which questions each promise is about."""
+    everything = np.ones(len(columns), bool)
+    return [(everything if name == "" else columns.groups == name, each) for name, each in promises.items()]
+
+
+def _about(lost: NDArray[np.float64], promise: Promise) -> float:
+    """How many times as many questions as these a proof takes, by the normal approximation; infinity if none do."""
+    n = len(lost)
+    if not n:
+        return math.inf
+    spread, room = float((lost**2).sum() + 1) / n, promise.tested_drop - float(lost.mean())
+    if room <= 0:
+        return math.inf
+    return max(fewest_examples(promise), _DEVIATIONS**2 * spread / room**2) / n
 
 
 def _needed(lost: NDArray[np.float64], promise: Promise) -> float | None:
-    """How many times as many questions as these a proof takes; None if no number would do."""
-    if not len(lost) or lost.mean() > promise.tested_drop / 2:
-        return None  # so near the target it takes many more than a safer policy
+    """The same by the tests themselves; None if no number would do."""
     # one harm more than was seen, for a policy that has lost nothing yet is not known to lose nothing; of very few
     # questions one harm is too much
     needed = examples_needed_like(np.append(lost, 1.0), promise)

@@ -23,7 +23,7 @@ __all__ = ["SHARES", "FitSplit", "split_by_key"]
 
 SHARES = {
     "threshold": {"calibrate": 0.0, "choose": 0.0, "certify": 1.0},
-    "path": {"calibrate": 0.0, "choose": 0.2, "certify": 0.8},
+    "path": {"calibrate": 0.0, "choose": 0.15, "certify": 0.85},
     "signals": {"calibrate": 0.2, "choose": 0.1, "certify": 0.7},
 }
 

@@ -11,7 +11,7 @@ from confcascade import ConfigurationError, Glimpse, Usage
 from confcascade.bench.fitting import FitData, agreement, certify_grid, material_of, replayable
 from confcascade.bench.recording import Row
 from confcascade.graders import NormalizedMatch
-from confcascade.guarantee import Equivalence, Promise, harm_bound, net_loss_bound, unconditional_bound
+from confcascade.guarantee import Equivalence, Promise, harm_bound, score_bound
 from confcascade.policy import FittedStage, Policy, Stepwise
 from confcascade.testing import ScriptedModel
 
@@ -55,9 +55,9 @@ def test_the_cheapest_that_passed_is_chosen():
     assert [each.name for each in found.table] == list(GRID)
     assert (first.examined.harms, first.examined.benefits) == (0, 1)
     assert (second.examined.harms, second.examined.benefits) == (1, 1)
-    assert second.examined.bound == unconditional_bound(1, 1, 400, 0.05)
+    assert second.examined.bound == score_bound(1, 1, 400, 0.05)
     assert (first.passed, second.passed, third.passed) == (True, True, False)
-    assert third.examined.bound == unconditional_bound(3, 1, 400, 0.05) > 0.02
+    assert third.examined.bound == score_bound(3, 1, 400, 0.05) > 0.02
     assert found.chosen is second
     assert second.saved == pytest.approx(0.4)
     assert found.interval == pytest.approx((0.4, 0.4))
@@ -145,9 +145,9 @@ def test_without_labels_answers_are_compared():
 
 def test_another_test_may_be_fixed_beforehand():
     """By name."""
-    found = certified(at9=[1], options={"test": "split"})
+    found = certified(at9=[1], options={"test": "score"})
 
-    assert found.table[0].examined.bound == net_loss_bound(1, 0, 400, 0.05)
+    assert found.table[0].examined.bound == score_bound(1, 0, 400, 0.05)
 
 
 def test_graded_answers_are_bet_on():
