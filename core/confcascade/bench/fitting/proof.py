@@ -30,8 +30,8 @@ class Path:
         losses: On the questions that chose the path, shape (policies, questions); of a path that nothing chose, of no
             question.
         saved: What it is expected to save, as a share of the largest model's cost.
-        hoped: The same of ten times as many questions, if their rates are just those seen: by this, paths are told apart
-            of which nothing is expected.
+        hoped: The same of ten times as many questions, if their rates are just those seen. It tells paths apart of
+            which nothing is expected.
     """
 
     rule: str

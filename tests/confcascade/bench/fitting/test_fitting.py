@@ -304,7 +304,8 @@ def test_a_gate_may_skip_the_middle(chain_rows, tmp_path):
     result = fitted(chain_rows)
     assert isinstance(result, Fitted)
     small = result.policy.stages[0].model_copy(update={"model": "small", "build": None, "derived": [],
-                                                       "thresholds": {"p_ik": 0.6, "p_t": 0.8}, "skip": {"p_ik": 0.6}})  # fmt: skip
+                                                       "thresholds": {"p_ik": 0.6, "p_t": 0.8},
+                                                       "skip": {"p_ik": 0.6}})  # fmt: skip
     medium = small.model_copy(update={"model": "medium", "build": None, "thresholds": {"p_t": 0.8}, "skip": {}})
     large = result.policy.stages[-1]
     made = result.policy.model_copy(update={"stages": [small, medium, large]})
