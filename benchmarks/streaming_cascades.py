@@ -1,4 +1,4 @@
-"""A public benchmark of certified cascades: ours beside SUPG-IT and GAMCAL, on three tables of "Streaming Model Cascades".
+"""Ours beside SUPG-IT and GAMCAL, on three public tables of "Streaming Model Cascades for Semantic SQL".
 
     python benchmarks/streaming_cascades.py
 
@@ -8,8 +8,8 @@ asked row agreeing by definition; share is the part of the rows that the oracle 
 asked to choose, to estimate or to prove included. Peers are read from ``peers.csv``, as their authors' code ran.
 
 Ours is `confcascade.guarantee.answer_table`, at every ε of the grid below, which was fixed beforehand; promised with
-95 % confidence: at most ε of the table's rows disagree. The truth is known, so beside it stand how often that was broken
-and the best two cuts in hindsight, of the same accuracy.
+95 % confidence: at most ε of the table's rows disagree. The truth is known, so beside it stand how often that was
+broken, and what the best two cuts in hindsight need for the same accuracy.
 
 Prints Markdown, and draws one figure.
 """
@@ -115,9 +115,9 @@ def rival(data: Path, name: str) -> tuple[float, float]:
 
 
 def show(table: Table, data: Path, points: dict[float, Point]) -> None:
-    n = len(table.p)
-    print(f"\n### {table.name}: {n:,} rows, the small model agrees on {((table.p >= 0.5) == table.oracle).mean():.3f}\n")
-    print("| method | setting | certified | accuracy | share asked | of it checks | best two cuts in hindsight | broken |")
+    n, agrees = len(table.p), ((table.p >= 0.5) == table.oracle).mean()
+    print(f"\n### {table.name}: {n:,} rows, the small model agrees on {agrees:.3f}\n")
+    print("| method | setting | certified | accuracy | share asked | checks in it | share in hindsight | broken |")
     print("|---|---|---|---:|---:|---:|---:|---:|")
     for row in peers(data, table.name):
         accuracy = float(row["accuracy"])
@@ -126,10 +126,10 @@ def show(table: Table, data: Path, points: dict[float, Point]) -> None:
             f"| {row['method']} | {row['setting']} | {certified} | {accuracy:.3f} | {float(row['share']):.3f} | "
             f"| {table.hindsight((1 - accuracy) * n):.3f} | |"
         )
-    for epsilon, point in points.items():
+    for epsilon, p in points.items():
         print(
-            f"| ours | ε = {epsilon:g} | δ = {1 - CONFIDENCE:.2g} | {point.accuracy:.3f} | {point.share:.3f} | "
-            f"{point.checks / n:.3f} | {table.hindsight((1 - point.accuracy) * n):.3f} | {point.broken} of {point.draws} |"
+            f"| ours | ε = {epsilon:g} | δ = {1 - CONFIDENCE:.2g} | {p.accuracy:.3f} | {p.share:.3f} | "
+            f"{p.checks / n:.3f} | {table.hindsight((1 - p.accuracy) * n):.3f} | {p.broken} of {p.draws} |"
         )
 
 
@@ -141,7 +141,8 @@ def verdict(table: Table, data: Path, points: dict[float, Point]) -> str:
         return f"{table.name}: no ε is as accurate as GAMCAL ({accuracy:.3f})."
     least, epsilon, reached = min(found)
     told = "at or below" if least <= share else "above"
-    return f"{table.name}: ε = {epsilon:g}, {reached:.3f} @ {least:.3f}, is {told} GAMCAL's {accuracy:.3f} @ {share:.3f}."
+    theirs = f"GAMCAL's {accuracy:.3f} @ {share:.3f}"
+    return f"{table.name}: ε = {epsilon:g}, {reached:.3f} @ {least:.3f}, is {told} {theirs}."
 
 
 def draw(tables: Sequence[Table], data: Path, figures: dict[str, dict[float, Point]], path: Path) -> None:
@@ -204,7 +205,8 @@ def main(
         print("| set | " + " | ".join(f"ε = {e:g}" for e in PROVED) + " |\n|---|" + "---:|" * len(PROVED))
         for table in tables:
             played = [play(table, e, range(FIRST_DRAW, FIRST_DRAW + draws)) for e in PROVED]
-            print(f"| {table.name} | " + " | ".join(f"{p.broken} ({p.broken / draws:.1%})" for p in played) + " |", flush=True)
+            told = [f"{p.broken} ({p.broken / draws:.1%})" for p in played]
+            print(f"| {table.name} | {' | '.join(told)} |", flush=True)
     print(f"\nTook {time.process_time() - began:.0f} s of CPU time.")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left
 from confcascade.cost import attempt_cost
 from confcascade.errors import SignalUnavailableError
-from confcascade.signals import Evidence, Signal, passes
+from confcascade.signals import Evidence, Signal, ends_of, passes, threshold_of
 from confcascade.signals.calibrated import Calibrated
 from confcascade.stage import Stage
 from confcascade.trace import Attempt, Record, Score
@@ -182,9 +182,11 @@ def score_all(
             judging = signal.judge(evidence)
             measured = yield from judging if bill is None else billed(judging, stage, bill)
         except SignalUnavailableError as error:
-            scores[signal.name] = Score(None, threshold, threshold == "always", {"unavailable": str(error)})
+            least, _ = ends_of(threshold)
+            scores[signal.name] = Score(None, least, threshold == "always", {"unavailable": str(error)})
         else:
-            scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
+            own = threshold_of(threshold, measured.details.get("label"))
+            scores[signal.name] = Score(measured.value, own, passes(measured.value, own), measured.details)
 
 
 def confidence_of(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:

@@ -36,7 +36,7 @@ from confcascade.errors import (
     kept_of,
 )
 from confcascade.notices import log_text
-from confcascade.signals import Evidence, Signal, passes
+from confcascade.signals import Evidence, Signal, ends_of, passes
 from confcascade.stage import Stage
 from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
@@ -279,9 +279,10 @@ class _Watch(Watch):
         released = self._shows_early
         for signal in self._signals:
             low, high = signal.bounds(evidence)
-            if not passes(high, self._thresholds[signal.name]):
+            least, greatest = ends_of(self._thresholds[signal.name])
+            if not passes(high, least):
                 return "abort"
-            released = released and passes(low, self._thresholds[signal.name])
+            released = released and passes(low, greatest)
         self.released = released and bool(tokens)
         return "release" if released else "hold"
 

@@ -67,7 +67,7 @@ def planned_errors(rows: int, max_disagreement: float) -> int:
     flat about its least value.
     """
     allowed_squared = (max_disagreement * rows) ** 2
-    return round((0.82 * allowed_squared / (_KEPT_TIMES_RATE * rows)) ** (2 / 3))
+    return int(round((0.82 * allowed_squared / (_KEPT_TIMES_RATE * rows)) ** (2 / 3)))
 
 
 def check_rate(errors: int, allowed: int, confidence: float) -> float:
@@ -179,7 +179,7 @@ def answer_table(
         heard(checked)
         wrong = checked[said[checked] != best]
         if errors + len(wrong) > stop_after:  # the rows behind the error that ends it are not come by
-            end = int(np.flatnonzero(step == wrong[stop_after - errors])[0]) + 1
+            end = int(np.flatnonzero(np.equal(step, wrong[stop_after - errors]))[0]) + 1
             step, checked = step[:end], checked[np.isin(checked, step[:end])]
         kept[step] = best
         checks += len(checked)

@@ -112,6 +112,7 @@ class TokenProbability(Signal):
         if after is not None and not after:
             raise ConfigurationError('`after` must be a text such as "Answer:", or None for the whole answer. Got "".')
         self.top_logprobs = 20 if self.labels else 0
+        self.labelled = bool(self.labels)
         # a mean can still rise and fall, and so can the place of the last marker
         self.early = bool(self.labels) or (after is None and aggregate != "mean" and part == "answer")
 

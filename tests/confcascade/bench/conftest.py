@@ -27,9 +27,11 @@ LIVE = {
 PROBABILITIES = st.sampled_from([1.0, 0.95, 0.9, 0.7, 0.5, 0.2])
 SCORES = st.none() | PROBABILITIES
 THRESHOLDS = st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0, "always", "never"])
+BY_LABEL = THRESHOLDS | st.fixed_dictionaries(dict.fromkeys("AB", THRESHOLDS.filter(lambda each: each != "always")))
 SIZES = [Architecture(10, 2, 3), Architecture(100, 3, 5), Architecture(1000, 4, 7)]
 PRICES = [Prices(1, 2), Prices(10, 30), Prices(100, 500)]
 THINKING = ["<think>", "hm", "</think>", "\n", "A", ", b"]
+LIST = ["A", ", b", " c", " d"]
 NAMES = ["small", "medium", "large"]
 
 
@@ -111,7 +113,7 @@ def cases(draw: Any) -> Case:
     for model in names:
         local = draw(st.booleans())
         for question in questions:
-            words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["a", " b"], ["A", ", b", " c", " d"], THINKING]))
+            words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["B"], ["a", " b"], LIST, THINKING]))
             told = draw(st.lists(PROBABILITIES, min_size=len(words), max_size=len(words)))
             scores = {
                 "router": RecordedScore(value=draw(SCORES), phase="pre"),
@@ -139,7 +141,7 @@ def cases(draw: Any) -> Case:
         for model in chosen[:-1]:
             known = sorted({name for row in rows if row.model == model for name in row.scores})
             signals = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
-            thresholds = {name: draw(THRESHOLDS) for name in signals}
+            thresholds = {name: draw(BY_LABEL if name == "letter" else THRESHOLDS) for name in signals}
             stages.append(PolicyStage(model, thresholds, draw(skips(thresholds))))
         policies.append([*stages, PolicyStage(chosen[-1])])
     return Case(

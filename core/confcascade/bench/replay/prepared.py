@@ -7,25 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.recording.columns import Column, Columns
+from confcascade.bench.recording.columns import Column, Columns, Labels
 from confcascade.bench.replay.costs import Figures
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cost import Architecture, Prices, token_flops
 from confcascade.errors import ConfigurationError
-from confcascade.signals import Threshold
+from confcascade.signals import OneThreshold, Threshold, ends_of, threshold_of
 
 __all__ = [
+    "Compared",
     "Masks",
     "PreparedStage",
     "StageColumns",
     "Step",
     "all_pass",
     "any_below",
+    "compared_in",
     "prepare",
     "skips_of",
     "structure_of",
@@ -41,13 +43,35 @@ _UNDECIDED = np.finfo(np.float64).max  # the bound of a signal that cannot tell 
 # ---------------------------------------------------------------------- what is asked of the recording
 
 
+class Compared(NamedTuple):
+    """What a threshold is of: a signal, or a signal where the answer gives a label.
+
+    Attributes:
+        signal: Its name.
+        label: Where only answers with this label are compared.
+        among: Where thresholds are by label, and this is compared with the least: those that have one.
+    """
+
+    signal: str
+    label: str | None = None
+    among: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class StageColumns:
-    """A stage of a policy without its thresholds."""
+    """A stage of a policy without its thresholds.
+
+    Attributes:
+        model: Its index.
+        name: Its name.
+        signals: What is compared with a threshold each: a signal as a whole, or with a label what it is of answers that
+            give that one, and infinite of all others. All must pass, so a threshold for each label becomes as many
+            thresholds, beside the least of them, which holds whatever the label will be.
+    """
 
     model: int
     name: str
-    signals: tuple[tuple[str, Column], ...]
+    signals: tuple[tuple[Compared, Column], ...]
 
 
 def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageColumns]:
@@ -70,18 +94,45 @@ def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageC
             raise ConfigurationError(
                 f"Stage '{stage.model}' of the policy has no threshold, so it could never escalate a query."
             )
-        names = () if last else tuple(stage.thresholds)
+        compared = () if last else compared_in(stage)
         structure.append(
-            StageColumns(model, stage.model, tuple((name, columns.signal(stage.model, name)) for name in names))
+            StageColumns(model, stage.model, tuple((each, _column(columns, stage.model, each)) for each in compared))
         )
     return structure
+
+
+def compared_in(stage: PolicyStage) -> tuple[Compared, ...]:
+    """What a stage compares with thresholds, each once."""
+    found: list[Compared] = []
+    for name, threshold in stage.thresholds.items():
+        labels = tuple(threshold) if isinstance(threshold, Mapping) else ()
+        found += [Compared(name, among=labels), *(Compared(name, label) for label in labels)]
+    return tuple(found)
+
+
+def _column(columns: Columns, model: str, compared: Compared) -> Column:
+    column = columns.signal(model, compared.signal)
+    if compared.label is None and not compared.among:
+        return column
+    scored = ~np.isnan(column.values)
+    labels = column.labels or Labels((), np.full(len(columns), -1, dtype=np.int16))
+    if unknown := int((scored & (labels.index < 0)).sum()):
+        raise ConfigurationError(
+            f"Signal '{compared.signal}' of model '{model}' has a threshold for each label, and the recording does not "
+            f"tell which label {unknown} of {len(columns)} answers give. Record TokenProbability(labels=...)."
+        )
+    if compared.label is None:
+        kept = np.any([labels.are(label) for label in compared.among], axis=0)
+        return replace(column, values=np.where(kept, column.values, np.nan))
+    others = scored & ~labels.are(compared.label)
+    return Column(np.where(others, np.inf, column.values), column.phase, column.prefill, None)
 
 
 def threshold_arrays(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> list[Figures]:
     """For each stage an array of shape (policies, signals): "always" is below every score, a missing one's included."""
     return [
         np.array(
-            [[_number(name, policy[j].thresholds[name]) for name, _ in judged.signals] for policy in policies],
+            [[_number(each, policy[j].thresholds[each.signal]) for each, _ in judged.signals] for policy in policies],
             dtype=np.float64,
         ).reshape(len(policies), len(judged.signals))
         for j, judged in enumerate(structure)
@@ -98,7 +149,7 @@ def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stag
     """
     for policy in policies:
         for stage, judged in zip(policy, structure, strict=True):
-            gates = [name for name, column in judged.signals if column.phase == "pre"]
+            gates = [each.signal for each, column in judged.signals if column.phase == "pre"]
             if unknown := [name for name in stage.skip if judged.signals and name not in gates]:
                 raise ConfigurationError(
                     f"`skip` of stage '{stage.model}' names '{unknown[0]}', which is not one of its signals that judge "
@@ -106,13 +157,16 @@ def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stag
                 )
     return [
         np.array(
-            [[policy[j].skip.get(name, -np.inf) for name, _ in judged.signals] for policy in policies], dtype=np.float64
+            [[policy[j].skip.get(each.signal, -np.inf) for each, _ in judged.signals] for policy in policies],
+            dtype=np.float64,
         ).reshape(len(policies), len(judged.signals))
         for j, judged in enumerate(structure)
     ]
 
 
-def _number(name: str, threshold: Threshold) -> float:
+def _number(compared: Compared, told: Threshold) -> float:
+    name = compared.signal
+    threshold: OneThreshold = ends_of(told)[0] if compared.label is None else threshold_of(told, compared.label)
     if threshold == "always":
         return -np.inf
     if threshold == "never":
@@ -226,11 +280,12 @@ def prepare(
     # of a failed call only the time is known, and the tokens of a prompt that was read before it
     whole_cost = cost(np.where(failed, prompt, read), written, latency, slice(None))
     judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
+    whole = [(s, column) for s, column in judges if judged.signals[s][0].label is None]  # no label is known early
     first_cost: Figures = whole_cost
     steps: list[Step] = []
-    if any(column.upper is not None for _, column in judges):
+    if any(column.upper is not None for _, column in whole):
         most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
-        at, tokens, bounds = _falling(judges, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
+        at, tokens, bounds = _falling(whole, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
         # of an answer by several models, those of the others come first, and are all paid
         paid = np.minimum(np.where(made_by_several[at], written[at] - most[at] + tokens, tokens), written[at])
         share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
