@@ -23,6 +23,7 @@ from confcascade.attempts import (
     Outcome,
     Tried,
     any_failed,
+    as_decided,
     confidence_of,
     explained,
     inability,
@@ -224,7 +225,9 @@ def _attempt(
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
             return ended("escalate", explained(scores) + early_end, response)
-        return ended("escalate" if any_failed(scores) else "accept", explained(scores), response)
+        if any_failed(scores):
+            return ended("escalate", explained(scores), response)
+        return ended("accept", explained(scores), as_decided(response, judges, scores))
     except Left as left:
         for answer in left.answers:
             bill.leave(answer)

@@ -96,6 +96,11 @@ class Stage:
                 f"Stage '{self.model.name}' begins its answers with a `prefix`, and '{probes[0]}' was trained on "
                 "hidden states at the prompt's end. Leave the `prefix` out."
             )
+        correcting = [signal.name for signal in self.signals if signal.corrects]
+        if len(correcting) > 1:
+            raise ConfigurationError(
+                f"The signals {correcting} of stage '{self.model.name}' would each correct the answer. Keep one."
+            )
         if not isinstance(self.decoding, Decoding):
             raise ConfigurationError(
                 f"`decoding` of stage '{self.model.name}' must be a Decoding, such as Decoding(temperature=0). "

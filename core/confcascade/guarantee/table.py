@@ -67,7 +67,7 @@ def planned_errors(rows: int, max_disagreement: float) -> int:
     flat about its least value.
     """
     allowed_squared = (max_disagreement * rows) ** 2
-    return int(round((0.82 * allowed_squared / (_KEPT_TIMES_RATE * rows)) ** (2 / 3)))
+    return round(float((0.82 * allowed_squared / (_KEPT_TIMES_RATE * rows)) ** (2 / 3)))
 
 
 def check_rate(errors: int, allowed: int, confidence: float) -> float:
@@ -145,7 +145,7 @@ def answer_table(
     allowed = math.floor(max_disagreement * rows + 1e-9)
     stop_after = planned_errors(rows, max_disagreement)
     rate = check_rate(stop_after, allowed, confidence)
-    chance = rng.random(rows) < rate
+    chance = np.less(rng.random(rows), rate)
     shuffled = rng.permutation(rows)  # ties are broken by chance
     orders = [shuffled[np.argsort(-table[shuffled, label], kind="stable")] for label in range(labels)]
     places = [0] * labels

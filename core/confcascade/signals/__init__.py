@@ -19,6 +19,7 @@ __all__ = [
     "OneThreshold",
     "Signal",
     "Threshold",
+    "corrected",
     "ends_of",
     "passes",
     "plain",
@@ -94,6 +95,9 @@ class Signal(ABC):
     # whether the detail ``label`` of its scores tells which label the answer gives: then thresholds may be by label
     labelled: bool = False
 
+    # whether an answer whose label does not reach its threshold is given another label that does (thresholds by label)
+    corrects: bool = False
+
     # whether it is what the model says of itself, so that whoever writes part of the prompt can make it say more
     told: bool = False
 
@@ -122,6 +126,10 @@ class Signal(ABC):
         """The model's response, tokens as it told them, without what only this signal had asked for."""
         del request
         return response
+
+    def gives(self, response: Response, label: str) -> Response:
+        """The response with another label in the place of its own; asked only of a signal that `corrects`."""
+        raise NotImplementedError(f"Signal '{self.name}' corrects no answers, so it cannot give {label!r}.")
 
     def judge(self, evidence: Evidence) -> Flow[Measurement]:
         """`score` as a flow; a signal that needs further calls overrides this and asks for them."""
@@ -175,6 +183,23 @@ class Signal(ABC):
 def threshold_of(threshold: Threshold, label: Any) -> OneThreshold:
     """That of an answer: of the label that it gives, where there is one for each label; a label without is not kept."""
     return threshold.get(label, "never") if isinstance(threshold, Mapping) else threshold
+
+
+def corrected(threshold: Threshold, details: Mapping[str, Any]) -> str | None:
+    """Another label that an answer is given, because its own does not reach its threshold; None if none does.
+
+    Args:
+        threshold: By label, or nothing is corrected.
+        details: Of the measurement: ``probabilities`` of all labels, of a signal that corrects.
+
+    Returns:
+        The most probable of the labels that reach their thresholds.
+    """
+    told: Mapping[str, float] = details.get("probabilities", {})
+    if not told or not isinstance(threshold, Mapping):
+        return None
+    reaching = [label for label in sorted(told) if passes(told[label], threshold_of(threshold, label))]
+    return max(reaching, key=lambda label: told[label], default=None)
 
 
 def ends_of(threshold: Threshold) -> tuple[OneThreshold, OneThreshold]:

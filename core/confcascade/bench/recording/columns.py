@@ -55,14 +55,21 @@ class Labels:
     Attributes:
         names: Sorted.
         index: Of each question, shape (questions,); -1 where none is known.
+        probabilities: Of a signal that corrects: of each label in the place of the answer's, shape (questions, names);
+            NaN where none is known, or the answer cannot be corrected. None of other signals.
+        grades: How right the answer would be with that label, likewise; NaN where nobody graded it.
     """
 
     names: tuple[str, ...]
     index: NDArray[np.int16]
+    probabilities: NDArray[np.float64] | None = None
+    grades: NDArray[np.float64] | None = None
 
     def take(self, rows: NDArray[np.intp]) -> Labels:
         """Those of some questions."""
-        return Labels(self.names, self.index[rows])
+        if self.probabilities is None or self.grades is None:
+            return Labels(self.names, self.index[rows])
+        return Labels(self.names, self.index[rows], self.probabilities[rows], self.grades[rows])
 
     def are(self, label: str) -> NDArray[np.bool_]:
         """Which answers give this label, shape (questions,)."""
@@ -225,10 +232,11 @@ class _Signal:
     bounds: array[float] = field(default_factory=lambda: array("d"))
     labels: array[int] = field(default_factory=lambda: array("h"))
     label_names: dict[str, int] = field(default_factory=dict)
+    others: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # details of those that can be corrected
 
     def add(self, row: int, score: RecordedScore, predicted: str | None) -> None:
         self.rows.append(row)
-        self._label(score.details.get("label", predicted))
+        self._label(score.details, predicted)
         self.value.append(np.nan if score.value is None else score.value)
         self.counts.append(len(score.upper))
         for tokens, bound in score.upper:
@@ -242,19 +250,23 @@ class _Signal:
         counts: NDArray[np.int64],
         tokens: NDArray[np.int64],
         bounds: NDArray[np.float64],
-        labels: Iterable[str | None],
+        labels: Iterable[tuple[Mapping[str, Any], str | None]],
     ) -> None:
-        """The scores of `rows`, of which each has `counts` entries of `tokens` and `bounds`, and a label."""
-        for label in labels:
-            self._label(label)
+        """The scores of `rows`, each with `counts` entries of `tokens` and `bounds`, details and its grader's reading."""
+        for details, predicted in labels:
+            self._label(details, predicted)
         self.rows.frombytes(rows.astype(np.int64).tobytes())
         self.value.frombytes(values.tobytes())
         self.counts.frombytes(counts.astype(np.int64).tobytes())
         self.tokens.frombytes(tokens.astype(np.int64).tobytes())
         self.bounds.frombytes(bounds.tobytes())
 
-    def _label(self, label: Any) -> None:
-        known = self.label_names
+    def _label(self, details: Mapping[str, Any], predicted: str | None) -> None:
+        if "probabilities" in details:
+            self.others[len(self.labels)] = details
+            for label in details["probabilities"]:
+                self.label_names.setdefault(label, len(self.label_names))
+        label, known = details.get("label", predicted), self.label_names
         few = isinstance(label, str) and (label in known or len(known) < _LABELS)
         self.labels.append(known.setdefault(label, len(known)) if few else -1)
 
@@ -263,7 +275,15 @@ class _Signal:
             return None
         names = sorted(self.label_names)
         place = np.array([*(names.index(name) for name in self.label_names), -1], dtype=np.int16)
-        return Labels(tuple(names), place[np.array([*self.labels, -1], dtype=np.int16)][chosen])
+        index = place[np.array([*self.labels, -1], dtype=np.int16)]
+        if not self.others:
+            return Labels(tuple(names), index[chosen])
+        probabilities, grades = np.full((2, len(index), len(names)), np.nan)
+        for entry, details in self.others.items():
+            for told, key in ((probabilities, "probabilities"), (grades, "grades")):
+                for label, value in details.get(key, {}).items():
+                    told[entry, names.index(label)] = np.nan if value is None else value
+        return Labels(tuple(names), index, probabilities, grades).take(chosen)
 
     def column(self, rows: NDArray[np.int64], total: int) -> Column:
         """One entry for each of `rows`, of `total` in all; -1 stands for no row."""

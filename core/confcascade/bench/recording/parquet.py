@@ -275,7 +275,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     values, upper = _numbers(scores.field("value")), scores.field("upper")
     predicted = known["predicted"].to_pylist()
     labels = [
-        json.loads(told).get("label", predicted[row]) if '"label"' in told else predicted[row]
+        (json.loads(told) if '"label"' in told else {}, predicted[row])
         for row, told in zip(owner.tolist(), scores.field("details").to_pylist(), strict=True)
     ]
     counts, steps = _integers(pc.list_value_length(upper)), upper.flatten()

@@ -127,7 +127,8 @@ class PlaybackModel(InThreads):
         at = self._probed.index(name) if name in self._probed else None
         scored = [row for row in self._rows.values() if name in row.scores and row.scores[name].value is not None]
         labelled = all("label" in row.scores[name].details or row.predicted is not None for row in scored)
-        return PlaybackSignal(self, name, kind, early=name in self._early, at=at, labelled=labelled)
+        corrects = any("probabilities" in row.scores[name].details for row in scored)
+        return PlaybackSignal(self, name, kind, early=name in self._early, at=at, labelled=labelled, corrects=corrects)
 
     # ------------------------------------------------------------------ as a LanguageModel
 
@@ -193,12 +194,21 @@ class PlaybackSignal(Signal):
     space = (-math.inf, math.inf)  # whatever it was
 
     def __init__(
-        self, model: PlaybackModel, name: str, kind: RecordedScore, *, early: bool, at: int | None, labelled: bool
+        self,
+        model: PlaybackModel,
+        name: str,
+        kind: RecordedScore,
+        *,
+        early: bool,
+        at: int | None,
+        labelled: bool,
+        corrects: bool,
     ) -> None:
         self.name = name
         self.phase = kind.phase  # type: ignore[misc]  # of each signal its own here
         self.early = early
         self.labelled = labelled
+        self.corrects = corrects
         self.logprobs = early  # bounds hold for a number of tokens, which only known tokens have
         self._model = model
         self._prefill = kind.prefill
@@ -234,6 +244,9 @@ class PlaybackSignal(Signal):
             raise SignalUnavailableError(str(why or "the recording has no score"))
         label = {} if row.predicted is None else {"label": row.predicted}  # as its grader read it, else the signal
         return Measurement(recorded.value, {**label, **recorded.details})
+
+    def gives(self, response: Response, label: str) -> Response:
+        return response.replace(text=label)  # the answer was nothing but one
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:
         row = self._model.row(evidence.request)

@@ -28,6 +28,7 @@ __all__ = [
     "all_pass",
     "any_below",
     "compared_in",
+    "corrects",
     "prepare",
     "skips_of",
     "structure_of",
@@ -50,11 +51,13 @@ class Compared(NamedTuple):
         signal: Its name.
         label: Where only answers with this label are compared.
         among: Where thresholds are by label, and this is compared with the least: those that have one.
+        corrects: Where answers are corrected: what the labels must reach.
     """
 
     signal: str
     label: str | None = None
     among: tuple[str, ...] = ()
+    corrects: tuple[tuple[str, OneThreshold], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class StageColumns:
         signals: What is compared with a threshold each: a signal as a whole, or with a label what it is of answers that
             give that one, and infinite of all others. All must pass, so a threshold for each label becomes as many
             thresholds, beside the least of them, which holds whatever the label will be.
+        grades: Of the answers as they are kept, where a signal corrects them; None where they are as recorded.
     """
 
     model: int
     name: str
     signals: tuple[tuple[Compared, Column], ...]
+    grades: Figures | None = None
 
 
 def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageColumns]:
@@ -94,20 +99,60 @@ def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageC
             raise ConfigurationError(
                 f"Stage '{stage.model}' of the policy has no threshold, so it could never escalate a query."
             )
-        compared = () if last else compared_in(stage)
-        structure.append(
-            StageColumns(model, stage.model, tuple((each, _column(columns, stage.model, each)) for each in compared))
-        )
+        if last:
+            structure.append(StageColumns(model, stage.model, ()))
+            continue
+        judged, grades = [], None
+        for each in compared_in(columns, stage):
+            if each.corrects:
+                column, grades = _corrected(columns, stage.model, each)
+            else:
+                column = _column(columns, stage.model, each)
+            judged.append((each, column))
+        structure.append(StageColumns(model, stage.model, tuple(judged), grades))
     return structure
 
 
-def compared_in(stage: PolicyStage) -> tuple[Compared, ...]:
-    """What a stage compares with thresholds, each once."""
+def compared_in(columns: Columns, stage: PolicyStage) -> tuple[Compared, ...]:
+    """What a stage compares with thresholds, each once; stages that compare the same are played together."""
     found: list[Compared] = []
     for name, threshold in stage.thresholds.items():
-        labels = tuple(threshold) if isinstance(threshold, Mapping) else ()
-        found += [Compared(name, among=labels), *(Compared(name, label) for label in labels)]
+        if not isinstance(threshold, Mapping):
+            found.append(Compared(name))
+        elif corrects(columns, stage.model, name):
+            found.append(Compared(name, among=tuple(threshold), corrects=tuple(sorted(threshold.items()))))
+        else:
+            found += [Compared(name, among=tuple(threshold)), *(Compared(name, label) for label in threshold)]
     return tuple(found)
+
+
+def corrects(columns: Columns, model: str, signal: str) -> bool:
+    """Whether a recorded signal corrects answers, where it has a threshold for each label."""
+    labels = columns.signal(model, signal).labels
+    return labels is not None and labels.probabilities is not None
+
+
+def _corrected(columns: Columns, model: str, compared: Compared) -> tuple[Column, Figures]:
+    """A signal that corrects, infinite where the answer is kept, and the grades of the answers that are.
+
+    Kept is an answer whose label reaches its threshold, else the most probable label that does, as live.
+    """
+    column = columns.signal(model, compared.signal)
+    labels = column.labels
+    assert labels is not None
+    assert labels.probabilities is not None
+    assert labels.grades is not None
+    own_grades = columns.grades[:, columns.index(model)]
+    cuts = {label: _number(compared, each) for label, each in compared.corrects}
+    least = np.array([cuts.get(label, np.inf) for label in labels.names])
+    own = np.append(least, np.inf)[labels.index]  # -1 is the last
+    keeps = np.nan_to_num(column.values, nan=-np.inf) >= own
+    reached = np.where(labels.probabilities >= least, labels.probabilities, -np.inf)
+    best = reached.argmax(axis=1)  # of two as probable the first by name
+    changed = ~keeps & (reached.max(axis=1) > -np.inf)
+    grades = np.where(changed, labels.grades[np.arange(len(best)), best], own_grades)
+    values = np.where(keeps | changed, np.inf, np.nan)
+    return replace(column, values=values, labels=None), grades
 
 
 def _column(columns: Columns, model: str, compared: Compared) -> Column:
@@ -298,7 +343,7 @@ def prepare(
         post=[(s, _known(column, rows)) for s, column in judges],
         usable=usable,
         failed=failed,
-        grades=np.where(usable, columns.grades[rows, j], 0.0),
+        grades=np.where(usable, columns.grades[rows, j] if judged.grades is None else judged.grades[rows], 0.0),
         prefilled=prefilled,
         input_tokens=read,
         output_tokens=written,

@@ -269,7 +269,9 @@ def _alike(
     """Policies of the same models and signals together: which they are, what they read, and their limits."""
     alike: dict[tuple[tuple[str, tuple[Compared, ...]], ...], list[int]] = {}
     for i, policy in enumerate(policies):
-        alike.setdefault(tuple((stage.model, compared_in(stage)) for stage in policy), []).append(i)
+        *gated, last = policy or [PolicyStage("")]  # `structure_of` refuses an empty one
+        key = (*((stage.model, compared_in(columns, stage)) for stage in gated), (last.model, ()))
+        alike.setdefault(key, []).append(i)
     for members in alike.values():
         structure = structure_of(columns, policies[members[0]])
         yield np.array(members), structure, _limits([policies[i] for i in members], structure)
