@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from confcascade.calibration.fitting import drawn_logistic, log_odds
 from confcascade.errors import ConfigurationError
 
 __all__ = ["TableAnswers", "answer_table", "check_rate", "planned_errors"]
@@ -25,8 +26,6 @@ _START = 50  # rows asked at random, so that the first estimates are not the sma
 _STEPS = 400  # of a walk, at most so many rows of the table each
 _REFIT = 8  # checks at least, after which estimates are made anew
 _GROWTH = 0.05  # or so much more than there were
-_RIDGE = 0.5  # of the estimates, towards the small model's own probabilities
-_CLIP = 1e-6  # probabilities that log-odds are taken of
 _KEPT_TIMES_RATE = 0.1  # kept share times the error rate at the cut, for the planned number of errors
 
 
@@ -192,11 +191,10 @@ def answer_table(
 
 
 class _Estimates:
-    """How likely a label is right: for each, a logistic regression on the log-odds of its probability."""
+    """How likely a label is right: for each a logistic regression, drawn to the small model's own probability."""
 
     def __init__(self, table: NDArray[np.float64]) -> None:
-        clipped = np.clip(table, _CLIP, 1 - _CLIP)
-        self._odds = np.log(clipped / (1 - clipped))
+        self._odds = log_odds(table)
         self._lines = np.tile([0.0, 1.0], (table.shape[1], 1))  # intercept and slope
         self._rows: list[NDArray[np.intp]] = []
         self._said: list[NDArray[np.intp]] = []
@@ -214,23 +212,9 @@ class _Estimates:
             self._fitted = self._known
             rows, said = np.concatenate(self._rows), np.concatenate(self._said)
             for each in range(len(self._lines)):
-                self._lines[each] = _logistic(self._odds[rows, each], said == each, self._lines[each])
+                self._lines[each] = drawn_logistic(self._odds[rows, each], said == each, (0.0, 1.0))
         intercept, slope = self._lines[label]
         return float(intercept + slope * self._odds[row, label])
-
-
-def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intercept and slope that are the likeliest, drawn a little towards 0 and 1; Newton's method."""
-    design, prior = np.column_stack([np.ones_like(x), x]), np.array([0.0, 1.0])
-    line = start.copy()
-    for _ in range(25):
-        q = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
-        slope = design.T @ (y - q) - _RIDGE * (line - prior)
-        step = np.linalg.solve((design * (q * (1 - q))[:, None]).T @ design + _RIDGE * np.eye(2), slope)
-        line += step / max(1.0, np.abs(step).max() / 2)
-        if np.abs(step).max() < 1e-4:
-            break
-    return line
 
 
 def _checked(probabilities: ArrayLike, max_disagreement: float) -> NDArray[np.float64]:

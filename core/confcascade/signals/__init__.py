@@ -195,9 +195,9 @@ def corrected(threshold: Threshold, details: Mapping[str, Any]) -> str | None:
     Returns:
         The most probable of the labels that reach their thresholds.
     """
-    told: Mapping[str, float] = details.get("probabilities", {})
-    if not told or not isinstance(threshold, Mapping):
+    if not isinstance(threshold, Mapping) or "probabilities" not in details:
         return None
+    told: Mapping[str, float] = details["probabilities"]
     reaching = [label for label in sorted(told) if passes(told[label], threshold_of(threshold, label))]
     return max(reaching, key=lambda label: told[label], default=None)
 

@@ -252,7 +252,7 @@ class _Signal:
         bounds: NDArray[np.float64],
         labels: Iterable[tuple[Mapping[str, Any], str | None]],
     ) -> None:
-        """The scores of `rows`, each with `counts` entries of `tokens` and `bounds`, details and its grader's reading."""
+        """The scores of `rows`, each with `counts` entries of `tokens` and `bounds`; details and grader's readings."""
         for details, predicted in labels:
             self._label(details, predicted)
         self.rows.frombytes(rows.astype(np.int64).tobytes())
@@ -262,7 +262,7 @@ class _Signal:
         self.bounds.frombytes(bounds.tobytes())
 
     def _label(self, details: Mapping[str, Any], predicted: str | None) -> None:
-        if "probabilities" in details:
+        if "label" in details and isinstance(details.get("probabilities"), Mapping):
             self.others[len(self.labels)] = details
             for label in details["probabilities"]:
                 self.label_names.setdefault(label, len(self.label_names))
