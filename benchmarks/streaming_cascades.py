@@ -26,7 +26,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from confcascade.errors import ConfigurationError, require
-from confcascade.guarantee.table import answer_table
+from confcascade.guarantee import answer_table
 from numpy.typing import NDArray
 from scipy.stats import binom
 

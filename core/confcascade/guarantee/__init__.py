@@ -1,7 +1,8 @@
 """Thresholds with a promise: exact bounds, tests in a fixed order, certificates, and how many examples they take.
 
 `order_policies` on some questions, `certify` on others, `Certificate.of` what it chose; `examples_needed` where nothing
-could be certified. Knows no model and no recording: losses and costs come as arrays.
+could be certified; `answer_table` for all rows of a table that is at hand. Knows no model and no recording: losses and
+costs come as arrays.
 """
 
 from confcascade.guarantee.bounds import (
@@ -31,6 +32,7 @@ from confcascade.guarantee.planner import (
     power_of,
 )
 from confcascade.guarantee.promise import Equivalence, Promise
+from confcascade.guarantee.table import TableAnswers, answer_table
 
 __all__ = [
     "Certificate",
@@ -39,7 +41,9 @@ __all__ = [
     "Examined",
     "Ordered",
     "Promise",
+    "TableAnswers",
     "TestName",
+    "answer_table",
     "attainable_drop",
     "betting_bound",
     "certify",
