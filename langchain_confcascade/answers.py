@@ -34,7 +34,7 @@ def message_of(outcome: Outcome, *, keeps_logprobs: bool = False) -> AIMessage:
             additional_kwargs=_thoughts(outcome.response.thoughts_apart),
         )
     )
-    if outcome.response.stated is not None:  # which the stage's own message still has in it
+    if outcome.response.altered:  # the stage's own message is as the model wrote it
         message = message.model_copy(update={"content": shown_content(message.content, outcome.text)})
     # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
     return message.model_copy(update={"id": None, **_accounts(outcome, keeps_logprobs)})

@@ -100,7 +100,7 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
             outcome.text,
             outcome.response.tool_calls,
             outcome.response.thoughts_apart,
-            stated=outcome.response.stated is not None,
+            altered=outcome.response.altered,
         ),
         raw={"usage": counts | in_detail} | ({} if raw is None else {"native": raw}),
         delta=delta,
@@ -154,7 +154,7 @@ def _message(
     calls: Sequence[ToolCall] = (),
     thoughts: str = "",
     *,
-    stated: bool = False,
+    altered: bool = False,
 ) -> ChatMessage:
     """A copy of the stage's message, if it is LlamaIndex's: some LLMs return shared objects."""
     if native is None:
@@ -164,8 +164,8 @@ def _message(
     message = native.message.model_copy(
         update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}
     )
-    if (message.content or "") != text and (stated or all(isinstance(block, TextBlock) for block in message.blocks)):
-        # some streams repeat the increment where the whole belongs, or the text has the stated confidence in it
+    if (message.content or "") != text and (altered or all(isinstance(block, TextBlock) for block in message.blocks)):
+        # some streams repeat the increment where the whole belongs, or the message is as the model wrote it
         others = [block for block in message.blocks if not isinstance(block, TextBlock)]
         message.blocks = [*others, TextBlock(text=text)]
     return message

@@ -133,6 +133,52 @@ async def test_scripted_models_decide_alike(make: Make) -> None:
     assert any(isinstance(each, str) for each in found)
 
 
+LABELS = {
+    "yes": Reply("yes", 0.9, {"yes": 0.9, "no": 0.1}),
+    "no": Reply("no", 0.8, {"no": 0.8, "yes": 0.2}),
+    "hardly": Reply("No.", 0.6, {"No": 0.5, "no": 0.05, "yes": 0.45}),
+    "thinks": Reply("<think>hm</think>no", 0.6, {"no": 0.55, "yes": 0.45}),
+    "with reasons": Reply("no because it rains", 0.6, {"no": 0.55, "yes": 0.45}),
+}
+
+
+def labelling(*, corrects: bool) -> dict[str, Any]:
+    small, large = ScriptedModel("small", lambda request: LABELS[request.messages[-1].content]), ScriptedModel("large")
+    signal = TokenProbability(["yes", "no"], corrects=corrects)
+    return {"stages": [Stage(small, [signal], {"p_t": {"yes": 0.4, "no": 0.7}}), Stage(large)]}
+
+
+@pytest.mark.parametrize("corrects", [False, True])
+async def test_thresholds_by_label_decide_alike(corrects: bool) -> None:
+    """Whole and streamed, in both and in the core; a corrected answer is shown once, and only as it is corrected."""
+    expected = {"yes": "yes", "no": "no", "hardly": "large: hardly", "thinks": "large: thinks"}
+    expected["with reasons"] = "large: with reasons"
+    if corrects:  # 0.45 reaches what "yes" must; an answer that gives reasons is not turned round
+        expected |= {"hardly": "yes.", "thinks": "<think>hm</think>yes"}
+    theirs = langchain_confcascade.ConfidenceCascadeLLM(**labelling(corrects=corrects))
+    ours = llamaindex_confcascade.ConfidenceCascadeLLM(**labelling(corrects=corrects))
+    for query, text in expected.items():
+        message, response = theirs.invoke(query), ours.chat([ChatMessage(content=query)])
+        chunks = list(theirs.stream(query))
+        achunks = [chunk async for chunk in theirs.astream(query)]
+        pieces = list(ours.stream_chat([ChatMessage(content=query)]))
+        record = message.response_metadata["confcascade"]
+        shown = [
+            message.content,
+            "".join(chunk.content for chunk in chunks),
+            "".join(chunk.content for chunk in achunks),
+            response.message.content,
+            pieces[-1].message.content,
+            "".join(piece.delta or "" for piece in pieces),
+        ]
+        told = text.removeprefix("<think>hm</think>")
+        assert {each.removeprefix("<think>hm</think>") for each in shown} == {told}, query
+        for other in (chunks[-1].response_metadata, response.additional_kwargs, pieces[-1].additional_kwargs):
+            assert same_record(other["confcascade"], record)
+        (first, *_) = record["attempts"]
+        assert ("corrected" in first["scores"]["p_t"]["details"]) == (told in ("yes.", "yes") and query != "yes")
+
+
 async def test_the_bundled_models_decide_alike() -> None:
     """The demo's own cascade, on held-out questions: streamed, too."""
     pytest.importorskip("torch")

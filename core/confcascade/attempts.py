@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left
 from confcascade.cost import attempt_cost
 from confcascade.errors import SignalUnavailableError
-from confcascade.signals import Evidence, Signal, passes
+from confcascade.signals import Evidence, Signal, corrected, ends_of, passes, threshold_of
 from confcascade.signals.calibrated import Calibrated
 from confcascade.stage import Stage
 from confcascade.trace import Attempt, Record, Score
@@ -23,6 +23,7 @@ __all__ = [
     "Tried",
     "Unanswered",
     "any_failed",
+    "as_decided",
     "billed",
     "confidence_of",
     "explained",
@@ -182,9 +183,24 @@ def score_all(
             judging = signal.judge(evidence)
             measured = yield from judging if bill is None else billed(judging, stage, bill)
         except SignalUnavailableError as error:
-            scores[signal.name] = Score(None, threshold, threshold == "always", {"unavailable": str(error)})
+            least, _ = ends_of(threshold)
+            scores[signal.name] = Score(None, least, threshold == "always", {"unavailable": str(error)})
         else:
-            scores[signal.name] = Score(measured.value, threshold, passes(measured.value, threshold), measured.details)
+            value, details = measured.value, measured.details
+            own = threshold_of(threshold, details.get("label"))
+            if not passes(value, own) and (other := corrected(threshold, details)) is not None:
+                value, own = details["probabilities"][other], threshold_of(threshold, other)
+                details = {**details, "label": other, "corrected": details["label"]}
+            scores[signal.name] = Score(value, own, passes(value, own), details)
+
+
+def as_decided(response: Response, signals: Sequence[Signal], scores: Mapping[str, Score]) -> Response:
+    """An answer that is kept, with the label that it is given where its own did not reach its threshold."""
+    for signal in signals:
+        if "corrected" in (details := scores[signal.name].details):
+            given = signal.gives(response, details["label"])
+            response = given.replace(tokens=None, unscored="its label was corrected", corrected=details["corrected"])
+    return response
 
 
 def confidence_of(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:
@@ -216,6 +232,8 @@ def explained(scores: Mapping[str, Score]) -> str:
             parts.append(
                 f"{name} {_shown(score.value, score.threshold)} {'>=' if score.passed else '<'} {score.threshold:g}"
             )
+        if "corrected" in score.details:
+            parts[-1] += f" ({score.details['label']} instead of {score.details['corrected']})"
         if raw := score.details.get("scores"):  # of a signal made of others
             parts[-1] += f" (of {', '.join(f'{k} missing' if v is None else f'{k} {v:.3g}' for k, v in raw.items())})"
     return ", ".join(parts) or "no signal"

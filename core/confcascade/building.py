@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from confcascade.errors import ConfigurationError
 from confcascade.models import from_string
-from confcascade.signals import Signal, Threshold
+from confcascade.signals import Signal, Threshold, plain
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.stage import FittedStages, Stage
 
@@ -21,7 +21,7 @@ __all__ = ["build_stages", "plain_thresholds", "thresholds_of"]
 
 def plain_thresholds(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold]:
     """With Python's own numbers: NumPy's go into no JSON and no checkpoint."""
-    return {name: value if isinstance(value, str) else float(value) for name, value in thresholds.items()}
+    return {name: plain(value) for name, value in thresholds.items()}
 
 
 def build_stages(

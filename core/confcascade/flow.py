@@ -23,6 +23,7 @@ from confcascade.attempts import (
     Outcome,
     Tried,
     any_failed,
+    as_decided,
     confidence_of,
     explained,
     inability,
@@ -36,7 +37,7 @@ from confcascade.errors import (
     kept_of,
 )
 from confcascade.notices import log_text
-from confcascade.signals import Evidence, Signal, passes
+from confcascade.signals import Evidence, Signal, ends_of, passes
 from confcascade.stage import Stage
 from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
@@ -224,7 +225,9 @@ def _attempt(
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
             return ended("escalate", explained(scores) + early_end, response)
-        return ended("escalate" if any_failed(scores) else "accept", explained(scores), response)
+        if any_failed(scores):
+            return ended("escalate", explained(scores), response)
+        return ended("accept", explained(scores), as_decided(response, judges, scores))
     except Left as left:
         for answer in left.answers:
             bill.leave(answer)
@@ -279,9 +282,10 @@ class _Watch(Watch):
         released = self._shows_early
         for signal in self._signals:
             low, high = signal.bounds(evidence)
-            if not passes(high, self._thresholds[signal.name]):
+            least, greatest = ends_of(self._thresholds[signal.name])
+            if not passes(high, least):
                 return "abort"
-            released = released and passes(low, self._thresholds[signal.name])
+            released = released and passes(low, greatest)
         self.released = released and bool(tokens)
         return "release" if released else "hold"
 

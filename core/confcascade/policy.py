@@ -26,7 +26,7 @@ from confcascade.guarantee import Certificate
 from confcascade.models import from_string
 from confcascade.schema import Entry, ThresholdValue
 from confcascade.schema.signals import SignalEntry
-from confcascade.signals import Signal
+from confcascade.signals import Signal, Threshold
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.stage import FittedStages, Stage
 from confcascade.stepwise import Steps
@@ -41,6 +41,7 @@ __all__ = [
     "StepsEntry",
     "Stepwise",
     "question_key",
+    "shown",
 ]
 
 _KEY = 6  # bytes of a question's hash: of 10,000 and 10,000 others two agree by chance once in three million
@@ -436,7 +437,7 @@ class Policy(Entry):
         if not gated:
             return [f"Policy: ask {last.model} alone."]
         if self.stepwise is not None:
-            rule = " and ".join(f"{name} >= {_shown(value)}" for name, value in gated[0].thresholds.items())
+            rule = " and ".join(f"{name} >= {shown(value)}" for name, value in gated[0].thresholds.items())
             lines = [f"Policy: {self.name}, step by step", f"  {gated[0].model} writes the steps with {rule}"]
             return [
                 *lines,
@@ -444,10 +445,10 @@ class Policy(Entry):
             ]
         lines = [f"Policy: {self.name}"]
         for stage in gated:
-            rules = [f"{name} >= {_shown(value)}" for name, value in stage.thresholds.items()]
+            rules = [f"{name} >= {shown(value)}" for name, value in stage.thresholds.items()]
             lines.append(f"  keep the answer of {stage.model} if {' and '.join(rules)}")
             for name, value in stage.skip.items():
-                lines.append(f"  ask {last.model} at once if its {name} < {_shown(value)}")
+                lines.append(f"  ask {last.model} at once if its {name} < {shown(value)}")
         lines.append(f"  else ask {last.model}")
         if len(set(how.values())) == 1 and len(how) == len(self.stages):
             lines.append(f"  answers: {next(iter(how.values()))}")
@@ -483,7 +484,10 @@ def _differing(was: Mapping[str, Any], signal: Signal) -> str:
     return f"its `{key}` was {was.get(key)!r} and is now {now.get(key)!r}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Threshold) -> str:
+    """A threshold with four digits, or one for each label."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{shown(each)} ({label})" for label, each in value.items())
     return value if isinstance(value, str) else f"{value:.4g}"
 
 

@@ -13,7 +13,7 @@ from confcascade.checks import Check
 from confcascade.cost import Prices
 from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
-from confcascade.signals import Signal, Threshold
+from confcascade.signals import Signal, Threshold, plain
 from confcascade.unusable import OnCut
 
 __all__ = ["FittedStages", "Stage", "policy_id"]
@@ -27,7 +27,8 @@ class Stage:
         model: A `LanguageModel`, a string such as ``"local:Qwen/Qwen3-4B"``, or a model of the integration's framework.
         signals: What judges its attempts; all of them must pass. The last stage of a cascade needs none.
         thresholds: By the name of the signal, in the signal's own space; or "always", which keeps every usable answer,
-            even one that the signal cannot score, or "never".
+            even one that the signal cannot score, or "never". Of P(T) of labels also one for each label:
+            ``{"p_t": {"yes": 0.93, "no": 0.71}}``; what the answer must reach is then that of the label which it gives.
         skip: By the name of a signal of the phase "pre": below this score, at most its threshold, a query goes straight
             to the last stage. A score that is missing skips nothing.
         prices: US dollars per million tokens, for the costs in the record.
@@ -95,6 +96,11 @@ class Stage:
                 f"Stage '{self.model.name}' begins its answers with a `prefix`, and '{probes[0]}' was trained on "
                 "hidden states at the prompt's end. Leave the `prefix` out."
             )
+        correcting = [signal.name for signal in self.signals if signal.corrects]
+        if len(correcting) > 1:
+            raise ConfigurationError(
+                f"The signals {correcting} of stage '{self.model.name}' would each correct the answer. Keep one."
+            )
         if not isinstance(self.decoding, Decoding):
             raise ConfigurationError(
                 f"`decoding` of stage '{self.model.name}' must be a Decoding, such as Decoding(temperature=0). "
@@ -124,7 +130,8 @@ class Stage:
                 )
             gates[name].validate(score)
             threshold = self.thresholds[name]
-            if isinstance(score, str) or threshold == "always" or (threshold != "never" and score > float(threshold)):
+            number = threshold if isinstance(threshold, int | float) else None  # labels are of no gate
+            if isinstance(score, str) or threshold == "always" or (number is not None and score > number):
                 raise ConfigurationError(
                     f"`skip` of stage '{self.model.name}' must be a number that is at most the threshold of '{name}', "
                     f"{threshold!r}: what passes cannot escalate. Got {score!r}."
@@ -156,7 +163,7 @@ def policy_id(stages: Sequence[Stage], on_cut: OnCut = "escalate") -> str:
             "fingerprint": getattr(stage.model, "fingerprint", None),  # of its settings, where it has one
             "signals": {signal.name: signal.identity() for signal in stage.signals},
             # 1 and 1.0 decide alike
-            "thresholds": {k: v if isinstance(v, str) else float(v) for k, v in stage.thresholds.items()},
+            "thresholds": {k: plain(v) for k, v in stage.thresholds.items()},
             **({"skip": {k: float(v) for k, v in stage.skip.items()}} if stage.skip else {}),
             **({"decoding": stage.decoding.settings} if stage.decoding.settings else {}),
         }

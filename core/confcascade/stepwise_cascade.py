@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict
 from typing import Any, Literal, TypeAlias
@@ -72,6 +72,11 @@ class StepwiseCascade(Cascade):
                 raise ConfigurationError(
                     f"{whole!r} judges whole answers, and this cascade judges steps. It goes with "
                     'mode="query", or Cascade.'
+                )
+            if labelled := [name for name, value in stage.thresholds.items() if isinstance(value, Mapping)]:
+                raise ConfigurationError(
+                    f"Signal '{labelled[0]}' of stage '{stage.model.name}' has a threshold for each label, and steps "
+                    "of an answer give none. Give it one number."
                 )
             if stage.skip:
                 raise ConfigurationError(

@@ -395,6 +395,8 @@ class Response:
         written_tokens: Its tokens, for a model that goes on with it; None where the model does not tell them.
         stated: The model's confidence in its own words, which a signal of the stage had asked for. It is taken off
             `text` and `tokens`; `native` has it still.
+        corrected: The label that the model gave, where another stands in its place (`TokenProbability(corrects=True)`).
+            There are no `tokens` then; `native` has the model's own answer.
     """
 
     text: str
@@ -411,6 +413,12 @@ class Response:
     steps: tuple[Any, ...] = ()
     written_tokens: WrittenTokens | None = None
     stated: Stated | None = None
+    corrected: str | None = None
+
+    @property
+    def altered(self) -> bool:
+        """Whether the text is no longer the model's own (`stated`, `corrected`); `native` has that still."""
+        return self.stated is not None or self.corrected is not None
 
     @property
     def answer(self) -> str:

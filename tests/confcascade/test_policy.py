@@ -4,14 +4,14 @@ import json
 import warnings
 
 import pytest
-from confcascade import ConfigurationError, TokenProbability
+from confcascade import Cascade, ConfigurationError, TokenProbability
 from confcascade.calibration import Platt
 from confcascade.extending import build_stages
 from confcascade.guarantee import Certificate
 from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving, question_key
 from confcascade.signals import Evidence
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
-from confcascade.testing import ScriptedModel
+from confcascade.testing import Reply, ScriptedModel
 from confcascade.types import Message, Request, Response, Token
 
 PLATT = Platt.fit([0.1, 0.2, 0.6, 0.4, 0.8, 0.9] * 6, [0, 0, 1, 0, 1, 1] * 6, signal="p_t", space=(0, 1))
@@ -77,6 +77,26 @@ def test_stages_judge_as_the_policy_says():
     token = Token("4", -0.1)
     evidence = Evidence(Request((Message("user", "?"),)), None, (token,), Response("4", (token,)))
     assert signal.score(evidence).value == PLATT.predict([TokenProbability().score(evidence).value])[0]
+
+
+def test_a_policy_may_have_a_threshold_for_each_label(tmp_path):
+    """Saved, read, told and played; the answer that is kept is a corrected one."""
+    signal, cuts = TokenProbability(["yes", "no"], corrects=True), {"yes": 0.4, "no": "never"}
+    entry = {"type": "p_t", "labels": ["yes", "no"], "corrects": True}
+    identity = json.loads(json.dumps(signal.identity()))
+    small = ScriptedModel("small", {"q": Reply("no", 0.55, {"no": 0.55, "yes": 0.45})})
+    policy = made(
+        build=small.fingerprint, signals=[entry], identities={"p_t": identity}, derived=[], thresholds={"p_t": cuts}
+    )
+    policy.save(tmp_path / "policy.json")
+    read = Policy.load(tmp_path / "policy.json")
+    assert read.model_dump() == policy.model_dump()
+    assert "if p_t >= 0.4 (yes), never (no)" in read.describe()
+    outcome = Cascade(read.make_stages([small, LARGE], prompt_version="v1")).run("q")
+    assert (outcome.text, outcome.stage) == ("yes", 0)
+    plain = ScriptedModel("small", {"q": "yes"})
+    with pytest.raises(ConfigurationError, match="another signal 'p_t' of 'small'"):
+        policy.make_stages([plain, LARGE], signals=[TokenProbability(["yes", "no"])], prompt_version="v1")
 
 
 def test_a_gain_is_made_of_its_parts():

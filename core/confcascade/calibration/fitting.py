@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["checked", "logistic"]
+__all__ = ["checked", "drawn_logistic", "log_odds", "logistic"]
 
 LEAST_ROWS = 30  # below which nothing is fitted
 
@@ -37,6 +37,41 @@ def logistic(x: NDArray[np.float64], y: NDArray[np.float64], *, intercept: bool)
     )
     slope = float(fitted.coef_[0, 0]) / scale
     return slope, float(np.ravel(fitted.intercept_)[0]) - slope * mean
+
+
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of probabilities; of 0 and 1 as of what is a little from them, as calibrators take them."""
+    import numpy as np
+
+    clipped = np.clip(probabilities, CLIP, 1 - CLIP)
+    return np.asarray(np.log(clipped / (1 - clipped)))
+
+
+def drawn_logistic(
+    x: NDArray[np.float64], y: NDArray[np.bool_], towards: tuple[float, float], weight: float = 0.5
+) -> tuple[float, float]:
+    """Intercept and slope of a logistic regression of `y` on `x`, drawn towards others: the likeliest under a prior.
+
+    There is one whatever the rows, of one class, too, or none at all.
+
+    Args:
+        x: Shape (rows,).
+        y: Likewise.
+        towards: Intercept and slope that stand where there are no rows.
+        weight: Of half the squared distance from them, beside the log-likelihood of all rows.
+    """
+    import numpy as np
+
+    design, prior = np.column_stack([np.ones_like(x), x]), np.array(towards)
+    line = prior.copy()
+    for _ in range(50):
+        q = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
+        slope = design.T @ (y - q) - weight * (line - prior)
+        step = np.linalg.solve((design * (q * (1 - q))[:, None]).T @ design + weight * np.eye(2), slope)
+        line = line + step / max(1.0, np.abs(step).max() / 2)  # no further than 2 at once, or it may overshoot
+        if np.abs(step).max() < 1e-4:
+            break
+    return float(line[0]), float(line[1])
 
 
 def checked(

@@ -274,7 +274,7 @@ class _Draft:
         """What is left to show once the flow has decided."""
         if outcome.response.steps and self._response is not None:  # the last of them is kept, or is asked for anew
             return self._release()
-        if (response := outcome.response).stated is not None:  # what came has the confidence in it
+        if (response := outcome.response).altered:  # what came is the model's own
             return [Chunk(response.text, response.tokens or (), released=True, thoughts=response.thoughts_apart)]
         latest = next((response for response in reversed(outcome.responses) if response is not None), None)
         if self._response is not None and outcome.response is latest:  # this one's, its tokens parted

@@ -1,7 +1,7 @@
 """Thresholds with a promise: exact bounds, tests in a fixed order, certificates, and how many examples they take.
 
-`certify` a path of policies, `Certificate.of` what it chose; `examples_needed` where nothing could be certified.
-Knows no model and no recording: losses and costs come as arrays.
+`certify` a path of policies, `Certificate.of` what it chose; `examples_needed` where nothing could be certified;
+`answer_table` for all rows of a table that is at hand. Knows no model and no recording: losses and costs come as arrays.
 """
 
 from confcascade.guarantee.bounds import (
@@ -30,6 +30,7 @@ from confcascade.guarantee.planner import (
     power_of,
 )
 from confcascade.guarantee.promise import Equivalence, Promise
+from confcascade.guarantee.table import TableAnswers, answer_table
 
 __all__ = [
     "Certificate",
@@ -37,7 +38,9 @@ __all__ = [
     "Equivalence",
     "Examined",
     "Promise",
+    "TableAnswers",
     "TestName",
+    "answer_table",
     "attainable_drop",
     "betting_bound",
     "certify",

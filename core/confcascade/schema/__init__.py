@@ -8,17 +8,19 @@ Not imported by `confcascade` itself: this package needs pydantic at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from confcascade.signals import Threshold
+from confcascade.signals import OneThreshold, Threshold
 
 __all__ = ["Entry", "PromptValue", "ThresholdValue", "ThresholdValues", "existing", "located", "suggestion"]
+
+T = TypeVar("T")
 
 SECRET = "keys are not kept in the file; name the environment variable that holds it, such as `api_key_env: MY_KEY`"
 
@@ -56,29 +58,40 @@ def existing(folder: Path, path: str) -> Path:
     return folder / Path(path).expanduser()
 
 
-def _threshold(value: Any) -> Threshold:
-    if value in ("always", "never"):
-        return value  # type: ignore[no-any-return]
+def _one_threshold(value: Any) -> OneThreshold:
+    if isinstance(value, str) and value in ("always", "never"):
+        return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise located('must be a number such as 0.9, "always" or "never"')
     return float(value)
 
 
+def _threshold(value: Any) -> Threshold:
+    return _each(value, _one_threshold) if isinstance(value, Mapping) else _one_threshold(value)
+
+
 def _thresholds(value: Any) -> Threshold | dict[str, Threshold]:
-    if not isinstance(value, Mapping):
-        return _threshold(value)
+    return _each(value, _threshold) if isinstance(value, Mapping) else _one_threshold(value)
+
+
+def _each(values: Mapping[Any, Any], read: Callable[[Any], T]) -> dict[str, T]:
     found = {}
-    for name, each in value.items():
+    for name, each in values.items():
+        if not isinstance(name, str):  # YAML reads a bare `yes` as true
+            raise located(f"write {name!r} in quotes, as it is a text", str(name))
         try:
-            found[name] = _threshold(each)
+            found[name] = read(each)
         except PydanticCustomError as error:
-            raise located(error.message(), name) from None
+            told = error.context or {}
+            raise located(told["problem"], name, *told["keys"]) from None
     return found
 
 
 _ONE: dict[str, Any] = {"anyOf": [{"type": "number"}, {"enum": ["always", "never"]}]}
-_MANY = {"type": "object", "additionalProperties": _ONE}
-ThresholdValue: TypeAlias = Annotated[Threshold, PlainValidator(_threshold), WithJsonSchema(_ONE)]
+_BY_LABEL = {"type": "object", "additionalProperties": _ONE}
+_ANY = {"anyOf": [*_ONE["anyOf"], _BY_LABEL]}
+_MANY = {"type": "object", "additionalProperties": _ANY}
+ThresholdValue: TypeAlias = Annotated[Threshold, PlainValidator(_threshold), WithJsonSchema(_ANY)]
 ThresholdValues: TypeAlias = Annotated[
     Threshold | dict[str, Threshold], PlainValidator(_thresholds), WithJsonSchema({"anyOf": [*_ONE["anyOf"], _MANY]})
 ]

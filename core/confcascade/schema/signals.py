@@ -86,6 +86,10 @@ class TokenProbabilityEntry(SignalType):
     aggregate: Literal["mean", "min", "product", "first"] = Field("mean", description="Over the tokens of free text.")
     part: Literal["answer", "thoughts"] = Field("answer", description="Of what: of the answer, or of the thoughts.")
     after: str | None = Field(None, description='Score only what follows this text, such as "Answer:".')
+    corrects: bool = Field(
+        False,
+        description="With `labels` and a threshold for each: an answer whose label fails is given one that passes.",
+    )
     name: str = Field("p_t", min_length=1, description="Key of thresholds and records.")
 
     def load(self, folder: Path) -> Signal:
@@ -97,6 +101,7 @@ class TokenProbabilityEntry(SignalType):
             aggregate=self.aggregate,
             part=self.part,
             after=self.after,
+            corrects=self.corrects,
             name=self.name,
         )
 

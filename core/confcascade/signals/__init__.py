@@ -13,9 +13,21 @@ from confcascade.asks import Flow, LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.types import Prefilled, Request, Response, Token
 
-__all__ = ["Evidence", "Measurement", "Signal", "Threshold", "passes"]
+__all__ = [
+    "Evidence",
+    "Measurement",
+    "OneThreshold",
+    "Signal",
+    "Threshold",
+    "corrected",
+    "ends_of",
+    "passes",
+    "plain",
+    "threshold_of",
+]
 
-Threshold: TypeAlias = float | Literal["always", "never"]
+OneThreshold: TypeAlias = float | Literal["always", "never"]
+Threshold: TypeAlias = OneThreshold | Mapping[str, OneThreshold]  # one for all answers, or by the label of the answer
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,12 @@ class Signal(ABC):
     # whether it changes what its stage's model is asked (`asks`): such an answer is judged whole
     rewords: bool = False
 
+    # whether the detail ``label`` of its scores tells which label the answer gives: then thresholds may be by label
+    labelled: bool = False
+
+    # whether an answer whose label does not reach its threshold is given another label that does (thresholds by label)
+    corrects: bool = False
+
     # whether it is what the model says of itself, so that whoever writes part of the prompt can make it say more
     told: bool = False
 
@@ -109,6 +127,10 @@ class Signal(ABC):
         del request
         return response
 
+    def gives(self, response: Response, label: str) -> Response:
+        """The response with another label in the place of its own; asked only of a signal that `corrects`."""
+        raise NotImplementedError(f"Signal '{self.name}' corrects no answers, so it cannot give {label!r}.")
+
     def judge(self, evidence: Evidence) -> Flow[Measurement]:
         """`score` as a flow; a signal that needs further calls overrides this and asks for them."""
         return self.score(evidence)
@@ -126,6 +148,9 @@ class Signal(ABC):
     def validate(self, threshold: Threshold) -> None:
         """Raise `ConfigurationError` for a threshold outside the signal's space."""
         low, high = self.space
+        if isinstance(threshold, Mapping):
+            self._validate_labels(threshold)
+            return
         if isinstance(threshold, str) and threshold in ("always", "never"):
             return
         is_number = isinstance(threshold, Real) and not isinstance(threshold, bool) and math.isfinite(threshold)
@@ -135,8 +160,64 @@ class Signal(ABC):
                 f'"always" or "never". Got {threshold!r}.'
             )
 
+    def _validate_labels(self, thresholds: Mapping[str, OneThreshold]) -> None:
+        if not self.labelled:
+            raise ConfigurationError(
+                f"Signal '{self.name}' takes one threshold, not one for each label: only TokenProbability(labels=...) "
+                f"tells which label an answer gives. Got {dict(thresholds)!r}."
+            )
+        if not thresholds or (self.labels and set(thresholds) != set(self.labels)):
+            raise ConfigurationError(
+                f"The threshold of signal '{self.name}' must be one number, or name each of its labels"
+                f"{f' {list(self.labels)}' if self.labels else ''}. Got {dict(thresholds)!r}."
+            )
+        for label, each in thresholds.items():
+            if each == "always":
+                raise ConfigurationError(
+                    f"The threshold of label '{label}' of signal '{self.name}' cannot be \"always\": an answer whose "
+                    "label cannot be read has none. Use the least score."
+                )
+            self.validate(each)
 
-def passes(value: float, threshold: Threshold) -> bool:
+
+def threshold_of(threshold: Threshold, label: Any) -> OneThreshold:
+    """That of an answer: of the label that it gives, where there is one for each label; a label without is not kept."""
+    return threshold.get(label, "never") if isinstance(threshold, Mapping) else threshold
+
+
+def corrected(threshold: Threshold, details: Mapping[str, Any]) -> str | None:
+    """Another label that an answer is given, because its own does not reach its threshold; None if none does.
+
+    Args:
+        threshold: By label, or nothing is corrected.
+        details: Of the measurement: ``probabilities`` of all labels, of a signal that corrects.
+
+    Returns:
+        The most probable of the labels that reach their thresholds.
+    """
+    if not isinstance(threshold, Mapping) or "probabilities" not in details:
+        return None
+    told: Mapping[str, float] = details["probabilities"]
+    reaching = [label for label in sorted(told) if passes(told[label], threshold_of(threshold, label))]
+    return max(reaching, key=lambda label: told[label], default=None)
+
+
+def ends_of(threshold: Threshold) -> tuple[OneThreshold, OneThreshold]:
+    """The least and the greatest that an answer may have to reach, while its label is not known yet."""
+    if not isinstance(threshold, Mapping):
+        return threshold, threshold
+    ordered = sorted(threshold.values(), key=lambda each: math.inf if isinstance(each, str) else each)
+    return ordered[0], ordered[-1]
+
+
+def plain(threshold: Threshold) -> OneThreshold | dict[str, OneThreshold]:
+    """With Python's own numbers: NumPy's go into no JSON and no checkpoint."""
+    if isinstance(threshold, Mapping):
+        return {label: each if isinstance(each, str) else float(each) for label, each in threshold.items()}
+    return threshold if isinstance(threshold, str) else float(threshold)
+
+
+def passes(value: float, threshold: OneThreshold) -> bool:
     """Whether a score reaches its threshold (>=, as in the paper)."""
     if threshold == "always":
         return True

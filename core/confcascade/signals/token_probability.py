@@ -12,7 +12,8 @@ from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.letters import begins_with, folded, named_by, read_label
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.signals.spans import call_tokens, thought_tokens, value_tokens, wants_object
-from confcascade.types import Token
+from confcascade.thoughts import answer_at
+from confcascade.types import Response, Token
 
 __all__ = ["TokenProbability", "first_logprobs", "prompt_logprobs"]
 
@@ -60,6 +61,10 @@ class TokenProbability(Signal):
         part: "answer", or "thoughts": the same aggregate over what the model thought before it, which needs a model
             that tells the log-probabilities of its thoughts. An answer without thoughts has no such score.
         after: Score only what follows the last occurrence of this text ("Answer:" of a worked solution).
+        corrects: With `labels` and a threshold for each: an answer whose label does not reach its threshold is given
+            the most probable label that does. So a small model that says "no" too readily is put right. Only answers of
+            nothing but a label, and of what `prefix` says before it: reasons would speak for the other one. With one
+            threshold for all nothing is corrected.
         name: Key of thresholds and records.
 
     Raises:
@@ -80,6 +85,7 @@ class TokenProbability(Signal):
         aggregate: Aggregate = "mean",
         part: Literal["answer", "thoughts"] = "answer",
         after: str | None = None,
+        corrects: bool = False,
         name: str = "p_t",
     ) -> None:
         self.labels = tuple(labels)
@@ -87,6 +93,7 @@ class TokenProbability(Signal):
         self.aggregate = aggregate
         self.part = part
         self.after = after
+        self.corrects = corrects
         self.name = name
         if part not in ("answer", "thoughts"):
             raise ConfigurationError(f'`part` of TokenProbability must be "answer" or "thoughts". Got {part!r}.')
@@ -105,6 +112,8 @@ class TokenProbability(Signal):
                 "`labels` must be at least two different, non-empty strings without spaces around them. "
                 f"Got {self.labels}."
             )
+        if corrects and not self.labels:
+            raise ConfigurationError("`corrects` gives an answer another of its `labels`: name them.")
         if prefix is not None and (not self.labels or not isinstance(prefix, str) or not prefix.strip()):
             raise ConfigurationError(
                 f'`prefix` must be a text such as "Answer:", and goes with `labels`. Got {prefix!r}.'
@@ -112,6 +121,7 @@ class TokenProbability(Signal):
         if after is not None and not after:
             raise ConfigurationError('`after` must be a text such as "Answer:", or None for the whole answer. Got "".')
         self.top_logprobs = 20 if self.labels else 0
+        self.labelled = bool(self.labels)
         # a mean can still rise and fall, and so can the place of the last marker
         self.early = bool(self.labels) or (after is None and aggregate != "mean" and part == "answer")
 
@@ -119,6 +129,7 @@ class TokenProbability(Signal):
         thoughts = ", part='thoughts'" if self.part == "thoughts" else ""
         what = f"aggregate={self.aggregate!r}{thoughts}, after={self.after!r}"
         prefix = "" if self.prefix is None else f", prefix={self.prefix!r}"
+        prefix += ", corrects=True" if self.corrects else ""
         what = f"labels={self.labels}{prefix}" if self.labels else what
         return f"TokenProbability({what})"
 
@@ -131,6 +142,7 @@ class TokenProbability(Signal):
             "part": self.part,
             "after": self.after,
             **({} if self.prefix is None else {"prefix": self.prefix}),
+            **({"corrects": True} if self.corrects else {}),
         }
 
     def check(self, model: LanguageModel) -> None:
@@ -150,7 +162,11 @@ class TokenProbability(Signal):
         if response is not None and response.tool_calls:
             return self._aggregated(call_tokens(evidence.request, response))
         if self.labels:
-            return self._score_labels(evidence)
+            measured, found = self._score_labels(evidence)
+            if self.corrects and response is not None and self._bare(response.answer):
+                told = {label: min(1.0, math.exp(logprob)) for label, logprob in found.items()}
+                return Measurement(measured.value, {**measured.details, "probabilities": told})
+            return measured
         tokens = self._span(answer_tokens(evidence))
         return self._aggregated(value_tokens(tokens) if wants_object(evidence.request) else tokens)
 
@@ -176,17 +192,36 @@ class TokenProbability(Signal):
             return self.space  # the finished answer will say why
         return (value, value) if self.aggregate == "first" else (0.0, value)
 
-    def _score_labels(self, evidence: Evidence) -> Measurement:
+    def _bare(self, answer: str) -> bool:
+        """Whether an answer is nothing but its label, and what `prefix` says before it."""
+        read = read_label(answer, self.labels, after=self.prefix)
+        if read.label is None or read.at is None:
+            return False
+        before, behind = answer[: read.at], answer[read.at + len(read.label) :]
+        if self.prefix is not None:
+            before = before.strip().removesuffix(self.prefix.strip())
+        return not any(character.isalnum() for character in before + behind)
+
+    def gives(self, response: Response, label: str) -> Response:
+        answer = response.answer
+        own = read_label(answer, self.labels, after=self.prefix)
+        assert own.label is not None
+        assert own.at is not None  # it was scored, and so read
+        at = answer_at(response.text) + own.at
+        return response.replace(text=response.text[:at] + label + response.text[at + len(own.label) :])
+
+    def _score_labels(self, evidence: Evidence) -> tuple[Measurement, Mapping[str, float]]:
+        """The score, and the log-probabilities of the labels where it was taken."""
         told = prompt_logprobs(evidence, self.labels)
         if evidence.response is None:  # all that is known is how likely each is to come first
             found = told or alternatives(answer_tokens(evidence), 0, self.labels)
-            return _measured(found, max(found, key=lambda label: found[label]), len(self.labels))
+            return _measured(found, max(found, key=lambda label: found[label]), len(self.labels)), found
         answer = evidence.response.answer
         read = read_label(answer, self.labels, after=self.prefix)
         if read.label is None:
             raise SignalUnavailableError(f"the answer gives none of the labels: {read.problem}")
         if told and _bound_to_come_first(told):
-            return _measured(told, read.label, len(self.labels))
+            return _measured(told, read.label, len(self.labels)), told
         begun = begins_with(answer, self.labels)
         if begun is not None and begun[0] != read.label:  # a draft could be ended by the first, before the other came
             raise SignalUnavailableError(f"the answer begins with {begun[0]!r} and concludes with {read.label!r}")
@@ -198,9 +233,9 @@ class TokenProbability(Signal):
                 raise SignalUnavailableError(
                     f"the answer spells the label {read.label!r} otherwise, which was not told"
                 )
-            return _measured(told, read.label, len(self.labels))
+            return _measured(told, read.label, len(self.labels)), told
         found = alternatives(answer_tokens(evidence), place, self.labels)
-        return _measured(found, read.label, len(self.labels), place)
+        return _measured(found, read.label, len(self.labels), place), found
 
     def _highest(self, evidence: Evidence) -> float:
         """The most that the label which the finished answer gives can be given; what it is, is not known yet."""

@@ -23,13 +23,17 @@ LIVE = {
     "min": TokenProbability(aggregate="min", name="min"),
     "product": TokenProbability(aggregate="product", name="product"),
     "letter": TokenProbability("AB", name="letter"),
+    "corrected": TokenProbability("AB", corrects=True, name="corrected"),
 }
 PROBABILITIES = st.sampled_from([1.0, 0.95, 0.9, 0.7, 0.5, 0.2])
 SCORES = st.none() | PROBABILITIES
 THRESHOLDS = st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0, "always", "never"])
+LABELLED = [name for name, signal in LIVE.items() if signal.labels]
+BY_LABEL = THRESHOLDS | st.fixed_dictionaries(dict.fromkeys("AB", THRESHOLDS.filter(lambda each: each != "always")))
 SIZES = [Architecture(10, 2, 3), Architecture(100, 3, 5), Architecture(1000, 4, 7)]
 PRICES = [Prices(1, 2), Prices(10, 30), Prices(100, 500)]
 THINKING = ["<think>", "hm", "</think>", "\n", "A", ", b"]
+LIST = ["A", ", b", " c", " d"]
 NAMES = ["small", "medium", "large"]
 
 
@@ -69,11 +73,15 @@ def made_row(
     response = parted(request, Response("".join(words), told, usage))
     told = response.tokens
     for name, signal in LIVE.items():
-        if name != "letter":
+        if not signal.labels:
             scores[name] = score_of(signal, Evidence(request, None, told, response))
         elif local:
             seen = Prefilled(Usage(usage.input_tokens), label_logprobs=labels)
-            scores[name] = score_of(signal, Evidence(request, seen, told, response), prefill=True)
+            score = score_of(signal, Evidence(request, seen, told, response), prefill=True)
+            if "probabilities" in score.details:  # as `collect` asks its grader about the other label
+                grades = {label: 0.25 for label in "AB" if label != score.details["label"]}
+                score = score.model_copy(update={"details": {**score.details, "grades": grades}})
+            scores[name] = score
     return Row(
         question=question,
         model=model,
@@ -111,7 +119,7 @@ def cases(draw: Any) -> Case:
     for model in names:
         local = draw(st.booleans())
         for question in questions:
-            words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["a", " b"], ["A", ", b", " c", " d"], THINKING]))
+            words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["B"], ["a", " b"], LIST, THINKING]))
             told = draw(st.lists(PROBABILITIES, min_size=len(words), max_size=len(words)))
             scores = {
                 "router": RecordedScore(value=draw(SCORES), phase="pre"),
@@ -139,7 +147,7 @@ def cases(draw: Any) -> Case:
         for model in chosen[:-1]:
             known = sorted({name for row in rows if row.model == model for name in row.scores})
             signals = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
-            thresholds = {name: draw(THRESHOLDS) for name in signals}
+            thresholds = {name: draw(BY_LABEL if name in LABELLED else THRESHOLDS) for name in signals}
             stages.append(PolicyStage(model, thresholds, draw(skips(thresholds))))
         policies.append([*stages, PolicyStage(chosen[-1])])
     return Case(

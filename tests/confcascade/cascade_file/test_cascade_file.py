@@ -181,6 +181,27 @@ def test_a_digest_is_of_what_is_said(write: Write):
     assert all(len(digest) == 64 for digest in digests)
 
 
+def test_a_threshold_may_be_one_for_each_label(write: Write):
+    """In both forms, as in Python; the policy's id is that of the same stages."""
+    signal = TokenProbability(["yes", "no"], corrects=True)
+    entry = {"type": "p_t", "labels": ["yes", "no"], "corrects": True}
+    cuts = {"yes": 0.4, "no": "never"}
+    given = [
+        {"models": ["bundled:small", "bundled:large"], "signals": [entry], "threshold": {"p_t": cuts}},
+        {
+            "stages": [
+                {"model": "bundled:small", "signals": [entry], "thresholds": {"p_t": cuts}},
+                {"model": "bundled:large"},
+            ]
+        },
+    ]
+    ours = Cascade(build_stages(models=["bundled:small", "bundled:large"], signals=[signal], threshold={"p_t": cuts}))
+    for each in given:
+        cascade = CascadeFile.load(write(yaml.safe_dump(each))).cascade()
+        assert dict(cascade.stages[0].thresholds) == {"p_t": cuts}
+        assert cascade.policy_id == ours.policy_id
+
+
 def test_thresholds_may_come_later(write: Write):
     """Without them there are stages, as for collecting answers, but no cascade; the error says what to write where."""
     file = CascadeFile.load(write(TWO_SERVED))
@@ -638,6 +659,7 @@ def stages(*stage: str) -> str:
         ("models: [openai:a, openai:b]\nthreshold: .inf\n", 2, "threshold", "must be a number such as 0.9"),
         ("models: [openai:a, openai:b]\nthreshold:\n  p_t: x\n", 3, "threshold.p_t", "must be a number such as 0.9"),
         ("models: [openai:a, openai:b]\nthreshold:\n  p_q: 1\n", 3, "threshold.p_q", "did you mean `p_t`?"),
+        ("models: [openai:a, openai:b]\nthreshold:\n  p_t: {a: x}\n", 3, "threshold.p_t.a", "must be a number such"),
         (
             "models: [openai:a, openai:b]\nthreshold: 1\nsignals: [p_t, retrieval]\n",
             2,
@@ -694,6 +716,7 @@ def test_a_mistake_is_told_with_its_place(write: Write, text: str, line: int | N
     ("text", "line", "key", "says"),
     [
         ("models: [openai:a, openai:b]\nthreshold: 1.5\n", 2, "threshold", "must be a number in [0, 1]"),
+        ("models: [openai:a, openai:b]\nthreshold:\n  p_t: {a: 1}\n", 3, "threshold.p_t", "takes one threshold"),
         (
             stages("{model: openai:a, signals: [p_t],\n   thresholds: {p_t: 2}}"),
             3,

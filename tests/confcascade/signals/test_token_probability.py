@@ -19,6 +19,7 @@ from confcascade import (
     Usage,
 )
 from confcascade.extending import Evidence, Prefilled, Response, Token
+from confcascade.signals import corrected
 from confcascade.testing import ScriptedModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -636,3 +637,95 @@ def test_nothing_is_decided_early_of_an_answer_that_must_be_whole(request_, sign
     tokens = (Token("A", -20.0, (("A", -20.0), ("B", -21.0))),)
 
     assert signal.bounds(Evidence(request_, tokens=tokens)) == (0.0, 1.0)
+
+
+# ---------------------------------------------------------------------- a threshold for each label
+
+
+def alternatives_of(text: str, **probabilities: float) -> Evidence:
+    """An answer whose first token has these alternatives."""
+    top = tuple((label, math.log(p)) for label, p in probabilities.items())
+    tokens = (Token(text, top[0][1], top),)
+    return Evidence(REQUEST, tokens=tokens, response=Response(text, tokens, Usage(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "told"),
+    [
+        ({"yes": 0.9}, "name each of its labels"),
+        ({"yes": 0.9, "no": 0.8, "maybe": 0.7}, "name each of its labels"),
+        ({"yes": 0.9, "no": 1.2}, r"number in \[0, 1\]"),
+        ({"yes": 0.9, "no": "always"}, "Use the least score"),
+    ],
+)
+def test_a_threshold_for_each_label_is_one_for_each(threshold: Any, told: str):
+    signal = TokenProbability(["yes", "no"])
+    signal.validate({"yes": 0.9, "no": "never"})
+    with pytest.raises(ConfigurationError, match=told):
+        signal.validate(threshold)
+
+
+def test_other_signals_take_one_threshold():
+    """Free text gives no label."""
+    with pytest.raises(ConfigurationError, match="takes one threshold, not one for each label"):
+        TokenProbability().validate({"yes": 0.9, "no": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("no", True),
+        ("No.", True),
+        ("**no**", True),
+        ("Answer: no", True),
+        ("no, it rains", False),
+    ],
+)
+def test_only_an_answer_of_nothing_but_a_label_can_be_corrected(text: str, bare: bool):
+    """Reasons would speak for the other label."""
+    signal = TokenProbability(["yes", "no"], prefix="Answer:", corrects=True)
+    tokens = tuple(Token(piece, -0.1, (("no", -0.5), ("yes", -1.0))) for piece in re.findall(r"\s*\S+", text))
+    details = signal.score(Evidence(REQUEST, tokens=tokens, response=Response(text, tokens, Usage(1, 1)))).details
+    assert ("probabilities" in details) == bare
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("no", "yes"),
+        ("No.", "yes."),
+        ("**no**", "**yes**"),
+        ("Answer: no", "Answer: yes"),
+        ("<think>no or yes?</think>no", "<think>no or yes?</think>yes"),
+    ],
+)
+def test_the_other_label_stands_in_the_place_of_the_answers(text: str, given: str):
+    assert TokenProbability(["yes", "no"], corrects=True).gives(Response(text), "yes").text == given
+
+
+def test_the_details_of_a_correcting_signal_are_all_labels():
+    details = TokenProbability("ABC", corrects=True).score(alternatives_of("A", A=0.5, B=0.3, C=0.1)).details
+    assert details["probabilities"] == {"A": pytest.approx(0.5), "B": pytest.approx(0.3), "C": pytest.approx(0.1)}
+    assert "probabilities" not in TokenProbability("ABC").score(alternatives_of("A", A=0.5, B=0.3)).details
+
+
+@given(
+    p=st.dictionaries(st.sampled_from("ABC"), st.sampled_from([0.1, 0.2, 0.3, 0.45]), min_size=1),
+    cuts=st.fixed_dictionaries(dict.fromkeys("ABC", st.sampled_from([0.0, 0.15, 0.3, 0.5, "never"]))),
+)
+def test_an_answer_is_corrected_to_the_most_probable_label_that_reaches_its_threshold(p: Any, cuts: Any):
+    """By looking at all of them."""
+    found = corrected(cuts, {"probabilities": p})
+    reaching = {label: value for label, value in p.items() if cuts[label] != "never" and value >= cuts[label]}
+    assert (found is None) == (not reaching)
+    assert found is None or (found in reaching and reaching[found] == max(reaching.values()))
+
+
+def test_nothing_is_corrected_by_one_threshold_for_all():
+    assert corrected(0.1, {"probabilities": {"A": 0.9}}) is None
+
+
+def test_correcting_needs_labels_and_is_in_the_identity():
+    with pytest.raises(ConfigurationError, match="name them"):
+        TokenProbability(corrects=True)
+    assert TokenProbability("AB", corrects=True).identity() == {**TokenProbability("AB").identity(), "corrects": True}

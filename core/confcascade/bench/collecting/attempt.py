@@ -15,7 +15,7 @@ from confcascade.errors import ConfigurationError
 from confcascade.flow import begun_for, prefill_for, read_for
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
-from confcascade.signals import Evidence
+from confcascade.signals import Evidence, Signal
 from confcascade.stage import Stage
 from confcascade.types import Message, Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import why_unusable
@@ -102,6 +102,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         usage, seconds = usage + further.usage, seconds + further.busy_s
     if response is not None:
         grade = yield from asking.grader.judge(example, response.answer)
+        scores = yield from _with_grades(signals, scores, response, example, asking.grader)
     text = "" if response is None else response.answer
     kept = asking.keep_text
     return Row(
@@ -157,6 +158,28 @@ def _scores(
             unavailable = {"unavailable": f"{type(failure).__name__}: {failure}"}
             scores[signal.name] = RecordedScore(value=None, phase=signal.phase, prefill=prefill, details=unavailable)
     return scores
+
+
+def _with_grades(
+    signals: Sequence[Signal],
+    scores: Mapping[str, RecordedScore],
+    response: Response,
+    example: Example,
+    grader: Grader,
+) -> Flow[dict[str, RecordedScore]]:
+    """Scores of signals that correct, with the grade that the answer would have with each other label."""
+    found = dict(scores)
+    for signal in signals:
+        score = scores.get(signal.name)
+        if score is None or "probabilities" not in score.details:
+            continue
+        grades = {}
+        for label in score.details["probabilities"]:
+            if label != score.details["label"]:
+                grade = yield from grader.judge(example, signal.gives(response, label).answer)
+                grades[label] = grade.value
+        found[signal.name] = score.model_copy(update={"details": {**score.details, "grades": grades}})
+    return found
 
 
 def _thoughts(response: Response | None, *, keep: bool) -> str:

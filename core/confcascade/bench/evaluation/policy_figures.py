@@ -16,6 +16,7 @@ from confcascade.bench.metrics.significance import discordant, mcnemar, mean_int
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costs import UNITS, Costs, chosen_unit, known
 from confcascade.bench.replay.policy import PolicyStage
+from confcascade.bench.replay.prepared import corrects
 from confcascade.bench.replay.replay import Replay, Sweep, replay, sweep
 from confcascade.cost import Architecture, Prices, break_even_retention
 from confcascade.graders.grade import is_right
@@ -243,6 +244,12 @@ class Bench:
         return np.where(answered, chosen, otherwise)
 
     def _macro(self, policy: Sequence[PolicyStage], played: Replay) -> tuple[float, float, float] | None:
+        if any(
+            isinstance(each, Mapping) and corrects(self.columns, stage.model, name)
+            for stage in policy[:-1]
+            for name, each in stage.thresholds.items()
+        ):
+            return None  # which label a corrected answer has is not kept
         reference = self.gathered.reference
         predicted = self._of_answer(self.gathered.predicted, policy, played, NO_LETTER)
         if (reference == NO_LETTER).any() or (predicted == NO_LETTER).all():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
 from confcascade.bench.replay.policy import PolicyStage
+from confcascade.policy import shown
 
 __all__ = ["describe_fit", "told"]
 
@@ -54,10 +55,7 @@ def told(policy: Sequence[PolicyStage]) -> str:
     *gated, last = policy
     parts = []
     for stage in gated:
-        rules = [
-            f"{name} >= {value if isinstance(value, str) else f'{value:.4g}'}"
-            for name, value in stage.thresholds.items()
-        ]
+        rules = [f"{name} >= {shown(value)}" for name, value in stage.thresholds.items()]
         skips = [f"; {last.model} at once if {name} < {value:.4g}" for name, value in stage.skip.items()]
         parts.append(f"{stage.model} ({' and '.join(rules)}{''.join(skips)})")
     return " → ".join([*parts, last.model]) if parts else f"{last.model} alone"

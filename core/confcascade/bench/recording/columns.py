@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from confcascade.bench.recording.row import RecordedScore, Row
 from confcascade.errors import ConfigurationError
 from confcascade.types import Usage
 
-__all__ = ["Column", "Columns", "Gathering", "Upper"]
+__all__ = ["Column", "Columns", "Gathering", "Labels", "Upper"]
+
+_LABELS = 256  # of one signal; answers out of more are free text
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,35 @@ class Upper:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Which label each answer gives, of those that its model ever gave.
+
+    Attributes:
+        names: Sorted.
+        index: Of each question, shape (questions,); -1 where none is known.
+        probabilities: Of a signal that corrects: of each label in the place of the answer's, shape (questions, names);
+            NaN where none is known, or the answer cannot be corrected. None of other signals.
+        grades: How right the answer would be with that label, likewise; NaN where nobody graded it.
+    """
+
+    names: tuple[str, ...]
+    index: NDArray[np.int16]
+    probabilities: NDArray[np.float64] | None = None
+    grades: NDArray[np.float64] | None = None
+
+    def take(self, rows: NDArray[np.intp]) -> Labels:
+        """Those of some questions."""
+        if self.probabilities is None or self.grades is None:
+            return Labels(self.names, self.index[rows])
+        return Labels(self.names, self.index[rows], self.probabilities[rows], self.grades[rows])
+
+    def are(self, label: str) -> NDArray[np.bool_]:
+        """Which answers give this label, shape (questions,)."""
+        at = self.names.index(label) if label in self.names else len(self.names)
+        return np.equal(self.index, at)
+
+
+@dataclass(frozen=True)
 class Column:
     """One signal of one model.
 
@@ -54,12 +86,21 @@ class Column:
         phase: "pre" or "post".
         prefill: Whether the prompt is read for it.
         upper: Its bounds; None if it never decides early.
+        labels: Which label the answer gives, as the signal read it, or else its grader (`Row.predicted`); None where
+            neither tells.
     """
 
     values: NDArray[np.float64]
     phase: str
     prefill: bool
     upper: Upper | None
+    labels: Labels | None = None
+
+    def take(self, rows: NDArray[np.intp]) -> Column:
+        """That of some questions."""
+        upper = None if self.upper is None else self.upper.take(rows)
+        labels = None if self.labels is None else self.labels.take(rows)
+        return Column(self.values[rows], self.phase, self.prefill, upper, labels)
 
 
 @dataclass(frozen=True)
@@ -167,15 +208,7 @@ class Columns:
             for name, value in vars(self).items()
             if isinstance(value, np.ndarray) and name in type(self).__dataclass_fields__
         }
-        signals = {
-            key: Column(
-                column.values[index],
-                column.phase,
-                column.prefill,
-                None if column.upper is None else column.upper.take(index),
-            )
-            for key, column in self.signals.items()
-        }
+        signals = {key: column.take(index) for key, column in self.signals.items()}
         return Columns(
             questions=tuple(self.questions[i] for i in index), models=self.models, signals=signals, **changed
         )
@@ -197,9 +230,13 @@ class _Signal:
     counts: array[int] = field(default_factory=lambda: array("q"))
     tokens: array[int] = field(default_factory=lambda: array("q"))
     bounds: array[float] = field(default_factory=lambda: array("d"))
+    labels: array[int] = field(default_factory=lambda: array("h"))
+    label_names: dict[str, int] = field(default_factory=dict)
+    others: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # details of those that can be corrected
 
-    def add(self, row: int, score: RecordedScore) -> None:
+    def add(self, row: int, score: RecordedScore, predicted: str | None) -> None:
         self.rows.append(row)
+        self._label(score.details, predicted)
         self.value.append(np.nan if score.value is None else score.value)
         self.counts.append(len(score.upper))
         for tokens, bound in score.upper:
@@ -213,13 +250,40 @@ class _Signal:
         counts: NDArray[np.int64],
         tokens: NDArray[np.int64],
         bounds: NDArray[np.float64],
+        labels: Iterable[tuple[Mapping[str, Any], str | None]],
     ) -> None:
-        """The scores of `rows`, of which each has `counts` entries of `tokens` and `bounds`."""
+        """The scores of `rows`, each with `counts` entries of `tokens` and `bounds`; details and grader's readings."""
+        for details, predicted in labels:
+            self._label(details, predicted)
         self.rows.frombytes(rows.astype(np.int64).tobytes())
         self.value.frombytes(values.tobytes())
         self.counts.frombytes(counts.astype(np.int64).tobytes())
         self.tokens.frombytes(tokens.astype(np.int64).tobytes())
         self.bounds.frombytes(bounds.tobytes())
+
+    def _label(self, details: Mapping[str, Any], predicted: str | None) -> None:
+        if "label" in details and isinstance(details.get("probabilities"), Mapping):
+            self.others[len(self.labels)] = details
+            for label in details["probabilities"]:
+                self.label_names.setdefault(label, len(self.label_names))
+        label, known = details.get("label", predicted), self.label_names
+        few = isinstance(label, str) and (label in known or len(known) < _LABELS)
+        self.labels.append(known.setdefault(label, len(known)) if few else -1)
+
+    def _labels(self, chosen: NDArray[np.intp]) -> Labels | None:
+        if not self.label_names or len(self.label_names) >= _LABELS:
+            return None
+        names = sorted(self.label_names)
+        place = np.array([*(names.index(name) for name in self.label_names), -1], dtype=np.int16)
+        index = place[np.array([*self.labels, -1], dtype=np.int16)]
+        if not self.others:
+            return Labels(tuple(names), index[chosen])
+        probabilities, grades = np.full((2, len(index), len(names)), np.nan)
+        for entry, details in self.others.items():
+            for told, key in ((probabilities, "probabilities"), (grades, "grades")):
+                for label, value in details.get(key, {}).items():
+                    told[entry, names.index(label)] = np.nan if value is None else value
+        return Labels(tuple(names), index, probabilities, grades).take(chosen)
 
     def column(self, rows: NDArray[np.int64], total: int) -> Column:
         """One entry for each of `rows`, of `total` in all; -1 stands for no row."""
@@ -228,10 +292,10 @@ class _Signal:
         chosen = entry[rows]
         values = np.array([*self.value, np.nan])[chosen]
         if not self.tokens:
-            return Column(values, self.phase, self.prefill, None)
+            return Column(values, self.phase, self.prefill, None, self._labels(chosen))
         starts = np.concatenate([[0], np.cumsum([*self.counts, 0])])
         upper = Upper(starts, np.array(self.tokens, dtype=np.int64), np.array(self.bounds))
-        return Column(values, self.phase, self.prefill, upper.take(chosen))
+        return Column(values, self.phase, self.prefill, upper.take(chosen), self._labels(chosen))
 
 
 class Gathering:
@@ -274,7 +338,7 @@ class Gathering:
             )
         )
         for name, score in row.scores.items():
-            self.signal(row.model, name, score.phase, score.prefill, row.question).add(number, score)
+            self.signal(row.model, name, score.phase, score.prefill, row.question).add(number, score, row.predicted)
 
     def add_many(
         self,

@@ -239,8 +239,8 @@ def gather_parquet(path: str | Path, gathering: Gathering) -> None:
         ConfigurationError: If the file is not a recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
-    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper")]  # no details
-    for batch in _batches(path, [*_NUMBERS, "tokens.list.element.logprob", *leaves], _ROWS):
+    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper", "details")]
+    for batch in _batches(path, [*_NUMBERS, "predicted", "tokens.list.element.logprob", *leaves], _ROWS):
         _gather(gathering, batch)
 
 
@@ -273,6 +273,11 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     for i, (row, *kind) in enumerate(zip(owner.tolist(), names, phases, prefills, strict=True)):
         kinds.setdefault((models[row], *kind), []).append(i)
     values, upper = _numbers(scores.field("value")), scores.field("upper")
+    predicted = known["predicted"].to_pylist()
+    labels = [
+        (json.loads(told) if '"label"' in told else {}, predicted[row])
+        for row, told in zip(owner.tolist(), scores.field("details").to_pylist(), strict=True)
+    ]
     counts, steps = _integers(pc.list_value_length(upper)), upper.flatten()
     tokens, bounds = _integers(steps.field("tokens")), _numbers(steps.field("bound"))
     ends = np.cumsum(counts)
@@ -282,7 +287,12 @@ def _gather(gathering: Gathering, batch: Any) -> None:
         own[chosen] = True
         stepwise = np.repeat(own, counts) if len(ends) and ends[-1] else slice(0)
         gathering.signal(model, name, phase, prefill, known["question"][owner[chosen[0]]].as_py()).add_many(
-            first + owner[chosen], values[chosen], counts[chosen], tokens[stepwise], bounds[stepwise]
+            first + owner[chosen],
+            values[chosen],
+            counts[chosen],
+            tokens[stepwise],
+            bounds[stepwise],
+            [labels[i] for i in members],
         )
 
 

@@ -125,7 +125,10 @@ class PlaybackModel(InThreads):
             )
         kind = self._kinds[name]
         at = self._probed.index(name) if name in self._probed else None
-        return PlaybackSignal(self, name, kind, early=name in self._early, at=at)
+        scored = [row for row in self._rows.values() if name in row.scores and row.scores[name].value is not None]
+        labelled = all("label" in row.scores[name].details or row.predicted is not None for row in scored)
+        corrects = any("probabilities" in row.scores[name].details for row in scored)
+        return PlaybackSignal(self, name, kind, early=name in self._early, at=at, labelled=labelled, corrects=corrects)
 
     # ------------------------------------------------------------------ as a LanguageModel
 
@@ -190,10 +193,22 @@ class PlaybackSignal(Signal):
 
     space = (-math.inf, math.inf)  # whatever it was
 
-    def __init__(self, model: PlaybackModel, name: str, kind: RecordedScore, *, early: bool, at: int | None) -> None:
+    def __init__(
+        self,
+        model: PlaybackModel,
+        name: str,
+        kind: RecordedScore,
+        *,
+        early: bool,
+        at: int | None,
+        labelled: bool,
+        corrects: bool,
+    ) -> None:
         self.name = name
         self.phase = kind.phase  # type: ignore[misc]  # of each signal its own here
         self.early = early
+        self.labelled = labelled
+        self.corrects = corrects
         self.logprobs = early  # bounds hold for a number of tokens, which only known tokens have
         self._model = model
         self._prefill = kind.prefill
@@ -222,11 +237,16 @@ class PlaybackSignal(Signal):
             if math.isnan(value):
                 raise SignalUnavailableError("the recording has no score")
             return Measurement(value)
-        recorded = self._model.row(evidence.request).scores.get(self.name)
+        row = self._model.row(evidence.request)
+        recorded = row.scores.get(self.name)
         if recorded is None or recorded.value is None:
             why = recorded.details.get("unavailable") if recorded else None
             raise SignalUnavailableError(str(why or "the recording has no score"))
-        return Measurement(recorded.value, recorded.details)
+        label = {} if row.predicted is None else {"label": row.predicted}  # as its grader read it, else the signal
+        return Measurement(recorded.value, {**label, **recorded.details})
+
+    def gives(self, response: Response, label: str) -> Response:
+        return response.replace(text=label)  # the answer was nothing but one
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:
         row = self._model.row(evidence.request)

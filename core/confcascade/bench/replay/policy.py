@@ -11,7 +11,7 @@ import numpy as np
 from confcascade.bench.recording.columns import Columns
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.signals import Threshold
+from confcascade.signals import Threshold, ends_of
 
 __all__ = ["PolicyStage", "models_in_order", "stages_from_thresholds"]
 
@@ -71,11 +71,12 @@ def stages_from_thresholds(
         for name, value in chosen.items():
             scores = columns.signal(model, name).values
             told = scores[~np.isnan(scores)]
-            beyond = not isinstance(value, str) and not 0 <= value <= 1
+            each = ends_of(value)[1]
+            beyond = not isinstance(each, str) and not 0 <= each <= 1
             if beyond and len(told) and bool(((told >= 0) & (told <= 1)).all()):
                 warnings.warn(
-                    f"Threshold '{name}' of '{model}' is {value}, and its recorded scores all lie in [0, 1]: "
-                    f"{'none of them reaches it' if float(value) > 1 else 'each of them reaches it'}. 90 % is 0.9.",
+                    f"Threshold '{name}' of '{model}' is {each}, and its recorded scores all lie in [0, 1]: "
+                    f"{'none of them reaches it' if float(each) > 1 else 'each of them reaches it'}. 90 % is 0.9.",
                     stacklevel=2,
                 )
     return (*(PolicyStage(model, chosen) for model, chosen in found.items()), PolicyStage(models[-1]))

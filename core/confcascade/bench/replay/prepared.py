@@ -7,25 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.recording.columns import Column, Columns
+from confcascade.bench.recording.columns import Column, Columns, Labels
 from confcascade.bench.replay.costs import Figures
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cost import Architecture, Prices, token_flops
 from confcascade.errors import ConfigurationError
-from confcascade.signals import Threshold
+from confcascade.signals import OneThreshold, Threshold, ends_of, threshold_of
 
 __all__ = [
+    "Compared",
     "Masks",
     "PreparedStage",
     "StageColumns",
     "Step",
     "all_pass",
     "any_below",
+    "compared_in",
+    "corrects",
     "prepare",
     "skips_of",
     "structure_of",
@@ -41,13 +44,39 @@ _UNDECIDED = np.finfo(np.float64).max  # the bound of a signal that cannot tell 
 # ---------------------------------------------------------------------- what is asked of the recording
 
 
+class Compared(NamedTuple):
+    """What a threshold is of: a signal, or a signal where the answer gives a label.
+
+    Attributes:
+        signal: Its name.
+        label: Where only answers with this label are compared.
+        among: Where thresholds are by label, and this is compared with the least: those that have one.
+        corrects: Where answers are corrected: what the labels must reach.
+    """
+
+    signal: str
+    label: str | None = None
+    among: tuple[str, ...] = ()
+    corrects: tuple[tuple[str, OneThreshold], ...] = ()
+
+
 @dataclass(frozen=True)
 class StageColumns:
-    """A stage of a policy without its thresholds."""
+    """A stage of a policy without its thresholds.
+
+    Attributes:
+        model: Its index.
+        name: Its name.
+        signals: What is compared with a threshold each: a signal as a whole, or with a label what it is of answers that
+            give that one, and infinite of all others. All must pass, so a threshold for each label becomes as many
+            thresholds, beside the least of them, which holds whatever the label will be.
+        grades: Of the answers as they are kept, where a signal corrects them; None where they are as recorded.
+    """
 
     model: int
     name: str
-    signals: tuple[tuple[str, Column], ...]
+    signals: tuple[tuple[Compared, Column], ...]
+    grades: Figures | None = None
 
 
 def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageColumns]:
@@ -70,18 +99,85 @@ def structure_of(columns: Columns, policy: Sequence[PolicyStage]) -> list[StageC
             raise ConfigurationError(
                 f"Stage '{stage.model}' of the policy has no threshold, so it could never escalate a query."
             )
-        names = () if last else tuple(stage.thresholds)
-        structure.append(
-            StageColumns(model, stage.model, tuple((name, columns.signal(stage.model, name)) for name in names))
-        )
+        if last:
+            structure.append(StageColumns(model, stage.model, ()))
+            continue
+        judged, grades = [], None
+        for each in compared_in(columns, stage):
+            if each.corrects:
+                column, grades = _corrected(columns, stage.model, each)
+            else:
+                column = _column(columns, stage.model, each)
+            judged.append((each, column))
+        structure.append(StageColumns(model, stage.model, tuple(judged), grades))
     return structure
+
+
+def compared_in(columns: Columns, stage: PolicyStage) -> tuple[Compared, ...]:
+    """What a stage compares with thresholds, each once; stages that compare the same are played together."""
+    found: list[Compared] = []
+    for name, threshold in stage.thresholds.items():
+        if not isinstance(threshold, Mapping):
+            found.append(Compared(name))
+        elif corrects(columns, stage.model, name):
+            found.append(Compared(name, among=tuple(threshold), corrects=tuple(sorted(threshold.items()))))
+        else:
+            found += [Compared(name, among=tuple(threshold)), *(Compared(name, label) for label in threshold)]
+    return tuple(found)
+
+
+def corrects(columns: Columns, model: str, signal: str) -> bool:
+    """Whether a recorded signal corrects answers, where it has a threshold for each label."""
+    labels = columns.signal(model, signal).labels
+    return labels is not None and labels.probabilities is not None
+
+
+def _corrected(columns: Columns, model: str, compared: Compared) -> tuple[Column, Figures]:
+    """A signal that corrects, infinite where the answer is kept, and the grades of the answers that are.
+
+    Kept is an answer whose label reaches its threshold, else the most probable label that does, as live.
+    """
+    column = columns.signal(model, compared.signal)
+    labels = column.labels
+    assert labels is not None
+    assert labels.probabilities is not None
+    assert labels.grades is not None
+    own_grades = columns.grades[:, columns.index(model)]
+    cuts = {label: _number(compared, each) for label, each in compared.corrects}
+    least = np.array([cuts.get(label, np.inf) for label in labels.names])
+    own = np.append(least, np.inf)[labels.index]  # -1 is the last
+    keeps = np.nan_to_num(column.values, nan=-np.inf) >= own
+    reached = np.where(labels.probabilities >= least, labels.probabilities, -np.inf)
+    best = reached.argmax(axis=1)  # of two as probable the first by name
+    changed = ~keeps & (reached.max(axis=1) > -np.inf)
+    grades = np.where(changed, labels.grades[np.arange(len(best)), best], own_grades)
+    values = np.where(keeps | changed, np.inf, np.nan)
+    return replace(column, values=values, labels=None), grades
+
+
+def _column(columns: Columns, model: str, compared: Compared) -> Column:
+    column = columns.signal(model, compared.signal)
+    if compared.label is None and not compared.among:
+        return column
+    scored = ~np.isnan(column.values)
+    labels = column.labels or Labels((), np.full(len(columns), -1, dtype=np.int16))
+    if unknown := int((scored & (labels.index < 0)).sum()):
+        raise ConfigurationError(
+            f"Signal '{compared.signal}' of model '{model}' has a threshold for each label, and the recording does not "
+            f"tell which label {unknown} of {len(columns)} answers give. Record TokenProbability(labels=...)."
+        )
+    if compared.label is None:
+        kept = np.any([labels.are(label) for label in compared.among], axis=0)
+        return replace(column, values=np.where(kept, column.values, np.nan))
+    others = scored & ~labels.are(compared.label)
+    return Column(np.where(others, np.inf, column.values), column.phase, column.prefill, None)
 
 
 def threshold_arrays(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> list[Figures]:
     """For each stage an array of shape (policies, signals): "always" is below every score, a missing one's included."""
     return [
         np.array(
-            [[_number(name, policy[j].thresholds[name]) for name, _ in judged.signals] for policy in policies],
+            [[_number(each, policy[j].thresholds[each.signal]) for each, _ in judged.signals] for policy in policies],
             dtype=np.float64,
         ).reshape(len(policies), len(judged.signals))
         for j, judged in enumerate(structure)
@@ -98,7 +194,7 @@ def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stag
     """
     for policy in policies:
         for stage, judged in zip(policy, structure, strict=True):
-            gates = [name for name, column in judged.signals if column.phase == "pre"]
+            gates = [each.signal for each, column in judged.signals if column.phase == "pre"]
             if unknown := [name for name in stage.skip if judged.signals and name not in gates]:
                 raise ConfigurationError(
                     f"`skip` of stage '{stage.model}' names '{unknown[0]}', which is not one of its signals that judge "
@@ -106,13 +202,16 @@ def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stag
                 )
     return [
         np.array(
-            [[policy[j].skip.get(name, -np.inf) for name, _ in judged.signals] for policy in policies], dtype=np.float64
+            [[policy[j].skip.get(each.signal, -np.inf) for each, _ in judged.signals] for policy in policies],
+            dtype=np.float64,
         ).reshape(len(policies), len(judged.signals))
         for j, judged in enumerate(structure)
     ]
 
 
-def _number(name: str, threshold: Threshold) -> float:
+def _number(compared: Compared, told: Threshold) -> float:
+    name = compared.signal
+    threshold: OneThreshold = ends_of(told)[0] if compared.label is None else threshold_of(told, compared.label)
     if threshold == "always":
         return -np.inf
     if threshold == "never":
@@ -226,11 +325,12 @@ def prepare(
     # of a failed call only the time is known, and the tokens of a prompt that was read before it
     whole_cost = cost(np.where(failed, prompt, read), written, latency, slice(None))
     judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
+    whole = [(s, column) for s, column in judges if judged.signals[s][0].label is None]  # no label is known early
     first_cost: Figures = whole_cost
     steps: list[Step] = []
-    if any(column.upper is not None for _, column in judges):
+    if any(column.upper is not None for _, column in whole):
         most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
-        at, tokens, bounds = _falling(judges, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
+        at, tokens, bounds = _falling(whole, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
         # of an answer by several models, those of the others come first, and are all paid
         paid = np.minimum(np.where(made_by_several[at], written[at] - most[at] + tokens, tokens), written[at])
         share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
@@ -243,7 +343,7 @@ def prepare(
         post=[(s, _known(column, rows)) for s, column in judges],
         usable=usable,
         failed=failed,
-        grades=np.where(usable, columns.grades[rows, j], 0.0),
+        grades=np.where(usable, columns.grades[rows, j] if judged.grades is None else judged.grades[rows], 0.0),
         prefilled=prefilled,
         input_tokens=read,
         output_tokens=written,

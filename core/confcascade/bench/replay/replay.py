@@ -23,11 +23,13 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costs import UNITS, Costs, Figures
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.prepared import (
+    Compared,
     Masks,
     PreparedStage,
     StageColumns,
     all_pass,
     any_below,
+    compared_in,
     prepare,
     skips_of,
     structure_of,
@@ -265,9 +267,11 @@ def _alike(
     columns: Columns, policies: Sequence[Sequence[PolicyStage]]
 ) -> Iterator[tuple[NDArray[np.intp], list[StageColumns], StageThresholds]]:
     """Policies of the same models and signals together: which they are, what they read, and their limits."""
-    alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
+    alike: dict[tuple[tuple[str, tuple[Compared, ...]], ...], list[int]] = {}
     for i, policy in enumerate(policies):
-        alike.setdefault(tuple((stage.model, tuple(stage.thresholds)) for stage in policy), []).append(i)
+        *gated, last = policy or [PolicyStage("")]  # `structure_of` refuses an empty one
+        key = (*((stage.model, compared_in(columns, stage)) for stage in gated), (last.model, ()))
+        alike.setdefault(key, []).append(i)
     for members in alike.values():
         structure = structure_of(columns, policies[members[0]])
         yield np.array(members), structure, _limits([policies[i] for i in members], structure)

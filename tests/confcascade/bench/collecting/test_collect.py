@@ -78,6 +78,27 @@ def test_a_row_has_all_of_an_attempt(tmp_path):
     assert sorted(asked(models[0])) == sorted(e.question for e in EXAMPLES)
 
 
+def test_a_correcting_signal_is_graded_for_each_other_label(tmp_path):
+    """What the grader says of the answer with that label in it, so that a corrected answer can be replayed."""
+    examples = [Example(f"q{i}", references=("yes" if i % 3 else "no",)) for i in range(6)]
+    unsure = ScriptedModel("small", lambda _: Reply("No.", 0.6, {"No": 0.6, "yes": 0.4}))
+    stages = [Stage(unsure, [TokenProbability(["yes", "no"], corrects=True)]), Stage(large())]
+    _, rows = gathered(tmp_path / "rec.jsonl", [], examples, stages=stages, grader=NormalizedMatch())
+    ours = [row for row in rows if row.model == "small"]
+    for row in ours:
+        details = row.scores["p_t"].details
+        assert details["probabilities"] == {"no": pytest.approx(0.6), "yes": pytest.approx(0.4)}
+        assert details["grades"] == {"yes": float(row.reference == "yes")}
+    columns = read_columns(tmp_path / "rec.jsonl")
+    policy = [PolicyStage("small", {"p_t": {"yes": 0.3, "no": 0.9}}), PolicyStage("large")]
+    played = replay(columns, policy)
+    cascade = Cascade([Stage(unsure, stages[0].signals, policy[0].thresholds), Stage(large())])
+    for i, question in enumerate(columns.questions):
+        outcome = cascade.run(next(e.question for e in examples if e.id == question))
+        assert (outcome.text, outcome.stage) == ("yes.", played.stage[i])
+        assert played.grade[i] == float(next(e for e in examples if e.id == question).references == ("yes",))
+
+
 def test_the_last_model_is_scored_too(tmp_path):
     """By the P(T) of the stages before it, which later tells whether it would do in an earlier place; if it can."""
     _, rows = gathered(tmp_path / "rec.jsonl", [small(), large()])

@@ -92,6 +92,14 @@ def same(first: Columns, second: Columns) -> None:
         if column.upper is not None and other.upper is not None:
             for part in ("starts", "tokens", "bounds"):
                 np.testing.assert_array_equal(getattr(column.upper, part), getattr(other.upper, part))
+        assert (column.labels is None) == (other.labels is None)
+        if column.labels is not None and other.labels is not None:
+            assert column.labels.names == other.labels.names
+            np.testing.assert_array_equal(column.labels.index, other.labels.index)
+            assert (column.labels.probabilities is None) == (other.labels.probabilities is None)
+            if column.labels.probabilities is not None:
+                np.testing.assert_array_equal(column.labels.probabilities, other.labels.probabilities)
+                np.testing.assert_array_equal(column.labels.grades, other.labels.grades)
 
 
 @pytest.fixture(scope="module")

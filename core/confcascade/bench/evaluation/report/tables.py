@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.text import Text
 from confcascade.bench.evaluation.evaluate import Evaluation
 from confcascade.bench.evaluation.policy_figures import Interval, PolicyFigures
 from confcascade.bench.replay.costs import UNIT_NAMES, UNITS
+from confcascade.signals import Threshold
 
 __all__ = ["Head", "Table", "cost", "percent", "signed", "tables"]
 
@@ -249,9 +250,13 @@ def _thresholds(policy: PolicyFigures, model: str) -> str:
     own = policy.thresholds[model]
     if not own:
         return "always"
-    return ", ".join(
-        f"{name} ≥ {value:g}" if isinstance(value, int | float) else f"{name}: {value}" for name, value in own.items()
-    )
+    return ", ".join(f"{name} {_reached(value)}" for name, value in own.items())
+
+
+def _reached(threshold: Threshold) -> str:
+    if isinstance(threshold, Mapping):
+        return " or ".join(f"{_reached(each)} for {label!r}" for label, each in threshold.items())
+    return f"≥ {threshold:g}" if isinstance(threshold, int | float) else str(threshold)
 
 
 def _costs(evaluation: Evaluation) -> Table:
