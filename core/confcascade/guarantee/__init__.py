@@ -1,7 +1,8 @@
 """Thresholds with a promise: exact bounds, tests in a fixed order, certificates, and how many examples they take.
 
 `order_policies` on some questions, `certify` on others, `Certificate.of` what it chose; `examples_needed` where nothing
-could be certified. Knows no model and no recording: losses and costs come as arrays.
+could be certified. `Target` and `TargetCertificate` promise precision, recall, F1, the price of errors, cost and
+latency, alone or together (`prove_together`). Knows no model and no recording: losses and costs come as arrays.
 """
 
 from confcascade.guarantee.bounds import (
@@ -31,14 +32,38 @@ from confcascade.guarantee.planner import (
     power_of,
 )
 from confcascade.guarantee.promise import Equivalence, Promise
+from confcascade.guarantee.target_certificate import TargetCertificate
+from confcascade.guarantee.targets import (
+    CLASS_KINDS,
+    Evidence,
+    Mean,
+    Paired,
+    Played,
+    Share,
+    Shown,
+    Target,
+    TargetKind,
+    in_testing_order,
+    prove_together,
+)
 
 __all__ = [
+    "CLASS_KINDS",
     "Certificate",
     "Certification",
     "Equivalence",
+    "Evidence",
     "Examined",
+    "Mean",
     "Ordered",
+    "Paired",
+    "Played",
     "Promise",
+    "Share",
+    "Shown",
+    "Target",
+    "TargetCertificate",
+    "TargetKind",
     "TestName",
     "attainable_drop",
     "betting_bound",
@@ -48,10 +73,12 @@ __all__ = [
     "examples_needed_like",
     "fewest_examples",
     "harm_bound",
+    "in_testing_order",
     "least_loss",
     "net_loss_bound",
     "order_policies",
     "power_of",
+    "prove_together",
     "sharpest_test",
     "unconditional_bound",
     "unconditional_p_value",
