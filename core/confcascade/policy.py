@@ -430,14 +430,17 @@ class Policy(Entry):
 
     def describe(self) -> str:
         """What it does, what it promises under which assumptions, and what it saves, in several lines."""
-        together, count = [], len(self.certificates)
-        if count > 1 and count > len(self.accuracy_certificates):
-            together = [
-                f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence: each was "
-                "tested at the whole level, and all had to pass."
-            ]
-        told = (each.describe() for each in self.certificates)
-        return "\n".join([*self._decisions(), *self._saving(), *together, *told])
+        count = len(self.certificates)
+        lines = [*self._decisions(), *self._saving()]
+        if count == len(self.accuracy_certificates) or count == 1:
+            return "\n".join([*lines, *(each.describe() for each in self.certificates)])
+        lines.append(
+            f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence: each was tested "
+            "at the whole level, and all had to pass."
+        )
+        lines += [each.evidence for each in self.certificates]
+        assumptions = dict.fromkeys(sentence for each in self.certificates for sentence in each.assumptions)
+        return "\n".join([*lines, "They hold as long as:", *(f"- {sentence}" for sentence in assumptions)])
 
     @property
     def accuracy_certificates(self) -> list[Certificate]:

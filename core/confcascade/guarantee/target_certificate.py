@@ -143,12 +143,18 @@ class TargetCertificate(BaseModel):
 
     def describe(self) -> str:
         """The promise, the evidence and the assumptions, in plain words and several lines."""
-        lines = [
-            f"Promised: {self._promise()}, with {self.confidence:.4g} confidence.",
-            f"Evidence: {self._evidence()}",
-            f"Test: {_TESTS[self.test]}, {self.date.isoformat()}.",
-        ]
-        return "\n".join([*lines, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])
+        return "\n".join([self.evidence, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])
+
+    @property
+    def evidence(self) -> str:
+        """The promise and the evidence, in several lines."""
+        return "\n".join(
+            [
+                f"Promised: {self._promise()}, with {self.confidence:.4g} confidence.",
+                f"Evidence: {self._evidence()}",
+                f"Test: {_TESTS[self.test]}, {self.date.isoformat()}.",
+            ]
+        )
 
     def _promise(self) -> str:
         by = "the references" if self.against == "references" else "the largest model's answers"
@@ -174,8 +180,8 @@ class TargetCertificate(BaseModel):
         match self.kind:
             case "precision" | "recall" | "f1":
                 return (
-                    f"{self.counted:,} of {self.n:,} questions {_COUNTED[self.kind]}, and {self.failing:,} of these went "
-                    f"wrong: {self.seen:.2%}; lower bound {self.bound:.2%}."
+                    f"{self.counted:,} of {self.n:,} questions {_COUNTED[self.kind]}, and {self.failing:,} of these "
+                    f"went wrong: {self.seen:.2%}; lower bound {self.bound:.2%}."
                 )
             case "asked" | "late":
                 late = f"took longer than {self.seconds or 0:g} s"
@@ -208,7 +214,7 @@ def _assumptions(
     sentences = [
         "The questions to come are like the examples, which were drawn from them independently of one another, repeats "
         "included.",
-        "The examples of the test chose neither the policy nor the order of tests.",
+        "The examples of the test chose neither the policy, nor the order of tests, nor a calibrator.",
         "Models, their builds, prompts and decoding settings stay as they were.",
     ]
     if repeated:

@@ -25,6 +25,7 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import NOT_ASKED, replay
+from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices, token_flops
 from confcascade.errors import ConfigurationError
 from confcascade.graders.texts import normalized
@@ -183,8 +184,8 @@ class ClassAnswers:
                 if question not in material.references:
                     raise ConfigurationError(
                         f"The recording keeps no reference of question '{question}', so precision, recall and F1 are "
-                        "not known. Collect with `keep_text=True` and references, or compare with the largest model's "
-                        "answers (`labels=False`)."
+                        "not known. Collect with `keep_text=True` and references, or fit without labels, against the "
+                        "largest model's answers."
                     )
                 references[i] = code(material.references[question])
             else:
@@ -356,7 +357,7 @@ def fit_targets(
     same: NDArray[np.bool_] | None = None,
     limits: QueryLimits | None = None,
     signals: Sequence[str] | None = None,
-    described: Mapping[str, Described] | None = None,
+    described: Mapping[str, Described] | CascadeFile | None = None,
     architectures: Mapping[str, Architecture] | None = None,
     prices: Mapping[str, Prices] | None = None,
     unit: str | None = None,
@@ -375,7 +376,7 @@ def fit_targets(
             labels None.
         limits: What a question costs at most.
         signals: Which to use; by default all.
-        described: By model, how its signals are made live.
+        described: By model, how its signals are made live, or the cascade file that says so.
         architectures: By model.
         prices: By model.
         unit: Of costs.
@@ -389,6 +390,9 @@ def fit_targets(
         raise ConfigurationError("An equivalence and the answers compared by it go together.")
     if len(material.models) < 2:
         raise ConfigurationError(f"A policy chooses among models; the recording has {material.models[0]} alone.")
+    if isinstance(described, CascadeFile):
+        described.only_whole("A fitted policy")
+        described = {name: Described(each, described.folder) for name, each in described.signal_entries.items()}
     bill = Costing.of(material.columns, material.models, architectures, prices, unit)
     split = split_by_key(material.keys, seed=seed, shares=SHARES)
     largest, limits = material.models[-1], limits or QueryLimits()
