@@ -434,10 +434,7 @@ class Policy(Entry):
         lines = [*self._decisions(), *self._saving()]
         if count == len(self.accuracy_certificates) or count == 1:
             return "\n".join([*lines, *(each.describe() for each in self.certificates)])
-        lines.append(
-            f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence: each was tested "
-            "at the whole level, and all had to pass."
-        )
+        lines.append(f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence:")
         lines += [each.evidence for each in self.certificates]
         assumptions = dict.fromkeys(sentence for each in self.certificates for sentence in each.assumptions)
         return "\n".join([*lines, "They hold as long as:", *(f"- {sentence}" for sentence in assumptions)])

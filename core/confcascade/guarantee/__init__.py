@@ -34,20 +34,26 @@ from confcascade.guarantee.planner import (
 from confcascade.guarantee.promise import Equivalence, Promise
 from confcascade.guarantee.target_certificate import TargetCertificate
 from confcascade.guarantee.targets import (
+    CAP_KINDS,
+    CAPS_SHARE,
     CLASS_KINDS,
     Evidence,
     Mean,
     Paired,
     Played,
+    Proof,
     Share,
     Shown,
     Target,
     TargetKind,
     in_testing_order,
     prove_together,
+    prove_within,
 )
 
 __all__ = [
+    "CAPS_SHARE",
+    "CAP_KINDS",
     "CLASS_KINDS",
     "Certificate",
     "Certification",
@@ -59,6 +65,7 @@ __all__ = [
     "Paired",
     "Played",
     "Promise",
+    "Proof",
     "Share",
     "Shown",
     "Target",
@@ -79,6 +86,7 @@ __all__ = [
     "order_policies",
     "power_of",
     "prove_together",
+    "prove_within",
     "sharpest_test",
     "unconditional_bound",
     "unconditional_p_value",

@@ -8,8 +8,9 @@ Each target is a statement about one variable of a question, in one of two forms
 - *a mean*: a variable that cannot exceed a known bound has a mean of at most 0. It is tested by betting, which holds at
   any number of questions and needs no bound from below.
 
-Several targets are promised together by testing each at the whole level and asking that all pass: a certificate that
-states anything false needs the test of that very target to fail, so nothing is divided (docs/design/targets.md).
+Several targets of quality are promised together by testing each at the whole level and asking that all pass: whoever
+breaks any of them must pass the test of that very one, so nothing is divided. Caps on cost and time are tested from the
+other end of the path, where they are likeliest to hold, at a tenth of the level (docs/design/targets.md).
 """
 
 from __future__ import annotations
@@ -27,21 +28,32 @@ from confcascade.guarantee.certification import Examined, TestName, examine
 from confcascade.guarantee.promise import Promise
 
 __all__ = [
+    "CAPS_SHARE",
+    "CAP_KINDS",
     "CLASS_KINDS",
     "Evidence",
     "Mean",
     "Paired",
     "Played",
+    "Proof",
     "Share",
     "Shown",
     "Target",
     "TargetKind",
     "in_testing_order",
     "prove_together",
+    "prove_within",
 ]
 
 TargetKind: TypeAlias = Literal["precision", "recall", "f1", "asked", "late", "latency", "cost", "total"]
 CLASS_KINDS: tuple[TargetKind, ...] = ("precision", "recall", "f1")
+CAP_KINDS: tuple[TargetKind, ...] = (
+    "asked",
+    "late",
+    "latency",
+    "cost",
+)  # kept by whoever asks the largest model seldom
+CAPS_SHARE = 0.1  # of delta, where caps and quality are promised together: costs vary little, and need less
 _TOLERANCE = 1e-4  # of a bound on a mean that is searched for, as a share of the variable's own bound
 
 
@@ -406,6 +418,54 @@ def prove_together(evidence: Sequence[Evidence], path: Sequence[int]) -> list[tu
         if not all(one.certified for one in shown[-1]):
             break
     return shown
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was shown of one policy.
+
+    Attributes:
+        policy: Its place in the arrays that were given.
+        shown: Of each target that was tested of it, targets of quality first.
+        certified: Whether all targets were, and hold.
+    """
+
+    policy: int
+    shown: tuple[Shown | Examined, ...]
+    certified: bool
+
+
+def prove_within(
+    quality: Sequence[Evidence], caps: Sequence[Evidence], path: Sequence[int], back: Sequence[int]
+) -> list[Proof]:
+    """Targets of quality along a path, caps along the way back: what holds is what passes both.
+
+    Each way is a `prove_together` of its own. Their error probabilities add up, so their confidences are to be chosen
+    such that these sum to what is allowed (`CAPS_SHARE`). Where there is one kind only, it is tested along the path.
+
+    Args:
+        quality: Evidence of targets of quality; may be empty.
+        caps: Evidence of caps; may be empty.
+        path: Policies, the likeliest to hold first.
+        back: The same policies, the likeliest to keep the caps first.
+
+    Returns:
+        Of every policy that was tested on anything, in the order of the path.
+    """
+    if not quality or not caps:
+        shown = prove_together([*quality, *caps], path)
+        return [
+            Proof(policy, each, all(one.certified for one in each)) for policy, each in zip(path, shown, strict=False)
+        ]
+    held = dict(zip(path, prove_together(quality, path), strict=False))
+    kept = dict(zip(back, prove_together(caps, back), strict=False))
+    found: list[Proof] = []
+    for policy in path:
+        shown_of = held.get(policy, ()) + kept.get(policy, ())
+        both = policy in held and policy in kept
+        if shown_of:
+            found.append(Proof(policy, shown_of, both and all(one.certified for one in shown_of)))
+    return found
 
 
 def _delta(confidence: float) -> float:

@@ -30,6 +30,8 @@ from confcascade.cost import Architecture, Prices, token_flops
 from confcascade.errors import ConfigurationError
 from confcascade.graders.texts import normalized
 from confcascade.guarantee import (
+    CAP_KINDS,
+    CAPS_SHARE,
     CLASS_KINDS,
     Certificate,
     Evidence,
@@ -37,12 +39,13 @@ from confcascade.guarantee import (
     Paired,
     Played,
     Promise,
+    Proof,
     Shown,
     Target,
     TargetCertificate,
     TestName,
     in_testing_order,
-    prove_together,
+    prove_within,
     sharpest_test,
 )
 from confcascade.policy import AnyCertificate, Policy
@@ -297,16 +300,51 @@ class Wanted:
             cost = cost - price * seen.grade.mean(axis=1)
         return np.asarray(cost)
 
-    def evidence(self, seen: Played, lost: NDArray[np.float64], tests: Sequence[TestName]) -> list[Evidence]:
-        """The variables of all targets; that of accuracy first.
+    @property
+    def caps(self) -> tuple[Target, ...]:
+        """Targets that whoever asks the largest model seldom keeps: on cost and time."""
+        return tuple(each for each in self.targets if each.kind in CAP_KINDS)
+
+    @property
+    def tested(self) -> tuple[Promise | None, float, float]:
+        """The promise as it is tested, and the confidences of tests of quality and of caps: where both are wanted,
+        their error probabilities add up to what is allowed."""
+        both = self.caps and len(self.caps) < len(self.targets) + (self.promise is not None)
+        if not both:
+            return self.promise, self.confidence, self.confidence
+        delta = 1 - self.confidence
+        quality, caps = 1 - (1 - CAPS_SHARE) * delta, 1 - CAPS_SHARE * delta
+        return None if self.promise is None else replace(self.promise, confidence=quality), quality, caps
+
+    def evidence(
+        self, seen: Played, lost: NDArray[np.float64], tests: Sequence[TestName]
+    ) -> tuple[list[Evidence], list[Evidence]]:
+        """The variables of all targets: those of quality, accuracy first, and those of caps.
 
         Args:
             seen: What the policies do.
             lost: Their paired losses, shape (policies, questions).
             tests: Of accuracy, one for each policy, fixed without these questions; unused where none is promised.
         """
-        found: list[Evidence] = [] if self.promise is None else [Paired(self.promise, lost, tests)]
-        return found + [each.evidence(seen, self.confidence) for each in self.targets]
+        promise, quality, caps = self.tested
+        found: list[Evidence] = [] if promise is None else [Paired(promise, lost, tests)]
+        found += [each.evidence(seen, quality) for each in self.targets if each.kind not in CAP_KINDS]
+        return found, [each.evidence(seen, caps) for each in self.caps]
+
+    def order(self, seen: Played, lost: NDArray[np.float64], tests: Sequence[TestName]) -> tuple[list[int], list[int]]:
+        """The path of tests and the way back, as of `prove_within`, from questions that will not test.
+
+        Args:
+            seen: What the policies do on them.
+            lost: Paired losses, likewise.
+            tests: As of `evidence`.
+        """
+        quality, caps = self.evidence(seen, lost, tests)
+        path = in_testing_order(quality or caps, self.objective(seen, lost))
+        if not caps:
+            return path, path
+        margin = np.min([each.margins() for each in caps], axis=0)
+        return path, sorted(path, key=lambda i: -margin[i])
 
 
 @dataclass(frozen=True)
@@ -416,22 +454,19 @@ def fit_targets(
     ordering, lost = seen(split.ordering, policies)
     n = max(1, len(split.certify))
     tests: list[TestName] = ["harms"] * len(policies)
-    if wanted.promise is not None:
-        promise = wanted.promise
+    promise, *_ = wanted.tested
+    if promise is not None:
         tests = [sharpest_test(each, promise, n=n) for each in lost]
-    path = in_testing_order(wanted.evidence(ordering, lost, tests), wanted.objective(ordering, lost))
+    path, back = wanted.order(ordering, lost, tests)
     tried, tests = [policies[i] for i in path], [tests[i] for i in path]
-    shown: list[tuple[Shown | Examined, ...]] = []
+    proofs: list[Proof] = []
     if len(split.certify):
-        shown = prove_together(wanted.evidence(*seen(split.certify, tried), tests), range(len(tried)))
-    tested = tuple(zip(tried, shown, strict=False))
-    passed = [policy for policy, each in tested if all(one.certified for one in each)]
+        there = [path.index(i) for i in back]
+        proofs = prove_within(*wanted.evidence(*seen(split.certify, tried), tests), range(len(tried)), there)
+    tested = tuple((tried[each.policy], each.shown) for each in proofs)
+    passed = [tried[each.policy] for each in proofs if each.certified]
     if not passed:
-        why = "there is no question to prove it on"
-        if shown:
-            failed = [one for one in shown[0] if not one.certified]
-            why = f"of {told(tried[0])}, the likeliest to hold, {'; '.join(map(_in_words, failed))}"
-        return TargetsFit(None, (), tested, split, why, material.notes)
+        return TargetsFit(None, (), tested, split, _why(tested), material.notes)
     best = int(np.argmin(wanted.objective(*seen(np.arange(len(material)), passed))))
     saved = saving_of(material.columns.take(split.certify), passed, best, largest, bill)
     if wanted.goal == "cost" and saved.high < 0:
@@ -448,7 +483,7 @@ def fit_targets(
     if wanted.goal == "cost" and saved.low < 0:
         notes.append(f"Whether this policy saves anything is not sure: {saved.low:.1%} to {saved.high:.1%}.")
     certificates: list[AnyCertificate] = []
-    for one in shown[tried.index(passed[best])]:
+    for one in next(shown for policy, shown in tested if policy == passed[best]):
         if isinstance(one, Examined):
             assert wanted.promise is not None
             certificates.append(Certificate.of(one, wanted.promise, repeated=material.repeated))
@@ -475,6 +510,18 @@ def fit_targets(
         folder=folder,
     )
     return TargetsFit(policy, passed[best], tested, split, "", tuple(notes))
+
+
+def _why(tested: Sequence[tuple[tuple[PolicyStage, ...], tuple[Shown | Examined, ...]]]) -> str:
+    """Why no policy holds, as a clause."""
+    if not tested:
+        return "there is no question to prove it on"
+    held = [(policy, shown) for policy, shown in tested if all(one.certified for one in shown)]
+    if held:
+        return "some policies keep some of the targets, but none was shown to keep all of them"
+    (policy, shown), *_ = tested
+    failed = [one for one in shown if not one.certified]
+    return f"of {told(policy)}, the likeliest to hold, {'; '.join(map(_in_words, failed))}"
 
 
 def _spelled(targets: Sequence[Target], classes: ClassAnswers, rows: NDArray[np.intp]) -> tuple[Target, ...]:
