@@ -54,6 +54,8 @@ CAP_KINDS: tuple[TargetKind, ...] = (
     "cost",
 )  # kept by whoever asks the largest model seldom
 CAPS_SHARE = 0.1  # of delta, where caps and quality are promised together: costs vary little, and need less
+_LIKELY, _SURE = 1.0, 3.0  # standard errors on the questions that order, which are fewer than those that test
+_NEARLY = 0.8  # of the widest margin
 _TOLERANCE = 1e-4  # of a bound on a mean that is searched for, as a share of the variable's own bound
 
 
@@ -372,27 +374,37 @@ class Paired:
         return examine(self.losses[policy], 0.0, self.promise, self.tests[policy], index=policy)
 
 
-def in_testing_order(evidence: Sequence[Evidence], objective: NDArray[np.float64], *, most: int = 50) -> list[int]:
+def in_testing_order(
+    evidence: Sequence[Evidence], objective: NDArray[np.float64], chains: Sequence[Sequence[int]]
+) -> list[int]:
     """Policies in the order in which they shall be tested, from questions that will not test them.
 
-    The likeliest to hold come first: those whose least margin over all targets is the widest. Of policies no likelier
-    than a better one none is kept.
+    Of several chains the one is taken that holds the best policy by the objective which is likely to pass. Its tests
+    begin with the most cautious policy that is nearly sure to, or nearly as sure as any of them, and leave none out
+    for a noisy estimate.
 
     Args:
         evidence: Of every target, on the questions that order.
         objective: What is to be small, shape (policies,): the mean cost, say.
-        most: The most policies to keep, at least 1.
+        chains: Policies that differ in a threshold alone, the most cautious first.
 
     Returns:
-        Policies, each better by the objective than all before it.
+        A part of one chain; empty if there is none.
     """
+    if not any(len(chain) for chain in chains):
+        return []
     margin = np.min([each.margins() for each in evidence], axis=0)
-    order = np.lexsort((objective, -margin))
-    before = np.concatenate([[np.inf], np.minimum.accumulate(objective[order])[:-1]])
-    front = order[objective[order] < before]
-    if len(front) > most:
-        front = front[np.linspace(0, len(front) - 1, most).round().astype(int)]
-    return [int(i) for i in front]
+
+    def promise(chain: Sequence[int]) -> tuple[float, float]:
+        """The best objective of a policy that is likely to pass; where none is, how far the nearest one is from it."""
+        likely = [float(objective[i]) for i in chain if margin[i] >= _LIKELY]
+        return min(likely, default=np.inf), -max((float(margin[i]) for i in chain), default=-np.inf)
+
+    best = min((chain for chain in chains if len(chain)), key=promise)
+    highest = max(float(margin[i]) for i in best)
+    enough = min(_SURE, _NEARLY * highest if highest > 0 else highest)
+    start = next(at for at, i in enumerate(best) if margin[i] >= enough)
+    return [int(i) for i in best[start:]]
 
 
 def prove_together(evidence: Sequence[Evidence], path: Sequence[int]) -> list[tuple[Shown | Examined, ...]]:

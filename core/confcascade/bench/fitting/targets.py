@@ -331,16 +331,26 @@ class Wanted:
         found += [each.evidence(seen, quality) for each in self.targets if each.kind not in CAP_KINDS]
         return found, [each.evidence(seen, caps) for each in self.caps]
 
-    def order(self, seen: Played, lost: NDArray[np.float64], tests: Sequence[TestName]) -> tuple[list[int], list[int]]:
+    def order(
+        self,
+        seen: Played,
+        lost: NDArray[np.float64],
+        tests: Sequence[TestName],
+        chains: Sequence[Sequence[int]],
+    ) -> tuple[list[int], list[int]]:
         """The path of tests and the way back, as of `prove_within`, from questions that will not test.
 
         Args:
             seen: What the policies do on them.
             lost: Paired losses, likewise.
             tests: As of `evidence`.
+            chains: Policies that differ in a threshold alone, those that keep the fewest answers first.
         """
         quality, caps = self.evidence(seen, lost, tests)
-        path = in_testing_order(quality or caps, self.objective(seen, lost))
+        if not quality:
+            path = in_testing_order(caps, self.objective(seen, lost), [chain[::-1] for chain in chains])
+            return path, path
+        path = in_testing_order(quality, self.objective(seen, lost), chains)
         if not caps:
             return path, path
         margin = np.min([each.margins() for each in caps], axis=0)
@@ -438,7 +448,7 @@ def fit_targets(
     if any(each.of is not None for each in wanted.targets):
         classes = ClassAnswers.of(material, labels=same is None)
         wanted = replace(wanted, targets=_spelled(wanted.targets, classes, split.ordering))
-    policies = _candidates(material, split.ordering, signals)
+    policies, chains = _candidates(material, split.ordering, signals)
 
     def seen(rows: NDArray[np.intp], chosen: Sequence[tuple[PolicyStage, ...]]) -> tuple[Played, NDArray[np.float64]]:
         columns = material.columns.take(rows)
@@ -457,7 +467,7 @@ def fit_targets(
     promise, *_ = wanted.tested
     if promise is not None:
         tests = [sharpest_test(each, promise, n=n) for each in lost]
-    path, back = wanted.order(ordering, lost, tests)
+    path, back = wanted.order(ordering, lost, tests, chains)
     tried, tests = [policies[i] for i in path], [tests[i] for i in path]
     proofs: list[Proof] = []
     if len(split.certify):
@@ -541,24 +551,30 @@ def _spelled(targets: Sequence[Target], classes: ClassAnswers, rows: NDArray[np.
 
 def _candidates(
     material: FitData, rows: NDArray[np.intp], signals: Sequence[str] | None
-) -> list[tuple[PolicyStage, ...]]:
-    """Every smaller model alone, and before the largest with a threshold of each of its signals."""
+) -> tuple[list[tuple[PolicyStage, ...]], list[list[int]]]:
+    """Every smaller model before the largest, with a threshold of each of its signals, and alone; and which policies
+    differ in a threshold alone, those that keep the fewest answers first."""
     columns, largest = material.columns.take(rows), material.models[-1]
-    found: list[tuple[PolicyStage, ...]] = [(PolicyStage(model),) for model in material.models[:-1]]
     known = {name for owner, name in columns.signals if owner in material.models[:-1]}
     if strange := [name for name in signals or () if name not in known]:
         raise ConfigurationError(
             f"No smaller model of the recording has a signal '{strange[0]}'. They have: {', '.join(sorted(known))}."
         )
+    found: list[tuple[PolicyStage, ...]] = []
+    chains: list[list[int]] = []
     for model in material.models[:-1]:
+        alone = len(found)
+        found.append((PolicyStage(model),))
+        chains.append([alone])
         for owner, name in sorted(columns.signals):
             if owner != model or (signals is not None and name not in signals):
                 continue
             scores = columns.signals[owner, name].values
             scores = scores[np.isfinite(scores)]
             levels = np.unique(np.quantile(scores, _THRESHOLDS))[::-1].tolist() if len(scores) else []
+            chains.append([*range(len(found), len(found) + len(levels)), alone])
             found += [(PolicyStage(model, {name: level}), PolicyStage(largest)) for level in levels]
-    return found
+    return found, chains
 
 
 def _in_words(shown: Shown | Examined) -> str:
