@@ -16,7 +16,7 @@ import csv
 import gzip
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +50,7 @@ Array = NDArray[np.float64]
 LEVELS = np.linspace(0.98, 0.02, 49)
 CHOOSE = 0.2  # of the examples
 CONFIDENCE = 0.95
-WORLD = 40_000  # questions of the made-up world
+WORLD = 10_000  # questions of the made-up world
 BILLION = 10**9
 
 
@@ -309,6 +309,13 @@ class Run:
     naive_violations: int
 
 
+def part(seen: Played, rows: slice) -> Played:
+    """That of some questions."""
+    by_policy = {name: getattr(seen, name)[:, rows] for name in ("asked", "cost", "grade", "seconds", "answers")}
+    shared = {name: getattr(seen, name)[rows] for name in ("largest_cost", "largest_grade", "references")}
+    return replace(seen, **by_policy, **shared)
+
+
 def lost(seen: Played) -> Array:
     return np.asarray(seen.largest_grade - seen.grade)
 
@@ -353,16 +360,19 @@ def whole_level(wanted: Wanted, seen: Played, tests: list[TestName]) -> list[Evi
 
 def chosen(wanted: Wanted, ordering: Played, proof: Played, one_path: bool) -> int | None:
     """The policy that one draw certifies, as `fit_targets` does; or with all targets tested along one path."""
-    n, tests = len(proof.references), ["harms"] * len(ordering.grade)
-    promise, *_ = wanted.tested
-    if promise is not None:
-        tests = [sharpest_test(each, promise, n=n) for each in lost(ordering)]
-    objective, chain = wanted.objective(ordering, lost(ordering)), range(len(ordering.grade))
+    chain, tests = range(len(ordering.grade)), ["harms"] * len(ordering.grade)
+    objective = wanted.objective(ordering, lost(ordering))
+    promise = wanted.promise if one_path else wanted.tested[0]
     if one_path:
-        path = in_testing_order(whole_level(wanted, ordering, tests), objective, [chain])
-        proofs = prove_within(whole_level(wanted, proof, tests), [], path, path)
+        path = back = in_testing_order(whole_level(wanted, ordering, tests), objective, [chain])
     else:
-        path, back = wanted.order(ordering, lost(ordering), tests, [chain])
+        path, back = wanted.order(ordering, lost(ordering), [chain])
+    if promise is not None:
+        for i in path:
+            tests[i] = sharpest_test(lost(ordering)[i], promise, n=len(proof.references))
+    if one_path:
+        proofs = prove_within(whole_level(wanted, proof, tests), [], path, back)
+    else:
         proofs = prove_within(*wanted.evidence(proof, lost(proof), tests), path, back)
     passed = [each.policy for each in proofs if each.certified]
     if not passed:
@@ -379,9 +389,8 @@ def simulate(population: Population, setting: Setting, draws: int, *, one_path: 
     first = round(CHOOSE * setting.n)
     for _ in range(draws):
         drawn = rng.integers(population.questions, size=setting.n)
-        ordering = population.played.take(population.candidates, drawn[:first])
-        proof = population.played.take(population.candidates, drawn[first:])
-        policy = chosen(wanted, ordering, proof, one_path)
+        every = population.played.take(population.candidates, drawn)
+        policy = chosen(wanted, part(every, slice(first)), part(every, slice(first, None)), one_path)
         if policy is None:
             nothing += 1
             if wanted.goal != "loss":
@@ -389,7 +398,6 @@ def simulate(population: Population, setting: Setting, draws: int, *, one_path: 
         else:
             violations += not keeps[policy]
             found.append(float(reached[policy]))
-        every = population.played.take(population.candidates, drawn)
         fitting = np.flatnonzero(slack(wanted, every) >= 0)
         if len(fitting):
             naive = fitting[np.argmin(wanted.objective(every, lost(every))[fitting])]

@@ -189,12 +189,11 @@ class Played:
 
     def take(self, policies: NDArray[np.intp], questions: NDArray[np.intp]) -> Played:
         """Some policies on some questions."""
-        at = np.ix_(policies, questions)
         both = ("asked", "cost", "grade", "seconds", "answers")
         tops = {name: top[policies] if top.ndim else top for name, top in self.tops.items()}
         return replace(
             self,
-            **{name: getattr(self, name)[at] for name in both},
+            **{name: getattr(self, name)[policies].take(questions, axis=1) for name in both},
             **{name: getattr(self, name)[questions] for name in ("largest_cost", "largest_grade", "references")},
             tops=tops,
         )

@@ -173,6 +173,14 @@ class ClassAnswers:
         references = np.full(len(columns), -1, dtype=np.int32)
         largest = columns.index(material.models[-1])
         for i, question in enumerate(columns.questions):
+            if labels:
+                if question not in material.references:
+                    raise ConfigurationError(
+                        f"The recording keeps no reference of question '{question}', so precision, recall and F1 are "
+                        "not known. Collect with `keep_text=True` and references, or fit without labels, against the "
+                        "largest model's answers."
+                    )
+                references[i] = code(material.references[question])
             for model in material.models:
                 j = columns.index(model)
                 if columns.usable[i, j]:
@@ -183,15 +191,7 @@ class ClassAnswers:
                             "known. Collect with `keep_text=True`."
                         )
                     answers[i, j] = code(text)
-            if labels:
-                if question not in material.references:
-                    raise ConfigurationError(
-                        f"The recording keeps no reference of question '{question}', so precision, recall and F1 are "
-                        "not known. Collect with `keep_text=True` and references, or fit without labels, against the "
-                        "largest model's answers."
-                    )
-                references[i] = code(material.references[question])
-            else:
+            if not labels:
                 references[i] = answers[i, largest]
         return cls(tuple(names), answers, references, "references" if labels else "largest")
 
@@ -324,7 +324,7 @@ class Wanted:
         Args:
             seen: What the policies do.
             lost: Their paired losses, shape (policies, questions).
-            tests: Of accuracy, one for each policy, fixed without these questions; unused where none is promised.
+            tests: Of accuracy, one for each policy, fixed without these questions; needed by `Paired.examine` only.
         """
         promise, quality, caps = self.tested
         found: list[Evidence] = [] if promise is None else [Paired(promise, lost, tests)]
@@ -335,7 +335,6 @@ class Wanted:
         self,
         seen: Played,
         lost: NDArray[np.float64],
-        tests: Sequence[TestName],
         chains: Sequence[Sequence[int]],
     ) -> tuple[list[int], list[int]]:
         """The path of tests and the way back, as of `prove_within`, from questions that will not test.
@@ -343,10 +342,9 @@ class Wanted:
         Args:
             seen: What the policies do on them.
             lost: Paired losses, likewise.
-            tests: As of `evidence`.
             chains: Policies that differ in a threshold alone, those that keep the fewest answers first.
         """
-        quality, caps = self.evidence(seen, lost, tests)
+        quality, caps = self.evidence(seen, lost, ())
         if not quality:
             path = in_testing_order(caps, self.objective(seen, lost), [chain[::-1] for chain in chains])
             return path, path
@@ -462,13 +460,9 @@ def fit_targets(
         return replace(found, grade=1 - lost, largest_grade=np.ones(len(rows))), lost
 
     ordering, lost = seen(split.ordering, policies)
-    n = max(1, len(split.certify))
-    tests: list[TestName] = ["harms"] * len(policies)
-    promise, *_ = wanted.tested
-    if promise is not None:
-        tests = [sharpest_test(each, promise, n=n) for each in lost]
-    path, back = wanted.order(ordering, lost, tests, chains)
-    tried, tests = [policies[i] for i in path], [tests[i] for i in path]
+    path, back = wanted.order(ordering, lost, chains)
+    tried, promise, n = [policies[i] for i in path], wanted.tested[0], max(1, len(split.certify))
+    tests = [] if promise is None else [sharpest_test(lost[i], promise, n=n) for i in path]
     proofs: list[Proof] = []
     if len(split.certify):
         there = [path.index(i) for i in back]
