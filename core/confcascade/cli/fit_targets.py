@@ -79,7 +79,7 @@ class TargetOptions:
             found.append(Target("late", self.late_share, seconds=self.max_latency))
         elif self.max_latency is not None:
             found.append(Target("latency", self.max_latency))
-        if not found and self.max_drop is None:
+        if not found:
             raise ConfigurationError("--most-tokens and --timeout bound what is promised of costs; name a target, too.")
         return tuple(found)
 
