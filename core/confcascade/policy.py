@@ -22,7 +22,7 @@ from confcascade.asks import LanguageModel
 from confcascade.calibration import Calibrator, calibrator_from_dict
 from confcascade.decoding import Decoding, asked_with
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate
+from confcascade.guarantee import Certificate, TargetCertificate
 from confcascade.models import from_string
 from confcascade.schema import Entry, ThresholdValue
 from confcascade.schema.signals import SignalEntry
@@ -32,6 +32,7 @@ from confcascade.stage import FittedStages, Stage
 from confcascade.stepwise import Steps
 
 __all__ = [
+    "AnyCertificate",
     "CalibratedEntry",
     "ExpectedGainEntry",
     "FittedStage",
@@ -86,6 +87,7 @@ class ExpectedGainEntry(Entry):
 
 
 DerivedEntry: TypeAlias = Annotated[CalibratedEntry | ExpectedGainEntry, Field(discriminator="type")]
+AnyCertificate: TypeAlias = Annotated[Certificate | TargetCertificate, Field(discriminator="kind")]
 
 
 class FittedStage(Entry):
@@ -253,7 +255,7 @@ class Policy(Entry):
         version: Of the format, and of what scores are made of: 2 since thoughts do not count.
         models: All that were compared, smallest first; the last is the one that the promise is held against.
         stages: Smallest first. Only one means "use this model".
-        certificates: What is promised; one, or one for each group.
+        certificates: What is promised; one, or one for each group or target, which hold together.
         saving: What it saves.
         made_from: What it was fitted on.
         stepwise: How it decides step by step, of two stages; None if it decides by the whole answer.
@@ -262,7 +264,7 @@ class Policy(Entry):
     version: Literal[2] = 2
     models: list[str] = Field(min_length=1)
     stages: list[FittedStage] = Field(min_length=1)
-    certificates: list[Certificate] = Field(min_length=1)
+    certificates: list[AnyCertificate] = Field(min_length=1)
     saving: Saving
     made_from: MadeFrom
     stepwise: Stepwise | None = None
@@ -429,7 +431,19 @@ class Policy(Entry):
 
     def describe(self) -> str:
         """What it does, what it promises under which assumptions, and what it saves, in several lines."""
-        return "\n".join([*self._decisions(), *self._saving(), *(each.describe() for each in self.certificates)])
+        count = len(self.certificates)
+        lines = [*self._decisions(), *self._saving()]
+        if count == len(self.accuracy_certificates) or count == 1:
+            return "\n".join([*lines, *(each.describe() for each in self.certificates)])
+        lines.append(f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence:")
+        lines += [each.evidence for each in self.certificates]
+        assumptions = dict.fromkeys(sentence for each in self.certificates for sentence in each.assumptions)
+        return "\n".join([*lines, "They hold as long as:", *(f"- {sentence}" for sentence in assumptions)])
+
+    @property
+    def accuracy_certificates(self) -> list[Certificate]:
+        """Those of accuracy or agreement: what an audit can guard."""
+        return [each for each in self.certificates if isinstance(each, Certificate)]
 
     def _decisions(self) -> list[str]:
         *gated, last = self.stages

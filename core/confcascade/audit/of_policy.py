@@ -23,7 +23,7 @@ def audit_of(policy: Policy | str | Path, audit: float | Audit = 0.02, **setting
 
     Raises:
         ConfigurationError: If an audit cannot see what is promised: the policy never asks the model that its promise
-            is held against, or the promise is one for each group.
+            is held against, or promises something of each group, or nothing of accuracy or agreement.
     """
     if isinstance(audit, Audit) or not audit:
         return audit
@@ -34,12 +34,19 @@ def audit_of(policy: Policy | str | Path, audit: float | Audit = 0.02, **setting
             f"The policy's promise is held against '{policy.models[-1]}', which it never asks: an audit asks the last "
             f"stage, '{last}'. Without `audit` it can be used; collect again from time to time in its place."
         )
-    if len(policy.certificates) > 1:
+    guarded = policy.accuracy_certificates
+    if not guarded:
+        kinds = ", ".join(sorted({each.kind for each in policy.certificates}))
+        raise ConfigurationError(
+            f"The policy promises {kinds}, of which an audit sees nothing: it compares answers with the largest "
+            "model's. Give an Audit(max_disagreement=...) of your own."
+        )
+    if len(guarded) > 1:
         raise ConfigurationError(
             "The policy promises something of each group, and an audit sees all queries alike. Give an "
             "Audit(max_disagreement=...) of your own."
         )
-    (certificate,) = policy.certificates
+    (certificate,) = guarded
     if certificate.equivalence is not None and "same" not in settings:
         grader = certificate.equivalence.replace("judge ", "judge:", 1)  # in words there, as an option here
         settings["same"] = Agreement(grader, name=certificate.equivalence)

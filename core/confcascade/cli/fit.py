@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from confcascade.cli.fit_grid import fit_grid, refuse_grid
+from confcascade.cli.fit_targets import TargetOptions, tell_targets
 from confcascade.cli.hints import with_options
 from confcascade.cli.options import Models, Parameters, PerToken, Unit
 from confcascade.cli.sizes import Sizes
@@ -36,7 +37,48 @@ def fit(
     ] = None,
     max_cost: Annotated[
         float | None,
-        typer.Option(help="Instead: the least loss that this share of the largest model's cost buys, such as 0.4."),
+        typer.Option(
+            help="Instead: the least loss that this share of the largest model's cost buys, such as 0.4. With "
+            "--max-drop, --most-tokens or --timeout the cost itself is promised."
+        ),
+    ] = None,
+    min_precision: Annotated[
+        list[str] | None,
+        typer.Option(help="CLASS=SHARE: at least so many of the answers CLASS are right, yes=0.9. Repeat for others."),
+    ] = None,
+    min_recall: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CLASS=SHARE: at least so many questions of CLASS are answered so. each=0.9: of every class."
+        ),
+    ] = None,
+    min_f1: Annotated[
+        list[str] | None, typer.Option(help="CLASS=SHARE: the harmonic mean of the two is at least so much.")
+    ] = None,
+    error_price: Annotated[
+        float | None,
+        typer.Option(help="What an error costs, in dollars (or in --unit): cost and errors together are to be least."),
+    ] = None,
+    max_asked: Annotated[
+        float | None, typer.Option(help="The greatest share of the questions that the largest model is asked.")
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(help="The greatest mean of seconds to an answer, with --timeout; or the limit of --late-share."),
+    ] = None,
+    late_share: Annotated[
+        float | None, typer.Option(help="The greatest share of the questions that take longer than --max-latency.")
+    ] = None,
+    most_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="PROMPT,ANSWER: the most tokens that any model is paid for at a question, 4000,512 (see max_tokens). "
+            "A promise of a mean cost needs that."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which an attempt is given up. A promise of mean seconds needs that."),
     ] = None,
     confidence: Annotated[float, typer.Option(help="With which the promise shall hold.")] = 0.95,
     labels: Annotated[
@@ -95,16 +137,46 @@ def fit(
     order must have been settled before anybody looked at the answers. Costs are those of the recording:
 
         confcascade fit answers.jsonl -o policy.json --grid --max-drop 0.02 --cascade cascade.yaml
+
+    Precision, recall and F1 of classes, the price of errors, costs and latency are promised alone or together, and
+    with --max-drop: all hold at once. A fifth of the questions then chooses a threshold of one signal:
+
+        confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --max-cost 0.4 --most-tokens 4000,512
+
+        confcascade fit answers.jsonl -o policy.json --min-f1 yes=0.8 --max-latency 2 --late-share 0.05
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from confcascade.bench.fitting import NotCertified, agreement, describe_fit, read_material, stepwise_models
+    from confcascade.bench.fitting import (
+        NotCertified,
+        Wanted,
+        agreement,
+        describe_fit,
+        fit_targets,
+        read_material,
+        stepwise_models,
+    )
     from confcascade.bench.fitting import fit as fitted
     from confcascade.cascade_file import CascadeFile
     from confcascade.guarantee import Promise
 
-    if grid:
+    options = TargetOptions(
+        precision=min_precision or (),
+        recall=min_recall or (),
+        f1=min_f1 or (),
+        error_price=error_price,
+        max_cost=max_cost,
+        max_drop=max_drop,
+        max_asked=max_asked,
+        max_latency=max_latency,
+        late_share=late_share,
+        most_tokens=most_tokens,
+        timeout=timeout,
+    )
+    if options.used:
+        options.refuse(grid=grid, per_group=per_group, rule=rule)
+    elif grid:
         refuse_grid(
             max_drop=max_drop,
             max_cost=max_cost,
@@ -114,9 +186,10 @@ def fit(
             per_group=per_group,
             seed=seed,
         )
-    if (max_drop is None) == (max_cost is None):
+    if not options.used and (max_drop is None) == (max_cost is None):
         raise ConfigurationError(
-            "What shall be promised? Say either --max-drop 0.01 (within a point of the largest) or --max-cost 0.4."
+            "What shall be promised? Say --max-drop 0.01 (within a point of the largest), --max-cost 0.4, or another "
+            "target, such as --min-f1 yes=0.8."
         )
     if labels == (equivalence is not None):
         raise ConfigurationError(
@@ -154,7 +227,7 @@ def fit(
             recording,
             models=chosen,
             graded=labels,
-            texts=not labels,
+            texts=not labels or options.classes,
             architectures=sizes.architectures,
             prices=sizes.prices,
         )
@@ -166,6 +239,27 @@ def fit(
         equivalent, grader = _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller)
         with console.status("Comparing answers"):
             same = agreement(material, grader)
+    if options.used:
+        promise = None if max_drop is None else Promise(max_drop, confidence, equivalence=equivalent)
+        with console.status("Trying policies"):
+            found = fit_targets(
+                material,
+                Wanted(options.targets, promise, confidence),
+                same=same,
+                limits=options.limits,
+                signals=None if signals is None else [name.strip() for name in signals.split(",")],
+                described=file,
+                architectures=sizes.architectures,
+                prices=sizes.prices,
+                unit=unit or ("usd" if error_price is not None else sizes.unit(material.models)),
+                seed=seed,
+                folder=out.parent,
+            )
+        if found.policy is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            found.policy.save(out)
+        tell_targets(found.describe(), out, Console(), written=found.policy is not None)
+        raise typer.Exit(0 if found.policy is not None else 1)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
     ) as bars:

@@ -12,10 +12,15 @@ OPTIONS = {
     "described": "--cascade",
     "examples": "--data",
     "keep_text": "--text",
+    "late_share": "--late-share",
+    "max_asked": "--max-asked",
+    "max_drop": "--max-drop",
     "models": "--models",
+    "most_tokens": "--most-tokens",
     "part": "--part",
     "prices": "--prices",
     "prompt": "--prompt",
+    "timeout": "--timeout",
     "unit": "--unit",
 }
 

@@ -126,6 +126,11 @@ class Certificate(BaseModel):
 
     def describe(self) -> str:
         """The promise, the evidence and the assumptions, in plain words and several lines."""
+        return "\n".join([self.evidence, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])
+
+    @property
+    def evidence(self) -> str:
+        """The promise and the evidence, in several lines."""
         who = "" if self.group is None else f" On questions of the group '{self.group}'."
         many = "" if self.groups == 1 else f", for all {self.groups} groups at once"
         if self.kind == "labels":
@@ -142,8 +147,7 @@ class Certificate(BaseModel):
                 f"Evidence: on {self.n:,} questions {self.harms:,} kept answers differed ({self.loss:.2%}); upper "
                 f"bound {self.bound:.2%}.",
             ]
-        lines.append(f"Test: {_TESTS[self.test]}, {self.date.isoformat()}.")
-        return "\n".join([*lines, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])
+        return "\n".join([*lines, f"Test: {_TESTS[self.test]}, {self.date.isoformat()}."])
 
 
 def _assumptions(promise: Promise, repeated: int) -> tuple[str, ...]:

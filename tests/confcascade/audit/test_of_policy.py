@@ -9,7 +9,7 @@ import pytest
 from confcascade import Audit, Cascade, ConfigurationError
 from confcascade.audit.of_policy import audit_of
 from confcascade.cascade_file import CascadeFile
-from confcascade.guarantee import Certificate
+from confcascade.guarantee import Certificate, TargetCertificate
 from confcascade.policy import FittedStage, MadeFrom, Policy, Saving
 from confcascade.testing import ScriptedModel
 
@@ -26,6 +26,19 @@ LABELS = {
     "date": "2026-11-22",
     "assumptions": ("The questions to come are like the examples.",),
 }
+ASKED = {
+    "kind": "asked",
+    "limit": 0.5,
+    "confidence": 0.95,
+    "test": "binomial",
+    "n": 100,
+    "counted": 100,
+    "failing": 10,
+    "seen": 0.1,
+    "bound": 0.2,
+    "date": "2026-11-30",
+    "assumptions": ("The questions to come are like the examples.",),
+}
 AGREEMENT = {**LABELS, "kind": "agreement", "test": "harms", "benefits": 0, "loss": 0.002, "equivalence": "numeric"}
 
 
@@ -35,7 +48,7 @@ def policy(*certificates, stages=("small", "large")):
     return Policy(
         models=["small", "medium", "large"],
         stages=[*listed, FittedStage(model=last)],
-        certificates=[Certificate(**each) for each in certificates],
+        certificates=[(TargetCertificate if "limit" in each else Certificate)(**each) for each in certificates],
         saving=Saving(unit="usd", cost=0.5, largest=1.0, share=0.5, low=0.4, high=0.6, spared=0.6),
         made_from=MadeFrom(questions=2, keyed_by="id", keys=""),
     )
@@ -47,6 +60,11 @@ def test_it_guards_what_is_promised(tmp_path):
     audit = audit_of(tmp_path / "policy.json", 0.1, state=tmp_path / "audit.sqlite")
     assert (audit.rate, audit.state) == (0.1, tmp_path / "audit.sqlite")
     assert audit.bounds == {"accuracy": 0.01}
+
+
+def test_of_several_promises_it_guards_accuracy():
+    """What is promised of cost and the like, no audit sees."""
+    assert audit_of(policy(LABELS, ASKED)).bounds == {"accuracy": 0.01}
 
 
 @pytest.mark.parametrize("rule", ["numeric", "choice", "normalized", "exact"])
@@ -73,6 +91,7 @@ def test_what_is_the_users_stays():
     [
         (policy(LABELS, stages=("small", "medium")), "held against 'large', which it never asks"),
         (policy({**LABELS, "group": "law"}, {**LABELS, "group": "art"}), "something of each group"),
+        (policy(ASKED), "promises asked, of which an audit sees nothing"),
     ],
 )
 def test_what_no_audit_can_see_is_refused(made, message):

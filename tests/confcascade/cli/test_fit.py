@@ -162,7 +162,9 @@ def test_a_judges_error_counts_for_every_smaller_model():
     ("options", "message"),
     [
         ((), "What shall be promised?"),
-        (("--max-drop", "0.1", "--max-cost", "0.5"), "What shall be promised?"),
+        (("--max-drop", "0.1", "--max-cost", "0.5"), "a mean cost that has no bound"),
+        (("--max-drop", "0.1", "--timeout", "5"), "name a target, too"),
+        (("--min-f1", "yes=0.8", "--per-group"), "--per-group goes with --max-drop or --max-cost alone"),
         (("--max-drop", "0.1", "--no-labels"), "--no-labels and --equivalence go together"),
         (("--max-drop", "0.1", "--no-labels", "--equivalence", "taste"), "--equivalence must be one of choice"),
         (("--max-drop", "0.1", "--no-labels", "--equivalence", "judge:bundled:large"), "check by hand some pairs"),

@@ -6,7 +6,8 @@ promise, `results` what a fit gives, `policy_file` writes and reads the policy, 
 if there is none. `describe` says what came of it, `realised` looks at a policy on other questions.
 
 `grid` certifies one of a few whole cascades of which each has answered every question itself; `recorded_grid` reads
-such a grid of thresholds from a recording and makes the policy.
+such a grid of thresholds from a recording and makes the policy. `targets` fits for what is not accuracy: precision,
+recall and F1 of a class, the price of errors, cost and latency.
 """
 
 from confcascade.bench.fitting.describe import describe_fit
@@ -18,6 +19,7 @@ from confcascade.bench.fitting.realised import Realised, realised
 from confcascade.bench.fitting.recorded_grid import RecordedGrid, stepwise_models
 from confcascade.bench.fitting.results import Fitted, NotCertified
 from confcascade.bench.fitting.splitting import FitSplit, split_by_key
+from confcascade.bench.fitting.targets import QueryLimits, TargetsFit, Wanted, fit_targets
 
 __all__ = [
     "Configuration",
@@ -28,12 +30,16 @@ __all__ = [
     "Fitted",
     "GridFit",
     "NotCertified",
+    "QueryLimits",
     "Realised",
     "RecordedGrid",
+    "TargetsFit",
+    "Wanted",
     "agreement",
     "certify_grid",
     "describe_fit",
     "fit",
+    "fit_targets",
     "material_of",
     "read_material",
     "realised",

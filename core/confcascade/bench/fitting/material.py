@@ -38,6 +38,7 @@ class FitData:
         keyed_by: What they are hashes of.
         answers: By question and model, as the grader read them, else as they were; empty unless asked for.
         prompts: By question, where kept; likewise.
+        references: Right answers by question, where kept; likewise.
         builds: By model, where recorded.
         prompt_versions: By model, where recorded.
         identity: What `collect` wrote down beside the recording; empty if it did not.
@@ -51,6 +52,7 @@ class FitData:
     keyed_by: Literal["prompt", "id"]
     answers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
     builds: Mapping[str, str | None] = field(default_factory=dict)
     prompt_versions: Mapping[str, str | None] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +133,7 @@ class FitNotes:
         self.versions: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.answers: dict[tuple[str, str], str] = {}
         self.prompts: dict[str, str] = {}
+        self.references: dict[str, str] = {}
 
     def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows."""
@@ -145,6 +148,8 @@ class FitNotes:
                 self.answers[row.key] = row.predicted if row.predicted is not None else kept
                 if row.prompt:
                     self.prompts[row.question] = row.prompt
+                if row.reference is not None:
+                    self.references[row.question] = row.reference
             yield row
 
     def data(
@@ -211,6 +216,7 @@ class FitNotes:
             keyed_by="prompt" if by_prompt else "id",
             answers=self.answers,
             prompts=self.prompts,
+            references=self.references,
             builds={model: next(iter(self.builds[model]), None) for model in chosen},
             prompt_versions={model: next(iter(self.versions[model]), None) for model in chosen},
             identity=identity or {},

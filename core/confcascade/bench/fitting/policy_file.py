@@ -19,8 +19,7 @@ from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate
-from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
+from confcascade.policy import AnyCertificate, CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
 from confcascade.schema.signals import SignalType
 
 __all__ = ["Described", "entries_of", "fitted_policy", "made_from", "replayable", "saving_of"]
@@ -43,7 +42,7 @@ def fitted_policy(
     material: FitData,
     made: Candidates,
     stages: Sequence[PolicyStage],
-    certificates: Sequence[Certificate],
+    certificates: Sequence[AnyCertificate],
     saved: Saving,
     *,
     described: Mapping[str, Described],

@@ -42,16 +42,25 @@ class Realised:
 
     def describe(self, policy: Policy) -> list[str]:
         """Beside what was promised, in lines."""
-        (first, *more) = policy.certificates
-        promised = (
-            f"{100 * first.promised:.2f} points" if first.kind == "labels" else f"{first.promised:.2%} of answers"
+        came = (
+            f"on these {self.questions:,} questions it loses {100 * self.loss:.2f} points of accuracy ({self.harms:,} "
+            f"lost, {self.benefits:,} gained) and saves {self.saved:.1%} of cost."
         )
-        of = "" if not more else f" in each of {len(policy.certificates)} groups"
-        lines = [
-            f"The policy promises to lose at most {promised}{of} against {policy.models[-1]}, with "
-            f"{first.confidence:g} confidence; on these {self.questions:,} questions it loses {100 * self.loss:.2f} "
-            f"points of accuracy ({self.harms:,} lost, {self.benefits:,} gained) and saves {self.saved:.1%} of cost."
-        ]
+        lines = []
+        if guarded := policy.accuracy_certificates:
+            (first, *more) = guarded
+            promised = (
+                f"{100 * first.promised:.2f} points" if first.kind == "labels" else f"{first.promised:.2%} of answers"
+            )
+            of = "" if not more else f" in each of {len(guarded)} groups"
+            lines.append(
+                f"The policy promises to lose at most {promised}{of} against {policy.models[-1]}, with "
+                f"{first.confidence:g} confidence; {came}"
+            )
+        else:
+            lines.append(f"The policy promises nothing of accuracy; {came}")
+        if others := [each.kind for each in policy.certificates if each.kind not in ("labels", "agreement")]:
+            lines.append(f"What it promises of {', '.join(dict.fromkeys(others))} is not judged here.")
         if self.seen:
             lines.append(
                 f"{self.seen:,} of the {self.questions:,} questions are among those that the policy was fitted on, or "
