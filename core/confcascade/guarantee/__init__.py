@@ -31,6 +31,7 @@ from confcascade.guarantee.planner import (
     power_of,
 )
 from confcascade.guarantee.promise import Equivalence, Promise
+from confcascade.guarantee.sequential_path import SequentiallyExamined, SequentialPath
 
 __all__ = [
     "Certificate",
@@ -39,6 +40,8 @@ __all__ = [
     "Examined",
     "Ordered",
     "Promise",
+    "SequentialPath",
+    "SequentiallyExamined",
     "TestName",
     "attainable_drop",
     "betting_bound",

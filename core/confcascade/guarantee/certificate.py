@@ -10,14 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee.certification import Examined, TestName
 from confcascade.guarantee.promise import Promise
+from confcascade.guarantee.sequential_path import SequentiallyExamined
 
 __all__ = ["Certificate"]
 
-_TESTS: dict[TestName, str] = {
+_TESTS: dict[TestName | Literal["sequential"], str] = {
     "harms": "Clopper-Pearson bound on the harms",
     "split": "Clopper-Pearson bounds on harms and benefits",
     "unconditional": "exact unconditional test of paired proportions (Berger and Boos)",
     "betting": "betting bound on the mean of graded losses (Waudby-Smith and Ramdas)",
+    "sequential": "betting, sequential: labels one by one, looked at after each (Waudby-Smith and Ramdas)",
 }
 
 
@@ -32,8 +34,10 @@ class Certificate(BaseModel):
         confidence: With which the promise holds, over the examples; for all groups at once where there are `groups`.
         group: Of which questions it speaks; None for all.
         groups: How many groups share the confidence.
-        test: The test's name, see `Examined`.
+        test: The test's name, see `Examined` and `SequentiallyExamined`.
         n: Questions on which it was tested.
+        labels: How many of them were labelled, where labels were bought one by one: the loss on the others is 0
+            whatever their labels; None where all were.
         harms: On how many the cascade lost against the largest model (disagreed with it).
         benefits: On how many it gained.
         loss: The mean paired loss seen.
@@ -53,8 +57,9 @@ class Certificate(BaseModel):
     confidence: float = Field(gt=0, lt=1)
     group: str | None = None
     groups: int = Field(default=1, ge=1)
-    test: TestName
+    test: TestName | Literal["sequential"]
     n: int = Field(ge=1)
+    labels: int | None = Field(default=None, ge=0)
     harms: int = Field(ge=0)
     benefits: int = Field(ge=0)
     loss: float = Field(ge=-1, le=1)
@@ -77,9 +82,14 @@ class Certificate(BaseModel):
 
     @classmethod
     def of(
-        cls, examined: Examined, promise: Promise, *, repeated: int = 0, date: datetime.date | None = None
+        cls,
+        examined: Examined | SequentiallyExamined,
+        promise: Promise,
+        *,
+        repeated: int = 0,
+        date: datetime.date | None = None,
     ) -> Certificate:
-        """The certificate of a policy that `certify` chose, or `examine` bounded.
+        """The certificate of a policy that `certify` chose, `examine` bounded, or a `SequentialPath` certified.
 
         Args:
             examined: What the test showed.
@@ -104,6 +114,7 @@ class Certificate(BaseModel):
             groups=promise.groups,
             test=examined.test,
             n=examined.n,
+            labels=examined.labels if isinstance(examined, SequentiallyExamined) else None,
             harms=examined.harms,
             benefits=examined.benefits,
             loss=examined.loss,
@@ -141,6 +152,8 @@ class Certificate(BaseModel):
                 f"Evidence: on {self.n:,} questions {self.harms:,} kept answers differed ({self.loss:.2%}); upper "
                 f"bound {self.bound:.2%}.",
             ]
+        if self.labels is not None:
+            lines.append(f"Of these questions {self.labels:,} needed a label; on the others nothing could be lost.")
         lines.append(f"Test: {_TESTS[self.test]}, {self.date.isoformat()}.")
         return "\n".join([*lines, "It holds as long as:", *(f"- {sentence}" for sentence in self.assumptions)])
 
