@@ -131,7 +131,7 @@ class SequentialPath:
         """The next questions to label: the first ones that the first uncertified policy cannot do without.
 
         Returns:
-            Places in the drawn order, at most `count`; none if all policies are certified, or the questions are used up.
+            Places in the drawn order, at most `count`; none if all policies are certified, or no question is left.
         """
         focus = self.certified
         if focus == len(self.losses):

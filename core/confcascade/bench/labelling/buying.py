@@ -71,7 +71,7 @@ def buy(
     journal: Journal,
     source: LabelSource,
     *,
-    aim: Aim = Aim(),  # noqa: B008
+    aim: Aim = Aim(),
     progress: Callable[[Bought], None] | None = None,
 ) -> Bought:
     """Ask for labels until the aim is reached, or more would not pay, and keep each in the journal.

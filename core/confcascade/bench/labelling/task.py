@@ -1,4 +1,4 @@
-"""What is to be labelled: policies made without a label, in their order, and the questions that could tell them apart."""
+"""What is to be labelled: policies made without a label, in their order, and questions that could tell them apart."""
 
 from __future__ import annotations
 
