@@ -1,25 +1,22 @@
 """Policies in a fixed order, certified from labels that come one by one: a bet on each, the same labels for all.
 
-The proof, and which bets were compared, is in docs/design/labels-one-by-one.md.
+The proof is in docs/design/labels-one-by-one.md.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from confcascade.errors import ConfigurationError
+from confcascade.guarantee.sequential_bets import Bets
 
-__all__ = ["SequentialPath", "SequentiallyExamined", "log_wealth"]
-
-STAKES = np.geomspace(0.05, 0.99, 12)  # of the capital, on "the loss of the next question is below the target"
-_SHARES = np.sqrt(STAKES) / np.sqrt(STAKES).sum()  # of the capital that each begins with
-_TOLERANCE = 1e-5  # of a bound that is searched for, on its safe side
-_BLOCK = 4096  # questions read at a time
+__all__ = ["SequentialPath", "SequentiallyExamined"]
 
 
 @dataclass(frozen=True)
@@ -54,48 +51,50 @@ class SequentiallyExamined:
 class SequentialPath:
     """Which policies of a fixed order are certified by the labels known so far, and whose label is wanted next.
 
-    Every policy's questions are read in the one drawn order, as far as their losses are known; a policy whose wealth
-    (`log_wealth`) has ever reached ``1 / delta`` is certified, if all before it are. Policies, their order and the
+    Every policy's questions are read in the one drawn order, as far as their losses are known; a policy whose capital
+    (`Bets`) has ever reached ``1 / delta`` is certified, if all before it are. Policies, their order and the
     order of the questions must not hang on any label. Then, whenever one looks or stops, and whichever label is bought
     next, a policy that breaks the target is certified with probability at most `delta`: the first such policy of the
-    order would have to be, so its own wealth would have to reach ``1 / delta``, and that is a supermartingale.
+    order would have to be, so its own capital would have to reach ``1 / delta``, and that is a supermartingale.
 
     Args:
         losses: Paired losses in the drawn order, in [-1, 1], shape (policies, questions), the safest policy first; NaN
             where a label is needed to know it. It is copied.
         drop: The greatest mean loss that may be certified, in (0, 1).
         delta: The probability with which any that is above may be, in (0, 1).
+        spread: As of `Bets`, shape (policies,).
 
     Attributes:
         losses: As far as they are known now.
         labels: How many were taken.
 
     Raises:
-        ConfigurationError: If losses, `drop` or `delta` are out of range.
+        ConfigurationError: If losses, `drop`, `delta` or `spread` are out of range.
 
-    Source: Ville's inequality for the product of bets (Waudby-Smith & Ramdas 2024, JRSS-B 86(1), section 4), mixed over
-    stakes; fixed-sequence testing, Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052, section 3.2.
+    Source: Ville's inequality, as of `Bets`; fixed-sequence testing, Angelopoulos et al. 2021, "Learn then Test", arXiv
+    2110.01052, section 3.2.
 
-    >>> path = SequentialPath(np.zeros((1, 400)), drop=0.02, delta=0.05)  # the same answer 400 times: no label needed
+    >>> same = np.zeros((1, 400))  # the same answer 400 times: no label needed
+    >>> path = SequentialPath(same, drop=0.02, delta=0.05, spread=[0.01])
     >>> path.certified
     1
     """
 
-    def __init__(self, losses: ArrayLike, *, drop: float, delta: float) -> None:
+    def __init__(self, losses: ArrayLike, *, drop: float, delta: float, spread: ArrayLike) -> None:
         values = np.array(losses, dtype=np.float64)
         if values.ndim != 2 or not values.size:
             raise ConfigurationError(f"Losses are of shape (policies, questions). Got {values.shape}.")
         if bool((np.abs(values) > 1).any()):
             raise ConfigurationError("Paired losses lie in [-1, 1], or are NaN where a label is needed.")
-        if not (0 < drop < 1 and 0 < delta < 1):
-            raise ConfigurationError(f"`drop` and `delta` must be between 0 and 1. Got {drop} and {delta}.")
+        each = np.asarray(spread, dtype=np.float64)
+        if each.shape != values.shape[:1]:
+            raise ConfigurationError(f"`spread` has one number a policy. Got {each.shape} for {len(values)} policies.")
         self.losses = values
-        self.drop = drop
-        self.goal = math.log(1 / delta)
         self.labels = 0
         self._open = np.isnan(values)
-        self._read = np.zeros(len(values), dtype=np.intp)
-        self._log = np.tile(np.log(_SHARES), (len(values), 1))
+        self._bets = [
+            Bets(each[i : i + 1], questions=values.shape[1], drop=drop, delta=delta) for i in range(len(values))
+        ]
         self._crossed: list[int | None] = [None] * len(values)
 
     def lacks(self, question: int) -> bool:
@@ -142,28 +141,26 @@ class SequentialPath:
         """Whether a policy could still be certified, if nothing more were lost."""
         if self._crosses(index):
             return True
-        return bool(_highest(np.nan_to_num(self.losses[index], nan=0.0), self.drop) >= self.goal)
+        bets = copy.copy(self._bets[index])
+        bets.stakes = list(bets.stakes)
+        left = np.nan_to_num(self.losses[index : index + 1, bets.read :], nan=0.0)
+        return bool((bets.take(left) >= bets.goal).any())
 
     def outlook(self, index: int) -> int | None:
         """About how many more labels a policy takes, if it goes on losing and gaining as it did so far.
 
-        One more loss than was seen, on as many questions again as a first certificate takes, keeps it sober at the
-        start. An estimate, of no part in the proof.
+        An estimate, of no part in the proof.
 
         Returns:
             None where its losses so far do not lie below the target, or the questions would not do.
         """
         if self._crosses(index):
             return 0
-        n = int(self._read[index])
-        seen = np.append(self.losses[index, :n], [1.0, *[0.0] * math.ceil(self.goal / self.drop)])
-        growth = np.log1p(STAKES[:, None] * (self.drop - seen)).mean(axis=1)
-        ahead = self.goal - self._log[index]  # of each stake alone
-        rows = np.where(growth > 0, ahead / np.where(growth > 0, growth, 1.0), np.inf).min()
-        left = self.losses.shape[1] - n
-        if rows > left:
+        bets = self._bets[index]
+        growth, left = float(bets.growth()[0]), self.losses.shape[1] - bets.read
+        if growth <= 0 or (rows := (bets.goal - float(bets.log[0])) / growth) > left:
             return None
-        return max(1, math.ceil(rows * float(np.isnan(self.losses[index, n:]).sum()) / left))
+        return max(1, math.ceil(rows * float(np.isnan(self.losses[index, bets.read :]).sum()) / left))
 
     def examined(self, index: int, *, cost: float, error: float = 0.0) -> SequentiallyExamined:
         """What was shown of a policy.
@@ -173,9 +170,10 @@ class SequentialPath:
             cost: Mean cost of a question.
             error: What an equivalence adds to the bound.
         """
-        crossed = self._crosses(index)
-        n = self._crossed[index] or int(self._read[index])
+        crossed, bets = self._crosses(index), self._bets[index]
+        n = self._crossed[index] or bets.read
         seen = self.losses[index, :n]
+        bound = bets.bound(seen)
         return SequentiallyExamined(
             index=index,
             test="sequential",
@@ -184,57 +182,21 @@ class SequentialPath:
             harms=int((seen > 0).sum()),
             benefits=int((seen < 0).sum()),
             loss=float(seen.mean()) if n else 0.0,
-            bound=min(1.0, (self._bound(seen) if not crossed else min(self.drop, self._bound(seen))) + error),
+            bound=min(1.0, (min(bets.drop, bound) if crossed else bound) + error),
             cost=cost,
             certified=crossed and index < self.certified,
         )
 
     def _crosses(self, index: int) -> bool:
         """Read on as far as losses are known; whether the goal was ever reached."""
-        while self._crossed[index] is None:
-            begin = int(self._read[index])
-            block = self.losses[index, begin : begin + _BLOCK]
-            unknown = np.flatnonzero(np.isnan(block))
-            block = block[: unknown[0]] if len(unknown) else block
-            if not len(block):
-                return False
-            paths = self._log[index][:, None] + np.cumsum(np.log1p(STAKES[:, None] * (self.drop - block)), axis=1)
-            won = np.flatnonzero(np.logaddexp.reduce(paths, axis=0) >= self.goal)
-            if len(won):
-                self._crossed[index] = begin + int(won[0]) + 1
-            self._read[index] += len(block)
-            self._log[index] = paths[:, -1]
-        return True
-
-    def _bound(self, seen: NDArray[np.float64]) -> float:
-        low, high = 0.0, 1.0
-        while high - low > _TOLERANCE:
-            middle = (low + high) / 2
-            low, high = (low, middle) if _highest(seen, middle) >= self.goal else (middle, high)
-        return high
-
-
-def log_wealth(losses: ArrayLike, drop: float) -> NDArray[np.float64]:
-    """Logarithm of what a gambler is worth after each question who bets that the mean loss is below `drop`.
-
-    The capital of 1 is divided over twelve stakes; each multiplies its part by ``1 + stake * (drop - loss)``. If the
-    mean loss of a question, given those before it, is `drop` or more, the wealth is a supermartingale: it ever reaches
-    ``1 / delta`` with probability at most `delta`. It does not hang on the order of the questions read so far.
-
-    Args:
-        losses: In the order of reading, in [-1, 1], shape (questions,).
-        drop: In (0, 1).
-
-    Returns:
-        Shape (questions,).
-
-    >>> bool(log_wealth([0.0] * 299, 0.01)[-1] < math.log(20) < log_wealth([0.0] * 480, 0.01)[-1])
-    True
-    """
-    values = np.asarray(losses, dtype=np.float64)
-    steps = np.cumsum(np.log1p(STAKES[:, None] * (drop - values)), axis=1)
-    return np.asarray(np.logaddexp.reduce(np.log(_SHARES)[:, None] + steps, axis=0))
-
-
-def _highest(losses: NDArray[np.float64], drop: float) -> float:
-    return float(log_wealth(losses, drop).max()) if len(losses) else -math.inf
+        bets = self._bets[index]
+        if self._crossed[index] is None:
+            ahead = self.losses[index, bets.read :]
+            unknown = np.flatnonzero(np.isnan(ahead))
+            known = ahead[: unknown[0]] if len(unknown) else ahead
+            if len(known):
+                before = bets.read
+                won = np.flatnonzero(bets.take(known[None])[0] >= bets.goal)
+                if len(won):
+                    self._crossed[index] = before + int(won[0]) + 1
+        return self._crossed[index] is not None

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from confcascade.bench.labelling.journal import Journal, JournalEntry
 from confcascade.bench.labelling.sources import LabelSource
 from confcascade.bench.labelling.task import LabelTask
@@ -13,11 +15,11 @@ from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Promise
 from confcascade.guarantee.sequential_path import SequentialPath
 
-__all__ = ["Aim", "Bought", "Ending", "buy"]
+__all__ = ["Aim", "Bought", "Ending", "buy", "worth"]
 
 Ending = Literal["reached", "enough", "most", "paused", "used up", "out of reach"]
-_WORTH = 10  # by how much the labels may grow for a saving that grows by as much: ten times
-_LEAST_TRIED = 50  # labels, as if so many had been bought, before which little is known
+_WORTH = 20  # by how many times more labels may grow, in proportion, than the saving
+_LEAST_TRIED = 100  # labels, as if so many had been bought, before which little is known
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def buy(
     """Ask for labels until the aim is reached, or more would not pay, and keep each in the journal.
 
     Asked for is always what the safest uncertified policy cannot do without. Without a saving to aim at it goes on
-    while it pays: once a policy is certified, the next may cost ten times as many labels, in proportion to those bought
-    before it, as it saves more, in proportion to what is saved already: doubling the labels must raise the saving by a
-    tenth. When to stop may hang on anything: the certificates hold at all times at once.
+    while it pays: once a policy is certified, the next may take twenty times as many labels, in proportion to those
+    bought before it, as it saves more, in proportion to what is saved already: doubling the labels must raise the
+    saving by a twentieth. When to stop may hang on anything: the certificates hold at all times at once.
 
     Args:
         task: What is to be labelled.
@@ -94,7 +96,8 @@ def buy(
     """
     if promise.max_drop is None:
         raise ConfigurationError("Labels are bought until a target is certified: give the promise a `max_drop`.")
-    path = SequentialPath(task.losses(), drop=promise.tested_drop, delta=promise.delta)
+    spread = np.minimum(task.spread, promise.tested_drop) if promise.equivalence is not None else task.spread
+    path = SequentialPath(task.losses(), drop=promise.tested_drop, delta=promise.delta, spread=spread)
     turn = _Turn()
     for entry in journal.entries:
         turn.before(path)
@@ -132,6 +135,17 @@ def buy(
             _take(path, task, entry)
 
 
+def worth(saved: float, more: float, labels: int) -> float:
+    """How many labels may be spent on the next policy.
+
+    Args:
+        saved: Share of the cost that the best certified policy saves, above 0.
+        more: That the next would save.
+        labels: Bought before it.
+    """
+    return max(_LEAST_TRIED / 2, _WORTH * max(more - saved, 0.0) / saved * max(labels, _LEAST_TRIED))
+
+
 class _Turn:
     """Which policy labels are bought for, since how many labels."""
 
@@ -157,10 +171,9 @@ class _Turn:
             return "out of reach"
         if aim.most is not None and self.labels >= aim.most:
             return "most"
-        if aim.saving is None and saved > 0:
-            gain = max(float(task.saved[self.focus]) - saved, 0.0) / saved
-            if self.labels - self.since > max(_LEAST_TRIED / 2, _WORTH * gain * max(self.since, _LEAST_TRIED)):
-                return "enough"
+        spent = self.labels - self.since
+        if aim.saving is None and saved > 0 and spent > worth(saved, float(task.saved[self.focus]), self.since):
+            return "enough"
         return None
 
 

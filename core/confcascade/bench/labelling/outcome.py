@@ -18,7 +18,7 @@ __all__ = ["Labelled", "labelled"]
 _ENDED = {
     "reached": "The saving aimed at is certified.",
     "enough": "Further labels would cost more than they are worth: doubling them would raise the saving by less than a "
-    "tenth.",
+    "twentieth.",
     "most": "So many labels were allowed.",
     "paused": "More labels are wanted; the next run goes on from here.",
     "used up": "The recording has no further question that would help.",

@@ -59,7 +59,8 @@ class LabelTask:
             questions).
         open: Where a label is needed: a smaller model's answer stands, and it is not the largest's; likewise.
         same: Whether answers are the largest's, shape (questions, models).
-        saved: Share of the largest model's cost that each policy saves, shape (policies,).
+        spread: Share of the questions that set the thresholds on which each policy is open, shape (policies,).
+        saved: Share of the largest model's cost that each policy saves, likewise.
         bill: Of costs.
         seed: Of the draw.
     """
@@ -71,6 +72,7 @@ class LabelTask:
     answering: NDArray[np.intp]
     open: NDArray[np.bool_]
     same: NDArray[np.bool_]
+    spread: NDArray[np.float64]
     saved: NDArray[np.float64]
     bill: Costing
     seed: int
@@ -121,21 +123,19 @@ class LabelTask:
                 "sizes (`architectures=...`) or prices (`prices=...`) of every model."
             )
         policies = _policies(grid, chosen, bill)
-        columns, largest = drawn.columns, material.models[-1]
-        stage = outcomes(columns, policies).stage.astype(np.intp)
-        place = np.array([columns.index(model) for model in material.models])
-        answering = np.where(stage >= 0, place[stage], -1)
-        alike = same[order[cut:]]
-        known = alike[np.arange(len(drawn)), answering] | (answering < 0) | ~columns.usable[:, columns.index(largest)]
-        costs = bill.means(columns, [*policies, (PolicyStage(largest),)])
+        columns = drawn.columns
+        answering, unknown = _open(drawn, policies, same[order[cut:]])
+        before = _open(grid, policies, same[order[:cut]])[1].sum(axis=1)
+        costs = bill.means(columns, [*policies, (PolicyStage(material.models[-1]),)])
         return cls(
             material,
             drawn,
             chosen,
             policies,
             answering,
-            ~known & (answering != columns.index(largest)),
-            alike,
+            unknown,
+            same[order[cut:]],
+            (before + 1) / (len(grid) + 2),
             1 - costs[:-1] / costs[-1],
             bill,
             seed,
@@ -223,6 +223,19 @@ def same_text(material: FitData) -> NDArray[np.bool_]:
             same[i, columns.index(model)] = text == material.answers.get((question, largest), "")
     same[:, columns.index(largest)] = True
     return same
+
+
+def _open(
+    material: FitData, policies: Sequence[Sequence[PolicyStage]], same: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """`LabelTask.answering` and `LabelTask.open` of some questions."""
+    columns = material.columns
+    stage = outcomes(columns, policies).stage.astype(np.intp)
+    place = np.array([columns.index(model) for model in material.models])
+    answering = np.where(stage >= 0, place[stage], -1)
+    largest = columns.index(material.models[-1])
+    known = same[np.arange(len(material)), answering] | (answering < 0) | ~columns.usable[:, largest]
+    return answering, ~known & (answering != largest)
 
 
 def _signals(material: FitData, wanted: Sequence[str] | None) -> dict[str, str]:
