@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from confcascade.cli.sizes import Sizes
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from confcascade.bench.fitting import FitData
     from confcascade.bench.labelling import Bought, Label, LabelSource, LabelTask, LargestLabels, Wanted
     from confcascade.cascade_file import CascadeFile
@@ -91,7 +93,8 @@ def fit_labels(
         stage = file.make_stages()[-1]
         equivalence, grader = rule(len(file.thresholds) - 1)
         largest = LargestLabels(stage, out.with_suffix(".largest.jsonl"), grader, parameters=_parameters(recording))
-        material, asked = _material_with_largest(recording, list(file.thresholds), largest, sizes), largest
+        # as if it had answered nothing yet, so that the policies are the same in every run
+        material, asked = _material_with_largest(recording, list(file.thresholds), None, sizes), largest
     else:
         if rule is not None:
             raise ConfigurationError(
@@ -130,14 +133,7 @@ def fit_labels(
         say(f"{len(journal.entries):,} labels were bought before ({journal_path}).")
     found = buy(task, goal, journal, asked, aim=aim, progress=None if isinstance(asked, TerminalLabels) else _shown())
     if isinstance(asked, LargestLabels):  # now that it is known what its answers come to
-        task = _task(
-            _material_with_largest(recording, list(material.models), asked, sizes),
-            signals,
-            sizes,
-            unit,
-            seed,
-            by_text=False,
-        )
+        task = task.costed(_material_with_largest(recording, list(material.models), asked, sizes))
     described = {} if file is None else {n: Described(e, file.folder) for n, e in file.signal_entries.items()}
     result = labelled(task, goal, found, described=described, folder=out.parent)
     say("\n" + result.describe())
@@ -164,10 +160,8 @@ class TerminalLabels:
 
     batch = 1
 
-    def __init__(self, console: object) -> None:
-        from rich.console import Console
-
-        self._console = console if isinstance(console, Console) else Console()
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
     def ask(self, wanted: Sequence[Wanted]) -> Sequence[Label]:
         """The label of the first question; none where they quit."""
@@ -183,11 +177,14 @@ class TerminalLabels:
         grades = []
         for number, text in enumerate(one.answers, start=1):
             self._console.print(Panel(Text(text), title=f"Answer {number} of {len(one.answers)}", title_align="left"))
-            answer = Prompt.ask(
-                "right, wrong, skip (it counts as lost) or quit",
-                choices=["r", "w", "s", "q"],
-                console=self._console,
-            )
+            try:
+                answer = Prompt.ask(
+                    "right, wrong, skip (it counts as lost) or quit",
+                    choices=["r", "w", "s", "q"],
+                    console=self._console,
+                )
+            except (EOFError, KeyboardInterrupt):
+                answer = "q"
             if answer == "q":
                 return ()
             if answer == "s":
@@ -227,13 +224,19 @@ def _material(recording: Path, models: Sequence[str] | None, sizes: Sizes) -> Fi
     )
 
 
-def _material_with_largest(recording: Path, models: Sequence[str], asked: LargestLabels, sizes: Sizes) -> FitData:
+def _material_with_largest(
+    recording: Path, models: Sequence[str], asked: LargestLabels | None, sizes: Sizes
+) -> FitData:
+    """The smaller models' recording, with the answers of the largest that were bought."""
     from confcascade.bench.fitting import material_of
     from confcascade.bench.labelling import with_largest
     from confcascade.bench.recording import Recording
 
-    read = Recording(recording)
-    rows = list(with_largest(read.rows(), models[-1], asked.rows()))
+    read, identity = Recording(recording), _identity(recording)
+    answered = () if asked is None else tuple(asked.rows())
+    rows = list(with_largest(read.rows(), models[-1], answered))
+    if asked is not None:
+        identity["models"] = {**_identity(asked.path).get("models", {}), **identity.get("models", {})}
     return material_of(
         rows,
         models=models,
@@ -241,7 +244,7 @@ def _material_with_largest(recording: Path, models: Sequence[str], asked: Larges
         texts=True,
         architectures=sizes.architectures,
         prices=sizes.prices,
-        identity=_identity(recording),
+        identity=identity,
         digest=read.digest,
     )
 
@@ -268,7 +271,8 @@ def _task(
     )
 
 
-def _identity(recording: Path) -> dict[str, object]:
+def _identity(recording: Path) -> dict[str, Any]:
+    """What `collect` wrote down beside a recording."""
     import json
 
     from confcascade.bench.recording.provenance import meta_path
@@ -277,10 +281,9 @@ def _identity(recording: Path) -> dict[str, object]:
     return dict(json.loads(path.read_text(encoding="utf-8")).get("identity", {})) if path.exists() else {}
 
 
-def _parameters(recording: Path) -> dict[str, object]:
+def _parameters(recording: Path) -> dict[str, Any]:
     """With which the smaller models were asked."""
-    told = _identity(recording).get("parameters", {})
-    return dict(told) if isinstance(told, dict) else {}
+    return dict(_identity(recording).get("parameters", {}))
 
 
 def refuse_with_labels(

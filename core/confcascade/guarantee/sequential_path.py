@@ -157,10 +157,11 @@ class SequentialPath:
         if self._crosses(index):
             return 0
         bets = self._bets[index]
-        growth, left = float(bets.growth()[0]), self.losses.shape[1] - bets.read
+        growth, left = float(bets.growth()[0]), int(self.losses.shape[1]) - bets.read
         if growth <= 0 or (rows := (bets.goal - float(bets.log[0])) / growth) > left:
             return None
-        return max(1, math.ceil(rows * float(np.isnan(self.losses[index, bets.read :]).sum()) / left))
+        unknown = int(np.isnan(self.losses[index, bets.read :]).sum())
+        return max(1, math.ceil(rows * unknown / left))
 
     def examined(self, index: int, *, cost: float, error: float = 0.0) -> SequentiallyExamined:
         """What was shown of a policy.

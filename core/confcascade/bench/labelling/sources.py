@@ -25,7 +25,7 @@ from confcascade.types import Usage
 __all__ = ["FileLabels", "Label", "LabelSource", "LargestLabels", "with_largest"]
 
 _LOOK_EVERY_S = 1.0  # at a file that is waited for
-_ALONE_MARK = "system: "  # how a recording shows a prompt of several messages
+_SEVERAL = "system: "  # so begins, in a recording, a prompt of several messages
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def _graded(wanted: Wanted, label: Mapping[str, Any], path: Path) -> dict[str, f
     where = f"The label of question '{wanted.question}' in '{path}'"
     if label.get("skip") is True:
         return None
-    grades = label.get("grades")
+    grades: Any = label.get("grades")
     good = isinstance(grades, list) and len(grades) == len(wanted.answers)
-    if not good or not all(isinstance(each, int | float) and 0 <= each <= 1 for each in grades or ()):
+    if not good or not all(isinstance(each, int | float) and 0 <= each <= 1 for each in grades):
         raise ConfigurationError(
             f"{where} must have `grades`, a number from 0 to 1 for each of its {len(wanted.answers)} answers, in their "
             f"order; or `skip`: true. Got {json.dumps(grades)}."
@@ -225,7 +225,7 @@ class LargestLabels:
         """
         examples = []
         for each in wanted:
-            if not each.prompt or each.prompt.startswith(_ALONE_MARK):
+            if not each.prompt or each.prompt.startswith(_SEVERAL):
                 raise ConfigurationError(
                     f"Question '{each.question}' cannot be put to '{self._stage.model.name}' as it was put to the "
                     "smaller models: the recording "
@@ -287,8 +287,8 @@ def with_largest(rows: Iterable[Row], largest: str, answered: Iterable[Row]) -> 
             models_last[row.question] = row
             yield row
     for question, row in models_last.items():
-        alike = {"prompt": row.prompt, "group": row.group, "prompt_version": row.prompt_version, "drawn": row.drawn}
         if question in known:
+            alike = {"group": row.group, "prompt_version": row.prompt_version, "drawn": row.drawn}
             yield known[question].model_copy(update=alike)
             continue
         usage = row.usage
@@ -297,4 +297,13 @@ def with_largest(rows: Iterable[Row], largest: str, answered: Iterable[Row]) -> 
                 round(sum(each.input_tokens for each in used) / len(used)),
                 round(sum(each.output_tokens for each in used) / len(used)),
             )
-        yield Row(question=question, model=largest, answer=NOT_KEPT, usage=usage, **alike)
+        yield Row(
+            question=question,
+            model=largest,
+            group=row.group,
+            prompt=row.prompt,
+            answer=NOT_KEPT,
+            usage=usage,
+            prompt_version=row.prompt_version,
+            drawn=row.drawn,
+        )

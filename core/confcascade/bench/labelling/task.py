@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -140,6 +140,15 @@ class LabelTask:
             bill,
             seed,
         )
+
+    def costed(self, material: FitData) -> LabelTask:
+        """The same task, at the costs of a recording of the same questions that knows more of the largest model."""
+        order = np.random.default_rng(self.seed).permutation(len(material))
+        drawn = material.take(order[-len(self.material) :])
+        if drawn.columns.questions != self.material.columns.questions:
+            raise ConfigurationError("The recording has other questions than the one that labels were bought for.")
+        costs = self.bill.means(drawn.columns, [*self.policies, (PolicyStage(self.largest),)])
+        return replace(self, whole=material, material=drawn, saved=1 - costs[:-1] / costs[-1])
 
     @property
     def largest(self) -> str:
