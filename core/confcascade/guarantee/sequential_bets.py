@@ -17,7 +17,8 @@ __all__ = ["Bets"]
 _EVERY = 16  # questions for which a stake stays
 _MOST = 0.99  # of the capital that a loss of 1 could take
 _PART = 0.5  # of the stake that grows fastest by what was seen: that is an estimate
-_SOBER = 1.5  # losses more than were seen, over as many questions more as bring one at the target
+_SOBER = 1.5  # losses more than were seen, over as many questions more as bring one at the target, for a stake
+_LIKELY = 0.5  # likewise, for what is likely to come
 _NEAR = 0.02  # of the goal, below which the stake does not shrink further
 
 
@@ -99,7 +100,7 @@ class Bets:
 
         Shape (gamblers,); 0 where nothing is.
         """
-        mean, squares = self._sober()
+        mean, squares = self._sober(_LIKELY)
         stake = np.clip((self.drop - mean) / squares, 0, _MOST)
         return np.asarray(stake * (self.drop - mean) - stake**2 * squares / 2)
 
@@ -127,11 +128,11 @@ class Bets:
         left = max(1, self._questions - self.read)
         lacking = np.maximum(self.goal - self.log, _NEAR * self.goal)
         timed = np.sqrt(2 * lacking / (left * self._spread))
-        mean, squares = self._sober()
+        mean, squares = self._sober(_SOBER)
         fastest = np.maximum(0.0, (self.drop - mean) / np.maximum(self._spread, squares))
         return np.minimum(_MOST, np.maximum(timed, _PART * fastest))
 
-    def _sober(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean loss and mean squared loss, with a loss more than was seen."""
+    def _sober(self, more: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean loss and mean squared loss, with so many losses more than were seen."""
         read = self.read + 1 / self.drop
-        return (self._sum + _SOBER) / read, (self._squares + 1) / read
+        return (self._sum + more) / read, (self._squares + more) / read

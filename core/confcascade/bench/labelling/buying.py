@@ -17,7 +17,7 @@ from confcascade.guarantee.sequential_path import SequentialPath
 
 __all__ = ["Aim", "Bought", "Ending", "buy", "worth"]
 
-Ending = Literal["reached", "enough", "most", "paused", "used up", "out of reach"]
+Ending = Literal["reached", "enough", "most", "paused", "all certified", "out of reach"]
 _WORTH = 20  # by how many times more labels may grow, in proportion, than the saving
 _LEAST_TRIED = 100  # labels, as if so many had been bought, before which little is known
 
@@ -54,8 +54,8 @@ class Bought:
         skipped: How many nobody could tell, which count as lost.
         best: The certified policy that saves most; None if none is certified that saves anything.
         ended: "reached" (the saving aimed at), "enough" (more labels would not pay), "most" (labels allowed), "paused"
-            (no more labels for now), "used up" (questions), "out of reach" (the questions left could not certify the
-            next policy even if nothing more were lost); None while it goes on.
+            (no more labels for now), "all certified" (every policy), "out of reach" (the questions left could not
+            certify the next policy even if nothing more were lost); None while it goes on.
     """
 
     path: SequentialPath
@@ -105,7 +105,7 @@ def buy(
     while True:
         turn.before(path)
         wanted = path.wanted(source.batch if aim.most is None else min(source.batch, max(1, aim.most - turn.labels)))
-        ended = turn.ending(path, task, aim, any_wanted=bool(wanted))
+        ended = turn.ending(path, task, aim)
         if progress is not None:
             progress(_state(path, task, journal, ended))
         if ended is not None:
@@ -160,13 +160,13 @@ class _Turn:
         if path.certified != self.focus:
             self.focus, self.since = path.certified, self.labels
 
-    def ending(self, path: SequentialPath, task: LabelTask, aim: Aim, *, any_wanted: bool) -> Ending | None:
+    def ending(self, path: SequentialPath, task: LabelTask, aim: Aim) -> Ending | None:
         best = _best(path, task)
         saved = 0.0 if best is None else float(task.saved[best])
         if aim.saving is not None and saved >= aim.saving:
             return "reached"
-        if not any_wanted:
-            return "used up"
+        if self.focus == len(task.policies):
+            return "all certified"
         if not path.attainable(self.focus):
             return "out of reach"
         if aim.most is not None and self.labels >= aim.most:

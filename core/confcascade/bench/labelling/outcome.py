@@ -21,7 +21,7 @@ _ENDED = {
     "twentieth.",
     "most": "So many labels were allowed.",
     "paused": "More labels are wanted; the next run goes on from here.",
-    "used up": "The recording has no further question that would help.",
+    "all certified": "Every policy that was made is certified.",
     "out of reach": "The questions that are left could not certify the next policy even if nothing more were lost.",
     None: "",
 }
