@@ -138,13 +138,16 @@ class SequentialPath:
         return tuple(np.flatnonzero(np.isnan(self.losses[focus]))[:count].tolist())
 
     def attainable(self, index: int) -> bool:
-        """Whether a policy could still be certified, if nothing more were lost."""
+        """Whether a policy could still be certified, if nothing more were lost, or all that is not known were gained."""
         if self._crosses(index):
             return True
-        bets = copy.copy(self._bets[index])
-        bets.stakes = list(bets.stakes)
-        left = np.nan_to_num(self.losses[index : index + 1, bets.read :], nan=0.0)
-        return bool((bets.take(left) >= bets.goal).any())
+        left = self.losses[index, self._bets[index].read :]
+        for best in (0.0, -1.0):
+            bets = copy.copy(self._bets[index])
+            bets.stakes = list(bets.stakes)
+            if (bets.take(np.nan_to_num(left, nan=best)[None]) >= bets.goal).any():
+                return True
+        return False
 
     def outlook(self, index: int) -> int | None:
         """About how many more labels a policy takes, if it goes on losing and gaining as it did so far.

@@ -104,12 +104,14 @@ def test_a_false_policy_is_seldom_certified_however_labels_are_bought():
 
 
 def test_it_says_when_nothing_can_help():
-    """After so many losses that the questions left would not do."""
+    """After so many losses that the questions left would not do; but gains to come might."""
     losses = np.zeros((1, 60))
     losses[0, :10], losses[0, 40] = 1.0, np.nan
     path = path_of(losses)
     assert not path.attainable(0)
     assert path.outlook(0) is None
+    losses[0, 20:] = np.nan
+    assert path_of(losses).attainable(0)
 
 
 def test_what_cannot_be_is_refused():

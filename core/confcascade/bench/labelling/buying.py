@@ -55,7 +55,7 @@ class Bought:
         best: The certified policy that saves most; None if none is certified that saves anything.
         ended: "reached" (the saving aimed at), "enough" (more labels would not pay), "most" (labels allowed), "paused"
             (no more labels for now), "all certified" (every policy), "out of reach" (the questions left could not
-            certify the next policy even if nothing more were lost); None while it goes on.
+            certify the next policy, whatever their labels); None while it goes on.
     """
 
     path: SequentialPath

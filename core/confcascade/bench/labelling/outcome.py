@@ -22,7 +22,7 @@ _ENDED = {
     "most": "So many labels were allowed.",
     "paused": "More labels are wanted; the next run goes on from here.",
     "all certified": "Every policy that was made is certified.",
-    "out of reach": "The questions that are left could not certify the next policy even if nothing more were lost.",
+    "out of reach": "The questions that are left could not certify the next policy, whatever their labels.",
     None: "",
 }
 

@@ -64,7 +64,7 @@ def test_the_policy_is_one_like_any_other(task, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_a_killed_run_goes_on_to_the_same_result(task, tmp_path, batch):
-    """Left after every few labels, once with half a line written, it asks for the same questions and certifies alike."""
+    """Left after every few labels, with half a line written, it asks for the same questions and certifies alike."""
     whole = bought(task, tmp_path / "whole", Teacher(batch=batch))
     asked = []
     while True:
@@ -178,9 +178,9 @@ def test_a_label_changed_behind_its_back_is_noticed(task, tmp_path):
         [lines[0].replace("{}", '{"seed": 1}'), *lines[1:]],
     ):
         path.write_text("".join(changed))
-        with pytest.raises(ConfigurationError, match="not as it was written|bought otherwise"):
+        with pytest.raises(ConfigurationError, match=r"not as it was written|bought otherwise"):
             bought(task, tmp_path, Teacher())
     for other in ("a note of mine\n", lines[0] + "no label\n"):
         path.write_text(other)
-        with pytest.raises(ConfigurationError, match="is no (journal|label)"):
+        with pytest.raises(ConfigurationError, match=r"is no (journal|label)"):
             bought(task, tmp_path, Teacher())

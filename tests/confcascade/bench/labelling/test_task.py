@@ -40,9 +40,7 @@ def test_thresholds_come_of_questions_that_are_never_labelled(rows, task):
     """A tenth of them; the same scores elsewhere make the same thresholds, whatever the other questions' scores are."""
     labelled = set(task.material.columns.questions)
     assert len(task.material) == 1350
-    changed = [
-        row.model_copy(update={"answer": "something else"}) if row.question in labelled else row for row in rows
-    ]
+    changed = [row.model_copy(update={"answer": "something else"}) if row.question in labelled else row for row in rows]
     assert task_of(changed).policies == task.policies
     heights = [policy[0].thresholds["p_t"] for policy in task.policies]
     assert heights == sorted(heights, reverse=True)
@@ -82,7 +80,9 @@ def test_what_is_wanted_does_not_tell_whose_answer_it_is(rows, task):
 def test_where_the_largest_model_gave_no_answer_nothing_is_asked(rows):
     """Nothing can be lost there."""
     failing = [
-        row.model_copy(update={"answer": "", "error": "Timeout"}) if row.model == "large" and row.question < "q3" else row
+        row.model_copy(update={"answer": "", "error": "Timeout"})
+        if row.model == "large" and row.question < "q3"
+        else row
         for row in rows
     ]
     task = task_of(failing)
@@ -92,8 +92,8 @@ def test_where_the_largest_model_gave_no_answer_nothing_is_asked(rows):
 
 
 def test_what_cannot_be_labelled_is_refused(rows):
-    with pytest.raises(ConfigurationError, match="two|it has p_t, p_x"):
-        two = [row.model_copy(update={"scores": {**row.scores, "p_x": row.scores["p_t"]}}) for row in rows]
+    two = [row.model_copy(update={"scores": {**row.scores, "p_x": row.scores["p_t"]}}) for row in rows]
+    with pytest.raises(ConfigurationError, match="it has p_t, p_x"):
         task_of(two)
     with pytest.raises(ConfigurationError, match="it has p_t"):
         task_of(rows, signals=["entropy"])
