@@ -5,7 +5,7 @@
 DIR holds ``mmlu_test_even_logits.csv.gz`` (see `mmlu_llama31.py`). The 7,032 recorded questions are the traffic, so
 that every policy's true loss and saving are known; recordings are drawn from it with replacement. No model runs.
 
-Tables in docs/design/labels-one-by-one.md.
+The tables are those of docs/design/labels-one-by-one.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from confcascade.bench.labelling.buying import worth
 from confcascade.bench.labelling.task import GRID_SHARE, LEVELS
 from confcascade.bench.recording import Columns
 from confcascade.bench.recording.importers import read_choice_logits
-from confcascade.guarantee import Equivalence, Promise, examples_needed, sequential_bets, unconditional_p_value
+from confcascade.guarantee import (
+    Equivalence,
+    Promise,
+    examples_needed,
+    harm_bound,
+    sequential_bets,
+    unconditional_p_value,
+)
 from confcascade.guarantee.sequential_bets import Bets
 from numpy.typing import NDArray
 
@@ -114,11 +121,21 @@ class Walks:
     spent: NDArray[np.intp]
 
 
-Crossing = Callable[[Array, Array, float], NDArray[np.intp]]
+Crossing = Callable[[Array, NDArray[np.bool_], Array, float], NDArray[np.intp]]
 
 
-def crossing(losses: Array, spread: Array, drop: float, bets: type[Bets] = Bets) -> NDArray[np.intp]:
-    """Questions read until the goal was reached, 0 where it never was, shape (recordings,)."""
+def crossing(
+    losses: Array, needs: NDArray[np.bool_], spread: Array, drop: float, bets: type[Bets] = Bets
+) -> NDArray[np.intp]:
+    """Questions read until the goal was reached, 0 where it never was, shape (recordings,).
+
+    Args:
+        losses: Shape (recordings, questions).
+        needs: Whether a label is needed, likewise.
+        spread: As of `Bets`, shape (recordings,).
+        drop: The target.
+        bets: Which.
+    """
     delta = Promise(drop).delta
     gamblers = bets(spread, questions=losses.shape[1], drop=drop, delta=delta)
     won = gamblers.take(losses) >= gamblers.goal
@@ -141,7 +158,7 @@ def walks(world: World, n: int, draws: int, drop: float, crosses: Crossing = cro
         spread = (rng.binomial(aside, world.open[i], size=draws) + 1) / (aside + 2)
         if world.agreement:
             spread = np.minimum(spread, drop)
-        read = crosses(np.where(mine, loss, 0.0), spread, drop)
+        read = crosses(np.where(mine, loss, 0.0), mine, spread, drop)
         within = np.arange(n) < np.where(read > 0, read, n)[:, None]
         bought, more = known.sum(axis=1), (mine & within & ~known).sum(axis=1)
         for draw in np.flatnonzero(alive & (stopped < 0)):
@@ -242,7 +259,23 @@ class Whole(Part):
     PART = 1.0
 
 
-def fixed(losses: Array, spread: Array, drop: float) -> NDArray[np.intp]:
+def conditional(losses: Array, needs: NDArray[np.bool_], spread: Array, drop: float) -> NDArray[np.intp]:
+    """Bets on the questions that need a label alone; a tenth of delta bounds what share of the traffic they are."""
+    n, delta = losses.shape[1], Promise(drop).delta
+    found = np.zeros(len(losses), dtype=np.intp)
+    for i, mine in enumerate(needs):
+        at = np.flatnonzero(mine)
+        within = drop / harm_bound(len(at), n, delta / 10)
+        if within >= 1:
+            found[i] = 1
+        elif len(at):
+            bets = Bets([1.0], questions=len(at), drop=within, delta=0.9 * delta)
+            won = bets.take(losses[i : i + 1, at])[0] >= bets.goal
+            found[i] = at[won.argmax()] + 1 if won.any() else 0
+    return found
+
+
+def fixed(losses: Array, needs: NDArray[np.bool_], spread: Array, drop: float) -> NDArray[np.intp]:
     """The exact test of a fixed sample, once, when every question is labelled."""
     n, delta = losses.shape[1], Promise(drop).delta
     counts = zip((losses > 0).sum(axis=1).tolist(), (losses < 0).sum(axis=1).tolist(), strict=True)
@@ -256,6 +289,7 @@ WAYS: dict[str, Crossing] = {
     "timed, or the fastest": partial(crossing, bets=Whole),
     "one stake, timed": partial(crossing, bets=OneStake),
     "twelve stakes mixed": partial(crossing, bets=Mixed),
+    "only what needs a label, its share bounded": conditional,
     "no sequential test: one exact test at the end": fixed,
 }
 

@@ -137,6 +137,8 @@ def fit_labels(
     described = {} if file is None else {n: Described(e, file.folder) for n, e in file.signal_entries.items()}
     result = labelled(task, goal, found, described=described, folder=out.parent)
     say("\n" + result.describe())
+    if isinstance(asked, LargestLabels):
+        say(f"Where {task.largest} was not asked, its cost is taken to be its mean where it was.")
     if result.policy is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         result.policy.save(out)
