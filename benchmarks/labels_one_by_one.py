@@ -1,11 +1,9 @@
 """Labels bought one by one until a target is certified, beside a sample of fixed size: Llama-3.1 8B -> 70B on MMLU.
 
-    python benchmarks/labels_one_by_one.py --data DIR [--draws 500]
+    python benchmarks/labels_one_by_one.py --data DIR --write docs/design/labels-one-by-one.md
 
 DIR holds ``mmlu_test_even_logits.csv.gz`` (see `mmlu_llama31.py`). The 7,032 recorded questions are the traffic, so
 that every policy's true loss and saving are known; recordings are drawn from it with replacement. No model runs.
-
-The tables are those of docs/design/labels-one-by-one.md.
 """
 
 from __future__ import annotations
@@ -38,6 +36,7 @@ SMALL, LARGE = "llama-3.1-8b-instruct", "llama-3.1-70b-instruct"
 COST = 8 / 70  # of the small model, in the large one's
 FILE = "mmlu_test_even_logits.csv.gz"
 TARGETS, SIZES = (0.01, 0.02, 0.05), (3500, 1000)
+WAYS_DRAWS = 200  # recordings on which bets are compared, at most
 WITHIN = (0.25, 0.5, 0.75)  # of the target: policies whose certificate is waited for, by their true loss
 Array = NDArray[np.float64]
 
@@ -294,44 +293,67 @@ WAYS: dict[str, Crossing] = {
 }
 
 
-def main(
-    data: Annotated[Path, typer.Option(help="Folder of the recording.")],
-    draws: Annotated[int, typer.Option(help="Recordings drawn.")] = 500,
-) -> None:
-    """Print the tables."""
-    world = World.read(data / FILE).useful()
-    began = time.perf_counter()
-    print(f"{len(world.score):,} questions, {len(world.cuts)} thresholds, {draws} recordings drawn, 0.95 confidence.\n")
-    for head, traffic in (
-        ("Accuracy, labelled by people", world),
-        ("Agreement, labelled by the large model", World.read(data / FILE, agreement=True).useful()),
-    ):
+def tables(world: World, agreement: World, draws: int) -> dict[str, list[str]]:
+    """By name, as lines of Markdown."""
+    waited = (
+        "| target, points | true loss | saved | planner | read | labels, of all kept | labels | labels, median | "
+        "certified |",
+        "|" + "---:|" * 9,
+    )
+    stopped = (
+        "| target, points | recording | labels, median | saved | nothing | broken | saved, going on | broken | "
+        "hindsight |",
+        "|" + "---:|" * 9,
+    )
+    made = {
+        "what": [
+            f"{len(world.score):,} questions, {len(world.cuts)} thresholds, {draws} recordings drawn, 0.95 confidence."
+        ]
+    }
+    for name, traffic in (("accuracy", world), ("agreement", agreement)):
         found = {(drop, n): walks(traffic, n, draws, drop) for n in SIZES for drop in TARGETS}
-        print(
-            f"{head}:\n\n| target, points | true loss | saved | planner | read | labels, of all kept | labels | "
-            "labels, median | certified |\n|" + "---:|" * 9
-        )
+        made[f"{name}, until certified"] = [*waited]
         for drop in TARGETS:
-            print("\n".join(waiting(traffic, found[drop, SIZES[0]], drop)))
-        print(
-            "\n| target, points | recording | labels, median | saved | nothing | broken | saved, going on | broken | "
-            "hindsight |\n|" + "---:|" * 9
-        )
-        for drop in TARGETS:
-            for n in SIZES:
-                print(stopping(traffic, found[drop, n], drop, n))
-        print()
-    print("| bets | target, points | recording | saved, going on | broken | labels to half the target |")
-    print("|---|---:|---:|---:|---:|---:|")
+            made[f"{name}, until certified"] += waiting(traffic, found[drop, SIZES[0]], drop)
+        made[f"{name}, stopping"] = [*stopped, *(stopping(traffic, each, *at) for at, each in found.items())]
+    made["bets"] = ["| bets | target, points | recording | saved, going on | broken | labels to half the target |"]
+    made["bets"].append("|---" + "|---:" * 5 + "|")
     for name, crosses in WAYS.items():
         for drop in TARGETS:
             for n in SIZES:
-                each = walks(world, n, min(draws, 200), drop, crosses)
+                each = walks(world, n, min(draws, WAYS_DRAWS), drop, crosses)
                 saved, broken, _ = gained(world, (each.depth > 0).sum(axis=1), drop)
                 half = int(np.flatnonzero(world.risk <= drop / 2)[-1])
                 told = reached(each.labels[:, half], each.depth[:, half] > 0)
-                print(f"| {name} | {100 * drop:g} | {n:,} | {saved:.1%} | {broken} | {told} |")
-    print(f"\n{time.perf_counter() - began:.0f} s.")
+                made["bets"].append(f"| {name} | {100 * drop:g} | {n:,} | {saved:.1%} | {broken} | {told} |")
+    return made
+
+
+def written(page: str, made: dict[str, list[str]]) -> str:
+    """The page with each table between its marks, ``<!-- NAME -->`` and ``<!-- end -->``."""
+    for name, lines in made.items():
+        head, begin, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        if not begin or not end:
+            raise SystemExit(f"The page has no place for '{name}'.")
+        page = head + begin + "\n" + "\n".join(lines) + "\n\n" + end + tail
+    return page
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of the recording.")],
+    draws: Annotated[int, typer.Option(help="Recordings drawn.")] = 500,
+    write: Annotated[Path | None, typer.Option(help="A page with a place for each table.")] = None,
+) -> None:
+    """Print the tables, and put them into a page."""
+    began = time.perf_counter()
+    world, agreement = (World.read(data / FILE, agreement=each).useful() for each in (False, True))
+    made = tables(world, agreement, draws)
+    for name, lines in made.items():
+        print(f"{name}:\n\n" + "\n".join(lines) + "\n")
+    if write is not None:
+        write.write_text(written(write.read_text(encoding="utf-8"), made), encoding="utf-8")
+    print(f"{time.perf_counter() - began:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class Task:
     def __init__(self, world: Any, rows: Any, spread: Any) -> None:
         self.open = (world.score[rows] >= world.cuts[:, None]) & world.needs[rows]
         self.lost = np.where(self.open, world.loss[rows], 0.0)
+        self.largest = "large"
         self.spread, self.saved, self.policies = spread, world.saved, tuple(world.cuts)
         self.material = self
         self.columns = self
@@ -65,7 +66,7 @@ class Source:
     batch = 1
 
     def ask(self, wanted: Any) -> list[Label]:
-        return [Label(wanted[0], {})]
+        return [Label(wanted[0], {"large": 1.0})]
 
 
 def test_it_walks_as_labels_are_bought(script: Any, world: Any, tmp_path: Any) -> None:
@@ -95,3 +96,16 @@ def test_what_breaks_the_target_is_counted(script: Any, world: Any) -> None:
     assert broken == 1
     assert nothing == pytest.approx(1 / 3)
     assert saved == pytest.approx((0 + world.saved[1] + world.saved[4]) / 3)
+
+
+def test_tables_are_put_in_their_places(script: Any, world: Any) -> None:
+    """What stood there before is gone; what has no place is an error."""
+    made = script.tables(world, world, 4)
+    page = "# A\n" + "".join(f"<!-- {name} -->\nSTALE\n<!-- end -->\nb\n" for name in made)
+    once = script.written(page, made)
+    assert "STALE" not in once
+    assert once.count("\nb\n") == len(made)
+    assert script.written(once, made) == once
+    assert all(line in once for lines in made.values() for line in lines)
+    with pytest.raises(SystemExit, match="no place for 'what'"):
+        script.written("# A", made)

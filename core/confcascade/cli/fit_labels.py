@@ -236,7 +236,12 @@ def _material_with_largest(
 
     read, identity = Recording(recording), _identity(recording)
     answered = () if asked is None else tuple(asked.rows())
-    rows = list(with_largest(read.rows(), models[-1], answered))
+    recorded = list(read.rows())
+    if any(row.model == models[-1] for row in recorded):
+        raise ConfigurationError(
+            f"The recording has answers of '{models[-1]}' already, so there is nothing to buy: leave out --label."
+        )
+    rows = list(with_largest(recorded, models[-1], answered))
     if asked is not None:
         identity["models"] = {**_identity(asked.path).get("models", {}), **identity.get("models", {})}
     return material_of(

@@ -138,7 +138,7 @@ class SequentialPath:
         return tuple(np.flatnonzero(np.isnan(self.losses[focus]))[:count].tolist())
 
     def attainable(self, index: int) -> bool:
-        """Whether a policy could still be certified, if nothing more were lost, or all that is not known were gained."""
+        """Whether a policy could still be certified, were nothing more lost, or all that is not known gained."""
         if self._crosses(index):
             return True
         left = self.losses[index, self._bets[index].read :]

@@ -147,5 +147,10 @@ def test_of_the_largest_model(tmp_path: Path) -> None:
     entries = [json.loads(line) for line in (tmp_path / "policy.labels.jsonl").read_text().splitlines()[1:]]
     assert {row["question"] for row in rows} == {entry["question"] for entry in entries}
     assert len(entries) < 270
+    (tmp_path / "both.jsonl").write_text(
+        (tmp_path / "rec.jsonl").read_text() + (tmp_path / "policy.largest.jsonl").read_text()
+    )
+    with pytest.raises(ConfigurationError, match="nothing to buy"):
+        run("both.jsonl", *largest[1:], "--most-labels", 16, cwd=tmp_path)
     spent = sum(row["usage"]["input_tokens"] + 2 * row["usage"]["output_tokens"] for row in rows) / 1e6
     assert sum(entry["usd"] for entry in entries) == pytest.approx(spent)

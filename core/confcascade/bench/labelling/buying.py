@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from confcascade.bench.labelling.journal import Journal, JournalEntry
-from confcascade.bench.labelling.sources import LabelSource
+from confcascade.bench.labelling.sources import Label, LabelSource
 from confcascade.bench.labelling.task import LabelTask
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Promise
@@ -92,7 +92,8 @@ def buy(
         progress: Called before each question to the source, and at the end.
 
     Raises:
-        ConfigurationError: If the promise has no target, or the journal holds labels of questions that need none.
+        ConfigurationError: If the promise has no target, the journal holds labels of other questions, or the source
+            tells what is no label of its question.
     """
     if promise.max_drop is None:
         raise ConfigurationError("Labels are bought until a target is certified: give the promise a `max_drop`.")
@@ -118,6 +119,7 @@ def buy(
             if progress is not None:
                 progress(state)
             return state
+        _check(labels, places, task)
         first = len(journal.entries)
         journal.append(
             JournalEntry(
@@ -175,6 +177,20 @@ class _Turn:
         if aim.saving is None and saved > 0 and spent > worth(saved, float(task.saved[self.focus]), self.since):
             return "enough"
         return None
+
+
+def _check(labels: Sequence[Label], places: Sequence[int], task: LabelTask) -> None:
+    """Before they are kept: a label that cannot be used must not stand in the journal."""
+    told = [label.wanted.place for label in labels]
+    if len(set(told)) < len(told) or not set(told) <= set(places):
+        raise ConfigurationError("A source of labels must tell those of the questions that it is asked, each once.")
+    for label in labels:
+        grades = label.grades
+        if grades is not None and not (task.largest in grades and all(0 <= each <= 1 for each in grades.values())):
+            raise ConfigurationError(
+                f"The label of question '{label.wanted.question}' must have a grade from 0 to 1 for each model that "
+                f"answered, '{task.largest}' among them. Got {dict(grades)}."
+            )
 
 
 def _take(path: SequentialPath, task: LabelTask, entry: JournalEntry) -> None:

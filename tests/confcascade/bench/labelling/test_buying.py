@@ -157,6 +157,21 @@ def test_a_target_is_needed_and_the_journal_must_fit(task, tmp_path):
         bought(task_of(ungraded(1500), seed=3), tmp_path, Teacher())
 
 
+@pytest.mark.parametrize("grades", [{"small": 1.0}, {"small": 2.0, "large": 1.0}])
+def test_what_is_no_label_is_not_kept(task, tmp_path, grades):
+    """A source that errs leaves the journal as it was; so does one that answers another question."""
+    with pytest.raises(ConfigurationError, match="a grade from 0 to 1"):
+        bought(task, tmp_path, Teacher(judge=lambda wanted: grades))
+
+    class Elsewhere(Teacher):
+        def ask(self, wanted):
+            return super().ask([task.wanted(wanted[0].place + 1)])
+
+    with pytest.raises(ConfigurationError, match="each once"):
+        bought(task, tmp_path, Elsewhere())
+    assert bought(task, tmp_path, Teacher(most=1)).labels == 1
+
+
 def test_a_promise_once_begun_stays(task, tmp_path):
     """Another target, seed or recording after labels were seen would be chosen by the proof."""
     bought(task, tmp_path, Teacher(most=3), max_drop=0.02, seed=0)
