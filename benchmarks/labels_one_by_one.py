@@ -293,6 +293,16 @@ WAYS: dict[str, Crossing] = {
 }
 
 
+def described(world: World, draws: int) -> str:
+    """What was looked at."""
+    one = world.discordance / world.open
+    return (
+        f"{len(world.score):,} questions, {len(world.cuts)} thresholds, {draws} recordings drawn, 0.95 confidence. Where "
+        f"a kept answer is another letter than the large model's, one of the two is right in {one.min():.0%} to "
+        f"{one.max():.0%} of the questions, by threshold."
+    )
+
+
 def tables(world: World, agreement: World, draws: int) -> dict[str, list[str]]:
     """By name, as lines of Markdown."""
     waited = (
@@ -305,11 +315,7 @@ def tables(world: World, agreement: World, draws: int) -> dict[str, list[str]]:
         "hindsight |",
         "|" + "---:|" * 9,
     )
-    made = {
-        "what": [
-            f"{len(world.score):,} questions, {len(world.cuts)} thresholds, {draws} recordings drawn, 0.95 confidence."
-        ]
-    }
+    made = {"what": [described(world, draws)]}
     for name, traffic in (("accuracy", world), ("agreement", agreement)):
         found = {(drop, n): walks(traffic, n, draws, drop) for n in SIZES for drop in TARGETS}
         made[f"{name}, until certified"] = [*waited]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from confcascade.bench.fitting.candidates import Candidates
@@ -93,9 +93,9 @@ def labelled(
         if saved.low < 0:
             notes.append(f"Whether this saves anything is not sure: its interval reaches below 0, to {saved.low:.1%}.")
         cost = float(task.bill.means(columns, [stages])[0])
-        certificate = Certificate.of(
-            path.examined(best, cost=cost, error=promise.error), promise, repeated=task.whole.repeated
-        )
+        shown = path.examined(best, cost=cost, error=promise.error)
+        shown = replace(shown, bound=min(shown.bound, promise.max_drop or 1.0))  # beyond it by rounding alone
+        certificate = Certificate.of(shown, promise, repeated=task.whole.repeated)
         policy = fitted_policy(
             task.whole,
             Candidates(columns),
