@@ -87,12 +87,12 @@ class Journal:
         try:
             was = json.loads(head)["labels_for"]
         except (ValueError, KeyError, TypeError):
-            raise ConfigurationError(f"'{self.path}' is no journal of labels; say another --out.") from None
+            raise ConfigurationError(f"'{self.path}' is no journal of labels; keep labels in another file.") from None
         if was != self._head:
             differs = sorted(name for name in {**was, **self._head} if was.get(name) != self._head.get(name))
             raise ConfigurationError(
                 f"'{self.path}' holds labels that were bought otherwise: {', '.join(differs)} "
-                f"{'differs' if len(differs) == 1 else 'differ'}. Go on with the same command, or say another --out: "
+                f"{'differs' if len(differs) == 1 else 'differ'}. Go on as they were, or keep others in another file: "
                 "to change what is promised after labels were seen is to choose by the proof."
             )
         for number, line in lines:
@@ -105,7 +105,7 @@ class Journal:
             if entry.chained(self._chain).chain != entry.chain or entry.number != len(self.entries) + 1:
                 raise ConfigurationError(
                     f"Line {number} of '{self.path}' is not as it was written: a label was changed, added or taken "
-                    "away. Put the journal back as it was, or begin anew with another --out."
+                    "away. Put the journal back as it was, or begin anew in another file."
                 )
             self._chain = entry.chain
             self.entries.append(entry)

@@ -118,8 +118,8 @@ class FileLabels:
             if now != (None if entry.grades is None else dict(entry.grades)):
                 raise ConfigurationError(
                     f"The label of question '{entry.question}' in '{self.path}' is not the one that was taken. A label "
-                    "that is changed once it was counted breaks the proof: put it back, or begin anew with another "
-                    "--out."
+                    "that is changed once it was counted breaks the proof: put it back, or begin anew, with a journal "
+                    "in another file."
                 )
 
     def _want(self, lacking: Sequence[Wanted]) -> None:
@@ -230,7 +230,7 @@ class LargestLabels:
                     f"Question '{each.question}' cannot be put to '{self._stage.model.name}' as it was put to the "
                     "smaller models: the recording "
                     + ("keeps no prompt." if not each.prompt else "has its prompt in several messages.")
-                    + " Collect the largest model's answers, and fit with --no-labels."
+                    + " Collect the largest model's answers, and fit on these."
                 )
             examples.append(Example(each.prompt, id=each.question))
         done = collect(
