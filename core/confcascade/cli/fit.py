@@ -10,6 +10,7 @@ import typer
 
 from confcascade.cli.fit_grid import fit_grid, refuse_grid
 from confcascade.cli.fit_targets import TargetOptions, tell_targets
+from confcascade.cli.fit_labels import fit_labels, refuse_with_labels
 from confcascade.cli.hints import with_options
 from confcascade.cli.options import Models, Parameters, PerToken, Unit
 from confcascade.cli.sizes import Sizes
@@ -123,6 +124,21 @@ def fit(
             help="Of a cascade with `mode: stepwise`: certify one of the thresholds at which it was collected.",
         ),
     ] = False,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Buy labels one by one until the target is certified: ask (at this terminal), FILE.jsonl (which "
+            "grows), or largest (the cascade file's last model, at its price)."
+        ),
+    ] = None,
+    saving: Annotated[
+        float | None,
+        typer.Option(help="With --label: enough is what saves this share of the largest model's cost, such as 0.3."),
+    ] = None,
+    most_labels: Annotated[int | None, typer.Option(min=1, help="With --label: buy so many at most, in all.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --label FILE: wait for labels, and do not end with 3 for want of them.")
+    ] = False,
 ) -> None:
     """Choose thresholds from a recording, with a promise: calibrate, choose, certify.
 
@@ -144,6 +160,11 @@ def fit(
         confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --max-cost 0.4 --most-tokens 4000,512
 
         confcascade fit answers.jsonl -o policy.json --min-f1 yes=0.8 --max-latency 2 --late-share 0.05
+
+    With --label, answers need no grades: labels are asked for one by one, only where they can matter, until the target
+    is certified. They are kept beside the policy, and the same command goes on. Ends with 3 while more are wanted:
+
+        confcascade fit answers.jsonl -o policy.json --label ask --max-drop 0.02 --signals p_t
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -198,6 +219,31 @@ def fit(
     if models is not None and cascade is not None and not grid:
         raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
     file = None if cascade is None else CascadeFile.load(cascade)
+    if label is not None:
+        refuse_with_labels(max_drop=max_drop, max_cost=max_cost, per_group=per_group, rule=rule, grid=grid)
+        status = fit_labels(
+            recording,
+            out,
+            label,
+            lambda rule: Promise(max_drop, confidence, equivalence=rule),
+            rule=None
+            if equivalence is None
+            else lambda smaller: _equivalence(equivalence, judge_checked, judge_missed, confidence, smaller),
+            models=None if models is None else [name.strip() for name in models.split(",")],
+            signals=None if signals is None else [name.strip() for name in signals.split(",")],
+            file=file,
+            sizes=Sizes.told(parameters, prices, file, recording),
+            unit=unit,
+            seed=seed,
+            saving=saving,
+            most=most_labels,
+            wait=wait,
+        )
+        raise typer.Exit(status)
+    if saving is not None or most_labels is not None or wait:
+        raise ConfigurationError(
+            "--saving, --most-labels and --wait are for labels bought one by one: say --label, too."
+        )
     console = Console(stderr=True)
     if grid:
         certified = fit_grid(

@@ -51,6 +51,7 @@ from confcascade.guarantee.targets import (
     prove_together,
     prove_within,
 )
+from confcascade.guarantee.sequential_path import SequentiallyExamined, SequentialPath
 
 __all__ = [
     "CAPS_SHARE",
@@ -66,6 +67,8 @@ __all__ = [
     "Played",
     "Promise",
     "Proof",
+    "SequentialPath",
+    "SequentiallyExamined",
     "Share",
     "Shown",
     "TableAnswers",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee.certification import Examined, TestName
 from confcascade.guarantee.promise import Promise
+from confcascade.guarantee.sequential_path import SequentiallyExamined
 
 __all__ = ["Certificate"]
 
@@ -19,6 +20,7 @@ _TESTS: dict[str, str] = {
     "split": "Clopper-Pearson bounds on harms and benefits",  # of certificates from before there was "score", as ...
     "unconditional": "exact unconditional test of paired proportions (Berger and Boos)",  # ... is this
     "betting": "betting bound on the mean of graded losses (Waudby-Smith and Ramdas)",
+    "sequential": "betting, sequential: labels one by one, looked at after each (Waudby-Smith and Ramdas)",
 }
 
 
@@ -33,8 +35,10 @@ class Certificate(BaseModel):
         confidence: With which the promise holds, over the examples; for all groups at once where there are `groups`.
         group: Of which questions it speaks; None for all.
         groups: How many groups share the confidence.
-        test: The test's name, see `Examined`.
+        test: The test's name, see `Examined` and `SequentiallyExamined`.
         n: Questions on which it was tested.
+        labels: How many of them were labelled, where labels were bought one by one: the loss on the others is 0
+            whatever their labels; None where all were.
         harms: On how many the cascade lost against the largest model (disagreed with it).
         benefits: On how many it gained.
         loss: The mean paired loss seen.
@@ -54,8 +58,9 @@ class Certificate(BaseModel):
     confidence: float = Field(gt=0, lt=1)
     group: str | None = None
     groups: int = Field(default=1, ge=1)
-    test: TestName | Literal["split", "unconditional"]
+    test: TestName | Literal["sequential", "split", "unconditional"]
     n: int = Field(ge=1)
+    labels: int | None = Field(default=None, ge=0)
     harms: int = Field(ge=0)
     benefits: int = Field(ge=0)
     loss: float = Field(ge=-1, le=1)
@@ -78,9 +83,14 @@ class Certificate(BaseModel):
 
     @classmethod
     def of(
-        cls, examined: Examined, promise: Promise, *, repeated: int = 0, date: datetime.date | None = None
+        cls,
+        examined: Examined | SequentiallyExamined,
+        promise: Promise,
+        *,
+        repeated: int = 0,
+        date: datetime.date | None = None,
     ) -> Certificate:
-        """The certificate of a policy that `certify` chose, or `examine` bounded.
+        """The certificate of a policy that `certify` chose, `examine` bounded, or a `SequentialPath` certified.
 
         Args:
             examined: What the test showed.
@@ -105,6 +115,7 @@ class Certificate(BaseModel):
             groups=promise.groups,
             test=examined.test,
             n=examined.n,
+            labels=examined.labels if isinstance(examined, SequentiallyExamined) else None,
             harms=examined.harms,
             benefits=examined.benefits,
             loss=examined.loss,
@@ -147,6 +158,8 @@ class Certificate(BaseModel):
                 f"Evidence: on {self.n:,} questions {self.harms:,} kept answers differed ({self.loss:.2%}); upper "
                 f"bound {self.bound:.2%}.",
             ]
+        if self.labels is not None:
+            lines.append(f"Of these questions {self.labels:,} needed a label; on the others nothing could be lost.")
         return "\n".join([*lines, f"Test: {_TESTS[self.test]}, {self.date.isoformat()}."])
 
 
@@ -155,7 +168,7 @@ def _assumptions(promise: Promise, repeated: int) -> tuple[str, ...]:
     sentences = [
         f"The questions{of} to come are like the examples, which were drawn from them independently of one another, "
         "repeats included.",
-        "The examples of the test chose neither the policy, nor the order of tests, nor a calibrator.",
+        "The labels of these examples fixed neither the policies, nor the order of tests, nor a calibrator.",
         "Models, their builds, prompts and decoding settings stay as they were.",
     ]
     if repeated:
