@@ -44,7 +44,6 @@ WORLDS: dict[str, tuple[float, ...]] = {
     "one in the middle loses too much": (0, 0.2, 3, 0.3, 0.5, 1),
     "some are better than the large model": (-0.5, -1, -1.5, -1, 0.5, 3),
 }
-SPLIT = ("all lose exactly the target", "losses grow late", "some are better than the large model")  # shown for it, too
 MAX_DROP = 0.02
 
 
@@ -173,9 +172,9 @@ def main(
     print(" best in hindsight | hindsight breaks |")
     print("|---|---|---|", "---:|" * 8, sep="")
     for n in map(int, sizes.split(",")):
-        for labels, test in ((True, "split"), (True, "unconditional"), (False, "harms")):
+        for labels, test in ((True, "score"), (False, "harms")):
             for name in WORLDS:
-                if (not labels and min(WORLDS[name]) < 0) or (test == "split" and name not in SPLIT):
+                if not labels and min(WORLDS[name]) < 0:
                     continue
                 row = simulate(World(name, n, labels, test), draws)  # type: ignore[arg-type]
                 cells = [

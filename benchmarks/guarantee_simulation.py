@@ -18,11 +18,12 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from confcascade.guarantee import Equivalence, Promise, certify, order_policies
+from confcascade.guarantee import Equivalence, Promise, certify, reach, suited_test
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+CHOOSING = 0.15 / 0.85  # questions that choose a path, for each that proves it
 SKILLS = (0.78, 1.50, 2.95)  # of the models; of two, the last two
 SIZES = (3 / 70, 8 / 70, 1.0)  # cost of a query
 ALIKE = 0.5  # how often two wrong answers are the same
@@ -84,9 +85,14 @@ def policies(score: Array) -> Array:
     quantiles = [np.quantile(each, np.linspace(0.98, 0.02, 49)) for each in score.T]
     if len(quantiles) == 1:
         return quantiles[0][:, None]
-    first, second = (each[::2] for each in quantiles)
-    chains = [(a, b) for a in first[::2] for b in second[::2]]
+    first, second = quantiles
+    chains = zip(first, second, strict=True)
     return np.array([*((a, np.inf) for a in first), *((np.inf, b) for b in second), *chains])
+
+
+def paths(thresholds: Array) -> list[NDArray[np.intp]]:
+    """Rows of `policies` of which each keeps what the one before it keeps, and more."""
+    return np.split(np.arange(len(thresholds)), len(thresholds) // 49)
 
 
 def play(thresholds: Array, score: Array) -> tuple[NDArray[np.int8], Array]:
@@ -151,21 +157,24 @@ ALWAYS_LARGEST = Truth(0.0, 0.0, 0.0, 0.0)
 
 def one(setting: Setting, rng: np.random.Generator) -> tuple[Truth, Truth]:
     """What was certified in one draw, and what naive tuning chose, as they truly are."""
-    ordering, certifying = (draw(setting.stages, n, rng) for n in (3 * setting.n // 2, setting.n))
+    few = round(CHOOSING * setting.n)
+    ordering, certifying = (draw(setting.stages, n, rng) for n in (few, setting.n))
     thresholds = policies(ordering.score)
     stop, costs = play(thresholds, ordering.score)
     lost = losses(stop, ordering, setting.labels)
 
-    path = order_policies(lost, costs, setting.promise, n=setting.n)
-    rows = [each.index for each in path]
+    def expected(path: NDArray[np.intp]) -> float:
+        return float(costs[path[: reach(lost[path], setting.promise, n=setting.n)]].min(initial=1.0))
+
+    rows = min(paths(thresholds), key=expected)
     stop, then = play(thresholds, certifying.score)
     again = losses(stop, certifying, setting.labels)
-    chosen = certify(again[rows], then[rows], [each.test for each in path], setting.promise).chosen
+    chosen = certify(again[rows], then[rows], setting.promise, suited_test(again, setting.promise)).chosen
     certified = ALWAYS_LARGEST
     if chosen is not None:
         certified = truth(thresholds[rows[chosen.index]], setting.stages, setting.labels)
 
-    everything = (1.5 * lost.mean(axis=1) + again.mean(axis=1)) / 2.5
+    everything = (few * lost.mean(axis=1) + setting.n * again.mean(axis=1)) / (few + setting.n)
     fitting = np.flatnonzero(everything <= setting.max_drop)
     naive = ALWAYS_LARGEST
     if len(fitting):

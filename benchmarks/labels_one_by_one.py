@@ -26,8 +26,8 @@ from confcascade.guarantee import (
     Promise,
     examples_needed,
     harm_bound,
+    score_p_value,
     sequential_bets,
-    unconditional_p_value,
 )
 from confcascade.guarantee.sequential_bets import Bets
 from numpy.typing import NDArray
@@ -278,7 +278,7 @@ def fixed(losses: Array, needs: NDArray[np.bool_], spread: Array, drop: float) -
     """The exact test of a fixed sample, once, when every question is labelled."""
     n, delta = losses.shape[1], Promise(drop).delta
     counts = zip((losses > 0).sum(axis=1).tolist(), (losses < 0).sum(axis=1).tolist(), strict=True)
-    passed = [h - b < n * drop and unconditional_p_value(h, b, n, drop, delta) <= delta for h, b in counts]
+    passed = [h - b < n * drop and score_p_value(h, b, n, drop) <= delta for h, b in counts]
     return np.where(passed, n, 0)
 
 
@@ -297,8 +297,8 @@ def described(world: World, draws: int) -> str:
     """What was looked at."""
     one = world.discordance / world.open
     return (
-        f"{len(world.score):,} questions, {len(world.cuts)} thresholds, {draws} recordings drawn, 0.95 confidence. Where "
-        f"a kept answer is another letter than the large model's, one of the two is right in {one.min():.0%} to "
+        f"{len(world.score):,} questions, {len(world.cuts)} thresholds, {draws} recordings drawn, 0.95 confidence. "
+        f"Where a kept answer is another letter than the large model's, one of the two is right in {one.min():.0%} to "
         f"{one.max():.0%} of the questions, by threshold."
     )
 

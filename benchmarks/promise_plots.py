@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from confcascade.errors import require
-from confcascade.guarantee import Promise, certify, examples_needed, net_loss_bound, order_policies
+from confcascade.guarantee import Promise, certify, examples_needed, score_bound
 from guarantee_simulation import draw, losses, play, policies, truth
 
 INK, GOOD, BAD, LINE = "#333333", "#1b7837", "#b2182b", "#2166ac"
@@ -36,7 +36,7 @@ def choosing(plt: Any, out: Path) -> None:
     stop, costs = play(tried, drawn.score)
     lost = losses(stop, drawn, labels=True)
     n = lost.shape[1]
-    bounds = [net_loss_bound(int((each > 0).sum()), int((each < 0).sum()), n, 0.05) for each in lost]
+    bounds = [score_bound(int((each > 0).sum()), int((each < 0).sum()), n, 0.05) for each in lost]
     saved = 100 * (1 - costs)
     figure, axis = axes(plt, "compute saved, %", "accuracy lost against the large model, points")
     shown = saved > 0
@@ -62,13 +62,11 @@ def promised(plt: Any, out: Path) -> None:
         lost = losses(stop, ordering, labels=True)
         kept = np.flatnonzero(lost.mean(axis=1) <= promise.tested_drop)
         naive.append(truth(tried[kept[np.argmin(costs[kept])]], 2, True))
-        path = order_policies(lost, costs, promise, n=QUESTIONS)
-        rows = [each.index for each in path]
-        stop, _ = play(tried[rows], proof.score)
+        stop, _ = play(tried, proof.score)
         again = losses(stop, proof, labels=True)
-        chosen = certify(again, costs[rows], [each.test for each in path], promise).chosen
+        chosen = certify(again, costs, promise, "score").chosen
         if chosen is not None:
-            certified.append(truth(tried[rows[chosen.index]], 2, True))
+            certified.append(truth(tried[chosen.index], 2, True))
     figure, axis = axes(plt, "compute saved, %", "accuracy truly lost, points")
     broken = sum(each.loss > promise.tested_drop for each in naive)
     failed = sum(each.loss > promise.tested_drop for each in certified)
@@ -87,11 +85,11 @@ def promised(plt: Any, out: Path) -> None:
 
 def examples(plt: Any, out: Path) -> None:
     """How many examples a target takes, by how often the two models differ on what is kept."""
-    figure, axis = axes(plt, "promised: accuracy lost at most, points", "questions, all three parts")
+    figure, axis = axes(plt, "promised: accuracy lost at most, points", "questions of the proof")
     drops = np.array([0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08])
     for discordance, colour in ((0.0, GOOD), (0.005, LINE), (0.02, INK), (0.05, BAD)):
         needed = [examples_needed(Promise(float(drop)), discordance=discordance) for drop in drops]
-        known = [(100 * drop, count / 0.4) for drop, count in zip(drops, needed, strict=True) if count is not None]
+        known = [(100 * drop, count) for drop, count in zip(drops, needed, strict=True) if count is not None]
         axis.plot(*np.array(known).T, color=colour, marker="o", markersize=3, label=f"{100 * discordance:g} %")
     axis.set_yscale("log")
     axis.set_xscale("log")

@@ -41,7 +41,7 @@ from confcascade.guarantee import (
     TestName,
     in_testing_order,
     prove_within,
-    sharpest_test,
+    suited_test,
 )
 from numpy.typing import NDArray
 
@@ -373,7 +373,7 @@ def chosen(wanted: Wanted, ordering: Played, proof: Played, one_path: bool) -> i
         path, back = wanted.order(ordering, lost(ordering), [chain])
     if promise is not None:
         for i in path:
-            tests[i] = sharpest_test(lost(ordering)[i], promise, n=len(proof.references))
+            tests[i] = suited_test(lost(ordering), promise)
     if one_path:
         proofs = prove_within(whole_level(wanted, proof, tests), [], path, back)
     else:

@@ -351,7 +351,7 @@ def test_a_certificate_says_what_it_promises():
         "It holds as long as:\n"
         "- The questions of the group 'law' to come are like the examples, which were drawn from them independently of "
         "one another, repeats included.\n"
-        "- The examples of the test chose neither the policy, nor the order of tests, nor a calibrator.\n"
+        "- The labels of these examples fixed neither the policies, nor the order of tests, nor a calibrator.\n"
         "- Models, their builds, prompts and decoding settings stay as they were.\n"
         "- Answers are graded as they were."
     )

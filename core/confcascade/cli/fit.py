@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from confcascade.cli.fit_grid import fit_grid, refuse_grid
-from confcascade.cli.fit_targets import TargetOptions, tell_targets
 from confcascade.cli.fit_labels import fit_labels, refuse_with_labels
+from confcascade.cli.fit_targets import TargetOptions, tell_targets
 from confcascade.cli.hints import with_options
 from confcascade.cli.options import Models, Parameters, PerToken, Unit
 from confcascade.cli.sizes import Sizes
@@ -110,8 +110,10 @@ def fit(
     parameters: Parameters = None,
     unit: Unit = None,
     rule: Annotated[
-        Literal["quantiles", "pass-rate"],
-        typer.Option(help="Which thresholds are tried: quantiles of the scores, or only the next model's pass rate."),
+        Literal["quantiles", "pass-rate", "per-label"],
+        typer.Option(
+            help="Which thresholds are tried: quantiles of the scores, or only the next model's pass rate, or one for each label."
+        ),
     ] = "quantiles",
     per_group: Annotated[bool, typer.Option(help="Promise it for every group of questions at once.")] = False,
     seed: Annotated[

@@ -32,6 +32,7 @@ from confcascade.guarantee.planner import (
     power_of,
 )
 from confcascade.guarantee.promise import Equivalence, Promise
+from confcascade.guarantee.sequential_path import SequentiallyExamined, SequentialPath
 from confcascade.guarantee.table import TableAnswers, answer_table
 from confcascade.guarantee.target_certificate import TargetCertificate
 from confcascade.guarantee.targets import (
@@ -51,7 +52,6 @@ from confcascade.guarantee.targets import (
     prove_together,
     prove_within,
 )
-from confcascade.guarantee.sequential_path import SequentiallyExamined, SequentialPath
 
 __all__ = [
     "CAPS_SHARE",

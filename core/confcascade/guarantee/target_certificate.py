@@ -214,7 +214,7 @@ def _assumptions(
     sentences = [
         "The questions to come are like the examples, which were drawn from them independently of one another, repeats "
         "included.",
-        "The examples of the test chose neither the policy, nor the order of tests, nor a calibrator.",
+        "The labels of these examples fixed neither the policies, nor the order of tests, nor a calibrator.",
         "Models, their builds, prompts and decoding settings stay as they were.",
     ]
     if repeated:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from confcascade.bench.fitting.label_cuts import label_cuts
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.derived import score_columns, with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
@@ -17,7 +18,7 @@ from confcascade.calibration import Calibrator, fit_calibrator
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
 
-__all__ = ["Candidates", "Derived", "Structure", "at_pass_rates", "candidates", "derive", "lone_path"]
+__all__ = ["Candidates", "Derived", "Structure", "at_pass_rates", "by_label", "candidates", "derive", "lone_path"]
 
 _LEVELS = np.linspace(0.99, 0.01, 99)  # shares of the scores below a threshold, along a path
 _GATES = (0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that a gate passes on before anything is generated
@@ -231,6 +232,44 @@ def at_pass_rates(
     return replace(made, structures=found)
 
 
+def by_label(
+    made: Candidates,
+    models: Sequence[str],
+    routable: Mapping[str, Sequence[str]],
+    right: NDArray[np.bool_],
+    rows: NDArray[np.intp],
+    *,
+    agreement: bool,
+) -> Candidates:
+    """Fill in the structures with a threshold for each label of a signal (`label_cuts`), of every pair of models.
+
+    Args:
+        made: Of `derive`.
+        models: Smallest first.
+        routable: Signals by model.
+        right: Whether each answer is right, or the largest model's, shape (questions, models) as in the columns.
+        rows: The questions on which thresholds are learnt and paths chosen.
+        agreement: Whether `right` says that answers are the largest model's.
+
+    Raises:
+        ConfigurationError: If no signal of a smaller model tells which label an answer gives.
+    """
+    columns, found = made.columns, [Structure("alone", ((PolicyStage(model),),)) for model in models[:-1]]
+    for model, larger in combinations(models, 2):
+        for name in routable.get(model, ()):
+            its = right[:, columns.index(model)]
+            cuts = label_cuts(columns, model, name, its, rows, agreement=agreement)
+            if cuts:
+                policies = tuple((PolicyStage(model, {name: each}), PolicyStage(larger)) for each in cuts)
+                found.append(Structure(f"{name} by label", policies))
+    if len(found) == len(models) - 1:
+        raise ConfigurationError(
+            "No signal of the recording tells which of a few labels an answer gives (2 to 12, of 30 questions or more): "
+            "a threshold for each label is there for `TokenProbability(labels=...)`."
+        )
+    return replace(made, structures=found)
+
+
 def _is_share(columns: Columns, model: str, rule: Rule) -> bool:
     """Whether a rule has one score, which can be a probability."""
     if len(rule.names) != 1 or rule.words == "expected gain":
@@ -243,7 +282,9 @@ def _is_share(columns: Columns, model: str, rule: Rule) -> bool:
 def _skipping(policy: tuple[PolicyStage, ...], gate: str) -> tuple[PolicyStage, ...]:
     """The same, but what the first stage's gate holds back goes straight to the last stage."""
     first, *rest = policy
-    return replace(first, skip={gate: float(first.thresholds[gate])}), *rest
+    below = first.thresholds[gate]
+    assert isinstance(below, float)  # a gate has one threshold for all answers
+    return replace(first, skip={gate: below}), *rest
 
 
 def _rules(

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, candidates, derive, lone_path
+from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, by_label, candidates, derive, lone_path
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
@@ -34,7 +34,7 @@ from confcascade.policy import Saving
 
 __all__ = ["Rule", "fit"]
 
-Rule = Literal["quantiles", "pass-rate"]
+Rule = Literal["quantiles", "pass-rate", "per-label"]
 _COMPARED = 25  # certified policies that are shown, and of which the cheapest is taken
 
 
@@ -78,7 +78,8 @@ def fit(
         seed: Of the split.
         parts: In the place of a split by hashes.
         folder: Where the policy will be kept; paths in it are relative to this.
-        rule: Which thresholds are tried: quantiles of the scores, or only the next model's pass rate (`at_pass_rates`).
+        rule: Which thresholds are tried: quantiles of the scores, only the next model's pass rate (`at_pass_rates`), or
+            one for each label that an answer may give (`by_label`).
         progress: Called with structures done, all of them, and what is next.
 
     Raises:
@@ -106,7 +107,7 @@ def fit(
     routable = _routable(material.columns, names)
     lone = lone_path(material.columns, material.models, routable) if rule == "quantiles" and max_cost is None else None
     if parts is None:
-        several = any(len(each) > 1 for each in routable.values())
+        several = rule == "per-label" or any(len(each) > 1 for each in routable.values())
         shares = SHARES["threshold" if lone is not None else "signals" if several else "path"]
         parts = split_by_key(material.keys, seed=seed, shares=shares)
     parts.check(material.keys)
@@ -170,7 +171,7 @@ def _calibrate(
     """What is made of the signals, and the paths that can be tried."""
     columns, models, labels = task.columns, task.material.models, task.same is None
     made = Candidates(columns)
-    if any(len(each) > 1 for each in names.values()):
+    if rule != "per-label" and any(len(each) > 1 for each in names.values()):
         made = derive(
             columns,
             models,
@@ -184,6 +185,8 @@ def _calibrate(
         )
     if rule == "pass-rate":
         return at_pass_rates(made, models, names, task.right, task.split.ordering)
+    if rule == "per-label":
+        return by_label(made, models, names, task.right, task.split.ordering, agreement=not labels)
     return candidates(made, models, names, task.split.ordering)
 
 

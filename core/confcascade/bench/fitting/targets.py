@@ -20,7 +20,7 @@ from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData
 from confcascade.bench.fitting.policy_file import Described, fitted_policy, saving_of
 from confcascade.bench.fitting.proof import losses
-from confcascade.bench.fitting.splitting import FitSplit, split_by_key
+from confcascade.bench.fitting.splitting import SHARES, FitSplit, split_by_key
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
@@ -46,7 +46,7 @@ from confcascade.guarantee import (
     TestName,
     in_testing_order,
     prove_within,
-    sharpest_test,
+    suited_test,
 )
 from confcascade.policy import AnyCertificate, Policy
 from confcascade.types import Usage
@@ -54,7 +54,6 @@ from confcascade.types import Usage
 __all__ = ["EACH", "ClassAnswers", "QueryLimits", "TargetsFit", "Wanted", "fit_targets", "played"]
 
 EACH = "each"  # in the place of a class: every class that the questions which choose are of
-SHARES = {"calibrate": 0.0, "choose": 0.2, "certify": 0.8}  # one threshold of one signal takes few to choose
 _THRESHOLDS = np.linspace(0.98, 0.02, 49)
 
 
@@ -412,8 +411,8 @@ def fit_targets(
 ) -> TargetsFit:
     """Choose a threshold of one signal of one smaller model before the largest, so that all targets hold.
 
-    A fifth of the questions choose; thresholds stand at quantiles of their scores. The others prove policies in the
-    order of `in_testing_order`; of those that hold, the best by `Wanted.goal` over all questions is taken.
+    Some of the questions choose (`SHARES`); thresholds stand at quantiles of their scores. The others prove policies in
+    the order of `in_testing_order`; of those that hold, the best by `Wanted.goal` over all questions is taken.
 
     Args:
         material: The recording, read with `texts` if a target speaks of a class.
@@ -440,7 +439,7 @@ def fit_targets(
         described.only_whole("A fitted policy")
         described = {name: Described(each, described.folder) for name, each in described.signal_entries.items()}
     bill = Costing.of(material.columns, material.models, architectures, prices, unit)
-    split = split_by_key(material.keys, seed=seed, shares=SHARES)
+    split = split_by_key(material.keys, seed=seed, shares=SHARES["path"])
     largest, limits = material.models[-1], limits or QueryLimits()
     classes = None
     if any(each.of is not None for each in wanted.targets):
@@ -461,8 +460,8 @@ def fit_targets(
 
     ordering, lost = seen(split.ordering, policies)
     path, back = wanted.order(ordering, lost, chains)
-    tried, promise, n = [policies[i] for i in path], wanted.tested[0], max(1, len(split.certify))
-    tests = [] if promise is None else [sharpest_test(lost[i], promise, n=n) for i in path]
+    tried, promise = [policies[i] for i in path], wanted.tested[0]
+    tests = [] if promise is None else [suited_test(lost, promise)] * len(path)
     proofs: list[Proof] = []
     if len(split.certify):
         there = [path.index(i) for i in back]
