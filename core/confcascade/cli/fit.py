@@ -112,7 +112,7 @@ def fit(
     rule: Annotated[
         Literal["quantiles", "pass-rate", "per-label"],
         typer.Option(
-            help="Which thresholds are tried: quantiles of the scores, or only the next model's pass rate, or one for each label."
+            help="Which thresholds: of quantiles of the scores, the next model's pass rate, or one for each label."
         ),
     ] = "quantiles",
     per_group: Annotated[bool, typer.Option(help="Promise it for every group of questions at once.")] = False,
