@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +18,8 @@ from confcascade.guarantee.bounds import (
     harm_bound,
     score_bound,
     score_p_value,
+    score_statistic,
+    upper,
 )
 from confcascade.guarantee.promise import Promise
 
@@ -90,14 +93,16 @@ def reach(losses: ArrayLike, promise: Promise, *, n: int, doubt: float = 0.5) ->
     test = suited_test(values, promise)
     if test == "betting":
         drawn = np.random.default_rng(0).integers(values.shape[1], size=n)
-        passing = (passes(own[drawn], promise, test) for own in values)
+        passing = np.array([passes(own[drawn], promise, test) for own in values])
     else:
         scale = n / values.shape[1]
-        harms, benefits = ((values > 0).sum(axis=1) + doubt) * scale, (values < 0).sum(axis=1) * scale
-        gained = np.minimum(benefits.round().astype(int), n)
-        lost = np.minimum(harms.round().astype(int), n - gained)
-        passing = (_passes(test, int(b), int(c), n, promise) for b, c in zip(lost, gained, strict=True))
-    return next((i for i, passed in enumerate(passing) if not passed), len(values))
+        benefits = np.minimum(((values < 0).sum(axis=1) * scale).round(), n)
+        harms = np.minimum((((values > 0).sum(axis=1) + doubt) * scale).round(), n - benefits)
+        if test == "harms":
+            passing = upper(harms, n, promise.delta) <= promise.tested_drop
+        else:  # by its normal approximation, which misses the exact border by a count or so
+            passing = score_statistic(harms, benefits, n, promise.tested_drop) <= NormalDist().inv_cdf(promise.delta)
+    return len(values) if passing.all() else int(np.argmin(passing))
 
 
 def passes(losses: NDArray[np.float64], promise: Promise, test: TestName) -> bool:

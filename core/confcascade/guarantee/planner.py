@@ -22,7 +22,7 @@ __all__ = ["attainable_drop", "examples_needed", "examples_needed_like", "fewest
 
 _MOST = 1_000_000  # examples; beyond them "never" is the useful answer
 _STEP = 1.03  # between the sample sizes tried: counts are whole, so that the power rises in teeth of a saw
-_COUNTS = 6  # of benefits at which the score test is inverted; between them its border is all but straight
+_COUNTS = 12  # of benefits at which the score test is inverted; between them its border is all but straight
 _DRAWS = 400  # samples from which the power on graded losses is estimated
 
 

@@ -264,7 +264,7 @@ def by_label(
                 found.append(Structure(f"{name} by label", policies))
     if len(found) == len(models) - 1:
         raise ConfigurationError(
-            "No signal of the recording tells which of a few labels an answer gives (2 to 12, of 30 questions or more). "
+            "No signal of the recording tells which of a few labels an answer gives (2 to 12, of 30 questions). "
             "A threshold for each label is there for `TokenProbability(labels=...)`."
         )
     return replace(made, structures=found)

@@ -35,7 +35,7 @@ from confcascade.policy import Saving
 __all__ = ["Rule", "fit"]
 
 Rule = Literal["quantiles", "pass-rate", "per-label"]
-_COMPARED = 25  # certified policies that are shown, and of which the cheapest is taken
+_COMPARED = 10  # certified policies that are shown, and of which the cheapest is taken
 
 
 def fit(
