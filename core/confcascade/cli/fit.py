@@ -144,8 +144,8 @@ def fit(
 ) -> None:
     """Choose thresholds from a recording, with a promise: calibrate, choose, certify.
 
-    Questions are split by hashes: 40 % calibrate scores, 20 % more choose policies and the order of tests, and 40 %
-    prove them; one that was drawn several times counts as often. Asks no model (but a judge). Ends with 1, and writes
+    With two models and one signal every question proves; else some choose (15 %; with several signals 30 %) and the
+    others prove. One that was drawn several times counts as often. Asks no model (but a judge). Ends with 1, and writes
     nothing, if nothing can be promised. Example:
 
         confcascade fit answers.jsonl -o policy.json --max-drop 0.01 --confidence 0.95 --parameters small=8B,large=70B

@@ -23,12 +23,13 @@ def describe_fit(result: Fitted | NotCertified) -> str:
 
 def _fitted(fitted: Fitted) -> list[str]:
     n = {name: len(getattr(fitted.parts, name)) for name in ("calibrate", "choose", "certify")}
-    lines = [
-        fitted.policy.describe(),
-        "",
-        f"Chosen by the rule '{fitted.rule}' among policies calibrated on {n['calibrate']:,}, chosen with "
-        f"{n['choose']:,} more and certified on {n['certify']:,} other questions.",
-    ]
+    came = (
+        f"Rule '{fitted.rule}', chosen with {n['calibrate'] + n['choose']:,} questions and certified on "
+        f"{n['certify']:,} others."
+        if n["calibrate"] + n["choose"]
+        else f"Rule '{fitted.rule}', at thresholds fixed beforehand, certified on all {n['certify']:,} questions."
+    )
+    lines = [fitted.policy.describe(), "", came]
     others = [each for each in fitted.tested if each.policy != fitted.stages]
     if others:
         lines += ["", "Tested, too:", *map(_runner, _nearest(others))]
