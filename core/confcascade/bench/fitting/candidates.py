@@ -148,7 +148,8 @@ def candidates(
         rows: The questions on which policies are chosen.
     """
     columns = made.columns.take(rows)
-    found = [Structure("alone", ((PolicyStage(model),),)) for model in models[:-1]]
+    # where a model has a path, it ends with the model alone: by itself that is all or nothing
+    found = [Structure("alone", ((PolicyStage(model),),)) for model in models[:-1] if not routable.get(model)]
     chains = [*combinations(models, 2)] + ([tuple(models)] if len(models) > 2 else [])
     for chain in chains:
         rules = [list(_rules(columns, made, chain, i, routable)) for i in range(len(chain) - 1)]
@@ -254,15 +255,15 @@ def by_label(
     Raises:
         ConfigurationError: If no signal of a smaller model tells which label an answer gives.
     """
-    columns, found = made.columns, [Structure("alone", ((PolicyStage(model),),)) for model in models[:-1]]
+    columns, found = made.columns, list[Structure]()
     for model, larger in combinations(models, 2):
         for name in routable.get(model, ()):
             its = right[:, columns.index(model)]
             cuts = label_cuts(columns, model, name, its, rows, agreement=agreement)
             if cuts:
                 policies = tuple((PolicyStage(model, {name: each}), PolicyStage(larger)) for each in cuts)
-                found.append(Structure(f"{name} by label", policies))
-    if len(found) == len(models) - 1:
+                found.append(Structure(f"{name} by label", (*policies, (PolicyStage(model),))))
+    if not found:
         raise ConfigurationError(
             "No signal of the recording tells which of a few labels an answer gives (2 to 12, of 30 questions). "
             "A threshold for each label is there for `TokenProbability(labels=...)`."
