@@ -4,13 +4,14 @@
 
 Chains small → middle → large of recorded models. The middle's answer is kept if its confidence reaches a threshold;
 the confidence is made of the middle's own scores ("own"), or of these and of what is known of the small model by then:
-whether it gave the same answer, its confidence, or both; or the middle's answer is kept only where the small one's is
-the same ("same answer required"). In each variant, pairs of two models, single models and the chain of own scores stand
-to choice, too. Every model that ran is charged.
+whether it gave the same answer, its confidence, its support (its confidence if the answers are the same, else one
+minus it), or all three; or the middle's answer is kept only where the small one's is the same ("same answer
+required"). In each variant, pairs of two models, single models and the chain of own scores may be chosen, too. Every
+model that ran is charged.
 
 In hindsight: the cheapest thresholds that keep the target on all questions, with confidences that were cross-fitted in
-five folds. Certified: on one half of the questions, 30 % calibrate and choose a path (15 % where nothing is calibrated),
-and the rest prove it; what is told is the saving on the other half. DIR holds the files of ``fit_recorded.py``, whose
+five folds. Certified: on one half of the questions, 30 % calibrate and choose a path (15 % where nothing is
+calibrated), and the rest prove it; what is told is the saving on the other half. DIR holds the files of ``fit_recorded.py``, whose
 halves these are. No model runs. Prints Markdown.
 """
 
@@ -18,8 +19,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -45,7 +46,9 @@ Figures: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = NDArray[np.intp]
 
 DROPS = (0.01, 0.02, 0.05)
-LEVELS = np.linspace(0.99, 0.01, 99)  # shares of the scores below a threshold, along a path
+LEVELS = np.linspace(0.98, 0.02, 49)  # shares of the scores below a threshold, along a path
+GATES = (0.9, 0.8, 0.7, 0.6, 0.5)  # shares below a threshold of the small model that stays, along other paths
+PROMISING = 4  # paths that save most within the target where they are chosen, of which the proof is foreseen
 FOLDS = 5
 OWN, SAME, REQUIRED, EARLIER, SUPPORT, BOTH = (
     "own",
@@ -69,7 +72,7 @@ BASE = Source(
     grader=ChoiceLetter(),
 )
 GRADERS: Mapping[str, Grader] = {"MMLU-Pro, 3B → 8B → 70B": ChoiceLetter()}  # of sources that name none
-CHAINS = (*(source for source in SOURCES if len(source.models) > 2), BASE)
+CHAINS = (BASE, *(source for source in SOURCES if len(source.models) > 2))
 
 
 @dataclass(frozen=True)
@@ -253,8 +256,35 @@ def paths(small: Figures, middle: Figures, *, own: bool) -> Iterator[Path_]:
         yield [*((None, t) for t in second), (None, whole)]
     yield [*zip(first, second, strict=True), (whole, None)]
     yield [*((t, t) for t in first), (whole, None)]
+    for gate in np.quantile(small, GATES, method="higher").tolist():
+        yield [(gate, t) for t in second]
     if not own:  # the small model is asked only to tell of the middle one
         yield [(np.inf, t) for t in second]
+
+
+def chosen(
+    chain: Chain, variant: str, promise: Promise, learn: Rows, order: Rows, n: int
+) -> tuple[tuple[float, float], Path_, tuple[Figures, Figures]]:
+    """The path that is hoped to save most: what it would prove on `n` questions, then what it saves within the target.
+
+    Beside it stand the confidences of all questions.
+    """
+    assert promise.max_drop is not None
+    made = chain.confidences(variant, learn)
+    small, middle = (each[order] for each in made)
+    alone = float(chain.cost[order, 2].mean())
+    found = []
+    for path in paths(small, middle, own=variant == OWN):
+        played = play(chain, order, small, middle, path)
+        spent, lost = played.cost.mean(axis=1), played.losses.mean(axis=1)
+        found.append((float(spent[lost <= promise.max_drop].min(initial=alone)), path, played.losses, spent))
+    found.sort(key=lambda each: each[0])
+    hopes = []
+    for within, path, losses, spent in found[:PROMISING]:
+        proven = float(spent[: reach(losses, promise, n=n)].min(initial=alone))
+        hopes.append(((1 - proven / alone, 1 - within / alone), path))
+    hope, path = max(hopes, key=lambda each: each[0])
+    return hope, path, made
 
 
 def certified(chain: Chain, variant: str, drop: float, seed: int) -> tuple[float, float]:
@@ -265,24 +295,10 @@ def certified(chain: Chain, variant: str, drop: float, seed: int) -> tuple[float
     split = split_by_key([chain.keys[i] for i in ours], seed=seed, shares=shares)
     learn, order, prove = ours[split.calibrate], ours[split.ordering], ours[split.certify]
     promise = Promise(drop)
-    best: tuple[tuple[float, ...], Path_, tuple[Figures, Figures]] | None = None
-    for which in dict.fromkeys((OWN, variant)):
-        made = chain.confidences(which, learn)
-        small, middle = (each[order] for each in made)
-        for path in paths(small, middle, own=which == OWN):
-            played = play(chain, order, small, middle, path)
-            alone = chain.cost[order, 2].mean()
-
-            far = reach(played.losses, promise, n=len(prove))
-            within = played.losses.mean(axis=1) <= drop
-            spent = played.cost.mean(axis=1)
-            hope = tuple(
-                float(1 - spent[chosen].min(initial=alone) / alone) for chosen in (slice(0, far), within)
-            )
-            if best is None or hope > best[0]:
-                best = hope, path, made
-    assert best is not None
-    _, path, (small, middle) = best
+    _, path, (small, middle) = max(
+        (chosen(chain, which, promise, learn, order, len(prove)) for which in dict.fromkeys((OWN, variant))),
+        key=lambda found: found[0],
+    )
     proof = play(chain, prove, small[prove], middle[prove], path)
     test = suited_test(chain.right[prove, 2] - chain.right[prove, 0], promise)
     far = next((i for i, own in enumerate(proof.losses) if not passes(own, promise, test)), len(path))
@@ -290,25 +306,18 @@ def certified(chain: Chain, variant: str, drop: float, seed: int) -> tuple[float
     cost = proof.cost[:far].mean(axis=1)
     if not far or cost.min() >= alone:
         return 0.0, 0.0
-    chosen = int(np.argmin(cost))
-    there = play(chain, theirs, small[theirs], middle[theirs], path[chosen : chosen + 1])
+    best = int(np.argmin(cost))
+    there = play(chain, theirs, small[theirs], middle[theirs], path[best : best + 1])
     return float(1 - there.cost.mean() / chain.cost[theirs, 2].mean()), float(there.losses.mean())
 
 
 # ---------------------------------------------------------------------- told
 
 
-@dataclass
-class Halves:
-    """Over the halves, of one variant."""
-
-    saved: list[float] = field(default_factory=list)
-    lost: list[float] = field(default_factory=list)
-
-
 def main(
     data: Annotated[Path, typer.Option(help="Folder of the recordings.", exists=True, file_okay=False)],
     splits: Annotated[int, typer.Option(min=1, help="Random halves of each recording.")] = 20,
+    drop: Annotated[list[float] | None, typer.Option(help="Targets, shares; by default 0.01, 0.02 and 0.05.")] = None,
     only: Annotated[str, typer.Option(help="Sources whose name holds this.")] = "",
 ) -> None:
     begun = time.perf_counter()
@@ -321,25 +330,26 @@ def main(
         if only not in source.name:
             continue
         for chain in chains(source, data):
-            tell(chain, splits)
+            tell(chain, splits, drop or DROPS)
     print(f"\n{time.perf_counter() - begun:.0f} s")
 
 
-def tell(chain: Chain, splits: int) -> None:
+def tell(chain: Chain, splits: int, drops: Iterable[float]) -> None:
     crossed = {variant: chain.crossed(variant) for variant in chain.variants}
     alike = "not kept" if chain.same is None else f"{chain.same.mean():.0%}"
-    for drop in DROPS:
-        best, halves = {}, {}
+    for drop in drops:
+        best: dict[str, float] = {}
+        halves: dict[str, Figures] = {}
         for variant in chain.variants:
             best[variant] = hindsight(chain, [crossed[each] for each in dict.fromkeys((OWN, variant))], drop)
-            own = [certified(chain, variant, drop, seed) for seed in range(splits)]
-            halves[variant] = np.array(own)
-            gained = halves[variant][:, 0] - halves[OWN][:, 0]
-            broken = int((halves[variant][:, 1] > drop).sum())
+            halves[variant] = np.array([certified(chain, variant, drop, seed) for seed in range(splits)])
+            saved, lost = halves[variant].T
+            gained = saved - halves[OWN][:, 0]
+            more, less = int((gained > 1e-9).sum()), int((gained < -1e-9).sum())
             print(
                 f"| {chain.name} | {len(chain.keys):,} | {alike} | {100 * drop:g} | {variant} | {best[variant]:.1%} "
-                f"| {100 * (best[variant] - best[OWN]):+.1f} | {halves[variant][:, 0].mean():.1%} "
-                f"| {100 * gained.mean():+.1f} | {(gained > 1e-9).sum()}, {(gained < -1e-9).sum()} | {broken}/{splits} |",
+                f"| {100 * (best[variant] - best[OWN]):+.1f} | {saved.mean():.1%} | {100 * gained.mean():+.1f} "
+                f"| {more}, {less} | {int((lost > drop).sum())}/{splits} |",
                 flush=True,
             )
 

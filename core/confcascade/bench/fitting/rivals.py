@@ -1,4 +1,4 @@
-"""What asks one model only, to stand beside a cascade: single models, and routers by a score known before the answer."""
+"""What asks one model only, to stand beside a cascade: single models, and routers by scores known before an answer."""
 
 from __future__ import annotations
 

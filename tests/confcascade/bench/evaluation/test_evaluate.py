@@ -316,7 +316,9 @@ def test_routers_that_ask_one_model_stand_beside():
     The router generates nothing that it passes on, so that with the very scores of P(T) it costs less.
     """
     rows = [
-        row.model_copy(update={"scores": {**row.scores, "before": row.scores["p_t"].model_copy(update={"phase": "pre"})}})
+        row.model_copy(
+            update={"scores": {**row.scores, "before": row.scores["p_t"].model_copy(update={"phase": "pre"})}}
+        )
         if row.model == "small"
         else row
         for row in made_rows(120)

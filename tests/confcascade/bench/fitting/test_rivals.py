@@ -35,7 +35,8 @@ def test_single_models_and_routers_are_told_by_plain_arithmetic(rows):
     saved = 1 - cost.mean(axis=1)
     best = saved[loss <= drop].max()
     router = found["a router from small to large by p_ik"]
-    assert router.within and router.loss <= drop
+    assert router.within
+    assert router.loss <= drop
     assert best - 0.02 < router.saved <= best + 1e-9
 
 
