@@ -10,9 +10,10 @@ required"). In each variant, pairs of two models, single models and the chain of
 model that ran is charged.
 
 In hindsight: the cheapest thresholds that keep the target on all questions, with confidences that were cross-fitted in
-five folds. Certified: on one half of the questions, 30 % calibrate and choose a path (15 % where nothing is
-calibrated), and the rest prove it; what is told is the saving on the other half. DIR holds the files of ``fit_recorded.py``, whose
-halves these are. No model runs. Prints Markdown.
+five folds; two thresholds that are free to be anything fit some noise, too. Certified: on one half of the questions,
+30 % calibrate and choose a path, and the rest prove it, for own scores, too (which favours the others: of one score
+alone nothing need be calibrated); what is told is the saving on the other half. DIR holds the files of
+``fit_recorded.py``, whose halves these are. No model runs. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Rows: TypeAlias = NDArray[np.intp]
 DROPS = (0.01, 0.02, 0.05)
 LEVELS = np.linspace(0.98, 0.02, 49)  # shares of the scores below a threshold, along a path
 GATES = (0.9, 0.8, 0.7, 0.6, 0.5)  # shares below a threshold of the small model that stays, along other paths
-PROMISING = 4  # paths that save most within the target where they are chosen, of which the proof is foreseen
+PROMISING = 6  # paths that save most within the target where they are chosen, of which the proof is foreseen
 FOLDS = 5
 OWN, SAME, REQUIRED, EARLIER, SUPPORT, BOTH = (
     "own",
@@ -99,16 +100,10 @@ class Chain:
     def variants(self) -> tuple[str, ...]:
         return (OWN, EARLIER) if self.same is None else (OWN, SAME, REQUIRED, EARLIER, SUPPORT, BOTH)
 
-    def learns(self, variant: str) -> bool:
-        """Whether something must be calibrated."""
-        return variant not in (OWN, REQUIRED) or any(len(each) > 1 for each in self.scores)
-
     def confidences(self, variant: str, learn: Rows) -> tuple[Figures, Figures]:
         """Of the small and the middle model, learnt on some questions and told of all."""
 
         def told(scores: Mapping[str, Figures], model: int) -> Figures:
-            if len(scores) == 1 and not self.learns(variant):
-                return next(iter(scores.values()))
             varied = {name: each for name, each in scores.items() if len(np.unique(each[learn])) > 1}
             made = fit_calibrator(
                 {name: each[learn] for name, each in varied.items()},
@@ -227,6 +222,7 @@ class Played:
     cost: Figures
 
 
+Choice: TypeAlias = tuple[tuple[float, float], "Path_", tuple[Figures, Figures]]
 Path_: TypeAlias = Sequence[tuple[float | None, float | None]]  # thresholds of both stages; None leaves one out
 
 
@@ -262,9 +258,7 @@ def paths(small: Figures, middle: Figures, *, own: bool) -> Iterator[Path_]:
         yield [(np.inf, t) for t in second]
 
 
-def chosen(
-    chain: Chain, variant: str, promise: Promise, learn: Rows, order: Rows, n: int
-) -> tuple[tuple[float, float], Path_, tuple[Figures, Figures]]:
+def chosen(chain: Chain, variant: str, promise: Promise, learn: Rows, order: Rows, n: int) -> Choice:
     """The path that is hoped to save most: what it would prove on `n` questions, then what it saves within the target.
 
     Beside it stand the confidences of all questions.
@@ -287,18 +281,19 @@ def chosen(
     return hope, path, made
 
 
-def certified(chain: Chain, variant: str, drop: float, seed: int) -> tuple[float, float]:
-    """The saving on the other half and the loss there; nothing saved where nothing is certified."""
+def certified(chain: Chain, variant: str, drop: float, seed: int, known: dict[int, Choice]) -> tuple[float, float]:
+    """The saving on the other half and the loss there; nothing saved where nothing is certified.
+
+    What own scores choose is the same for every variant, and is kept in `known`.
+    """
     halves = split_by_key(chain.keys, seed=10_000 + seed, shares=HALVES)
     ours, theirs = np.sort(halves.ordering), halves.certify
-    shares = SHARES["signals" if chain.learns(variant) else "path"]
-    split = split_by_key([chain.keys[i] for i in ours], seed=seed, shares=shares)
+    split = split_by_key([chain.keys[i] for i in ours], seed=seed, shares=SHARES["signals"])
     learn, order, prove = ours[split.calibrate], ours[split.ordering], ours[split.certify]
     promise = Promise(drop)
-    _, path, (small, middle) = max(
-        (chosen(chain, which, promise, learn, order, len(prove)) for which in dict.fromkeys((OWN, variant))),
-        key=lambda found: found[0],
-    )
+    own = known[seed] = known.get(seed) or chosen(chain, OWN, promise, learn, order, len(prove))
+    ours_too = own if variant == OWN else chosen(chain, variant, promise, learn, order, len(prove))
+    _, path, (small, middle) = max(own, ours_too, key=lambda found: found[0])
     proof = play(chain, prove, small[prove], middle[prove], path)
     test = suited_test(chain.right[prove, 2] - chain.right[prove, 0], promise)
     far = next((i for i, own in enumerate(proof.losses) if not passes(own, promise, test)), len(path))
@@ -339,10 +334,11 @@ def tell(chain: Chain, splits: int, drops: Iterable[float]) -> None:
     alike = "not kept" if chain.same is None else f"{chain.same.mean():.0%}"
     for drop in drops:
         best: dict[str, float] = {}
+        known: dict[int, Choice] = {}
         halves: dict[str, Figures] = {}
         for variant in chain.variants:
             best[variant] = hindsight(chain, [crossed[each] for each in dict.fromkeys((OWN, variant))], drop)
-            halves[variant] = np.array([certified(chain, variant, drop, seed) for seed in range(splits)])
+            halves[variant] = np.array([certified(chain, variant, drop, seed, known) for seed in range(splits)])
             saved, lost = halves[variant].T
             gained = saved - halves[OWN][:, 0]
             more, less = int((gained > 1e-9).sum()), int((gained < -1e-9).sum())
