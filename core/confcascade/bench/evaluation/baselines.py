@@ -49,7 +49,7 @@ def baselines(bench: Bench, policy: PolicyFigures) -> tuple[Baseline, ...]:
     spent = getattr(policy.cost, bench.unit)
     found = [
         Baseline(f"{model} alone", float(bench.alone[model].grade.mean()), bench.mean_cost(model))
-        for model in dict.fromkeys((bench.models[0], bench.models[-1]))
+        for model in dict.fromkeys(bench.models)
     ]
     for name, curve in (("a model drawn by lot", bench.blind), ("oracle", bench.oracle)):
         found.append(
@@ -70,6 +70,8 @@ def baselines(bench: Bench, policy: PolicyFigures) -> tuple[Baseline, ...]:
         found.append(Baseline("mean log-probability", None, None, reason=reason))
     else:
         found.append(_of_curve("mean log-probability", bench, signal_curves(bench, [MEAN_LOG_PROBABILITY])[0], spent))
+    for name in _known_before(bench):
+        found.append(_of_curve(f"router by {name}", bench, signal_curves(bench, [name])[0], spent))
     for learner in LEARNERS:
         scores = learned(bench, learner)
         if isinstance(scores, str):
@@ -78,6 +80,16 @@ def baselines(bench: Bench, policy: PolicyFigures) -> tuple[Baseline, ...]:
             swept = signal_curves(with_signal(bench, learner, scores), [learner])[0]
             found.append(_of_curve(learner, bench, swept, spent))
     return tuple(found)
+
+
+def _known_before(bench: Bench) -> list[str]:
+    """Signals by which a model is chosen before anything is generated, so that one model answers and no other."""
+    columns = bench.columns
+    return [
+        name
+        for name in columns.signal_names
+        if all((m, name) in columns.signals and columns.signal(m, name).phase == "pre" for m in bench.models[:-1])
+    ]
 
 
 def _of_curve(name: str, bench: Bench, swept: CurveFigures, spent: float) -> Baseline:

@@ -3,7 +3,8 @@
 `material` reads a recording and refuses what nothing can be promised of, `splitting` divides its questions,
 `candidates` makes policies, `proof` orders and tests them, `fit` puts these together. `refusals` says what can have no
 promise, `results` what a fit gives, `policy_file` writes and reads the policy, `not_certified` plans what it would take
-if there is none. `describe` says what came of it, `realised` looks at a policy on other questions.
+if there is none. `rivals` is what asks one model only, to stand beside a cascade. `describe` says what came of it,
+`realised` looks at a policy on other questions.
 
 `grid` certifies one of a few whole cascades of which each has answered every question itself; `recorded_grid` reads
 such a grid of thresholds from a recording and makes the policy. `targets` fits for what is not accuracy: precision,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
+from confcascade.bench.fitting.rivals import Rival
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.policy import shown
 
@@ -33,7 +34,18 @@ def _fitted(fitted: Fitted) -> list[str]:
     others = [each for each in fitted.tested if each.policy != fitted.stages]
     if others:
         lines += ["", "Tested, too:", *map(_runner, _nearest(others))]
+    rivals = [each for each in fitted.rivals if each.name != told(fitted.stages)]
+    if rivals:
+        what = f"Beside it, what asks one model only, in hindsight on the {n['certify']:,} questions of the proof:"
+        lines += ["", what, *map(_rival, rivals)]
     return lines
+
+
+def _rival(rival: Rival) -> str:
+    if not rival.saved:
+        return f"  {rival.name}: saves nothing within the target at any threshold"
+    beyond = ", more than the target" if rival.within is False else ""
+    return f"  {rival.name}: {rival.saved:.1%} saved, net {rival.loss:.2%} lost{beyond}"
 
 
 def _nearest(others: Sequence[Contender]) -> list[Contender]:

@@ -21,6 +21,7 @@ from confcascade.bench.fitting.proof import Path as TestPath
 from confcascade.bench.fitting.proof import expected, losses, most_accurate, prove, shown
 from confcascade.bench.fitting.refusals import check, only_grade, too_few
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
+from confcascade.bench.fitting.rivals import rivals
 from confcascade.bench.fitting.splitting import SHARES, FitSplit, split_by_key
 from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
@@ -275,7 +276,10 @@ def _certify(
     policy = fitted_policy(
         material, made, chosen.policy, certificates, saved, described=described, seed=seed, folder=folder
     )
-    return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, tuple(notes))
+    beside = rivals(
+        material.columns.take(split.certify), material.models, same, bill, max_drop=task.narrowest.max_drop
+    )
+    return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, beside, tuple(notes))
 
 
 def _thinned(policies: list[tuple[PolicyStage, ...]]) -> list[tuple[PolicyStage, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from confcascade.bench.fitting.rivals import Rival
 from confcascade.bench.fitting.splitting import FitSplit
 from confcascade.bench.metrics.health import SignalHealth
 from confcascade.bench.replay.policy import PolicyStage
@@ -47,6 +48,7 @@ class Fitted:
         tested: All that were tested, in their order.
         health: Of every signal, by model and name.
         parts: Of the material's questions.
+        rivals: What asks one model only, on the questions of the proof.
         notes: What a reader should know.
     """
 
@@ -56,6 +58,7 @@ class Fitted:
     tested: tuple[Contender, ...]
     health: Mapping[tuple[str, str], SignalHealth]
     parts: FitSplit
+    rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
 
 

@@ -310,6 +310,26 @@ def test_learners_read_texts_or_say_that_there_are_none():
         assert reason in {each.name: each for each in bare.baselines}["TextRouter"].reason
 
 
+def test_routers_that_ask_one_model_stand_beside():
+    """A score that is known before the answer routes; one that is known after it does not; every model is there alone.
+
+    The router generates nothing that it passes on, so that with the very scores of P(T) it costs less.
+    """
+    rows = [
+        row.model_copy(
+            update={"scores": {**row.scores, "before": row.scores["p_t"].model_copy(update={"phase": "pre"})}}
+        )
+        if row.model == "small"
+        else row
+        for row in made_rows(120)
+    ]
+    told = {each.name: each for each in judged(rows).baselines}
+    assert {"small alone", "large alone", "router by before"} <= set(told)
+    assert "router by p_t" not in told
+    curves = {each.signal: each for each in judged(rows).curves}
+    assert told["router by before"].area == curves["before"].area >= curves["p_t"].area
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="the recorded logits are not at hand")
 def test_recorded_llama_has_the_figures_of_the_papers_page():
     """The 7,032 questions at 0.9: the row of Table 15 in docs/papers/confidence-driven.md."""

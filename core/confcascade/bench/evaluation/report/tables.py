@@ -220,7 +220,8 @@ def _baselines(evaluation: Evaluation) -> Table:
             (evaluation.policy.name, evaluation.policy.accuracy.value, share(own), None, None, "the policy"),
             *((b.name, b.accuracy, share(b.cost), b.area, b.neutral_cost, b.reason) for b in evaluation.baselines),
         ),
-        "Those with thresholds of their own take the best for that cost, in hindsight. QNC is the least cost, of the "
+        "Those with thresholds of their own take the best for that cost, in hindsight. TextRouter and every router by "
+        "a score choose before anything is generated: they ask one model only. QNC is the least cost, of the "
         "largest model's, for its accuracy.",
     )
 
