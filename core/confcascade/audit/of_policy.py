@@ -29,6 +29,11 @@ def audit_of(policy: Policy | str | Path, audit: float | Audit = 0.02, **setting
         return audit
     if not isinstance(policy, Policy):
         policy = Policy.load(policy)
+    policy.check_one()
+    if not policy.certificates:
+        raise ConfigurationError(
+            f"The policy asks '{policy.models[-1]}' alone, which is held against itself: there is nothing to audit."
+        )
     if (last := policy.stages[-1].model) != policy.models[-1]:
         raise ConfigurationError(
             f"The policy's promise is held against '{policy.models[-1]}', which it never asks: an audit asks the last "

@@ -12,16 +12,17 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from confcascade.bench.fitting.by_group import dearer, fit_groups, saving_of_groups
 from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, by_label, candidates, derive, lone_path
-from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
 from confcascade.bench.fitting.policy_file import Described, fitted_policy, saving_of
 from confcascade.bench.fitting.proof import Path as TestPath
-from confcascade.bench.fitting.proof import expected, losses, most_accurate, prove, shown
+from confcascade.bench.fitting.proof import expected, losses, most_accurate
 from confcascade.bench.fitting.refusals import check, only_grade, too_few
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
 from confcascade.bench.fitting.splitting import SHARES, FitSplit, split_by_key
+from confcascade.bench.fitting.tested import put_to_proof
 from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
@@ -29,13 +30,11 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate, Promise, suited_test
-from confcascade.policy import Saving
+from confcascade.guarantee import Certificate, Promise, TestName, suited_test
 
 __all__ = ["Rule", "fit"]
 
 Rule = Literal["quantiles", "pass-rate", "per-label"]
-_COMPARED = 25  # certified policies that are shown, and of which the cheapest is taken
 
 
 def fit(
@@ -68,7 +67,8 @@ def fit(
         promise: What shall be promised; with an equivalence, of agreement.
         same: With an equivalence, whether answers are the largest model's (`agreement`).
         max_cost: In the place of a target: the least loss at this share of the largest model's cost, in (0, 1).
-        per_group: Whether it shall hold for every group of questions.
+        per_group: Whether each group of questions shall have a promise and thresholds of its own (`by_group`); with a
+            `max_cost`, one policy for all of them, its loss bounded in each.
         signals: Which to use; by default all that have scores. One alone spends the fewest questions.
         described: By model, how its signals are made live; or the cascade file that says so, whose models are then
             those that are read from a recording's file.
@@ -120,6 +120,8 @@ def fit(
     else:
         made = _calibrate(task, routable, described or {}, rule)
         path = _choose(task, made, progress)
+    if path is not None and per_group and max_cost is None:
+        return _certify_groups(task, made, path, health, described=described or {}, seed=seed, folder=folder)
     return _certify(task, made, path, health, described=described or {}, seed=seed, folder=folder)
 
 
@@ -226,24 +228,10 @@ def _certify(
     proof, same = made.columns.take(split.certify), task.same_of(split.certify)
     tested: tuple[Contender, ...] = ()
     if path is not None and all((proof.groups == name).any() if name else len(proof) for name in task.promises):
-        singles = losses(made.columns, [[PolicyStage(model)] for model in material.models], task.largest, task.same)
-        test = suited_test(singles, task.narrowest)
-        policies, failed = prove(proof, path.policies, task.largest, same, task.promises, test)
-        policies = _thinned(policies[:-1] if failed else policies) + (policies[-1:] if failed else [])
-        examined = shown(proof, policies, task.largest, same, bill, task.promises, test)
-        *costs, alone = bill.means(made.columns, [*policies, [PolicyStage(task.largest)]])
-        tested = tuple(
-            Contender(path.rule, policy, float(1 - cost / alone), each)
-            for policy, cost, each in zip(policies, costs, examined, strict=True)
-        )
+        test = _test(task, made)
+        tested = put_to_proof(path, made.columns, proof, same, task.promises, test, largest=task.largest, bill=bill)
     passed = [runner for runner in tested if runner.certified]
-    notes = [*material.notes]
-    if task.same is None and only_grade(material) == 1:
-        notes.append(
-            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
-            "nothing."
-        )
-    notes += made.notes
+    notes = _notes(task, made)
     nothing = functools.partial(
         nothing_promised,
         material=material,
@@ -262,7 +250,7 @@ def _certify(
     chosen = max(passed, key=lambda each: each.saved)
     saved = saving_of(proof, [each.policy for each in passed], passed.index(chosen), task.largest, bill)
     if saved.share <= 0:
-        return nothing(_dearer(chosen, saved, task.largest), plan=saved.high > 0)
+        return nothing(dearer(chosen, saved, task.largest), plan=saved.high > 0)
     if saved.low < 0:
         notes.append(
             f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
@@ -278,23 +266,72 @@ def _certify(
     return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, tuple(notes))
 
 
-def _thinned(policies: list[tuple[PolicyStage, ...]]) -> list[tuple[PolicyStage, ...]]:
-    """At most `_COMPARED` of them, with the first and the last: neighbours on a path hardly differ."""
-    at = np.linspace(0, len(policies) - 1, min(len(policies), _COMPARED)).round().astype(int)
-    return [policies[i] for i in at]
+def _certify_groups(
+    task: _Task,
+    made: Candidates,
+    path: TestPath,
+    health: Mapping[tuple[str, str], SignalHealth],
+    *,
+    described: Mapping[str, Described],
+    seed: int,
+    folder: Path | None,
+) -> Fitted | NotCertified:
+    """The same for each group apart, the largest model alone where nothing passes that saves anything."""
+    material, bill, split = task.material, task.bill, task.split
+    groups = fit_groups(path, material, made.columns, split, task.same, task.promises, _test(task, made), bill)
+    tested = tuple(runner for group in groups for runner in group.tested)
+    certificates = [group.certificate for group in groups if group.certificate is not None]
+    notes = _notes(task, made)
+    if not certificates:
+        return nothing_promised(
+            f"in none of the {len(groups)} groups a policy passed that saves anything",
+            material,
+            made.columns,
+            path,
+            task.same,
+            task.promises,
+            bill,
+            n=len(split.certify),
+            tested=tested,
+            health=health,
+            notes=notes,
+            groups=groups,
+        )
+    saved = saving_of_groups(made.columns.take(split.certify), groups, task.largest, bill)
+    alone = (PolicyStage(task.largest),)
+    policy = fitted_policy(
+        material,
+        made,
+        alone,
+        certificates,
+        saved,
+        described=described,
+        seed=seed,
+        folder=folder,
+        groups={group.name: (group.stages, group.saving) for group in groups},
+    )
+    return Fitted(policy, path.rule, alone, tested, health, split, tuple(notes), groups)
+
+
+def _test(task: _Task, made: Candidates) -> TestName:
+    """By which test, as the kind of grades and promise has it."""
+    singles = losses(made.columns, [[PolicyStage(model)] for model in task.material.models], task.largest, task.same)
+    return suited_test(singles, task.narrowest)
+
+
+def _notes(task: _Task, made: Candidates) -> list[str]:
+    notes = [*task.material.notes]
+    if task.same is None and only_grade(task.material) == 1:
+        notes.append(
+            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
+            "nothing."
+        )
+    return notes + made.notes
 
 
 def _dearest(task: _Task, columns: Columns) -> float:
     """The largest model's mean cost."""
     return float(task.bill.means(columns, [[PolicyStage(task.largest)]])[0])
-
-
-def _dearer(runner: Contender, saved: Saving, largest: str) -> str:
-    """Why a policy that holds is not sold, as a clause."""
-    return (
-        f"of the policies that keep the promise the cheapest, {told(runner.policy)}, costs more than {largest} alone: "
-        f"{saved.share:.1%} saved on the questions of the proof, 95 % interval {saved.low:.1%} to {saved.high:.1%}"
-    )
 
 
 def _names(material: FitData, wanted: Sequence[str] | None) -> dict[str, list[str]]:
