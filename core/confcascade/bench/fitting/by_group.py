@@ -1,23 +1,24 @@
 """A promise for each group of questions apart: along one path, each group goes as far as its own questions prove.
 
-Every group of the recording is tested at an equal part of the error, those that fail included. So with the promise's
-confidence all the groups that passed keep it at once, and which of them passed does not matter. Where nothing passed
-the largest model alone is asked, which loses nothing against itself.
+Every group that is tested has an equal part of the error, those that fail included. So with the promise's confidence
+all the groups that passed keep it at once, and which of them passed does not matter. A group is not tested if it has so
+few questions that nothing could pass: their numbers alone decide that, and they tell nothing of losses. Where nothing
+passed the largest model alone is asked, which loses nothing against itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData
-from confcascade.bench.fitting.not_certified import planned, why_nothing
+from confcascade.bench.fitting.not_certified import lost_too_much, planned
 from confcascade.bench.fitting.policy_file import saving_of
 from confcascade.bench.fitting.proof import Path
-from confcascade.bench.fitting.refusals import too_few
 from confcascade.bench.fitting.results import Contender, GroupFit
 from confcascade.bench.fitting.splitting import FitSplit
 from confcascade.bench.fitting.tested import put_to_proof
@@ -25,10 +26,28 @@ from confcascade.bench.metrics.significance import savings
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.guarantee import Certificate, Promise, TestName
+from confcascade.guarantee import Certificate, Promise, TestName, fewest_examples
 from confcascade.policy import Saving
 
-__all__ = ["dearer", "fit_groups", "saving_of_groups"]
+__all__ = ["dearer", "fit_groups", "saving_of_groups", "testable"]
+
+
+def testable(sizes: Mapping[str, int], promise: Promise) -> list[str]:
+    """The groups that are tested: as many of the largest as can each pass at an equal part of the error.
+
+    Args:
+        sizes: Questions of the proof, by group.
+        promise: With a target.
+
+    Returns:
+        Their names, in the order of `sizes`; all of them if none can pass.
+    """
+    most = sorted(sizes.values(), reverse=True)
+    for count in range(len(most), 0, -1):
+        least = fewest_examples(replace(promise, groups=count))
+        if most[count - 1] >= least:
+            return [name for name, size in sizes.items() if size >= least]
+    return list(sizes)
 
 
 def fit_groups(
@@ -41,7 +60,7 @@ def fit_groups(
     test: TestName,
     bill: Costing,
 ) -> tuple[GroupFit, ...]:
-    """What is promised of each group, by its own questions of the proof.
+    """What is promised of each group of the recording, by its own questions of the proof.
 
     Args:
         path: Chosen for all groups together, without the questions of the proof.
@@ -49,20 +68,22 @@ def fit_groups(
         columns: The recording, derived signals included.
         split: Its questions.
         same: As of `fit`.
-        promises: By group, at each group's part of the error.
+        promises: Of the groups that are tested (`testable`), at each one's part of the error.
         test: By which.
         bill: Of costs.
     """
     largest = material.models[-1]
     alone = (PolicyStage(largest),)
     share = len(split.certify) / len(columns)
+    untested = replace(next(iter(promises.values())), groups=len(promises) + 1)  # as one group more would be
     found = []
-    for name, promise in promises.items():
+    for name in np.unique(columns.groups).tolist():
+        promise = promises.get(name, replace(untested, group=name))
         rows, proving = np.flatnonzero(columns.groups == name), split.certify[columns.groups[split.certify] == name]
         own, proof, only = columns.take(rows), columns.take(proving), {name: promise}
-        lacking = too_few(only, proof)
+        least = fewest_examples(promise)
         tested: tuple[Contender, ...] = ()
-        if not lacking:
+        if enough := len(proof) >= least and name in promises:
             its = None if same is None else same[proving]
             tested = put_to_proof(path, own, proof, its, only, test, largest=largest, bill=bill)
         passed = [runner for runner in tested if runner.certified]
@@ -73,13 +94,15 @@ def fit_groups(
                 certificate = Certificate.of(chosen.examined[0], promise, repeated=material.take(rows).repeated)
                 found.append(GroupFit(name, len(rows), chosen.policy, saved, certificate, tested))
                 continue
-            why, plan = dearer(chosen, saved, largest), saved.high > 0
+            why = dearer(chosen, saved, largest)
+        elif enough:
+            why = lost_too_much(tested)
         else:
-            why, plan = why_nothing(path, tested, lacking, None), True
-        more, could = None, None
-        if plan:
-            its = None if same is None else same[rows]
-            more, could = planned(own, path, largest, its, only, bill, share=share)
+            why = (
+                f"{len(proof):,} questions for the proof, and even a policy that never loses an answer takes {least:,}"
+            )
+        its = None if same is None else same[rows]
+        more, could = planned(own, path, largest, its, only, bill, share=share)
         cost = float(bill.means(own, [alone])[0])
         nothing = Saving(unit=bill.unit, cost=cost, largest=cost, share=0, low=0, high=0, spared=0)  # type: ignore[arg-type]
         found.append(GroupFit(name, len(rows), alone, nothing, None, tested, why, more, could))

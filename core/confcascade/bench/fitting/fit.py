@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from confcascade.bench.fitting.by_group import dearer, fit_groups, saving_of_groups
+from confcascade.bench.fitting.by_group import dearer, fit_groups, saving_of_groups, testable
 from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, by_label, candidates, derive, lone_path
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
@@ -111,7 +111,7 @@ def fit(
         shares = SHARES["threshold" if lone is not None else "signals" if several else "path"]
         parts = split_by_key(material.keys, seed=seed, shares=shares)
     parts.check(material.keys)
-    task = _Task(material, parts, bill, _promises(material, promise, per_group), same, max_cost)
+    task = _Task(material, parts, bill, _promises(material, promise, parts, per_group), same, max_cost)
     health = _health(task, names)
     made = Candidates(material.columns)
     path: TestPath | None
@@ -284,7 +284,7 @@ def _certify_groups(
     notes = _notes(task, made)
     if not certificates:
         return nothing_promised(
-            f"in none of the {len(groups)} groups a policy passed that saves anything",
+            f"of the {len(groups)} groups there is none in which a policy passed that saves anything",
             material,
             made.columns,
             path,
@@ -374,13 +374,16 @@ def _health(task: _Task, names: Mapping[str, Sequence[str]]) -> dict[tuple[str, 
     return found
 
 
-def _promises(material: FitData, promise: Promise, per_group: bool) -> dict[str, Promise]:
+def _promises(material: FitData, promise: Promise, parts: FitSplit, per_group: bool) -> dict[str, Promise]:
     if not per_group:
         return {"": promise}
     names = sorted(set(material.columns.groups.tolist()))
     if "" in names:
         raise ConfigurationError("A promise for every group needs a group of every question; some have none.")
-    return promise.per_group(names)
+    if promise.max_drop is None:
+        return promise.per_group(names)
+    proof = material.columns.groups[parts.certify]
+    return promise.per_group(testable({name: int((proof == name).sum()) for name in names}, promise))
 
 
 def _spaces(columns: Columns, described: Mapping[str, Described]) -> Callable[[str, str], tuple[float, float]]:

@@ -18,7 +18,7 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
 from confcascade.guarantee import Promise, examples_needed_like, fewest_examples
 
-__all__ = ["nothing_promised", "planned", "why_nothing"]
+__all__ = ["lost_too_much", "nothing_promised", "planned", "why_nothing"]
 
 _PLANNED = 33  # policies of the path that are looked at
 _DEVIATIONS = 2.5  # of a test at 5 % with a power of 80 %
@@ -35,8 +35,11 @@ def why_nothing(path: Path | None, tested: Sequence[Contender], lacking: str, ma
     """
     if path is None:
         return f"no policy that was tried costs at most {max_cost:.0%} of the largest model alone"
-    if lacking:
-        return lacking
+    return lacking or lost_too_much(tested)
+
+
+def lost_too_much(tested: Sequence[Contender]) -> str:
+    """Why the first policy that was tested did not pass, as a clause."""
     worst = max(tested[0].examined, key=lambda each: each.bound)
     return (
         f"the policy that keeps least lost {worst.harms:,} answers and gained {worst.benefits:,} of {worst.n:,}, so "
