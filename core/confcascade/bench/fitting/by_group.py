@@ -26,27 +26,28 @@ from confcascade.bench.metrics.significance import savings
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.guarantee import Certificate, Promise, TestName, fewest_examples
+from confcascade.guarantee import Certificate, Promise, TestName, fewest_examples, passes
 from confcascade.policy import Saving
 
 __all__ = ["dearer", "fit_groups", "saving_of_groups", "testable"]
 
 
-def testable(sizes: Mapping[str, int], promise: Promise) -> list[str]:
-    """The groups that are tested: as many of the largest as can each pass at an equal part of the error.
+def testable(sizes: Mapping[str, int], promise: Promise, test: TestName) -> list[str]:
+    """The groups that are tested: as many of the largest as each pass at an equal part of the error if nothing is lost.
 
     Args:
         sizes: Questions of the proof, by group.
         promise: With a target.
+        test: By which.
 
     Returns:
         Their names, in the order of `sizes`; all of them if none can pass.
     """
-    most = sorted(sizes.values(), reverse=True)
-    for count in range(len(most), 0, -1):
-        least = fewest_examples(replace(promise, groups=count))
-        if most[count - 1] >= least:
-            return [name for name, size in sizes.items() if size >= least]
+    largest_first = sorted(sizes, key=lambda name: -sizes[name])
+    for count in range(len(sizes), 0, -1):
+        at, n = replace(promise, groups=count), sizes[largest_first[count - 1]]
+        if n >= fewest_examples(at) and passes(np.zeros(n), at, test):
+            return [name for name in sizes if name in largest_first[:count]]
     return list(sizes)
 
 
@@ -83,7 +84,7 @@ def fit_groups(
         own, proof, only = columns.take(rows), columns.take(proving), {name: promise}
         least = fewest_examples(promise)
         tested: tuple[Contender, ...] = ()
-        if enough := len(proof) >= least and name in promises:
+        if enough := name in promises and len(proof) >= least:
             its = None if same is None else same[proving]
             tested = put_to_proof(path, own, proof, its, only, test, largest=largest, bill=bill)
         passed = [runner for runner in tested if runner.certified]
@@ -99,7 +100,8 @@ def fit_groups(
             why = lost_too_much(tested)
         else:
             why = (
-                f"{len(proof):,} questions for the proof, and even a policy that never loses an answer takes {least:,}"
+                f"{len(proof):,} questions for the proof, and even a policy that never loses an answer takes "
+                f"{max(least, len(proof) + 1):,}"
             )
         its = None if same is None else same[rows]
         more, could = planned(own, path, largest, its, only, bill, share=share)

@@ -111,7 +111,9 @@ def fit(
         shares = SHARES["threshold" if lone is not None else "signals" if several else "path"]
         parts = split_by_key(material.keys, seed=seed, shares=shares)
     parts.check(material.keys)
-    task = _Task(material, parts, bill, _promises(material, promise, parts, per_group), same, max_cost)
+    singles = losses(material.columns, [[PolicyStage(model)] for model in material.models], material.models[-1], same)
+    test = suited_test(singles, promise)
+    task = _Task(material, parts, bill, _promises(material, promise, parts, test, per_group), test, same, max_cost)
     health = _health(task, names)
     made = Candidates(material.columns)
     path: TestPath | None
@@ -133,7 +135,8 @@ class _Task:
         material: The recording.
         split: Its questions in three parts.
         bill: Of costs.
-        promises: By group; "" for all questions.
+        promises: By group that is tested; "" for all questions.
+        test: By which test.
         same: As of `fit`.
         max_cost: As of `fit`.
     """
@@ -142,6 +145,7 @@ class _Task:
     split: FitSplit
     bill: Costing
     promises: Mapping[str, Promise]
+    test: TestName
     same: NDArray[np.bool_] | None
     max_cost: float | None
 
@@ -157,11 +161,6 @@ class _Task:
     def right(self) -> NDArray[np.bool_]:
         """What signals are to predict."""
         return self.material.right if self.same is None else self.same
-
-    @property
-    def narrowest(self) -> Promise:
-        """The one at the smallest level."""
-        return min(self.promises.values(), key=lambda each: each.delta)
 
     def same_of(self, rows: NDArray[np.intp]) -> NDArray[np.bool_] | None:
         return None if self.same is None else self.same[rows]
@@ -228,8 +227,9 @@ def _certify(
     proof, same = made.columns.take(split.certify), task.same_of(split.certify)
     tested: tuple[Contender, ...] = ()
     if path is not None and all((proof.groups == name).any() if name else len(proof) for name in task.promises):
-        test = _test(task, made)
-        tested = put_to_proof(path, made.columns, proof, same, task.promises, test, largest=task.largest, bill=bill)
+        tested = put_to_proof(
+            path, made.columns, proof, same, task.promises, task.test, largest=task.largest, bill=bill
+        )
     passed = [runner for runner in tested if runner.certified]
     notes = _notes(task, made)
     nothing = functools.partial(
@@ -278,7 +278,7 @@ def _certify_groups(
 ) -> Fitted | NotCertified:
     """The same for each group apart, the largest model alone where nothing passes that saves anything."""
     material, bill, split = task.material, task.bill, task.split
-    groups = fit_groups(path, material, made.columns, split, task.same, task.promises, _test(task, made), bill)
+    groups = fit_groups(path, material, made.columns, split, task.same, task.promises, task.test, bill)
     tested = tuple(runner for group in groups for runner in group.tested)
     certificates = [group.certificate for group in groups if group.certificate is not None]
     notes = _notes(task, made)
@@ -311,12 +311,6 @@ def _certify_groups(
         groups={group.name: (group.stages, group.saving) for group in groups},
     )
     return Fitted(policy, path.rule, alone, tested, health, split, tuple(notes), groups)
-
-
-def _test(task: _Task, made: Candidates) -> TestName:
-    """By which test, as the kind of grades and promise has it."""
-    singles = losses(made.columns, [[PolicyStage(model)] for model in task.material.models], task.largest, task.same)
-    return suited_test(singles, task.narrowest)
 
 
 def _notes(task: _Task, made: Candidates) -> list[str]:
@@ -374,7 +368,9 @@ def _health(task: _Task, names: Mapping[str, Sequence[str]]) -> dict[tuple[str, 
     return found
 
 
-def _promises(material: FitData, promise: Promise, parts: FitSplit, per_group: bool) -> dict[str, Promise]:
+def _promises(
+    material: FitData, promise: Promise, parts: FitSplit, test: TestName, per_group: bool
+) -> dict[str, Promise]:
     if not per_group:
         return {"": promise}
     names = sorted(set(material.columns.groups.tolist()))
@@ -383,7 +379,7 @@ def _promises(material: FitData, promise: Promise, parts: FitSplit, per_group: b
     if promise.max_drop is None:
         return promise.per_group(names)
     proof = material.columns.groups[parts.certify]
-    return promise.per_group(testable({name: int((proof == name).sum()) for name in names}, promise))
+    return promise.per_group(testable({name: int((proof == name).sum()) for name in names}, promise, test))
 
 
 def _spaces(columns: Columns, described: Mapping[str, Described]) -> Callable[[str, str], tuple[float, float]]:
