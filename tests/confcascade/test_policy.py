@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 from confcascade import Cascade, ConfigurationError, TokenProbability
+from confcascade.audit.of_policy import audit_of
 from confcascade.calibration import Platt
 from confcascade.extending import build_stages
 from confcascade.guarantee import Certificate
@@ -218,7 +219,7 @@ def test_a_share_to_audit_guards_the_policys_promise(framework, tmp_path, monkey
 
 def of_groups():
     """Thresholds of two groups, and the largest model for a third."""
-    base, strict = made(), made(thresholds={"confidence": 0.999})
+    base, strict = made(), made(thresholds={"confidence": "never"})
     alone = base.stages[1:]
     (promise,) = base.certificates
     return Policy.model_validate(
@@ -243,7 +244,7 @@ def test_a_group_is_an_ordinary_policy(tmp_path):
     law, art, physics = (policy.for_group(name) for name in ("law", "art", "physics"))
     assert [each.stages[0].thresholds for each in (law, art, physics)] == [
         {"confidence": 0.5},
-        {"confidence": 0.999},
+        {"confidence": "never"},
         {},
     ]
     assert [[promise.group for promise in each.certificates] for each in (law, art, physics)] == [["law"], ["art"], []]
@@ -307,6 +308,8 @@ def test_both_integrations_take_the_policy_of_a_group(tmp_path, monkeypatch):
                     framework.ConfidenceCascadeLLM(**given, audit=0.5)
             else:
                 framework.ConfidenceCascadeLLM(**given, audit=0.5)
+                audit = audit_of(Policy.load("policy.json").for_group(group), 0.5)
+                assert audit.bounds == {"accuracy": 0.01}
         for framework in (langchain_confcascade, llamaindex_confcascade):
             with pytest.raises(ConfigurationError, match="say which"):
                 framework.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy="policy.json")
