@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -86,6 +87,11 @@ class World:
         """Some of the questions."""
         return replace(self, groups=self.groups[rows], scores=self.scores[rows], lost=self.lost[rows])
 
+    @cached_property
+    def counted(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """`counts` of every group."""
+        return [self.counts(group) for group in range(len(self.names))]
+
     def counts(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """How many answers each policy of the path keeps in a group, and of these how many lose and gain."""
         own = self.groups == group
@@ -117,12 +123,13 @@ def apart(drawn: World, tested: Sequence[str], promise: Promise) -> dict[str, tu
     for name in tested:
         group = drawn.names.index(name)
         n = int((drawn.groups == group).sum())
-        kept, harms, gains = drawn.counts(group)
-        last = -1
-        for i, (h, g) in enumerate(zip(harms.tolist(), gains.tolist(), strict=True)):
-            if not passing(h, g, n, promise.max_drop, delta):
+        kept, harms, gains = drawn.counted[group]
+        starts = np.flatnonzero(np.append(True, (np.diff(harms) != 0) | (np.diff(gains) != 0)))
+        last = len(kept) - 1
+        for i in starts.tolist():
+            if not passing(int(harms[i]), int(gains[i]), n, promise.max_drop, delta):
+                last = i - 1
                 break
-            last = i
         if last >= 0 and (saved := saving(int(kept[last]), n, last=last == len(kept) - 1)) > 0:
             found[name] = last, saved
     return found
@@ -134,7 +141,7 @@ def together(drawn: World, promise: Promise) -> dict[str, tuple[int, float]]:
     delta = replace(promise, groups=len(present)).delta
     assert promise.max_drop is not None
     sizes = {group: int((drawn.groups == group).sum()) for group in present}
-    counted = {group: drawn.counts(group) for group in present}
+    counted = drawn.counted
     last = -1
     for i in range(len(drawn.thresholds) + 1):
         each = ((int(counted[g][1][i]), int(counted[g][2][i]), sizes[g]) for g in present)
@@ -156,8 +163,8 @@ def simulate(world: World, drop: float, draws: int) -> list[str]:
         _, harms, gains = world.counts(group)
         truth.append((harms - gains) / (world.groups == group).sum())
     share = np.bincount(world.groups) / len(world.groups)
-    promised, broken = {way: 0 for way in WAYS}, {way: 0 for way in WAYS}
-    saved = {way: 0.0 for way in WAYS}
+    promised, broken = dict.fromkeys(WAYS, 0), dict.fromkeys(WAYS, 0)
+    saved = dict.fromkeys(WAYS, 0.0)
     for _ in range(draws):
         drawn = world.take(rng.integers(len(world.groups), size=len(world.groups)))
         sizes = {world.names[g]: int(count) for g, count in enumerate(np.bincount(drawn.groups)) if count}

@@ -9,7 +9,16 @@ from confcascade.audit.of_policy import audit_of
 from confcascade.calibration import Platt
 from confcascade.extending import build_stages
 from confcascade.guarantee import Certificate
-from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedGroup, FittedStage, MadeFrom, Policy, Saving, question_key
+from confcascade.policy import (
+    CalibratedEntry,
+    ExpectedGainEntry,
+    FittedGroup,
+    FittedStage,
+    MadeFrom,
+    Policy,
+    Saving,
+    question_key,
+)
 from confcascade.signals import Evidence
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.testing import Reply, ScriptedModel
@@ -264,7 +273,10 @@ def test_a_group_is_an_ordinary_policy(tmp_path):
     [
         (lambda: of_groups().for_group("chess"), "not fitted on a group 'chess'.* It knows law, art, physics"),
         (lambda: made().for_group("law"), "decides all groups alike: leave the group 'law' out"),
-        (lambda: of_groups().make_stages([SMALL, LARGE]), 'each of 3 groups of questions: say which, with `group="law"`'),
+        (
+            lambda: of_groups().make_stages([SMALL, LARGE]),
+            'each of 3 groups of questions: say which, with `group="law"`',
+        ),
         (lambda: build_stages(models=[SMALL, LARGE], policy=of_groups()), "say which"),
         (lambda: build_stages(models=[SMALL, LARGE], threshold=0.9, group="law"), "A `group` goes with a `policy`"),
     ],
@@ -282,7 +294,7 @@ def test_a_group_that_is_not_there_is_refused(make, message):
     ],
 )
 def test_groups_without_a_promise_are_no_policy(change):
-    with pytest.raises(ValueError, match="promises nothing of the group 'law'|has the largest model as its stage"):
+    with pytest.raises(ValueError, match=r"promises nothing of the group 'law'|has the largest model as its stage"):
         Policy.model_validate(of_groups().model_dump() | change)
 
 
@@ -291,10 +303,12 @@ def test_both_integrations_take_the_policy_of_a_group(tmp_path, monkeypatch):
     """By its name, each with its own thresholds; an audit guards the group's promise."""
     langchain_confcascade = pytest.importorskip("langchain_confcascade")
     llamaindex_confcascade = pytest.importorskip("llamaindex_confcascade")
-    monkeypatch.chdir(tmp_path)
-    of_groups().save("policy.json")
+    path = tmp_path / "policy.json"
+    of_groups().save(path)
     for group, answering in (("law", "small"), ("art", "large"), ("physics", "large")):
-        given = {"models": [SMALL, LARGE], "policy": "policy.json", "group": group}
+        (tmp_path / group).mkdir()
+        monkeypatch.chdir(tmp_path / group)  # of two groups an audit has two files
+        given = {"models": [SMALL, LARGE], "policy": path, "group": group}
         chat = langchain_confcascade.ConfidenceCascadeLLM(**given)
         record = chat.invoke(QUESTION).response_metadata["confcascade"]
         llm = llamaindex_confcascade.ConfidenceCascadeLLM(**given)
@@ -308,11 +322,11 @@ def test_both_integrations_take_the_policy_of_a_group(tmp_path, monkeypatch):
                     framework.ConfidenceCascadeLLM(**given, audit=0.5)
             else:
                 framework.ConfidenceCascadeLLM(**given, audit=0.5)
-                audit = audit_of(Policy.load("policy.json").for_group(group), 0.5)
+                audit = audit_of(Policy.load(path).for_group(group), 0.5)
                 assert audit.bounds == {"accuracy": 0.01}
         for framework in (langchain_confcascade, llamaindex_confcascade):
             with pytest.raises(ConfigurationError, match="say which"):
-                framework.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy="policy.json")
+                framework.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy=path)
 
 
 def test_a_question_is_known_again():

@@ -144,7 +144,9 @@ def test_live_decisions_are_those_of_the_replay(grouped, result, tmp_path):
     policy = Policy.load(path)
     assert policy.model_dump() == result.policy.model_dump()
     material = material_of(grouped, architectures=PAIR)
-    models = [PlaybackModel(name, [row.model_copy(update={"question": row.prompt}) for row in grouped]) for name in PAIR]
+    models = [
+        PlaybackModel(name, [row.model_copy(update={"question": row.prompt}) for row in grouped]) for name in PAIR
+    ]
     signals = {model.name: [model.signal("p_t")] for model in models}
     for name in policy.groups:
         own = policy.for_group(name)
