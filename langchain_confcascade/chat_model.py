@@ -58,7 +58,7 @@ _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not 
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
 # fields of which the core's cascade is built
 _CASCADE_FIELDS = (
-    *("models", "stages", "threshold", "signals", "policy", "mode", "steps"),
+    *("models", "stages", "threshold", "signals", "policy", "group", "mode", "steps"),
     *("on_error", "on_exhausted", "on_cut", "audit"),
 )
 
@@ -80,6 +80,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: With `models`: a number for the one signal, or numbers by signal name.
         signals: With `models`: what judges every stage but the last; by default P(T) of the answer.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
+        group: With a `policy` that has thresholds of its own for each group of questions: which group is asked here.
         mode: With "stepwise", a small and a large model write each answer in turn, step by step
             (`confcascade.StepwiseCascade`): core models, and LangChain's where `LangChainModel(continues=...)` says
             how. The large one alone answers requests with tools, structured output or images. With "query", the first
@@ -112,6 +113,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
     threshold: SkipValidation[Threshold | Mapping[str, Threshold] | None] = None
     signals: SkipValidation[Sequence[Signal] | None] = None
     policy: SkipValidation[Any] = None  # confcascade.policy.Policy | str | Path | None
+    group: SkipValidation[str | None] = None
     mode: SkipValidation[Mode] = "query"
     steps: Any = None  # Steps | None, a dataclass that pydantic would take apart
     on_error: SkipValidation[OnError] = "escalate"
@@ -129,6 +131,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | None = None,
         policy: Any = None,
+        group: str | None = None,
         mode: Mode = "query",
         steps: Steps | None = None,
         on_error: OnError = "escalate",
@@ -138,7 +141,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
         **parameters: Any,
     ) -> None:
         own: dict[str, Any] = {"models": loaded(models), "stages": loaded(stages), "threshold": threshold}
-        own |= {"signals": signals, "policy": policy, "mode": mode, "steps": steps}
+        own |= {"signals": signals, "policy": policy, "group": group, "mode": mode, "steps": steps}
         own |= {"on_error": on_error, "on_exhausted": on_exhausted, "on_cut": on_cut, "audit": audit}
         if unknown := sorted(parameters.keys() - type(self).model_fields.keys()):
             warnings.warn(
@@ -170,6 +173,7 @@ class ConfidenceCascadeLLM(BaseChatModel):
                 threshold=self.threshold,
                 signals=self.signals,
                 policy=self.policy,
+                group=self.group,
                 wrap=wrapping(),
                 on_error=self.on_error,
                 on_exhausted=self.on_exhausted,

@@ -89,6 +89,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: With `models`: what an answer's score must reach to be kept; one number, or numbers by signal.
         signals: With `models`: what judges an answer; by default P(T), `confcascade.TokenProbability`.
         policy: With `models`: one that ``confcascade fit`` made of them, or its file, in the place of a threshold.
+        group: With a `policy` that has thresholds of its own for each group of questions: which group is asked here.
         mode: With "stepwise", a small and a large model write each answer in turn, step by step
             (`confcascade.StepwiseCascade`): core models, and LlamaIndex's where `LlamaIndexModel(continues=...)` says
             how. The large one alone answers requests with tools, structured output or images. With "query", the first
@@ -124,6 +125,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | None = None,
         policy: Any = None,
+        group: str | None = None,
         mode: Mode = "query",
         steps: Steps | None = None,
         on_error: Literal["escalate", "raise"] = "escalate",
@@ -146,6 +148,7 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
             threshold=threshold,
             signals=signals,
             policy=policy,
+            group=group,
             wrap=wrapping(),
             on_error=on_error,
             on_exhausted=on_exhausted,

@@ -31,6 +31,7 @@ def build_stages(
     threshold: Threshold | Mapping[str, Threshold] | None = None,
     signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None = None,
     policy: Policy | str | Path | None = None,
+    group: str | None = None,
     wrap: Callable[[Any], Any] = lambda model: model,
     stepwise: bool = False,
 ) -> tuple[Stage, ...]:
@@ -43,6 +44,7 @@ def build_stages(
         signals: With `models`: what judges every stage but the last; by default P(T), `TokenProbability`. With a
             `policy`: those that it does not say how to make, or by the model's name.
         policy: With `models`: one that was fitted on them, or its file; it chooses among them.
+        group: With a `policy` that has thresholds of its own for each group of questions: which group.
         wrap: Turns a framework's model into a `LanguageModel` (strings are resolved before).
         stepwise: Whether the cascade decides step by step, as a `policy` must have been fitted to.
 
@@ -56,12 +58,14 @@ def build_stages(
         raise ConfigurationError(
             "With `stages`, each stage carries its own signals and thresholds; drop `threshold` and `signals`."
         )
+    if group is not None and policy is None:
+        raise ConfigurationError("A `group` goes with a `policy` that was fitted for each group of questions.")
     if policy is not None:
         if models is None or threshold is not None:
             raise ConfigurationError(
                 "A `policy` brings signals and thresholds, and goes with `models`; drop `stages` and `threshold`."
             )
-        stages, models = _fitted(policy, _listed("models", models), signals, wrap, stepwise), None
+        stages, models = _fitted(policy, group, _listed("models", models), signals, wrap, stepwise), None
         wrap = _as_it_is
     if models is not None:
         models = _listed("models", models)
@@ -100,6 +104,7 @@ def _as_it_is(model: Any) -> Any:
 
 def _fitted(
     policy: Policy | str | Path,
+    group: str | None,
     models: Sequence[Any],
     signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None,
     wrap: Callable[[Any], Any],
@@ -110,6 +115,8 @@ def _fitted(
     if not isinstance(policy, Policy | str | Path):
         raise ConfigurationError(f"`policy` must be a Policy or the path of its file. Got {type(policy).__name__}.")
     chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
+    if group is not None:
+        chosen = chosen.for_group(group)
     resolved = [from_string(model) if isinstance(model, str) else wrap(model) for model in models]
     if signals is not None and not isinstance(signals, Mapping):
         signals = _listed("signals", signals)

@@ -129,6 +129,7 @@ class Cascade:
         threshold: Threshold | Mapping[str, Threshold] | None = None,
         signals: Sequence[Signal] | Mapping[str, Sequence[Signal]] | None = None,
         policy: Policy | str | Path | None = None,
+        group: str | None = None,
         wrap: Callable[[Any], Any] = lambda model: model,
         on_error: OnError = "escalate",
         on_exhausted: OnExhausted = "raise",
@@ -137,7 +138,7 @@ class Cascade:
         on_ended: OnEnded | None = None,
         **others: Any,
     ) -> Self:
-        """A cascade from what a user may give: the first six arguments as of `build_stages`, the rest as of the class.
+        """A cascade from what a user may give: seven arguments as of `build_stages`, the others as of the class.
 
         Both integrations are made by this.
 
@@ -150,6 +151,7 @@ class Cascade:
             threshold=threshold,
             signals=signals,
             policy=policy,
+            group=group,
             wrap=wrap,
             stepwise=cls._in_steps,
         )

@@ -35,6 +35,7 @@ __all__ = [
     "AnyCertificate",
     "CalibratedEntry",
     "ExpectedGainEntry",
+    "FittedGroup",
     "FittedStage",
     "MadeFrom",
     "Policy",
@@ -218,6 +219,18 @@ class Saving(Entry):
     spared: float | None = Field(default=None, ge=0, le=1)
 
 
+class FittedGroup(Entry):
+    """What is done with the questions of one group.
+
+    Attributes:
+        stages: As of `Policy`; the largest model alone where nothing is promised.
+        saving: What they save in the group.
+    """
+
+    stages: list[FittedStage] = Field(min_length=1)
+    saving: Saving
+
+
 class MadeFrom(Entry):
     """Where a policy comes from.
 
@@ -254,34 +267,55 @@ class Policy(Entry):
     Attributes:
         version: Of the format, and of what scores are made of: 2 since thoughts do not count.
         models: All that were compared, smallest first; the last is the one that the promise is held against.
-        stages: Smallest first. Only one means "use this model".
-        certificates: What is promised; one, or one for each group or target, which hold together.
-        saving: What it saves.
+        stages: Smallest first. Only one means "use this model". With `groups`: the largest model alone.
+        certificates: What is promised; one, or one for each group or target, which hold together. None where the
+            largest model alone is asked, which is held against itself.
+        saving: What it saves, over all groups in their proportions.
         made_from: What it was fitted on.
         stepwise: How it decides step by step, of two stages; None if it decides by the whole answer.
+        groups: What is done with each group of questions that the fit knew, where each has thresholds of its own;
+            `for_group` makes an ordinary policy of one.
     """
 
     version: Literal[2] = 2
     models: list[str] = Field(min_length=1)
     stages: list[FittedStage] = Field(min_length=1)
-    certificates: list[AnyCertificate] = Field(min_length=1)
+    certificates: list[AnyCertificate]
     saving: Saving
     made_from: MadeFrom
     stepwise: Stepwise | None = None
+    groups: dict[str, FittedGroup] = Field(default_factory=dict)
 
     _folder: Path = PrivateAttr(default_factory=Path)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         names = [stage.model for stage in self.stages]
-        if len(set(names)) < len(names) or not set(names) <= set(self.models):
-            raise ValueError(f"its stages {names} must be different ones of its models {self.models}")
-        for stage in self.stages[:-1]:
-            if not stage.thresholds:
-                raise ValueError(f"stage '{stage.model}' has no threshold, so it could never escalate a query")
+        self._check_stages(self.stages)
+        if self.groups:
+            if self.stepwise is not None or names != self.models[-1:]:
+                raise ValueError("a policy of groups has the largest model as its stage, and is not stepwise")
+            for name, group in self.groups.items():
+                self._check_stages(group.stages)
+                if [stage.model for stage in group.stages] != names and not self._promised(name):
+                    raise ValueError(f"it promises nothing of the group '{name}', which smaller models may answer")
+        elif not self.certificates and names != self.models[-1:]:
+            raise ValueError("it promises nothing, and smaller models may answer")
         if self.stepwise is not None and len(names) != 2:
             raise ValueError(f"a policy that decides step by step has two stages, not {len(names)}")
         return self
+
+    def _check_stages(self, stages: Sequence[FittedStage]) -> None:
+        names = [stage.model for stage in stages]
+        if len(set(names)) < len(names) or not set(names) <= set(self.models):
+            raise ValueError(f"its stages {names} must be different ones of its models {self.models}")
+        for stage in stages[:-1]:
+            if not stage.thresholds:
+                raise ValueError(f"stage '{stage.model}' has no threshold, so it could never escalate a query")
+
+    def _promised(self, group: str) -> list[AnyCertificate]:
+        """What is promised of one group."""
+        return [each for each in self.certificates if isinstance(each, Certificate) and each.group == group]
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -312,6 +346,40 @@ class Policy(Entry):
     def save(self, path: str | Path) -> None:
         """Write it; `load` reads it back."""
         Path(path).write_text(self.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+
+    def for_group(self, group: str, *, unknown: Literal["refuse", "largest"] = "refuse") -> Self:
+        """The policy of one group of questions: an ordinary one, with this group's thresholds and its promise.
+
+        Args:
+            group: As the recording named it.
+            unknown: What is done of a group that the fit did not know: it is refused, or the largest model alone is
+                asked.
+
+        Raises:
+            ConfigurationError: If the policy has no groups, or not this one.
+        """
+        if not self.groups:
+            raise ConfigurationError(
+                f"This policy decides all groups alike: leave the group '{group}' out, or fit with `--per-group`."
+            )
+        found = self.groups.get(group)
+        if found is None and unknown != "largest":
+            raise ConfigurationError(
+                f"The policy was not fitted on a group '{group}', and nothing is promised of it. It knows "
+                f"{', '.join(self.groups)}. Ask the largest model there: "
+                'Policy.load(...).for_group(..., unknown="largest").'
+            )
+        if found is None:
+            cost = self.saving.largest
+            alone = Saving(unit=self.saving.unit, cost=cost, largest=cost, share=0, low=0, high=0, spared=0)
+            found = FittedGroup(stages=self.stages, saving=alone)
+        update = {
+            "stages": found.stages,
+            "certificates": self._promised(group),
+            "saving": found.saving,
+            "groups": {},
+        }
+        return self.model_copy(update=update)  # with where its paths are relative to
 
     def check(
         self,
@@ -381,6 +449,14 @@ class Policy(Entry):
                 f'mode="{other}", or fit again.'
             )
 
+    def check_one(self) -> None:
+        """Raise `ConfigurationError` if each group of questions has stages of its own, and none was chosen."""
+        if self.groups:
+            raise ConfigurationError(
+                f"This policy has thresholds of its own for each of {len(self.groups)} groups of questions: say which, "
+                f'with `group="{next(iter(self.groups))}"` or `Policy.load(...).for_group(...)`.'
+            )
+
     def make_stages(
         self,
         models: Sequence[LanguageModel | str],
@@ -402,10 +478,11 @@ class Policy(Entry):
             stepwise: Whether the cascade decides step by step. What was promised of one way says nothing of the other.
 
         Raises:
-            ConfigurationError: As by `check`, if the policy decides the other way, and if a signal is missing or not
-                the one that was recorded.
+            ConfigurationError: As by `check`, if the policy decides the other way or each group its own, and if a
+                signal is missing or not the one that was recorded.
         """
         self.check_mode(stepwise=stepwise)
+        self.check_one()
         resolved = [from_string(model) if isinstance(model, str) else model for model in models]
         if unknown := self.check(resolved, prompt_version=prompt_version, decoding=decoding):
             warnings.warn(
@@ -433,6 +510,8 @@ class Policy(Entry):
         """What it does, what it promises under which assumptions, and what it saves, in several lines."""
         count = len(self.certificates)
         lines = [*self._decisions(), *self._saving()]
+        if self.groups:
+            return "\n".join([*lines, *self._of_groups()])
         if count == len(self.accuracy_certificates) or count == 1:
             return "\n".join([*lines, *(each.describe() for each in self.certificates)])
         lines.append(f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence:")
@@ -445,8 +524,20 @@ class Policy(Entry):
         """Those of accuracy or agreement: what an audit can guard."""
         return [each for each in self.certificates if isinstance(each, Certificate)]
 
+    def _of_groups(self) -> list[str]:
+        """What is promised of how many groups, and once what that assumes."""
+        of_all = sum(bool(self._promised(name)) for name in self.groups)
+        lines = [f"Promised of {of_all} of {len(self.groups)} groups, all at once; on the others it loses nothing."]
+        if self.certificates:
+            first = self.certificates[0]
+            lines += [f"The first of these promises: {first.evidence}", "They hold as long as:"]
+            lines += [f"- {sentence}" for sentence in first.assumptions]
+        return lines
+
     def _decisions(self) -> list[str]:
         *gated, last = self.stages
+        if self.groups:
+            return [f"Policy: a cascade for each of {len(self.groups)} groups, or {last.model} alone."]
         how = {stage.model: Decoding(**stage.decoding).describe() for stage in self.stages if stage.decoding}
         if not gated:
             return [f"Policy: ask {last.model} alone."]

@@ -5,10 +5,20 @@ import warnings
 
 import pytest
 from confcascade import Cascade, ConfigurationError, TokenProbability
+from confcascade.audit.of_policy import audit_of
 from confcascade.calibration import Platt
 from confcascade.extending import build_stages
 from confcascade.guarantee import Certificate
-from confcascade.policy import CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving, question_key
+from confcascade.policy import (
+    CalibratedEntry,
+    ExpectedGainEntry,
+    FittedGroup,
+    FittedStage,
+    MadeFrom,
+    Policy,
+    Saving,
+    question_key,
+)
 from confcascade.signals import Evidence
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.testing import Reply, ScriptedModel
@@ -214,6 +224,109 @@ def test_a_share_to_audit_guards_the_policys_promise(framework, tmp_path, monkey
     llm = integration.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy=made(), audit=0.5)
     cascade = llm.cascade if framework == "langchain_confcascade" else llm._cascade
     assert cascade.auditor.audit.bounds == {"accuracy": 0.01}
+
+
+def of_groups():
+    """Thresholds of two groups, and the largest model for a third."""
+    base, strict = made(), made(thresholds={"confidence": "never"})
+    alone = base.stages[1:]
+    (promise,) = base.certificates
+    return Policy.model_validate(
+        base.model_dump()
+        | {
+            "stages": alone,
+            "certificates": [promise.model_copy(update={"group": name, "groups": 3}) for name in ("law", "art")],
+            "groups": {
+                "law": FittedGroup(stages=base.stages, saving=base.saving),
+                "art": FittedGroup(stages=strict.stages, saving=base.saving),
+                "physics": FittedGroup(stages=alone, saving=base.saving.model_copy(update={"share": 0.0})),
+            },
+        }
+    )
+
+
+def test_a_group_is_an_ordinary_policy(tmp_path):
+    """Read from a file: its own stages, its own promise; where nothing is promised, the largest model alone."""
+    of_groups().save(tmp_path / "policy.json")
+    policy = Policy.load(tmp_path / "policy.json")
+    assert policy.model_dump() == of_groups().model_dump()
+    law, art, physics = (policy.for_group(name) for name in ("law", "art", "physics"))
+    assert [each.stages[0].thresholds for each in (law, art, physics)] == [
+        {"confidence": 0.5},
+        {"confidence": "never"},
+        {},
+    ]
+    assert [[promise.group for promise in each.certificates] for each in (law, art, physics)] == [["law"], ["art"], []]
+    assert not law.groups
+    assert law._folder == tmp_path
+    assert "On questions of the group 'art'" in art.describe()
+    assert "Policy: ask large alone." in physics.describe()
+    other = policy.for_group("chess", unknown="largest")
+    assert ([stage.model for stage in other.stages], other.certificates, other.saving.share) == (["large"], [], 0)
+    text = policy.describe()
+    assert "a cascade for each of 3 groups, or large alone" in text
+    assert "Promised of 2 of 3 groups, all at once" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: of_groups().for_group("chess"), "not fitted on a group 'chess'.* It knows law, art, physics"),
+        (lambda: made().for_group("law"), "decides all groups alike: leave the group 'law' out"),
+        (
+            lambda: of_groups().make_stages([SMALL, LARGE]),
+            'each of 3 groups of questions: say which, with `group="law"`',
+        ),
+        (lambda: build_stages(models=[SMALL, LARGE], policy=of_groups()), "say which"),
+        (lambda: build_stages(models=[SMALL, LARGE], threshold=0.9, group="law"), "A `group` goes with a `policy`"),
+    ],
+)
+def test_a_group_that_is_not_there_is_refused(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"certificates": []},  # of stages that smaller models answer
+        {"stages": made().model_dump()["stages"]},
+    ],
+)
+def test_groups_without_a_promise_are_no_policy(change):
+    with pytest.raises(ValueError, match=r"promises nothing of the group 'law'|has the largest model as its stage"):
+        Policy.model_validate(of_groups().model_dump() | change)
+
+
+@pytest.mark.filterwarnings("ignore:This policy's promise")
+def test_both_integrations_take_the_policy_of_a_group(tmp_path, monkeypatch):
+    """By its name, each with its own thresholds; an audit guards the group's promise."""
+    langchain_confcascade = pytest.importorskip("langchain_confcascade")
+    llamaindex_confcascade = pytest.importorskip("llamaindex_confcascade")
+    path = tmp_path / "policy.json"
+    of_groups().save(path)
+    for group, answering in (("law", "small"), ("art", "large"), ("physics", "large")):
+        (tmp_path / group).mkdir()
+        monkeypatch.chdir(tmp_path / group)  # of two groups an audit has two files
+        given = {"models": [SMALL, LARGE], "policy": path, "group": group}
+        chat = langchain_confcascade.ConfidenceCascadeLLM(**given)
+        record = chat.invoke(QUESTION).response_metadata["confcascade"]
+        llm = llamaindex_confcascade.ConfidenceCascadeLLM(**given)
+        other = llm.complete(QUESTION).additional_kwargs["confcascade"]
+        assert record["answered_by"] == other["answered_by"] == answering
+        assert record["policy_id"] == other["policy_id"]
+        assert len(record["attempts"]) == (1 if group != "art" else 2)
+        for framework in (langchain_confcascade, llamaindex_confcascade):
+            if group == "physics":
+                with pytest.raises(ConfigurationError, match="nothing to audit"):
+                    framework.ConfidenceCascadeLLM(**given, audit=0.5)
+            else:
+                framework.ConfidenceCascadeLLM(**given, audit=0.5)
+                audit = audit_of(Policy.load(path).for_group(group), 0.5)
+                assert audit.bounds == {"accuracy": 0.01}
+        for framework in (langchain_confcascade, llamaindex_confcascade):
+            with pytest.raises(ConfigurationError, match="say which"):
+                framework.ConfidenceCascadeLLM(models=[SMALL, LARGE], policy=path)
 
 
 def test_a_question_is_known_again():

@@ -23,12 +23,18 @@ def audit_of(policy: Policy | str | Path, audit: float | Audit = 0.02, **setting
 
     Raises:
         ConfigurationError: If an audit cannot see what is promised: the policy never asks the model that its promise
-            is held against, or promises something of each group, or nothing of accuracy or agreement.
+            is held against, or promises something of each group (`Policy.for_group` makes one of one group), or
+            nothing of accuracy or agreement.
     """
     if isinstance(audit, Audit) or not audit:
         return audit
     if not isinstance(policy, Policy):
         policy = Policy.load(policy)
+    policy.check_one()
+    if not policy.certificates:
+        raise ConfigurationError(
+            f"The policy asks '{policy.models[-1]}' alone, which is held against itself: there is nothing to audit."
+        )
     if (last := policy.stages[-1].model) != policy.models[-1]:
         raise ConfigurationError(
             f"The policy's promise is held against '{policy.models[-1]}', which it never asks: an audit asks the last "
@@ -47,6 +53,8 @@ def audit_of(policy: Policy | str | Path, audit: float | Audit = 0.02, **setting
             "Audit(max_disagreement=...) of your own."
         )
     (certificate,) = guarded
+    if certificate.group is not None:  # of `Policy.for_group`: all that this cascade is asked is of that group
+        certificate = certificate.model_copy(update={"group": None})
     if certificate.equivalence is not None and "same" not in settings:
         grader = certificate.equivalence.replace("judge ", "judge:", 1)  # in words there, as an option here
         settings["same"] = Agreement(grader, name=certificate.equivalence)

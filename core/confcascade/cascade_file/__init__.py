@@ -70,6 +70,7 @@ class CascadeFile(Entry):
         signals: With `models`: what judges every stage but the last; by default P(T).
         stages: Each with signals and thresholds of its own, if there are no `models`.
         policy: With `models`: a fitted one, ``policy.json``, with thresholds of its own.
+        group: With a `policy` that has thresholds of its own for each group of questions: which group.
         mode: "query" for a `Cascade`, "stepwise" for a `StepwiseCascade` of two models.
         steps: With "stepwise": what a step is, as of `Steps`; a policy has its own.
         on_error: As of `Cascade`.
@@ -94,6 +95,9 @@ class CascadeFile(Entry):
     )
     policy: str | None = Field(
         None, min_length=1, description="With `models`: the file of a fitted policy, in the place of thresholds."
+    )
+    group: str | None = Field(
+        None, min_length=1, description="With a `policy` of thresholds for each group of questions: which group."
     )
     mode: Mode = Field(
         "query", description="query: the first that is sure enough answers; stepwise: two write each answer in turn."
@@ -143,7 +147,7 @@ class CascadeFile(Entry):
             MissingExtraError: If the extra that brings a model is not installed.
         """
         if self._stages is None:
-            self._stages = self._load() if self.policy is None else self._fitted(None, None)
+            self._stages = self._load() if self.policy is None else self._fitted(None, None, None)
         return self._stages
 
     def model(self, name: str | None = None) -> LanguageModel:
@@ -161,12 +165,18 @@ class CascadeFile(Entry):
             return self._entries[i].model.load(self._source.folder)
 
     def cascade(
-        self, *, policy: str | Path | None = None, prompt_version: str | None = None, audit: float | Audit = 0.0
+        self,
+        *,
+        policy: str | Path | None = None,
+        group: str | None = None,
+        prompt_version: str | None = None,
+        audit: float | Audit = 0.0,
     ) -> Cascade:
         """The cascade.
 
         Args:
             policy: The file of a fitted policy, in the place of the thresholds or the policy that the file names.
+            group: Which group of questions, with a policy that has thresholds for each; in the place of the file's.
             prompt_version: Of the prompt that will be used, which a policy must have been fitted on.
             audit: As of `Cascade`; a share guards the promise of the policy.
 
@@ -175,11 +185,14 @@ class CascadeFile(Entry):
                 promise cannot be audited.
         """
         if policy is not None or self.policy is not None:
-            stages = self._fitted(policy, prompt_version)
+            stages = self._fitted(policy, group, prompt_version)
             with self._source.at():
                 if self.mode == "stepwise":
                     return self._stepwise(stages, audit=audit)
                 return Cascade(stages, **self._options, audit=audit)
+        if group is not None:
+            with self.at():
+                raise ConfigurationError("A `group` goes with a `policy` that was fitted for each group of questions.")
         for i, entry in enumerate(self._entries[:-1]):
             missing = [signal.name for signal in entry.signals if signal.name not in entry.thresholds]
             if missing:
@@ -338,6 +351,7 @@ class CascadeFile(Entry):
             **self.model_dump(mode="json", include={"on_error", "on_exhausted", "on_cut", "prompt"}),
             **({} if self.decoding is None else {"decoding": said(self.decoding)}),
             **({} if self.policy is None else {"policy": self.policy}),
+            **({} if self.group is None else {"group": self.group}),
             **(
                 {}
                 if self.mode == "query"
@@ -361,6 +375,8 @@ class CascadeFile(Entry):
         for key in ("threshold", "signals") if self.policy is not None else ():
             if getattr(self, key) is not None:
                 raise located(f"a `policy` brings its own signals and thresholds; drop `{key}`", key)
+        if self.group is not None and self.policy is None:
+            raise located("goes with a `policy` that was fitted for each group of questions; drop `group`", "group")
         self._entries = tuple(self.stages or self._written_out())
         self._check_mode()
         called = self._called()
@@ -439,12 +455,15 @@ class CascadeFile(Entry):
             stages.append(stage)
         return tuple(stages)
 
-    def _fitted(self, policy: str | Path | None, prompt_version: str | None) -> tuple[Stage, ...]:
+    def _fitted(self, policy: str | Path | None, group: str | None, prompt_version: str | None) -> tuple[Stage, ...]:
         """The stages of a fitted policy, of the file's models and at its prices."""
         place = self.policy_path if policy is None else policy
         assert place is not None
         with self._source.at(("policy",) if policy is None else ()):
             chosen = Policy.load(place)
+        if (group := group or self.group) is not None:
+            with self._source.at(("group",) if self.group is not None else ()):
+                chosen = chosen.for_group(group)
         models: list[LanguageModel] = []
         for i in range(len(self._entries)):
             with self._source.at(self._keys(i, "model")):

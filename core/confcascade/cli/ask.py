@@ -30,6 +30,9 @@ def ask(
         Path | None,
         typer.Option(help="A fitted policy, in the place of the file's thresholds.", exists=True, dir_okay=False),
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="With a policy of thresholds for each group of questions: which group.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message, in the place of the prompt's own.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="How the question is put: a prompt's name; by default the file's, or plain.")
@@ -88,7 +91,7 @@ def ask(
     if system is not None:
         messages = [Message("system", system), *(message for message in messages if message.role != "system")]
     # with a system message of its own the prompt is another, whose version nobody knows
-    answering = read.cascade(policy=policy, prompt_version=put.version if system is None else None)
+    answering = read.cascade(policy=policy, group=group, prompt_version=put.version if system is None else None)
     parameters = {"max_tokens": max_tokens, "temperature": temperature}
     with trace() as asked:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from confcascade.bench.evaluation.evaluate import Evaluation
+    from confcascade.bench.fitting import Realised
+    from confcascade.policy import Policy
 
 GROUPS_SHOWN = 12  # in the terminal
 
@@ -50,6 +52,10 @@ def evaluate(
         Path | None,
         typer.Option(help="A fitted policy instead, whose promise is told beside.", exists=True, dir_okay=False),
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="With a policy of thresholds for each group: this group's questions alone, in full."),
+    ] = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(help="Another policy of the same models to tell beside: NAME=SIGNAL=NUMBER,MODEL.SIGNAL=NUMBER."),
@@ -69,6 +75,7 @@ def evaluate(
 
         confcascade evaluate answers.jsonl --threshold p_t=0.9 --parameters small=8e9,large=70e9 -o report/
     """
+    import numpy as np
     from rich.console import Console
 
     from confcascade.bench.evaluation.evaluate import UNTOLD, with_texts
@@ -116,10 +123,22 @@ def evaluate(
         columns.index(name)
     fitted, told = None if policy is None else Policy.load(policy), []
     if fitted is not None:
+        if (group := group or (None if file is None else file.group)) is not None:
+            fitted = fitted.for_group(group)
+            rows = np.flatnonzero(columns.groups == group)
+            if not len(rows):
+                raise ConfigurationError(f"The recording has no question of the group '{group}'.")
+            gathered = gathered.take(rows)
         material = seen.data(columns, models=fitted.models, architectures=sizes.architectures, prices=sizes.prices)
+        if group is not None:
+            material = material.take(rows)
         found = realised(fitted, material, architectures=sizes.architectures, prices=sizes.prices)
         told = found.describe(fitted)
-        if fitted.certificates[0].kind == "agreement":
+        if fitted.groups:
+            _show_groups(console, fitted, found, told)
+            return
+        columns = gathered.columns
+        if fitted.certificates and fitted.certificates[0].kind == "agreement":
             told.append("The promise is about answers that differ, which are not counted here, and not about accuracy.")
         if fitted.stages[-1].model != fitted.models[-1]:
             told.append(
@@ -171,6 +190,22 @@ def evaluate(
         written = write_report(evaluation, out, made, plots=plots)
     _show(console, evaluation)
     console.print(f"Report: {written}", highlight=False, markup=False)
+
+
+def _show_groups(console: Console, policy: Policy, found: Realised, told: Sequence[str]) -> None:
+    """What came of each group, by its own thresholds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    promised = {each.group: each.promised for each in policy.accuracy_certificates}
+    table = Table("group", "questions", "points lost", "promised at most", "saved")
+    for name, own in found.groups.items():
+        most = f"{100 * promised[name]:.2f}" if name in promised else "asks the largest alone"
+        table.add_row(Text(name), f"{own.questions:,}", f"{100 * own.loss:.2f}", most, f"{own.saved:.1%}")
+    console.print(table)
+    for line in told:
+        console.print(Text(line))
+    console.print(Text("For the page of one group, with its figures and curves, say --group NAME.", style="dim"))
 
 
 def _show(console: Console, evaluation: Evaluation) -> None:

@@ -20,9 +20,10 @@ __all__ = ["betting_bound", "harm_bound", "score_bound", "score_p_value", "score
 
 _RATES = 16  # rates of benefits tried for the largest p-value, as many up to `_FEW` deviations as beyond, and ...
 _FEW = 4.0
-_PEAKS, _BETWEEN = 3, 8  # ... around each of the three largest six more; 600 in all changed it by less than half of ...
-_ASIDE = 1e-4  # ... what is added; the other half is the chance that a rate which is left out was the true one
-_SIGMAS = 5  # deviations, and nine, beyond which counts are left out, at less than 1e-6
+_PEAKS, _BETWEEN = 3, 8  # ... around each of the three largest six more; 600 in all make it larger by less than ...
+_SEARCHED = 1.002  # ... this
+_ASIDE = 2e-6  # added: half is the chance that a rate which is left out was the true one, half of the counts beyond ...
+_SIGMAS = 5  # ... so many deviations, and nine
 _TOLERANCE = 1e-5  # of a bound that is searched for, on its safe side: a thousandth of a point
 _STAKE = 0.9  # the largest share of the capital put at risk on one question
 
@@ -79,7 +80,7 @@ def score_p_value(harms: int, benefits: int, n: int, max_drop: float) -> float:
     Outcomes are ordered by `score_statistic`. The p-value is the largest probability, over rates of harms and benefits
     that differ by `max_drop`, of an outcome that speaks against the hypothesis as much as the one seen. As the
     statistic rises with harms and falls with benefits, rates that differ by more give no larger one. Rates at which the
-    two would surely be seen more often are left out, and 0.0001 is added for the chance of being wrong about that.
+    two would surely be seen more often are left out; what that and the search may miss is added.
 
     Args:
         harms: Questions that only the largest model gets right.
@@ -117,7 +118,7 @@ def score_p_value(harms: int, benefits: int, n: int, max_drop: float) -> float:
     for peak in np.argsort(chances)[-_PEAKS:]:
         near = np.linspace(roots[max(peak - 1, 0)], roots[min(peak + 1, len(roots) - 1)], _BETWEEN)[1:-1]
         chances += [_chance(lost, ways, n, float(root**2 / n), max_drop) for root in near]
-    return min(1.0, max(chances) + _ASIDE)
+    return min(1.0, _SEARCHED * max(chances) + _ASIDE)
 
 
 def most_harms(seen: float, n: int, benefits: NDArray[np.float64], drop: float) -> NDArray[np.float64]:

@@ -909,6 +909,16 @@ def test_a_policy_stands_in_the_place_of_thresholds(tmp_path, text, message):
         CascadeFile.load(path)
 
 
+def test_a_group_goes_with_a_policy(tmp_path):
+    path = tmp_path / "cascade.yaml"
+    path.write_text("models: ['bundled:small', 'bundled:large']\nthreshold: 0.9\ngroup: law\n")
+    with pytest.raises(ConfigurationError, match="line 3, `group`: goes with a `policy`"):
+        CascadeFile.load(path)
+    path.write_text("models: ['bundled:small', 'bundled:large']\nthreshold: 0.9\n")
+    with pytest.raises(ConfigurationError, match="A `group` goes with a `policy`"):
+        CascadeFile.load(path).cascade(group="law")
+
+
 @pytest.mark.parametrize("provider", ["local", "llamacpp"])
 def test_a_model_is_called_by_the_name_it_is_given_by_not_by_what_a_link_leads_to(tmp_path, provider):
     """The hub's cache links names to blobs, which are called by their hash; Python calls the model by its name, too."""

@@ -73,6 +73,37 @@ def test_a_promise_in_plain_words(fitted, folder):
     assert small.identities["p_t"] == meta["models"]["small"]["signals"]["p_t"]
 
 
+def test_a_promise_for_each_group(confcascade, folder):
+    """Fitted, evaluated by the groups, and asked by one of them, from the command line and from a file."""
+    options = ("-o", "out/groups.json", "--max-drop", "0.25", "--confidence", "0.8", "--per-group")
+    done = confcascade(*FIT, *options, cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    policy = Policy.load(folder / "out" / "groups.json")
+    assert set(policy.groups) == {"facts", "sums", "refusals"}
+    assert "Groups that have a promise, " in done.stdout
+    common = ("--policy", "out/groups.json", "--no-plots", "--parameters", "small=1e6,large=2e7")
+    whole = confcascade("evaluate", "new.rec.jsonl", *common, cwd=folder)
+    assert whole.returncode == 0, whole.stderr
+    assert "promised at most" in whole.stdout
+    assert not (folder / "report").exists()
+    one = confcascade("evaluate", "seen.rec.jsonl", *common, "--group", "facts", "-o", "of_facts", cwd=folder)
+    assert one.returncode == 0, one.stderr
+    assert json.loads((folder / "of_facts" / "figures.json").read_text())["questions"] == 140
+    question = ("ask", "How does Nebros Krurer earn a living?", "--json")
+    given = confcascade(
+        *question, "--cascade", "cascade.yaml", "--policy", "out/groups.json", "--group", "facts", cwd=folder
+    )
+    (folder / "groups.yaml").write_text(
+        "models: ['bundled:small', 'bundled:large']\npolicy: out/groups.json\ngroup: facts\n"
+    )
+    written = confcascade(*question, "--cascade", "groups.yaml", cwd=folder)
+    ids = {json.loads(each.stdout)["record"]["policy_id"] for each in (given, written)}
+    assert len(ids) == 1
+    without = confcascade(*question, "--cascade", "cascade.yaml", "--policy", "out/groups.json", cwd=folder)
+    assert without.returncode == 2
+    assert "each of 3 groups of questions: say which" in " ".join(without.stderr.split())
+
+
 def test_a_question_is_asked_by_the_policy(confcascade, fitted, folder):
     """Live, its signals are made anew; the prompt is checked, and another one refused."""
     ask = ("ask", "How does Nebros Krurer earn a living?", "--cascade", "cascade.yaml", "--policy", "out/policy.json")

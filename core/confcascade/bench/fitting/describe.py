@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
+from confcascade.bench.fitting.results import Contender, Fitted, GroupFit, NotCertified
 from confcascade.bench.fitting.rivals import Rival
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.policy import shown
@@ -31,6 +31,8 @@ def _fitted(fitted: Fitted) -> list[str]:
         else f"Rule '{fitted.rule}', at thresholds fixed beforehand, certified on all {n['certify']:,} questions."
     )
     lines = [fitted.policy.describe(), "", came]
+    if fitted.groups:
+        return [*lines, *_of_groups(fitted.groups)]
     others = [each for each in fitted.tested if each.policy != fitted.stages]
     if others:
         lines += ["", "Tested, too:", *map(_runner, _nearest(others))]
@@ -46,6 +48,35 @@ def _rival(rival: Rival) -> str:
         return f"  {rival.name}: saves nothing within the target at any threshold"
     beyond = ", more than the target" if rival.within is False else ""
     return f"  {rival.name}: {rival.saved:.1%} saved, net {rival.loss:.2%} lost{beyond}"
+
+
+def _of_groups(groups: Sequence[GroupFit]) -> list[str]:
+    """A line for each."""
+    held = [group for group in groups if group.certificate is not None]
+    lines = ["", f"Groups that have a promise, {len(held)} of {len(groups)}:"] if held else []
+    for group in held:
+        assert group.certificate is not None
+        shows = group.certificate
+        lines.append(
+            f"  {group.name}: {told(group.stages)}: {group.saving.share:.1%} saved, {shows.harms:,} lost and "
+            f"{shows.benefits:,} gained of {shows.n:,}, at most {shows.bound:.2%}"
+        )
+    if rest := [group for group in groups if group.certificate is None]:
+        lines += ["", f"Groups that the largest model answers alone, {len(rest)} of {len(groups)}:"]
+    for group in rest:
+        lines.append(f"  {group.name}: {group.why}. {_more(group)}")
+    return lines
+
+
+def _more(group: GroupFit) -> str:
+    if group.more is None:
+        return "No number of further questions is known that would do."
+    if group.more == 0:
+        return "So many questions suffice as a rule; this time chance was against it."
+    return (
+        f"About {group.more:,} more questions of this group would do for a policy that saves about {group.could:.0%} "
+        "there."
+    )
 
 
 def _nearest(others: Sequence[Contender]) -> list[Contender]:
@@ -79,6 +110,8 @@ def _nothing(nothing: NotCertified) -> list[str]:
         f"Nothing can be promised with {nothing.questions:,} questions, {nothing.n:,} of them for the proof: "
         f"{nothing.why}."
     ]
+    if nothing.groups:
+        return [*lines, *_of_groups(nothing.groups), "Until then, ask the largest model alone."]
     if nothing.more:
         costs = [] if nothing.usd is None else [f"${nothing.usd:.2f}"]
         costs.append(f"{nothing.tokens:,.0f} tokens")

@@ -12,17 +12,18 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from confcascade.bench.fitting.by_group import dearer, fit_groups, saving_of_groups, testable
 from confcascade.bench.fitting.candidates import Candidates, at_pass_rates, by_label, candidates, derive, lone_path
-from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.material import FitData, read_material
 from confcascade.bench.fitting.not_certified import nothing_promised, why_nothing
 from confcascade.bench.fitting.policy_file import Described, fitted_policy, saving_of
 from confcascade.bench.fitting.proof import Path as TestPath
-from confcascade.bench.fitting.proof import expected, losses, most_accurate, prove, shown
+from confcascade.bench.fitting.proof import expected, losses, most_accurate
 from confcascade.bench.fitting.refusals import check, only_grade, too_few
 from confcascade.bench.fitting.results import Contender, Fitted, NotCertified
 from confcascade.bench.fitting.rivals import rivals
 from confcascade.bench.fitting.splitting import SHARES, FitSplit, split_by_key
+from confcascade.bench.fitting.tested import put_to_proof
 from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
@@ -30,13 +31,11 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
-from confcascade.guarantee import Certificate, Promise, suited_test
-from confcascade.policy import Saving
+from confcascade.guarantee import Certificate, Promise, TestName, suited_test
 
 __all__ = ["Rule", "fit"]
 
 Rule = Literal["quantiles", "pass-rate", "per-label"]
-_COMPARED = 10  # certified policies that are shown, and of which the cheapest is taken
 
 
 def fit(
@@ -69,7 +68,8 @@ def fit(
         promise: What shall be promised; with an equivalence, of agreement.
         same: With an equivalence, whether answers are the largest model's (`agreement`).
         max_cost: In the place of a target: the least loss at this share of the largest model's cost, in (0, 1).
-        per_group: Whether it shall hold for every group of questions.
+        per_group: Whether each group of questions shall have a promise and thresholds of its own (`by_group`); with a
+            `max_cost`, one policy for all of them, its loss bounded in each.
         signals: Which to use; by default all that have scores. One alone spends the fewest questions.
         described: By model, how its signals are made live; or the cascade file that says so, whose models are then
             those that are read from a recording's file.
@@ -112,7 +112,9 @@ def fit(
         shares = SHARES["threshold" if lone is not None else "signals" if several else "path"]
         parts = split_by_key(material.keys, seed=seed, shares=shares)
     parts.check(material.keys)
-    task = _Task(material, parts, bill, _promises(material, promise, per_group), same, max_cost)
+    singles = losses(material.columns, [[PolicyStage(model)] for model in material.models], material.models[-1], same)
+    test = suited_test(singles, promise)
+    task = _Task(material, parts, bill, _promises(material, promise, parts, test, per_group), test, same, max_cost)
     health = _health(task, names)
     made = Candidates(material.columns)
     path: TestPath | None
@@ -121,6 +123,8 @@ def fit(
     else:
         made = _calibrate(task, routable, described or {}, rule)
         path = _choose(task, made, progress)
+    if path is not None and per_group and max_cost is None:
+        return _certify_groups(task, made, path, health, described=described or {}, seed=seed, folder=folder)
     return _certify(task, made, path, health, described=described or {}, seed=seed, folder=folder)
 
 
@@ -132,7 +136,8 @@ class _Task:
         material: The recording.
         split: Its questions in three parts.
         bill: Of costs.
-        promises: By group; "" for all questions.
+        promises: By group that is tested; "" for all questions.
+        test: By which test.
         same: As of `fit`.
         max_cost: As of `fit`.
     """
@@ -141,6 +146,7 @@ class _Task:
     split: FitSplit
     bill: Costing
     promises: Mapping[str, Promise]
+    test: TestName
     same: NDArray[np.bool_] | None
     max_cost: float | None
 
@@ -156,11 +162,6 @@ class _Task:
     def right(self) -> NDArray[np.bool_]:
         """What signals are to predict."""
         return self.material.right if self.same is None else self.same
-
-    @property
-    def narrowest(self) -> Promise:
-        """The one at the smallest level."""
-        return min(self.promises.values(), key=lambda each: each.delta)
 
     def same_of(self, rows: NDArray[np.intp]) -> NDArray[np.bool_] | None:
         return None if self.same is None else self.same[rows]
@@ -227,24 +228,11 @@ def _certify(
     proof, same = made.columns.take(split.certify), task.same_of(split.certify)
     tested: tuple[Contender, ...] = ()
     if path is not None and all((proof.groups == name).any() if name else len(proof) for name in task.promises):
-        singles = losses(made.columns, [[PolicyStage(model)] for model in material.models], task.largest, task.same)
-        test = suited_test(singles, task.narrowest)
-        policies, failed = prove(proof, path.policies, task.largest, same, task.promises, test)
-        policies = _thinned(policies[:-1] if failed else policies) + (policies[-1:] if failed else [])
-        examined = shown(proof, policies, task.largest, same, bill, task.promises, test)
-        *costs, alone = bill.means(made.columns, [*policies, [PolicyStage(task.largest)]])
-        tested = tuple(
-            Contender(path.rule, policy, float(1 - cost / alone), each)
-            for policy, cost, each in zip(policies, costs, examined, strict=True)
+        tested = put_to_proof(
+            path, made.columns, proof, same, task.promises, task.test, largest=task.largest, bill=bill
         )
     passed = [runner for runner in tested if runner.certified]
-    notes = [*material.notes]
-    if task.same is None and only_grade(material) == 1:
-        notes.append(
-            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
-            "nothing."
-        )
-    notes += made.notes
+    notes = _notes(task, made)
     nothing = functools.partial(
         nothing_promised,
         material=material,
@@ -263,7 +251,7 @@ def _certify(
     chosen = max(passed, key=lambda each: each.saved)
     saved = saving_of(proof, [each.policy for each in passed], passed.index(chosen), task.largest, bill)
     if saved.share <= 0:
-        return nothing(_dearer(chosen, saved, task.largest), plan=saved.high > 0)
+        return nothing(dearer(chosen, saved, task.largest), plan=saved.high > 0)
     if saved.low < 0:
         notes.append(
             f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
@@ -282,23 +270,66 @@ def _certify(
     return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, beside, tuple(notes))
 
 
-def _thinned(policies: list[tuple[PolicyStage, ...]]) -> list[tuple[PolicyStage, ...]]:
-    """At most `_COMPARED` of them, with the first and the last: neighbours on a path hardly differ."""
-    at = np.linspace(0, len(policies) - 1, min(len(policies), _COMPARED)).round().astype(int)
-    return [policies[i] for i in at]
+def _certify_groups(
+    task: _Task,
+    made: Candidates,
+    path: TestPath,
+    health: Mapping[tuple[str, str], SignalHealth],
+    *,
+    described: Mapping[str, Described],
+    seed: int,
+    folder: Path | None,
+) -> Fitted | NotCertified:
+    """The same for each group apart, the largest model alone where nothing passes that saves anything."""
+    material, bill, split = task.material, task.bill, task.split
+    groups = fit_groups(path, material, made.columns, split, task.same, task.promises, task.test, bill)
+    tested = tuple(runner for group in groups for runner in group.tested)
+    certificates = [group.certificate for group in groups if group.certificate is not None]
+    notes = _notes(task, made)
+    if not certificates:
+        return nothing_promised(
+            f"of the {len(groups)} groups there is none in which a policy passed that saves anything",
+            material,
+            made.columns,
+            path,
+            task.same,
+            task.promises,
+            bill,
+            n=len(split.certify),
+            tested=tested,
+            health=health,
+            notes=notes,
+            groups=groups,
+        )
+    saved = saving_of_groups(made.columns.take(split.certify), groups, task.largest, bill)
+    alone = (PolicyStage(task.largest),)
+    policy = fitted_policy(
+        material,
+        made,
+        alone,
+        certificates,
+        saved,
+        described=described,
+        seed=seed,
+        folder=folder,
+        groups={group.name: (group.stages, group.saving) for group in groups},
+    )
+    return Fitted(policy, path.rule, alone, tested, health, split, (), tuple(notes), groups)
+
+
+def _notes(task: _Task, made: Candidates) -> list[str]:
+    notes = [*task.material.notes]
+    if task.same is None and only_grade(task.material) == 1:
+        notes.append(
+            "CHECK THE GRADER: it calls every answer of every model right. If some are wrong, this promise is worth "
+            "nothing."
+        )
+    return notes + made.notes
 
 
 def _dearest(task: _Task, columns: Columns) -> float:
     """The largest model's mean cost."""
     return float(task.bill.means(columns, [[PolicyStage(task.largest)]])[0])
-
-
-def _dearer(runner: Contender, saved: Saving, largest: str) -> str:
-    """Why a policy that holds is not sold, as a clause."""
-    return (
-        f"of the policies that keep the promise the cheapest, {told(runner.policy)}, costs more than {largest} alone: "
-        f"{saved.share:.1%} saved on the questions of the proof, 95 % interval {saved.low:.1%} to {saved.high:.1%}"
-    )
 
 
 def _names(material: FitData, wanted: Sequence[str] | None) -> dict[str, list[str]]:
@@ -341,13 +372,18 @@ def _health(task: _Task, names: Mapping[str, Sequence[str]]) -> dict[tuple[str, 
     return found
 
 
-def _promises(material: FitData, promise: Promise, per_group: bool) -> dict[str, Promise]:
+def _promises(
+    material: FitData, promise: Promise, parts: FitSplit, test: TestName, per_group: bool
+) -> dict[str, Promise]:
     if not per_group:
         return {"": promise}
     names = sorted(set(material.columns.groups.tolist()))
     if "" in names:
         raise ConfigurationError("A promise for every group needs a group of every question; some have none.")
-    return promise.per_group(names)
+    if promise.max_drop is None:
+        return promise.per_group(names)
+    proof = material.columns.groups[parts.certify]
+    return promise.per_group(testable({name: int((proof == name).sum()) for name in names}, promise, test))
 
 
 def _spaces(columns: Columns, described: Mapping[str, Described]) -> Callable[[str, str], tuple[float, float]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from confcascade.bench.fitting.material import FitData
 from confcascade.bench.fitting.proof import Path, losses
-from confcascade.bench.fitting.results import Contender, NotCertified
+from confcascade.bench.fitting.results import Contender, GroupFit, NotCertified
 from confcascade.bench.metrics.health import SignalHealth
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
@@ -18,7 +18,7 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
 from confcascade.guarantee import Promise, examples_needed_like, fewest_examples
 
-__all__ = ["nothing_promised", "why_nothing"]
+__all__ = ["lost_too_much", "nothing_promised", "planned", "why_nothing"]
 
 _PLANNED = 33  # policies of the path that are looked at
 _DEVIATIONS = 2.5  # of a test at 5 % with a power of 80 %
@@ -35,8 +35,11 @@ def why_nothing(path: Path | None, tested: Sequence[Contender], lacking: str, ma
     """
     if path is None:
         return f"no policy that was tried costs at most {max_cost:.0%} of the largest model alone"
-    if lacking:
-        return lacking
+    return lacking or lost_too_much(tested)
+
+
+def lost_too_much(tested: Sequence[Contender]) -> str:
+    """Why the first policy that was tested did not pass, as a clause."""
     worst = max(tested[0].examined, key=lambda each: each.bound)
     return (
         f"the policy that keeps least lost {worst.harms:,} answers and gained {worst.benefits:,} of {worst.n:,}, so "
@@ -58,6 +61,7 @@ def nothing_promised(
     health: Mapping[tuple[str, str], SignalHealth],
     notes: Sequence[str],
     plan: bool = True,
+    groups: Sequence[GroupFit] = (),
 ) -> NotCertified:
     """That nothing is, and how many more questions would do, as far as that can be planned.
 
@@ -74,10 +78,14 @@ def nothing_promised(
         health: Of every signal, by model and name.
         notes: What a reader should know.
         plan: Whether more questions could help.
+        groups: What came of each, where each has a promise of its own.
     """
     more, saved = None, None
-    if plan and path is not None and all(promise.max_drop is not None for promise in promises.values()):
-        more, saved = _planned(columns, path, material.models[-1], same, promises, bill, share=n / len(material))
+    if groups:
+        lacking = [(each.more, each.could) for each in groups if each.more is not None]
+        more, saved = min(lacking, key=lambda each: each[0], default=(None, None))
+    elif plan and path is not None and all(promise.max_drop is not None for promise in promises.values()):
+        more, saved = planned(columns, path, material.models[-1], same, promises, bill, share=n / len(material))
     usd, tokens, seconds = _collecting(material, bill)
     times = 0 if more is None else more
     return NotCertified(
@@ -92,10 +100,11 @@ def nothing_promised(
         tested=tested,
         health=health,
         notes=tuple(notes),
+        groups=tuple(groups),
     )
 
 
-def _planned(
+def planned(
     columns: Columns,
     path: Path,
     largest: str,
@@ -108,6 +117,18 @@ def _planned(
     """The fewest further questions for any policy of the path that saves something, and what it saves.
 
     All questions are looked at, for nothing is promised here.
+
+    Args:
+        columns: The questions.
+        path: Whose policies are looked at.
+        largest: The model that promises are held against.
+        same: Of these questions, as for `losses`.
+        promises: By group; "" for all questions.
+        bill: Of costs.
+        share: Of the questions that prove, in (0, 1].
+
+    Returns:
+        None, twice, if no number is known that would do.
     """
     at = np.unique(np.linspace(0, len(path.policies) - 1, _PLANNED).round().astype(int))
     policies = [path.policies[i] for i in at]

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,16 @@ from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
 from confcascade.errors import ConfigurationError
-from confcascade.policy import AnyCertificate, CalibratedEntry, ExpectedGainEntry, FittedStage, MadeFrom, Policy, Saving
+from confcascade.policy import (
+    AnyCertificate,
+    CalibratedEntry,
+    ExpectedGainEntry,
+    FittedGroup,
+    FittedStage,
+    MadeFrom,
+    Policy,
+    Saving,
+)
 from confcascade.schema.signals import SignalType
 
 __all__ = ["Described", "entries_of", "fitted_policy", "made_from", "replayable", "saving_of"]
@@ -48,6 +58,7 @@ def fitted_policy(
     described: Mapping[str, Described],
     seed: int,
     folder: Path | None,
+    groups: Mapping[str, tuple[Sequence[PolicyStage], Saving]] = MappingProxyType({}),
 ) -> Policy:
     """What was chosen and shown, to be kept.
 
@@ -60,12 +71,16 @@ def fitted_policy(
         described: By model, how its signals are made live.
         seed: Of the split.
         folder: Where the policy will be kept; paths in it are relative to this.
+        groups: By group, what was chosen there and what it saves, where each has its own.
     """
+
+    def entries(of: Sequence[PolicyStage]) -> list[FittedStage]:
+        return [_stage(material, made, each, last=each is of[-1], described=described, folder=folder) for each in of]
+
     return Policy(
         models=list(material.models),
-        stages=[
-            _stage(material, made, each, last=each is stages[-1], described=described, folder=folder) for each in stages
-        ],
+        stages=entries(stages),
+        groups={name: FittedGroup(stages=entries(own), saving=its) for name, (own, its) in groups.items()},
         certificates=list(certificates),
         saving=saved,
         made_from=made_from(material, seed=seed),
@@ -90,8 +105,10 @@ def replayable(columns: Columns, policy: Policy) -> tuple[Columns, tuple[PolicyS
     """A recording with the signals that a policy is made of, and its stages, to be replayed on it.
 
     Raises:
-        ConfigurationError: If the recording lacks a model or a signal, or the policy decides step by step.
+        ConfigurationError: If the recording lacks a model or a signal, or the policy decides step by step, or each
+            group by its own stages (`Policy.for_group`).
     """
+    policy.check_one()
     if policy.stepwise is not None:
         raise ConfigurationError(
             "A policy that decides step by step cannot be replayed: another threshold writes another answer. Record "

@@ -81,19 +81,20 @@ def expected(
         largest: The model that promises are held against.
         same: As for `losses`.
         bill: Of costs.
-        promises: By group; "" for all questions.
+        promises: By group, each of which goes as far as it can; "" for all questions.
         n: Questions of the proof, by group.
     """
     lost = losses(columns, structure.policies, largest, same)
-    members = _members(columns, promises)
     costs = bill.means(columns, [*structure.policies, [PolicyStage(largest)]])
+    # groups differ in their numbers alone: few of the questions that choose are of any one of them
+    sizes = {n[name]: (each, sum(n[other] == n[name] for other in promises)) for name, each in promises.items()}
 
     def saving(times: int, doubt: float) -> float:
-        far = min(
-            reach(lost[:, members[name]] if members[name].any() else lost, each, n=max(times * n[name], 1), doubt=doubt)
-            for name, each in promises.items()
-        )
-        return float(1 - costs[:far].min(initial=costs[-1]) / costs[-1])
+        saved = 0.0
+        for size, (promise, groups) in sizes.items():
+            far = reach(lost, promise, n=max(times * size, 1), doubt=doubt)
+            saved += groups * size * float(1 - costs[:far].min(initial=costs[-1]) / costs[-1])
+        return saved / max(sum(n.values()), 1)
 
     return Path(structure.rule, structure.policies, lost, saving(1, 0.5), saving(10, 0.0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class Realised:
         benefits: On how many it gained.
         saved: Share of the largest model's cost, every model that ran being charged.
         seen: How many of the questions have the text of one that it was fitted on; None if that cannot be told.
+        groups: The same of each group, where each is decided by its own thresholds; `seen` is told of all together.
     """
 
     questions: int
@@ -39,6 +40,7 @@ class Realised:
     benefits: int
     saved: float
     seen: int | None
+    groups: Mapping[str, Realised] = field(default_factory=dict)
 
     def describe(self, policy: Policy) -> list[str]:
         """Beside what was promised, in lines."""
@@ -59,6 +61,14 @@ class Realised:
             )
         else:
             lines.append(f"The policy promises nothing of accuracy; {came}")
+        if self.groups:
+            bound = {each.group: each.promised for each in guarded}
+            held = {name: bound[name] for name in self.groups if name in bound}
+            above = [name for name, most in held.items() if self.groups[name].loss > most]
+            lines.append(
+                f"Of {len(self.groups)} groups here {len(held)} have a promise. Above it, on these questions: "
+                f"{', '.join(above) or 'none'}. (Few questions tell little of a group.)"
+            )
         if others := [each.kind for each in policy.certificates if each.kind not in ("labels", "agreement")]:
             lines.append(f"What it promises of {', '.join(dict.fromkeys(others))} is not judged here.")
         if self.seen:
@@ -95,15 +105,16 @@ def realised(
     Args:
         policy: It.
         material: The recording, of all the policy's models.
-        same: To count other answers in the place of lost accuracy (`agreement`).
+        same: To count other answers in the place of lost accuracy (`agreement`), shape (questions, models).
         architectures: By model.
         prices: By model.
         only_new: Whether to refuse texts that the policy was fitted on.
 
     Raises:
-        ConfigurationError: If a model, a build, or a prompt is another, or a question is not new.
+        ConfigurationError: If a model, a build, or a prompt is another, a question is not new, or a group is not one
+            that the policy knows.
     """
-    for stage in policy.stages:
+    for stage in [*policy.stages, *(stage for group in policy.groups.values() for stage in group.stages)]:
         for what, was, now in (
             ("build", stage.build, material.builds.get(stage.model)),
             ("prompt", stage.prompt_version, material.prompt_versions.get(stage.model)),
@@ -119,16 +130,26 @@ def realised(
             f"{seen:,} of the {len(material):,} questions are among those that the policy was fitted on, or repeat "
             "them word for word: draws that it was fitted on prove nothing."
         )
-    columns, stages = replayable(material.columns, policy)
-    largest = policy.models[-1]
-    (lost,) = losses(columns, [stages], largest, same)
+    columns, largest = material.columns, policy.models[-1]
     bill = Costing.of(columns, policy.models, architectures, prices, policy.saving.unit)
-    ours, theirs = bill.means(columns, [stages, [PolicyStage(largest)]])
-    return Realised(
-        questions=len(columns),
-        loss=float(lost.mean()),
-        harms=int((lost > 0).sum()),
-        benefits=int((lost < 0).sum()),
-        saved=float(1 - ours / theirs),
-        seen=seen,
-    )
+    parts: dict[str, NDArray[np.intp]] = {"": np.arange(len(columns))}
+    if policy.groups:
+        parts = {name: np.flatnonzero(columns.groups == name) for name in np.unique(columns.groups).tolist()}
+    lost, ours, theirs = (np.empty(len(columns)) for _ in range(3))
+    for name, rows in parts.items():
+        own, stages = replayable(columns.take(rows), policy.for_group(name) if policy.groups else policy)
+        (lost[rows],) = losses(own, [stages], largest, None if same is None else same[rows])
+        ours[rows], theirs[rows] = bill.each(own, stages), bill.each(own, [PolicyStage(largest)])
+
+    def came(rows: NDArray[np.intp], seen: int | None) -> Realised:
+        return Realised(
+            questions=len(rows),
+            loss=float(lost[rows].mean()),
+            harms=int((lost[rows] > 0).sum()),
+            benefits=int((lost[rows] < 0).sum()),
+            saved=float(1 - ours[rows].mean() / theirs[rows].mean()),
+            seen=seen,
+        )
+
+    whole = came(np.arange(len(columns)), seen)
+    return replace(whole, groups={name: came(rows, None) for name, rows in parts.items()}) if policy.groups else whole

@@ -9,10 +9,10 @@ from confcascade.bench.fitting.rivals import Rival
 from confcascade.bench.fitting.splitting import FitSplit
 from confcascade.bench.metrics.health import SignalHealth
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.guarantee import Examined
-from confcascade.policy import Policy
+from confcascade.guarantee import Certificate, Examined
+from confcascade.policy import Policy, Saving
 
-__all__ = ["Contender", "Fitted", "NotCertified"]
+__all__ = ["Contender", "Fitted", "GroupFit", "NotCertified"]
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,46 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class GroupFit:
+    """What came of one group of questions.
+
+    Attributes:
+        name: As the recording has it.
+        questions: How many of the recording are in it.
+        stages: What is done with them; the largest model alone where nothing is promised.
+        saving: What that saves in the group.
+        certificate: What is promised; None where the largest model alone is asked.
+        tested: What was put to the proof, in its order.
+        why: Why nothing is promised, as a clause; "" if something is.
+        more: How many more questions of the group would do; None if something is promised, or no number is known.
+        could: What the policy that they would do for saves in the group, about.
+    """
+
+    name: str
+    questions: int
+    stages: tuple[PolicyStage, ...]
+    saving: Saving
+    certificate: Certificate | None
+    tested: tuple[Contender, ...]
+    why: str = ""
+    more: int | None = None
+    could: float | None = None
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A policy with its promise, and what stood beside it.
 
     Attributes:
         policy: It.
         rule: What keeps an answer.
-        stages: It, as it is replayed on `replayable` columns.
-        tested: All that were tested, in their order.
+        stages: It, as it is replayed on `replayable` columns; the largest model alone where there are `groups`.
+        tested: All that were tested, in their order; group after group.
         health: Of every signal, by model and name.
         parts: Of the material's questions.
         rivals: What asks one model only, on the questions of the proof.
         notes: What a reader should know.
+        groups: What came of each, where each has a promise of its own.
     """
 
     policy: Policy
@@ -60,6 +88,7 @@ class Fitted:
     parts: FitSplit
     rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
+    groups: tuple[GroupFit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +99,8 @@ class NotCertified:
         why: In words.
         n: Questions there were for the proof.
         questions: In all.
-        more: How many more in all would do; None if no number is known that would.
+        more: How many more in all would do; None if no number is known that would. With `groups`: how many more of the
+            group that lacks fewest.
         saved: What the policy that they would do for saves, about.
         usd: What collecting them costs, about; None if prices are not known.
         tokens: Likewise.
@@ -78,6 +108,7 @@ class NotCertified:
         tested: As of `Fitted`.
         health: As of `Fitted`.
         notes: As of `Fitted`.
+        groups: As of `Fitted`.
     """
 
     why: str
@@ -91,3 +122,4 @@ class NotCertified:
     tested: tuple[Contender, ...]
     health: Mapping[tuple[str, str], SignalHealth]
     notes: tuple[str, ...]
+    groups: tuple[GroupFit, ...] = ()

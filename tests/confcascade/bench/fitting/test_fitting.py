@@ -105,15 +105,6 @@ def test_every_part_does_its_own_work(rows, pair):
     assert result.tested[0].policy == pair.tested[0].policy
 
 
-def test_groups_are_promised_together(rows):
-    result = fitted(rows, Promise(0.1), per_group=True)
-
-    assert isinstance(result, Fitted)
-    even, odd = result.policy.certificates
-    assert (even.group, odd.group, even.groups) == ("even", "odd", 2)
-    assert even.n + odd.n == len(result.parts.certify)
-
-
 def test_the_least_loss_that_a_share_of_the_cost_buys(rows):
     result = fitted(rows, Promise(None), max_cost=0.7)
 
