@@ -111,7 +111,9 @@ def main(
     most = int(binom.ppf(0.98, draws, 0.05))
     print(f"{draws} draws a row, 95 % confidence. A procedure that breaks its promise in 5 % of draws breaks more than")
     print(f"{most} of them once in fifty times.\n")
-    print("| traffic | questions | promised of | drop | broken | nothing | mean true loss | saved | hindsight | rules |")
+    print(
+        "| traffic | questions | promised of | drop | broken | nothing | mean true loss | saved | hindsight | rules |"
+    )
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|---|")
     for setting in SETTINGS:
         if only not in setting.name:

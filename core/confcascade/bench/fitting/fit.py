@@ -264,9 +264,7 @@ def _certify(
     policy = fitted_policy(
         material, made, chosen.policy, certificates, saved, described=described, seed=seed, folder=folder
     )
-    beside = rivals(
-        material.columns.take(split.certify), material.models, same, bill, max_drop=task.narrowest.max_drop
-    )
+    beside = rivals(material.columns.take(split.certify), material.models, same, bill, max_drop=next(iter(task.promises.values())).max_drop)
     return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, beside, tuple(notes))
 
 
