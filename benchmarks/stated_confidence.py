@@ -47,6 +47,7 @@ def collect(
     styles: Annotated[str, typer.Option(help="With commas.")] = ",".join(STYLES),
     limit: Annotated[int, typer.Option(help="Questions, drawn by a hash.")] = 300,
     max_tokens: Annotated[int, typer.Option()] = 96,
+    keep_text: Annotated[bool, typer.Option(help="Keep questions and answers, where their licence allows it.")] = False,
 ) -> None:
     """Ask."""
     out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def collect(
                 out / f"{asked.name}.{data.stem}.{style}.jsonl",
                 prompt=prompt_from(prompt),
                 grader=grader,
-                keep_text=False,
+                keep_text=keep_text,
                 keep_tokens=False,
                 max_tokens=max_tokens,
                 progress=lambda _, row, bar=bar: bar.update(row is not None),
