@@ -11,6 +11,7 @@ the cascade that it certified: its decisions must be those of the replay. Nothin
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ from confcascade.bench.recording import Columns, Row, read_rows
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.bench.replay.replay import NOT_ASKED
 from confcascade.bench.training.verbalized.figures import figures_of
+from confcascade.demo.world import World
 from confcascade.graders import grader_from_string
 from confcascade.graders.example import Example
 from confcascade.models import from_string
@@ -121,6 +123,19 @@ def _signal(how: str) -> Verbalized:
 
 
 @app.command()
+def prepare(out: Path) -> None:
+    """Write questions of the bundled models' world: to learn to state a confidence on, and to ask."""
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = ("facts", "letters", "reading", "refusals")
+    asked = [World().questions(part, tasks, per_task=400) for part in ("calibration", "test")]
+    for name, found in (("learn", World().questions("fit", tasks, per_task=400)), ("ask", [*asked[0], *asked[1]])):
+        rows = [{"question": each.prompt, "reference": each.reference, "group": each.task} for each in found]
+        random.Random(0).shuffle(rows)
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        typer.echo(f"{out / name}.jsonl: {len(rows)}")
+
+
+@app.command()
 def collect(
     out: Path,
     small: Small,
@@ -158,13 +173,16 @@ def run(
     how: How = "two-step",
     grader: Annotated[str, typer.Option(help="As collected.")] = "numeric",
     max_tokens: Limit = 48,
-    live: Annotated[int, typer.Option(help="The last questions of the data, asked live and not fitted on.")] = 50,
+    live: Annotated[
+        int, typer.Option(min=1, help="The last questions of the data, asked live and not fitted on.")
+    ] = 50,
     max_drop: Annotated[float, typer.Option(help="What is promised.")] = 0.1,
 ) -> None:
     """Fit on the first questions, and run what is certified on the last."""
     examples = list(read_examples(data, "auto"))
     rows = list(read_rows(next(iter(sorted(out.glob("answers.jsonl*.gz"))), out / "answers.jsonl")))
-    new = {example.id for example in examples[-live:]}
+    last = examples[len(examples) - live :]
+    new = {example.id for example in last}
     with served(small, large) as (server, models):
         sizes = {each.name: each.architecture for each in models}
         names = [each.name for each in models]
@@ -181,7 +199,7 @@ def run(
         fitted.policy.save(out / "policy.json")
         cascade = Cascade(fitted.policy.make_stages(models, prompt_version=PROMPT.version, signals=[_signal(how)]))
         columns = Columns.of(row for row in rows if row.question in new)
-        table, same = lived(cascade, fitted.policy, columns, examples[-live:], grader, max_tokens, sizes)
+        table, same = lived(cascade, fitted.policy, columns, last, grader, max_tokens, sizes)
         typer.echo("\n" + "\n".join(table))
         typer.echo(f"Calls for log-probabilities that the server refused: {server.refused}.")
     if not same:

@@ -127,7 +127,11 @@ def report(out: Path) -> None:
 
 
 def _area(figures: ConfidenceFigures) -> str:
-    return "-" if figures.auroc is None or not figures.scored else f"{figures.auroc:.3f} ({figures.low:.3f} to {figures.high:.3f})"
+    return (
+        "-"
+        if figures.auroc is None or not figures.scored
+        else f"{figures.auroc:.3f} ({figures.low:.3f} to {figures.high:.3f})"
+    )
 
 
 if __name__ == "__main__":
