@@ -173,9 +173,7 @@ def run(
     how: How = "two-step",
     grader: Annotated[str, typer.Option(help="As collected.")] = "numeric",
     max_tokens: Limit = 48,
-    live: Annotated[
-        int, typer.Option(min=1, help="The last questions of the data, asked live and not fitted on.")
-    ] = 50,
+    live: Annotated[int, typer.Option(min=1, help="The last of the data, asked live and not fitted on.")] = 50,
     max_drop: Annotated[float, typer.Option(help="What is promised.")] = 0.1,
 ) -> None:
     """Fit on the first questions, and run what is certified on the last."""

@@ -215,6 +215,11 @@ def _labels(text: str, nouns: str) -> list[Statement]:
             if value is None or begin in seen:
                 continue
             said, end = value
+            while again := compiled(r"[ \t]*[=≈][ \t]*(?=[\d.,])").match(text, end):  # "P(correct) = 1/2 = 0.5"
+                value = value_at(text, again.end(), scale)
+                if value is None:
+                    break
+                said, end = value
             between = text[label.end("label") : end]
             # two lines only with a heading or a colon in between
             if between.count("\n") > 2 or ("\n" in between and not re.search(r"[:*#]|\A\s*\n", between)):

@@ -16,6 +16,9 @@ STATED = [
     ("504\n<0.99>0.99</confidence>", 0.99, "504"),
     ("504\n<0.9999999999999999>PROBABILITY</confidence>", 1.0, "504"),
     ("504\n0.9</confidence>", 0.9, "504"),
+    # of SmolLM2-135M-Instruct
+    ("504\nP(correct) = 2/4 = 1/2", 0.5, "504"),
+    ("504\nProbability that my answer is correct = 504/456 ≈ 0.9", 0.9, "504"),
     ("Paris\n\nConfidence: 90%", 0.9, "Paris"),
     ("Paris. Confidence: 90 %", 0.9, "Paris."),
     ("Paris Confidence: 90%", 0.9, "Paris"),
