@@ -26,7 +26,7 @@ from confcascade.asks import Generate, LanguageModel
 from confcascade.bench.collecting import collect as ask
 from confcascade.bench.fitting import NotCertified, describe_fit, material_of, replayable
 from confcascade.bench.questions import PROMPTS, read_examples
-from confcascade.bench.recording import Columns, Row, read_rows
+from confcascade.bench.recording import Columns, Row
 from confcascade.bench.replay import PolicyStage, replay
 from confcascade.bench.replay.replay import NOT_ASKED
 from confcascade.bench.training.verbalized.figures import figures_of
@@ -35,6 +35,7 @@ from confcascade.graders import grader_from_string
 from confcascade.graders.example import Example
 from confcascade.models import from_string
 from confcascade.models.openai import OpenAICompatibleModel
+from stated_confidence import rows_of
 
 PROMPT = PROMPTS["plain"]
 DECISIONS = {"accept": 0, "escalate": 1, "fail": 2}
@@ -178,7 +179,7 @@ def run(
 ) -> None:
     """Fit on the first questions, and run what is certified on the last."""
     examples = list(read_examples(data, "auto"))
-    rows = list(read_rows(next(iter(sorted(out.glob("answers.jsonl*.gz"))), out / "answers.jsonl")))
+    rows = rows_of(next(iter(sorted(out.glob("answers.jsonl.gz"))), out / "answers.jsonl"))
     last = examples[len(examples) - live :]
     new = {example.id for example in last}
     with served(small, large) as (server, models):

@@ -11,6 +11,7 @@ parameters gets right now and then.
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -24,7 +25,7 @@ from confcascade.bench.collecting import collect as ask
 from confcascade.bench.questions import read_examples
 from confcascade.bench.questions.prompts import prompt_from
 from confcascade.bench.questions.splitting import sample
-from confcascade.bench.recording import read_rows
+from confcascade.bench.recording import Row, read_rows
 from confcascade.bench.training.verbalized.figures import ConfidenceFigures, figures_of
 from confcascade.demo.world import World
 from confcascade.models import from_string
@@ -113,7 +114,7 @@ def report(out: Path) -> None:
     )
     typer.echo("|---|---|---|---|---|---|---|---|---|")
     for path in sorted(each for each in out.glob("*.jsonl*") if each.suffix in (".jsonl", ".gz")):
-        rows = list(read_rows(path))
+        rows = rows_of(path)
         name, questions, style = path.name.split(".jsonl")[0].rsplit(".", 2)
         stated, p_t = figures_of(rows, "stated"), figures_of(rows, "p_t")
         if stated is None or p_t is None:
@@ -126,12 +127,18 @@ def report(out: Path) -> None:
         )
 
 
+def rows_of(path: Path) -> list[Row]:
+    """Of a recording, also a packed one."""
+    if path.suffix != ".gz":
+        return list(read_rows(path))
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [Row.model_validate_json(line) for line in lines]
+
+
 def _area(figures: ConfidenceFigures) -> str:
-    return (
-        "-"
-        if figures.auroc is None or not figures.scored
-        else f"{figures.auroc:.3f} ({figures.low:.3f} to {figures.high:.3f})"
-    )
+    if figures.auroc is None or not figures.scored:
+        return "-"
+    return f"{figures.auroc:.3f} ({figures.low:.3f} to {figures.high:.3f})"
 
 
 if __name__ == "__main__":
