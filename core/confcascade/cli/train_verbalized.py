@@ -80,6 +80,9 @@ def train_verbalized(
         typer.Option(min=1, help="Of each question, for the supervised part. By default 2 with grpo, 4 otherwise."),
     ] = None,
     supervised_rate: Annotated[float, typer.Option(help="Learning rate of the supervised part.")] = 2e-4,
+    texts: Annotated[
+        int, typer.Option(min=1, help="Texts of an update of the supervised part: fewer, where questions are few.")
+    ] = 64,
     lora: Annotated[int, typer.Option(min=0, help="Rank of the LoRA; 0 trains all weights, of a small model.")] = 16,
     every: Annotated[int, typer.Option(min=1, help="Steps between validations and checkpoints.")] = 50,
     limit: Limit = None,
@@ -146,6 +149,7 @@ def train_verbalized(
         default.epochs if epochs is None else epochs,
         default.answers if answers is None else answers,
         supervised_rate,
+        texts,
     )
     settings = {
         "method": method,

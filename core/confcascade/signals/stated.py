@@ -55,6 +55,11 @@ _TAG = (
     r"<(?P<tag>confidence(?:[_-]?(?:score|level))?|certainty|probability)\b[^<>]*>"
     r"(?P<said>[^<]*)(?:</(?P=tag)\s*>|(?=<)|\Z)"
 )
+# one that was begun with another tag, or none, as small models write it: "<0.9>0.9</confidence>", "0.9</confidence>"
+_CLOSED = (
+    r"(?:<(?P<opened>[^<>\n]{1,40})>|^)[ \t]*(?P<said>[^<>\n]{0,40})"
+    r"</(?:confidence(?:[_-]?(?:score|level))?|certainty|probability)\s*>"
+)
 _OF_ANSWER = (
     r"(?:\s+(?:in|of|for|that)\s+(?:my|this|the|your)\s+(?:final\s+)?(?:answer|guess|response)"
     r"(?:\s+(?:is|being)\s+(?:correct|right|true))?)"
@@ -186,6 +191,13 @@ def _tags(text: str) -> list[Statement]:
         found.append(
             Statement(None if value is None else value[0], "tag", tag.span(), (_whole_lines(text, tag.span()),))
         )
+    ends = {each.own[1] for each in found}
+    for tag in list(compiled(_CLOSED, re.I | re.M).finditer(text))[-_MOST:]:
+        # "<0.9>PROBABILITY</confidence>": the form that was asked for, with the number in the wrong place
+        blank = tag["opened"] is not None and compiled(r"[A-Z\s]*").fullmatch(tag["said"])
+        value = value_at(tag["opened"] if blank else tag["said"], 0, whole=True)
+        if value is not None and tag.end() not in ends:
+            found.append(Statement(value[0], "tag", tag.span(), (_whole_lines(text, tag.span()),)))
     return found
 
 
@@ -203,6 +215,11 @@ def _labels(text: str, nouns: str) -> list[Statement]:
             if value is None or begin in seen:
                 continue
             said, end = value
+            while again := compiled(r"[ \t]*[=≈][ \t]*(?=[\d.,])").match(text, end):  # "P(correct) = 1/2 = 0.5"
+                value = value_at(text, again.end(), scale)
+                if value is None:
+                    break
+                said, end = value
             between = text[label.end("label") : end]
             # two lines only with a heading or a colon in between
             if between.count("\n") > 2 or ("\n" in between and not re.search(r"[:*#]|\A\s*\n", between)):
@@ -235,7 +252,7 @@ def _sentences(text: str, at: int) -> list[Statement]:
         rf"(?<![\w.,]){QUANTITY}(?<=[%t])\s+{_SURE}\b",
         rf"(?<!\w)(?:with|at)\s+(?:a\s+)?{QUANTITY}\s+(?:confidence|certainty)\b{_NOT_OURS}",
         rf"(?<![\w.,]){QUANTITY}(?<=[%t])\s+(?:confidence|certainty)\b{_NOT_OURS}",
-        rf"(?<![\w.,]){QUANTITY}\s+(?:chance|probability|likelihood)\s+{_RIGHT}",
+        rf"(?<![\w.,]){QUANTITY}\s+(?:chance|probability|likelihood)\s+(?:{_RIGHT}|of\s+being\s+(?:correct|right|true)\b)",
     )
     found = []
     for pattern in patterns:

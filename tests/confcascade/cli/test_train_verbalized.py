@@ -13,7 +13,7 @@ pytest.importorskip("peft")
 QUICK = (
     *("--model", "bundled:small", "--grader", "normalized", "--instruction", "Sure?", "--max-tokens", 40),
     *("--group", 4, "--rows", 64, "--questions", 16, "--steps", 2, "--every", 1, "--rate", "1e-3"),
-    *("--epochs", 3, "--answers", 4, "--supervised-rate", "1e-2"),
+    *("--epochs", 3, "--answers", 4, "--supervised-rate", "1e-2", "--texts", 16),
 )
 
 
@@ -77,6 +77,14 @@ def test_the_card_says_how_to_ask_and_what_came_of_it(trained, folder):
     assert card["after"]["letters"]["stated"]["n"] == 20
     plots = {path.name for path in (folder / "out" / "plots").iterdir()}
     assert plots == {"rewards.png", "statements.png", "reliability-test.png", "reliability-letters.png"}
+
+
+def test_an_update_of_teaching_has_the_texts_that_were_wanted(trained, folder):
+    """Few questions make few texts, and a form is not learned in a few updates."""
+    from confcascade.bench.training.verbalized.following import read_log
+
+    texts = json.loads((folder / "out" / "model" / "stated.json").read_text())["texts"]
+    assert read_log(folder / "out" / "taught" / "log.jsonl")[-1]["step"] == 3 * -(-texts // 16)
 
 
 def test_a_cascade_file_names_it(trained, folder):
