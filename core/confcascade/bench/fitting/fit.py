@@ -264,7 +264,8 @@ def _certify(
     policy = fitted_policy(
         material, made, chosen.policy, certificates, saved, described=described, seed=seed, folder=folder
     )
-    beside = rivals(material.columns.take(split.certify), material.models, same, bill, max_drop=next(iter(task.promises.values())).max_drop)
+    target = next(iter(task.promises.values())).max_drop
+    beside = rivals(material.columns.take(split.certify), material.models, same, bill, max_drop=target)
     return Fitted(policy, chosen.rule, chosen.policy, tested, health, split, beside, tuple(notes))
 
 
