@@ -60,8 +60,7 @@ def fit(
 
     With two models and one signal only its threshold is to be found, and every question proves (`lone_path`). Else some
     of the questions choose among paths of policies (`SHARES`), and with several signals calibrate what is made of them.
-    Of the certified policies the one that saves most over all questions is taken: costs are
-    not what is tested.
+    Of the certified policies the one that saves most over all questions is taken: costs are not what is tested.
 
     Args:
         material: The recording, or its file.

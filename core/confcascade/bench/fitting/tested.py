@@ -30,7 +30,7 @@ def put_to_proof(
     largest: str,
     bill: Costing,
 ) -> tuple[Contender, ...]:
-    """At most 25 of the policies that pass, and the first that fails, if any, in the order of the path.
+    """At most ten of the policies that pass, and the first that fails, if any, in the order of the path.
 
     Args:
         path: Whose policies they are.
