@@ -360,7 +360,7 @@ class Policy(Entry):
         """
         if not self.groups:
             raise ConfigurationError(
-                f"This policy decides all groups alike: leave the group '{group}' out, or fit with `--per-group`."
+                f"This policy decides all groups alike: leave the group '{group}' out, or fit with `per_group=True`."
             )
         found = self.groups.get(group)
         if found is None and unknown != "largest":

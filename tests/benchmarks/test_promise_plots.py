@@ -70,7 +70,7 @@ def test_examples_are_the_planners(drawn):
     needed = lines(drawn[0]["examples"])
     for label, discordance in (("0 %", 0.0), ("0.5 %", 0.005), ("2 %", 0.02), ("5 %", 0.05)):
         (at,) = np.flatnonzero(needed[label][:, 0] == 2)
-        assert needed[label][at, 1] == examples_needed(Promise(0.02), discordance=discordance) / 0.4
+        assert needed[label][at, 1] == examples_needed(Promise(0.02), discordance=discordance)
         assert (np.diff(needed[label][:, 1]) < 0).all()
     rows = [line for line in (ROOT / "docs" / "how-many-examples.md").read_text().splitlines() if line[:4] == "| 2 "]
     (table,) = [[int(cell.replace(",", "")) for cell in row.strip("|").split("|")[1:]] for row in rows]

@@ -170,7 +170,7 @@ def score_bound(harms: int, benefits: int, n: int, delta: float) -> float:
         ConfigurationError: If counts or `delta` are out of range.
 
     >>> round(score_bound(14, 9, 1430, 0.05), 4)
-    0.0096
+    0.0095
     """
     from scipy.optimize import brentq
 

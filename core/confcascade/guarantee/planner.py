@@ -82,7 +82,7 @@ def examples_needed(promise: Promise, *, discordance: float, net_loss: float = 0
         ConfigurationError: If rates or `power` are out of range.
 
     >>> examples_needed(Promise(max_drop=0.02), discordance=0.016, net_loss=0.0035)
-    684
+    518
     """
     _check_target(promise)
     _check_rates(discordance, net_loss)
