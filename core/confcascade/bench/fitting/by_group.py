@@ -2,7 +2,7 @@
 
 Every group that is tested has an equal part of the error, those that fail included. So with the promise's confidence
 all the groups that passed keep it at once, and which of them passed does not matter. A group is not tested if it has so
-few questions that nothing could pass: their numbers alone decide that, and they tell nothing of losses. Where nothing
+few questions that nothing could pass: only their numbers decide that, and these say nothing of losses. Where nothing
 passed the largest model alone is asked, which loses nothing against itself.
 """
 

@@ -123,7 +123,7 @@ def _nothing(nothing: NotCertified) -> list[str]:
         )
     elif nothing.more == 0:
         lines.append(
-            "So many questions suffice as a rule: this time the lot of the split was against it. (To try other "
+            "So many questions suffice as a rule: this time chance was against it. (To try other "
             "seeds until one passes is to choose by the proof.)"
         )
     else:

@@ -69,7 +69,7 @@ def fit(
         max_cost: In the place of a target: the least loss at this share of the largest model's cost, in (0, 1).
         per_group: Whether each group of questions shall have a promise and thresholds of its own (`by_group`); with a
             `max_cost`, one policy for all of them, its loss bounded in each.
-        signals: Which to use; by default all that have scores. One alone spends the fewest questions.
+        signals: Which to use; by default all that have scores. A single one spends the fewest questions.
         described: By model, how its signals are made live; or the cascade file that says so, whose models are then
             those that are read from a recording's file.
         architectures: By model.

@@ -86,7 +86,7 @@ def expected(
     """
     lost = losses(columns, structure.policies, largest, same)
     costs = bill.means(columns, [*structure.policies, [PolicyStage(largest)]])
-    # groups differ in their numbers alone: few of the questions that choose are of any one of them
+    # groups differ only in their numbers: few of the questions that choose are of any one of them
     sizes = {n[name]: (each, sum(n[other] == n[name] for other in promises)) for name, each in promises.items()}
 
     def saving(times: int, doubt: float) -> float:

@@ -133,8 +133,8 @@ class QueryLimits:
 
 @dataclass(frozen=True)
 class ClassAnswers:
-    """Answers and what they ought to be, as numbers of classes; answers that differ in case, articles and punctuation
-    alone are of one class, as of `normalized`.
+    """Answers and what they ought to be, as numbers of classes; answers that differ only in case, articles and
+    punctuation are of one class, as of `normalized`.
 
     Attributes:
         classes: As they were first written.
@@ -434,7 +434,7 @@ def fit_targets(
     if wanted.promise is not None and (wanted.promise.equivalence is None) != (same is None):
         raise ConfigurationError("An equivalence and the answers compared by it go together.")
     if len(material.models) < 2:
-        raise ConfigurationError(f"A policy chooses among models; the recording has {material.models[0]} alone.")
+        raise ConfigurationError(f"A policy chooses among models; the recording has only {material.models[0]}.")
     if isinstance(described, CascadeFile):
         described.only_whole("A fitted policy")
         described = {name: Described(each, described.folder) for name, each in described.signal_entries.items()}
