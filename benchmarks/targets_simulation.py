@@ -24,7 +24,7 @@ import numpy as np
 import typer
 from confcascade import Architecture, Prices, Usage
 from confcascade.bench.fitting import QueryLimits, Wanted, material_of
-from confcascade.bench.fitting.targets import ClassAnswers, played
+from confcascade.bench.fitting.played import ClassAnswers, played
 from confcascade.bench.recording import RecordedScore, Row
 from confcascade.bench.recording.importers import read_chain, read_choice_logits
 from confcascade.bench.replay import PolicyStage

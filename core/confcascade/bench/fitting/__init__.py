@@ -15,12 +15,13 @@ from confcascade.bench.fitting.describe import describe_fit
 from confcascade.bench.fitting.fit import fit
 from confcascade.bench.fitting.grid import Configuration, GridFit, certify_grid
 from confcascade.bench.fitting.material import FitData, FitNotes, agreement, material_of, read_material
+from confcascade.bench.fitting.played import QueryLimits
 from confcascade.bench.fitting.policy_file import Described, replayable
 from confcascade.bench.fitting.realised import Realised, realised
 from confcascade.bench.fitting.recorded_grid import RecordedGrid, stepwise_models
 from confcascade.bench.fitting.results import Fitted, NotCertified
 from confcascade.bench.fitting.splitting import FitSplit, split_by_key
-from confcascade.bench.fitting.targets import QueryLimits, TargetsFit, Wanted, fit_targets
+from confcascade.bench.fitting.targets import TargetsFit, Wanted, fit_targets
 
 __all__ = [
     "Configuration",

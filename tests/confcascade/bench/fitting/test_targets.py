@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from confcascade import ConfigurationError, Prices
 from confcascade.bench.fitting import QueryLimits, Wanted, agreement, fit_targets, material_of, realised
-from confcascade.bench.fitting.targets import EACH, ClassAnswers, played
+from confcascade.bench.fitting.played import ClassAnswers, played
+from confcascade.bench.fitting.targets import EACH
 from confcascade.bench.replay import PolicyStage
 from confcascade.bench.replay.costing import Costing
 from confcascade.graders import NormalizedMatch
