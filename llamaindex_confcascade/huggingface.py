@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from confcascade import Request, TransformersModel
-from confcascade.extending import Chunk, Generate, Response
+from confcascade.extending import Generate
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms.llm import LLM
 
@@ -56,11 +55,8 @@ class HuggingFaceModel(TransformersModel):
         """The LLM's own."""
         return self.native.metadata  # type: ignore[no-any-return]
 
-    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return super().generate([wanting(ask) for ask in asks])
-
-    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        return super().stream(wanting(ask))
+    def _asked(self, ask: Generate) -> Generate:
+        return super()._asked(wanting(ask))
 
     def render(self, request: Request) -> str:
         """As the LLM's own `chat` and `complete` write it. (Its `stream_complete` ignores `completion_to_prompt`.)"""

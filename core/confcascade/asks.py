@@ -75,9 +75,11 @@ class Progress:
         paid: What has been used before the call that is under way, or by one whose answer is of no use; None for
             nothing.
         asked: What that call asks, in the place of the ask itself; None if it is that.
+        busy_s: Seconds that were computed for it, its share of those that several shared, where the model knows.
     """
 
     def __init__(self) -> None:
+        self.busy_s = 0.0
         self.paid: Usage | None = None
         self.asked: Generate | None = None
 

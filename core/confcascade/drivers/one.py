@@ -113,12 +113,12 @@ class Run(Generic[T]):
 
 def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within: Within) -> list[Answer[Any]]:
     elapsed = time.perf_counter() - started
-    busy = elapsed / len(values)
     return [
         Answer(error=value, elapsed_s=elapsed, busy_s=busy, usage=within.usage or _usage_of(value, ask))
         if isinstance(value, Exception)
         else Answer(value, elapsed_s=elapsed, busy_s=busy)
         for ask, value in zip(asks, values, strict=True)
+        for busy in [ask.progress.busy_s or elapsed / len(values)]
     ]
 
 

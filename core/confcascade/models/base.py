@@ -74,7 +74,7 @@ class Waiting:
         """Whether some answer is not waited for."""
         return self._all_left or bool(self._left)
 
-    def wants(self, ask: Generate) -> bool:
+    def wants(self, ask: Prefill | Generate) -> bool:
         """Whether the answer to this ask is waited for."""
         return not self._all_left and id(ask) not in self._left
 

@@ -247,7 +247,7 @@ class Decoder:
 def pairs_of(cache: Any) -> list[tuple[Any, Any]]:
     """Keys and values (rows, heads, tokens, dimension) by layer, of a cache that holds nothing else; else none."""
     layers = getattr(cache, "layers", None) or ()
-    if any(type(layer).__name__ != "DynamicLayer" for layer in layers):
+    if any(type(layer).__name__ != "DynamicLayer" or layer.keys is None for layer in layers):
         return []
     return [(layer.keys, layer.values) for layer in layers]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate
+from confcascade.errors import ModelError
 from confcascade.models.base import Watcher
 from confcascade.models.local.batch import Batch
+from confcascade.models.local.decoding import Alternatives
 from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.sampling import GenerationSettings, TokenChoice
 from confcascade.thoughts import ThoughtReader, calls_by_header
@@ -33,6 +35,8 @@ class DecoderSettings:
         max_new_tokens: Most tokens of an answer, where the request does not say; None leaves it to the settings.
         context: Most tokens of prompt and answer together; None if unknown.
         settings: What decides which token follows.
+        dtype: Of its numbers, for errors.
+        texts: Of the tokens that were spelled, each alone.
     """
 
     name: str
@@ -42,6 +46,25 @@ class DecoderSettings:
     max_new_tokens: int | None
     context: int | None
     settings: GenerationSettings
+    dtype: Any = None
+    texts: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def overflow(self) -> ModelError:
+        """The error of an answer whose logits are not finite."""
+        return ModelError(
+            f"The logits of model '{self.name}' are not finite: its numbers overflow in {self.dtype}, or its weights "
+            'are broken. Load it in another precision, such as dtype="float32".'
+        )
+
+    def spelled(self, alternatives: Alternatives) -> tuple[tuple[str, float], ...]:
+        """Tokens and their log-probabilities, as text."""
+        return tuple((self._text_of(token), logprob) for token, logprob in alternatives)
+
+    def _text_of(self, token: int) -> str:
+        text = self.texts.get(token)
+        if text is None:
+            text = self.texts[token] = self.tokenizer.decode([token])
+        return text
 
     def limit(self, asked: int | None, prompt_tokens: int) -> int:
         """Most tokens of an answer to a prompt of so many: as asked, or as the model's settings say, or 512."""
@@ -59,20 +82,15 @@ class GrowingAnswer:
     Args:
         ask: What is answered.
         speaker: How its model writes.
-        prompt: Its tokens, where they are still to be read.
-        position: Its row in the batch.
         opened: The mark with which the prompt has opened the thoughts, if it has.
 
     Raises:
         ModelError: If the request has options that local generation does not know.
     """
 
-    def __init__(
-        self, ask: Generate, speaker: DecoderSettings, prompt: Sequence[int], position: int, opened: str = ""
-    ) -> None:
+    def __init__(self, ask: Generate, speaker: DecoderSettings, opened: str = "") -> None:
         self.ask = ask
-        self.prompt = prompt
-        self.position = position
+        self.position = 0  # in the batch
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self._speaker = speaker
@@ -106,12 +124,16 @@ class GrowingAnswer:
         """The next token, from raw logits (vocabulary,); None if it is the most probable."""
         return None if self._choice.plain else self._choice.next(logits)
 
+    def overflow(self) -> None:
+        """End with logits that are not finite."""
+        self.fail(self._speaker.overflow())
+
     def leave(self) -> None:
         """End here: nobody waits for the rest."""
         self.finish_reason = "aborted"
 
-    def push(self, token: int, logprob: float, logprobs: torch.Tensor) -> None:
-        """Take the next token; `logprobs` is the whole distribution (vocabulary,) it came from."""
+    def push(self, token: int, logprob: float, alternatives: Alternatives) -> None:
+        """Take the next token, and what else was probable in its place."""
         self._generated += 1
         if token in self._speaker.settings.ends:
             self.finish_reason = "stop"
@@ -126,7 +148,7 @@ class GrowingAnswer:
                 self._flush()
                 self._detokenizer.restart()
                 piece = mark
-            self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs)))
+            self._tokens.append(Token(piece, min(0.0, logprob), self._speaker.spelled(alternatives)))
             self._grow(piece)
             if self.finish_reason is None and self._generated >= self._limit:
                 self.finish_reason = "length"
@@ -161,12 +183,6 @@ class GrowingAnswer:
         """End without an answer."""
         self.error = error
         self.finish_reason = "error"
-
-    def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
-        if not self.ask.top_logprobs:
-            return ()
-        values, ids = logprobs.topk(min(self.ask.top_logprobs, logprobs.shape[-1]))
-        return tuple((self._tokenizer.decode([i]), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
 
     def _flush(self) -> None:
         """Show what an incomplete character left behind."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate
 from confcascade.models.local.batch import Batch
+from confcascade.models.local.decoding import Alternatives
 from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.sampling import TokenChoice
@@ -25,7 +26,6 @@ class GrowingStep:
     Args:
         ask: What is answered.
         speaker: How its model writes.
-        position: Its row in the batch.
         take: Takes one row's own keys and values out of a cache, given its mask.
         opened: The mark with which the prompt has opened the thoughts, where this is the first step: its text begins
             with it, so that other models read it.
@@ -42,13 +42,12 @@ class GrowingStep:
         self,
         ask: Generate,
         speaker: DecoderSettings,
-        position: int,
         take: Callable[[Any, torch.Tensor, int], Any],
         opened: str = "",
         begun: str = "",
     ) -> None:
         self.ask = ask
-        self.position = position
+        self.position = 0  # in the batch
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.ids: list[int] = []
@@ -109,8 +108,8 @@ class GrowingStep:
         self._max_logit = float(logits.max())
         return None if self._choice.plain else self._choice.next(logits)
 
-    def push(self, token: int, logprob: float, logprobs: torch.Tensor) -> None:
-        """Take the next token; `logprobs` is the whole distribution (vocabulary,) it came from."""
+    def push(self, token: int, logprob: float, alternatives: Alternatives) -> None:
+        """Take the next token, and what else was probable in its place."""
         self._generated += 1
         if token in self._speaker.settings.ends:
             self.finish_reason = "stop"
@@ -123,12 +122,16 @@ class GrowingStep:
             self.own_text += piece
             self.ids.append(token)
             self.ends.append(None if self._detokenizer.pending and mark is None else len(self.own_text))
-            self._tokens.append(Token(piece, min(0.0, logprob), self._alternatives(logprobs), self._max_logit))
+            self._tokens.append(Token(piece, min(0.0, logprob), self._speaker.spelled(alternatives), self._max_logit))
             self._end_where_asked(len(piece))
             if self.finish_reason in (None, "step") and self._generated >= self._limit:
                 self.finish_reason = "length"
         if self.finish_reason is not None:
             self._complete()
+
+    def overflow(self) -> None:
+        """End with logits that are not finite."""
+        self.fail(self._speaker.overflow())
 
     def fail(self, error: Exception) -> None:
         """End without a step."""
@@ -150,13 +153,6 @@ class GrowingStep:
         self.kept = self._take(batch.cache, batch.mask, self.position), int(batch.mask[self.position].sum())
 
     # ------------------------------------------------------------------ text
-
-    def _alternatives(self, logprobs: torch.Tensor) -> tuple[tuple[str, float], ...]:
-        if not self.ask.top_logprobs:
-            return ()
-        values, ids = logprobs.topk(min(self.ask.top_logprobs, logprobs.shape[-1]))
-        decode = self._speaker.tokenizer.decode
-        return tuple((decode([i]), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
 
     def _complete(self) -> None:
         """Show what an incomplete character left behind."""

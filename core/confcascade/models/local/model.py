@@ -8,41 +8,38 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill, Session
 from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError
-from confcascade.models.base import InThreads, Waiting
+from confcascade.models.base import Waiting
 from confcascade.models.gguf import model_name
 from confcascade.models.local.batch import Batch, RowState
+from confcascade.models.local.continuous import ContinuousBatching, Job
 from confcascade.models.local.decoder import Capture, Decoder
+from confcascade.models.local.decoding import not_finite
 from confcascade.models.local.dequantised import GgufCache
 from confcascade.models.local.detokenizer import call_marks_of, marks_of
 from confcascade.models.local.generation import DecoderSettings, GrowingAnswer
 from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import DeviceMap, Quantization, load
-from confcascade.models.local.prompts import Prompts
+from confcascade.models.local.prompts import Prompt, Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.models.local.sessions import Sessions, position_of
-from confcascade.notices import log_failed_batch
 from confcascade.thoughts import may_open_mark
 from confcascade.types import Prefilled, Request, Response, Usage
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["TransformersModel"]
 
 _log = logging.getLogger("confcascade")
-T = TypeVar("T")
 
 
-class TransformersModel(InThreads):
+class TransformersModel:
     """A causal language model in this process.
 
     Prompts are rendered with the tokenizer's chat template, or, where it has none, completed as raw text.
@@ -102,6 +99,7 @@ class TransformersModel(InThreads):
             continues=True,
         )
         self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
+        self._batching = ContinuousBatching(self._decoder, self._capability.batch_size, model.device)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
 
     def _set_options(
@@ -139,11 +137,9 @@ class TransformersModel(InThreads):
                 eos_ends_turns=template is not None and template.ends_turns_with_eos,
                 changes=generation_options,
             ),
+            dtype=self.model.dtype,
         )
-
-        self._sessions = Sessions(
-            self._decoder, self._prompts, self._speaker, self._decode, self._overflow, self.model.device
-        )
+        self._sessions = Sessions(self._decoder, self._prompts, self._speaker, self.model.device)
 
     def __repr__(self) -> str:
         settings = "".join(f", {key}={value!r}" for key, value in self.generation_settings.items())
@@ -287,101 +283,95 @@ class TransformersModel(InThreads):
     # ------------------------------------------------------------------ LanguageModel
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        if any(ask.session is not None for ask in asks):
-            return self._apart(asks, self._sessions.read, self.prefill)
-        found: list[Any] = [None] * len(asks)
-        readable: list[tuple[int, Prefill, list[int], dict[str, tuple[int, ...]], str]] = []
-        for i, ask in enumerate(asks):  # a prompt that cannot be read fails alone, not its batch
-            try:
-                self._check_layers(ask.layers)
-                text = self.render(ask.request)
-                ids = {label: self._prompts.label_ids(text, label) for label in ask.labels}
-                readable.append((i, ask, self._prompts.encode(text), ids, self._prompts.opened(ask.request, text)))
-            except Exception as error:
-                found[i] = error
-        for part in self._parts(readable):
-            layers = sorted({layer for _, ask, *_ in part for layer in ask.layers})
-            batch, hidden = self._read([encoded for _, _, encoded, *_ in part], layers)
-            logprobs = batch.logits.float().log_softmax(-1)
-            broken = _not_finite(logprobs)
-            likeliest = logprobs.argmax(-1).tolist()
-            for row, (i, ask, _, ids, opened) in enumerate(part):
-                if broken[row]:
-                    RowState(batch, row).close()
-                    found[i] = self._overflow()
-                    continue
-                if opened or (ids and self._begins_thoughts(likeliest[row])):
-                    ids = {}  # what comes first are thoughts, so that labels are read behind them
-                label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
-                found[i] = Prefilled(
-                    usage=Usage(len(batch.prompts[row]), 0),
-                    hidden_states={layer: hidden[layer][row] for layer in ask.layers},
-                    label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
-                    following=position_of(batch.logits[row]) if ask.following else None,
-                    state=RowState(batch, row, opened),
-                )
-        return found
+        return self._batching.answers([self._job(ask) for ask in asks])
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        if any(_goes_on(ask) for ask in asks):
-            return self._apart([_in_session(ask) for ask in asks], self._sessions.write, self.generate)
-        answers: list[Any] = [None] * len(asks)
-        for group in self._groups(asks):
-            rows: list[GrowingAnswer] = []
-            kept: list[int] = []
-            for i in group:  # a prompt that cannot be read fails alone, not its batch
-                try:
-                    rows.append(self._row(asks[i], len(rows)))
-                    kept.append(i)
-                except Exception as error:
-                    answers[i] = error
-            self._decode_all(rows)
-            for i, row in zip(kept, rows, strict=True):
-                answers[i] = row.error or row.response()
-        return answers
-
-    def _apart(
-        self, asks: Sequence[Any], in_sessions: Callable[[Sequence[Any]], Sequence[Any]], others: Callable[..., Any]
-    ) -> list[Any]:
-        """Those that belong to a session, and the others."""
-        answers: list[Any] = [None] * len(asks)
-        for answer, of_session in ((in_sessions, True), (others, False)):
-            which = [i for i, ask in enumerate(asks) if (ask.session is not None) == of_session]
-            for part in self._parts(which):
-                for i, told in zip(part, answer([asks[i] for i in part]), strict=True):
-                    answers[i] = told
-        return answers
-
-    def _decode_all(self, rows: list[GrowingAnswer]) -> None:
-        """Decode to the end. If a pass fails, rows that have ended keep their answers, and the others begin anew."""
-        try:
-            for _ in self._decode(rows):
-                pass
-        except ModelError:  # a prefill that was continued before
-            raise
-        except Exception as error:
-            cut_off = [i for i, row in enumerate(rows) if row.finish_reason is None]
-            if len(rows) == 1:
-                rows[0].fail(error)
-                return
-            log_failed_batch(self._name, error, len(cut_off))
-            # the error is gone by the time they are asked, and with it what it kept in memory
-        else:
-            return
-        for i in cut_off:
-            rows[i] = self._row(replace(rows[i].ask, prefilled=None), 0)
-            self._decode_all([rows[i]])
+        return self._batching.answers([self._job(ask) for ask in asks])
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        if _goes_on(ask):
-            yield from self._sessions.stream(_in_session(ask))
-            return
-        row = self._row(ask, 0)
-        for _ in self._decode([row]):
-            yield from row.new_chunks()
-        if row.error is not None:
-            raise row.error
-        yield row.response()
+        return self._batching.stream(self._job(ask))
+
+    async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        return await self._batching.aanswers([self._job(ask) for ask in asks])
+
+    async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        return await self._batching.aanswers([self._job(ask) for ask in asks])
+
+    def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
+        return self._batching.astream(self._job(ask))
+
+    def _job(self, ask: Prefill | Generate) -> Job:
+        return Job(self, self._asked(ask) if isinstance(ask, Generate) else ask, ask, Waiting.current())
+
+    def _asked(self, ask: Generate) -> Generate:
+        """An ask with all that its answer needs; one that goes on from what was written needs a session."""
+        goes_on = ask.session is not None or bool(ask.request.written or ask.until)
+        return replace(ask, session=Session()) if goes_on and ask.session is None else ask
+
+    # ------------------------------------------------------------------ what its batching asks of it
+
+    def prompt(self, request: Request) -> Prompt:
+        """What the model reads, up to where its answer begins.
+
+        Raises:
+            ModelError: If it does not fit the context.
+        """
+        text = self.render(request)
+        return Prompt(text, self._prompts.encode(text), self._prompts.opened(request, text))
+
+    def read_asks(self, asks: Sequence[Prefill], prompts: Sequence[Prompt]) -> list[Prefilled | Exception]:
+        """Answer asks about prompts, in one pass."""
+        found: list[Any] = [None] * len(asks)
+        readable: list[tuple[int, dict[str, tuple[int, ...]]]] = []
+        for i, (ask, prompt) in enumerate(zip(asks, prompts, strict=True)):  # one that cannot be fails alone
+            try:
+                self._check_layers(ask.layers)
+                readable.append((i, {label: self._prompts.label_ids(prompt.text, label) for label in ask.labels}))
+            except Exception as error:
+                found[i] = error
+        if not readable:
+            return found
+        layers = sorted({layer for i, _ in readable for layer in asks[i].layers})
+        batch, hidden = self._read([prompts[i].ids for i, _ in readable], layers)
+        logprobs = batch.logits.float().log_softmax(-1)
+        broken = not_finite(logprobs)
+        likeliest = logprobs.argmax(-1).tolist()
+        for row, (i, ids) in enumerate(readable):
+            ask, opened = asks[i], prompts[i].opened
+            if broken[row]:
+                RowState(batch, row).close()
+                found[i] = self._speaker.overflow()
+                continue
+            if opened or (ids and self._begins_thoughts(likeliest[row])):
+                ids = {}  # what comes first are thoughts, so that labels are read behind them
+            label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
+            found[i] = Prefilled(
+                usage=Usage(len(batch.prompts[row]), 0),
+                hidden_states={layer: hidden[layer][row] for layer in ask.layers},
+                label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
+                following=position_of(batch.logits[row]) if ask.following else None,
+                state=RowState(batch, row, opened),
+            )
+        return found
+
+    def read_prompts(self, prompts: Sequence[Prompt]) -> Batch:
+        """Read prompts in one pass, to answer them."""
+        return self._read([prompt.ids for prompt in prompts], [])[0]
+
+    def growing(self, ask: Generate, prompt: Prompt | None) -> GrowingAnswer:
+        """An answer that begins, to a prompt or behind what has been prefilled."""
+        opened = prompt.opened if prompt is not None else ask.prefilled.state.opened  # type: ignore[union-attr]
+        return GrowingAnswer(ask, self._speaker, opened)
+
+    def in_sessions(
+        self, asks: Sequence[Any], wanted: Callable[[Any], bool], emit: Callable[[Chunk], None] | None
+    ) -> list[Any]:
+        """What asks that belong to sessions are answered; the chunks of a single one are emitted."""
+        if isinstance(asks[0], Prefill):
+            return self._sessions.read(asks)
+        if emit is None:
+            return self._sessions.write(asks, wanted)
+        return [self._sessions.stream(asks[0], wanted, emit)]
 
     # ------------------------------------------------------------------ prompts
 
@@ -412,10 +402,14 @@ class TransformersModel(InThreads):
 
         self._check_layers([layer])
         found = []
-        for part in self._parts(requests):
-            _, hidden = self._read([self._prompts.encode(self.render(request)) for request in part], [layer])
-            found.append(hidden[layer])
-        return np.concatenate(found)
+        for start in range(0, len(requests), self._capability.batch_size):
+            part = requests[start : start + self._capability.batch_size]
+            for read in self.prefill([Prefill(self, request, (layer,)) for request in part]):
+                if isinstance(read, Exception):
+                    raise read
+                read.close()
+                found.append(read.hidden_states[layer])
+        return np.stack(found)
 
     # ------------------------------------------------------------------ forward passes
 
@@ -424,12 +418,6 @@ class TransformersModel(InThreads):
         if not all(1 <= layer <= blocks for layer in layers):
             known = f"1 to {blocks}" if blocks else "of no block: they do not have the shape (tokens, hidden size)"
             raise ModelError(f"Model '{self._name}' gives hidden states {known}. Got the layers {tuple(layers)}.")
-
-    def _overflow(self) -> ModelError:
-        return ModelError(
-            f"The logits of model '{self._name}' are not finite: its numbers overflow in {self.model.dtype}, or its "
-            'weights are broken. Load it in another precision, such as dtype="float32".'
-        )
 
     def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[Batch, dict[int, Any]]:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
@@ -454,107 +442,9 @@ class TransformersModel(InThreads):
             )
         return batch, dict(zip(layers, captured.states, strict=True))
 
-    def _parts(self, items: Sequence[T]) -> list[Sequence[T]]:
-        """No more than can be read together."""
-        size = self._capability.batch_size
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _groups(self, asks: Sequence[Generate]) -> list[Sequence[int]]:
-        """Which asks can be decoded together: those that continue from the same pass, and those that begin."""
-        groups: dict[int, list[int]] = {}
-        for i, ask in enumerate(asks):
-            groups.setdefault(id(ask.prefilled.state.batch) if ask.prefilled else 0, []).append(i)
-        return [part for group in groups.values() for part in self._parts(group)]
-
-    def _row(self, ask: Generate, position: int) -> GrowingAnswer:
-        if ask.prefilled is not None:
-            return GrowingAnswer(ask, self._speaker, [], position, ask.prefilled.state.opened)
-        text = self.render(ask.request)
-        opened = self._prompts.opened(ask.request, text)
-        return GrowingAnswer(ask, self._speaker, self._prompts.encode(text), position, opened)
-
     def _begins_thoughts(self, token: int) -> bool:
         """Whether an answer that begins with this token begins with a mark of thoughts."""
         return may_open_mark(self.tokenizer.decode([token]))
-
-    def _decode(self, rows: list[Any], batch: Batch | None = None) -> Iterator[None]:
-        """Generate token by token until every row has ended; yields after each step.
-
-        Args:
-            rows: `GrowingAnswer` or `GrowingStep` objects.
-            batch: What they go on from; by default their prefills', or else their prompts are read.
-        """
-        import torch
-
-        if not rows:
-            return
-        states = [row.ask.prefilled.state for row in rows if row.ask.prefilled is not None]
-        if batch is not None:
-            pass
-        elif states:
-            batch = states[0].batch.take([state.row for state in states])
-        else:
-            batch, _ = self._read([row.prompt for row in rows], [])
-        for row in rows:
-            row.begin(batch.prompts[row.position])
-        waiting = Waiting.current()
-        active = rows
-        while active:
-            raw = batch.logits.float()
-            logprobs = raw.log_softmax(-1)
-            chosen = logprobs.argmax(-1)
-            broken = _not_finite(logprobs)
-            for row in active:
-                if broken[row.position]:
-                    row.fail(self._overflow())
-                    continue
-                try:
-                    if (token := row.choose(raw[row.position])) is not None:
-                        chosen[row.position] = token
-                except Exception as error:  # probabilities that are all 0, say
-                    row.fail(error)
-            picked = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
-            for row in active:
-                if row.error is None:
-                    try:
-                        row.push(int(chosen[row.position]), picked[row.position], logprobs[row.position])
-                    except Exception as error:  # a watch's, say: this row fails, not its batch
-                        row.fail(error)
-            if waiting is not None and waiting.is_left:
-                for row in active:
-                    if row.finish_reason is None and not waiting.wants(row.ask):
-                        row.leave()
-            for row in active:
-                if row.finish_reason is not None:
-                    row.keep(batch)
-            yield
-            active = [row for row in active if row.finish_reason is None]
-            if not active:
-                return
-            if 2 * len(active) <= batch.mask.shape[0]:  # drop the rows that have ended once they are half
-                kept = [row.position for row in active]
-                batch.select(kept)
-                chosen = chosen[kept]
-                for position, row in enumerate(active):
-                    row.position = position
-            batch.mask = torch.cat([batch.mask, batch.mask.new_ones(batch.mask.shape[0], 1)], 1)
-            positions = batch.mask.sum(-1, keepdim=True) - 1
-            batch.logits, batch.cache = self._decoder(chosen[:, None], batch.mask, positions, batch.cache)
-
-
-def _goes_on(ask: Generate) -> bool:
-    """Whether an answer goes on from what was written, or ends with a step."""
-    return ask.session is not None or bool(ask.request.written or ask.until)
-
-
-def _in_session(ask: Generate) -> Generate:
-    return replace(ask, session=Session()) if _goes_on(ask) and ask.session is None else ask
-
-
-def _not_finite(logprobs: torch.Tensor) -> list[bool]:
-    """Which rows of log-probabilities (rows, vocabulary) are NaN: all of a row is, if a logit is NaN or infinite."""
-    flags: list[bool] = logprobs[:, 0].isnan().tolist()
-    return flags
 
 
 def _check_count(argument: str, value: Any) -> None:

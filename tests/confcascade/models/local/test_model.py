@@ -267,8 +267,9 @@ def test_a_prefill_is_continued_once_and_in_parts(small):
     first.close()
     (middle,) = small.generate([Generate(small, request(QUESTIONS[1]), prefilled=second)])
     assert [middle.text, last.text] == [answer(small, q).text for q in QUESTIONS[1:3]]
-    with pytest.raises(ModelError, match="continued once"):
-        small.generate([Generate(small, request(QUESTIONS[2]), prefilled=third)])
+    (again,) = small.generate([Generate(small, request(QUESTIONS[2]), prefilled=third)])
+    assert isinstance(again, ModelError)
+    assert "continued once" in str(again)
 
 
 def test_caches_are_freed(small):
@@ -295,7 +296,7 @@ def test_threads_do_not_mix(small):
         for i, state, text in pool.map(work, range(8)):
             assert text == answer(small, QUESTIONS[0] if i % 2 == 0 else QUESTIONS[i]).text
             if i % 2 == 0:
-                assert state == pytest.approx(expected, abs=1e-5)
+                assert state == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_the_callers_objects_stay_as_they_are(small):

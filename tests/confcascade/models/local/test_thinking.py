@@ -15,6 +15,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from confcascade import Cascade, Stage, TokenProbability, TransformersModel
 from confcascade.answers import parted
 from confcascade.asks import Chunk, Generate, Prefill
+from confcascade.models.local.continuous import ContinuousBatching
 from confcascade.testing import ScriptedModel
 from confcascade.thoughts import part
 from confcascade.types import Message, Request, ThoughtToken
@@ -82,6 +83,8 @@ def sentencepiece_like():
 class Script:
     """Stands for a model's passes: the next token of a fixed text, each with the probability of its place."""
 
+    batches = separable = False
+
     def __init__(self, size):
         self.size = size
         self.said = []
@@ -108,6 +111,7 @@ def model(make=byte_level, template=None):
     plain = transformers.LlamaForCausalLM(config).eval()
     made = TransformersModel(plain, tokenizer, name="thinker", max_new_tokens=1000)
     made.script = made._decoder = Script(len(tokenizer))
+    made._batching = ContinuousBatching(made.script, 1, "cpu")
     return made
 
 

@@ -1,0 +1,478 @@
+"""Continuous batching: asks that come one by one are read and decoded together, and join what is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+from confcascade.asks import Chunk, Generate, Prefill
+from confcascade.errors import ModelError
+from confcascade.models.base import Waiting
+from confcascade.models.local.batch import Batch, RowState
+from confcascade.models.local.decoder import Decoder
+from confcascade.models.local.decoding import Decoding
+from confcascade.models.local.generation import GrowingAnswer
+from confcascade.models.local.prompts import Prompt
+from confcascade.models.local.worker import Worker
+from confcascade.notices import log_failed_batch
+from confcascade.types import Prefilled, Response
+
+__all__ = ["ContinuousBatching", "Job", "Reader"]
+
+_PASS_TOKENS = 8192  # most tokens, padding included, of the prompts that are read in one pass of several
+_WINDOW = 4  # batches of waiting prompts among which those of like length are looked for
+_ALIKE = 1.5  # how many times as long the longest prompt of a pass may be as the shortest, and
+_SLACK = 32  # so many tokens more
+_RETURN_S = 0.005  # how long rows that have been read, and fill the batch, are waited for
+
+
+class Reader(Protocol):
+    """A model, as batching asks it."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+
+    def prompt(self, request: Any) -> Prompt:
+        """As the model reads it."""
+
+    def read_asks(self, asks: Sequence[Prefill], prompts: Sequence[Prompt]) -> list[Prefilled | Exception]:
+        """What is asked of prompts, in one pass."""
+
+    def read_prompts(self, prompts: Sequence[Prompt]) -> Batch:
+        """A batch to answer from, in one pass."""
+
+    def in_sessions(
+        self,
+        asks: Sequence[Any],
+        wanted: Callable[[Any], bool],
+        emit: Callable[[Chunk], None] | None,
+    ) -> list[Any]:
+        """What asks with a `Session` are answered; chunks of a single one are emitted."""
+
+    def growing(self, ask: Generate, prompt: Prompt | None) -> GrowingAnswer:
+        """An answer that begins."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One ask, and whoever waits for its answer.
+
+    Attributes:
+        model: Who is asked.
+        ask: It.
+        given: The ask as it came.
+        waiting: Of the call that it is part of, if any of its asks may be left.
+        future: The answer's; cancelled by somebody who does not want it any more.
+        emit: Takes the chunks of an answer that is streamed.
+        prompt: Once it has been rendered.
+        row: The answer, once it grows.
+        alone: It was in a pass that failed, and shares no other.
+        shown: Whether a chunk has been emitted.
+    """
+
+    model: Reader
+    ask: Prefill | Generate
+    given: Prefill | Generate
+    waiting: Waiting | None
+    future: Future[Any] = field(default_factory=Future)
+    emit: Callable[[Chunk], None] | None = None
+    prompt: Prompt | None = None
+    row: GrowingAnswer | None = None
+    alone: bool = False
+    shown: bool = False
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from a prompt that has been read."""
+        return isinstance(self.ask, Generate) and self.ask.prefilled is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        if self.future.cancelled():
+            return False
+        return self.waiting is None or not self.waiting.is_left or self.waiting.wants(self.given)
+
+    def end(self, value: Any) -> None:
+        """Hand over a value, or an error as a value."""
+        if isinstance(value, Prefilled) and self.future.cancelled():
+            value.close()
+            return
+        with suppress(Exception):  # cancelled in between
+            self.future.set_result(value)
+
+
+class ContinuousBatching:
+    """What a worker does for one model's weights.
+
+    Whoever comes waits for no one, as long as there is room: prompts are read as soon as the pass under way has ended,
+    several that wait in one pass, those of like length; answers join those that are being written. Rows leave as they
+    end. What was read goes on before anything else is read, and so the caches seldom exceed two batches. The first to
+    come is always among those that are read next.
+
+    A model whose rows cannot join (`Batch.joinable`) answers batch after batch.
+
+    Args:
+        decoder: Calls the model.
+        size: Most rows.
+        device: Where it computes.
+    """
+
+    def __init__(self, decoder: Decoder, size: int, device: Any) -> None:
+        self._decoder = decoder
+        self._size = size
+        self._device = device
+        self._in_sessions: deque[Job] = deque()
+        self._continuing: deque[Job] = deque()
+        self._new: deque[Job] = deque()
+        self._jobs: dict[int, Job] = {}  # of the rows, by id
+        self._ended: list[tuple[Job, Any]] = []
+        self._decoding = Decoding(decoder)
+        self._held: weakref.WeakSet[Batch] = weakref.WeakSet()  # that have been read, and may be gone on from
+        self._full_since: float | None = None  # these fill a batch, and nothing else is to be done
+
+    # ------------------------------------------------------------------ asking
+
+    def submit(self, job: Job) -> Job:
+        """Let a job wait its turn."""
+        Worker.of(self._device).submit(self, job)
+        return job
+
+    def answers(self, jobs: Sequence[Job]) -> list[Any]:
+        """The answers to jobs, in their order."""
+        with _wanting(jobs):
+            for job in jobs:
+                self.submit(job)
+            return [job.future.result() for job in jobs]
+
+    async def aanswers(self, jobs: Sequence[Job]) -> list[Any]:
+        """`answers`, without blocking the event loop."""
+        with _wanting(jobs):
+            futures = [asyncio.wrap_future(self.submit(job).future) for job in jobs]
+            return [await future for future in futures]
+
+    def stream(self, job: Job) -> Iterator[Any]:
+        """The chunks of one answer, and last the answer."""
+        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        job.emit = items.put
+        job.future.add_done_callback(lambda _: items.put(_END))
+        with _wanting([job]):
+            self.submit(job)
+            while (item := items.get()) is not _END:
+                yield item
+            yield _raised(job.future.result())
+
+    async def astream(self, job: Job) -> AsyncIterator[Any]:
+        """`stream`, without blocking the event loop."""
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[Any] = asyncio.Queue()
+
+        def put(item: Any) -> None:
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(items.put_nowait, item)
+
+        job.emit = put
+        job.future.add_done_callback(lambda _: put(_END))
+        with _wanting([job]):
+            self.submit(job)
+            while (item := await items.get()) is not _END:
+                yield item
+            yield _raised(job.future.result())
+
+    # ------------------------------------------------------------------ what the worker calls
+
+    def take(self, job: Job) -> None:
+        """One more job."""
+        if job.ask.session is not None:
+            self._in_sessions.append(job)
+        elif job.continues:
+            self._continuing.append(job)
+        else:
+            self._new.append(job)
+
+    def step(self) -> bool:
+        """Write one token of each row, and let new rows in. Returns whether something is left to do."""
+        self._in_session()
+        self._advance()
+        self._let_in()
+        self._choose()
+        self._hand_over()
+        return bool(self._in_sessions or self._continuing or self._new or self._decoding.rows)
+
+    def fail(self, error: BaseException) -> None:
+        """End all jobs with an error."""
+        jobs = [*self._in_sessions, *self._continuing, *self._new, *self._jobs.values()]
+        for queue_of in (self._in_sessions, self._continuing, self._new, self._jobs):
+            queue_of.clear()
+        self._decoding.clear()
+        self._hand_over()
+        for job in jobs:
+            job.end(error if isinstance(error, Exception) else ModelError(f"The model was stopped: {error!r}"))
+
+    # ------------------------------------------------------------------ conversations that are written in turn
+
+    def _in_session(self) -> None:
+        """Read or write for several conversations, each one step."""
+        if not self._in_sessions:
+            return
+        first = self._in_sessions[0]
+        jobs = [job for job in self._in_sessions if job.model is first.model and type(job.ask) is type(first.ask)]
+        if first.alone or first.emit is not None:
+            jobs = [first]
+        else:
+            jobs = [job for job in jobs if job.emit is None and not job.alone][: self._size]
+        for job in jobs:
+            self._in_sessions.remove(job)
+        jobs = [job for job in jobs if self._is_wanted(job)]
+        if not jobs:
+            return
+        by_ask = {id(job.ask): job for job in jobs}
+        try:
+            with _busy(jobs):
+                values = first.model.in_sessions(
+                    [job.ask for job in jobs], lambda row: by_ask[id(row.ask)].wanted, first.emit
+                )
+        except Exception as error:
+            self._retry(jobs, error)
+        else:
+            self._ended += zip(jobs, values, strict=True)
+
+    # ------------------------------------------------------------------ rows that are there
+
+    def _advance(self) -> None:
+        if not self._decoding.rows:
+            return
+        jobs = [self._jobs[id(row)] for row in self._decoding.rows]
+        try:
+            with _busy(jobs):
+                self._decoding.advance()
+        except Exception as error:
+            self._decoding.clear()
+            self._retry(jobs, error)
+
+    def _choose(self) -> None:
+        if not self._decoding.rows:
+            return
+        jobs = [self._jobs[id(row)] for row in self._decoding.rows]
+        try:
+            with _busy(jobs):
+                self._decoding.choose(lambda row: self._jobs[id(row)].wanted)
+        except Exception as error:
+            self._decoding.clear()
+            self._retry(jobs, error)
+            return
+        for job in jobs:
+            if job.emit is not None and job.row is not None and job.row.error is None:
+                for chunk in job.row.new_chunks():
+                    job.shown = True
+                    job.emit(chunk)
+        for row in self._decoding.end():
+            job = self._jobs.pop(id(row))
+            self._ended.append((job, row.error or row.response()))
+
+    def _retry(self, jobs: Sequence[Job], error: Exception) -> None:
+        """A pass has failed: each job anew and alone, so that one bad query fails alone."""
+        for job in jobs:
+            if job.row is not None:
+                self._jobs.pop(id(job.row), None)
+        if len(jobs) == 1 or any(job.alone for job in jobs):
+            self._ended += [(job, error) for job in jobs]
+            return
+        log_failed_batch(jobs[0].model.name, error, len(jobs))
+        for job in reversed(jobs):
+            if job.shown:  # what comes could differ from what was shown
+                self._ended.append((job, error))
+            else:
+                ask = replace(job.ask, prefilled=None) if isinstance(job.ask, Generate) else job.ask
+                job.ask, job.row, job.alone = ask, None, True
+                (self._new if ask.session is None else self._in_sessions).appendleft(job)
+
+    def _hand_over(self) -> None:
+        ended, self._ended = self._ended, []
+        for job, value in ended:
+            job.end(value)
+
+    # ------------------------------------------------------------------ rows that come
+
+    def _let_in(self) -> None:
+        """Join what goes on from a prompt that was read, or else read prompts, as far as there is room."""
+        while self._continuing and self._room() > 0:
+            self._go_on()
+        if self._new and (room := self._room_to_read()) > 0 and (jobs := self._next(room)):
+            self._read(jobs)
+
+    def _room(self) -> int:
+        """How many rows may join those that are there."""
+        rows = self._decoding.rows
+        if rows and (not self._decoding.open or any(self._jobs[id(row)].alone for row in rows)):
+            return 0
+        return self._size - len(rows)
+
+    def _room_to_read(self) -> int:
+        """How many prompts may be read: those that have been, and may be gone on from, count as rows."""
+        rows = self._decoding.rows
+        if rows and self._new[0].alone:
+            return 0
+        held = sum(len(batch.open) for batch in self._held)
+        if held < self._size or rows:
+            self._full_since = None
+            return self._room() - held
+        now = time.monotonic()
+        self._full_since = self._full_since or now
+        if now - self._full_since < _RETURN_S:  # they are about to, or are held by somebody who waits for these
+            time.sleep(_RETURN_S / 10)
+            return 0
+        self._full_since = None
+        return self._size
+
+    def _go_on(self) -> None:
+        """Join all that goes on from the batch that the first goes on from."""
+        first = self._continuing[0]
+        batch = _state(first).batch
+        jobs = [job for job in self._continuing if _state(job).batch is batch][: self._room()]
+        for job in jobs:
+            self._continuing.remove(job)
+        jobs = [job for job in jobs if self._is_wanted(job) and self._begins(job)]
+        try:
+            self._join(jobs, batch.take([_state(job).row for job in jobs]))
+        except ModelError:  # one of them was closed, or continued before
+            for job in jobs:
+                try:
+                    self._join([job], batch.take([_state(job).row]))
+                except ModelError as error:
+                    self._ended.append((job, error))
+        except Exception as error:
+            self._retry(jobs, error)
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether somebody waits for a job; one that nobody does ends."""
+        if not job.wanted:
+            left = isinstance(job.ask, Generate)
+            self._ended.append((job, Response("", None, finish_reason="aborted") if left else _LEFT))
+            return False
+        return True
+
+    def _begins(self, job: Job) -> bool:
+        """Whether a job's answer can begin."""
+        try:
+            assert isinstance(job.ask, Generate)
+            job.row = job.model.growing(job.ask, job.prompt)
+        except Exception as error:  # an option that is not known, say
+            self._ended.append((job, error))
+            return False
+        return True
+
+    def _join(self, jobs: Sequence[Job], batch: Batch) -> None:
+        if jobs:
+            self._decoding.join([job.row for job in jobs], batch)
+            self._jobs |= {id(job.row): job for job in jobs}
+
+    def _next(self, room: int) -> list[Job]:
+        """The first that waits, and others of its kind whose prompts are about as long."""
+        window = [job for job in islice(self._new, _WINDOW * self._size) if self._is_readable(job)]
+        for _ in range(min(len(self._new), _WINDOW * self._size)):
+            self._new.popleft()
+        chosen: list[Job] = []
+        if window:
+            first = window[0]
+            alike = [
+                job for job in window if type(job.ask) is type(first.ask) and job.model is first.model and not job.alone
+            ]
+            alike = [first] if first.alone else sorted(alike, key=lambda job: abs(_length(job) - _length(first)))
+            for job in alike:
+                lengths = [_length(each) for each in (*chosen, job)]
+                fits = max(lengths) <= _ALIKE * min(lengths) + _SLACK and max(lengths) * len(lengths) <= _PASS_TOKENS
+                if chosen and not (fits and len(chosen) < room):
+                    break
+                chosen.append(job)
+        taken = {id(job) for job in chosen}
+        self._new.extendleft(reversed([job for job in window if id(job) not in taken]))
+        return chosen
+
+    def _is_readable(self, job: Job) -> bool:
+        """Whether a job is wanted and its prompt can be read; one that cannot be fails alone."""
+        if not self._is_wanted(job):
+            return False
+        if job.prompt is None:
+            try:
+                job.prompt = job.model.prompt(job.ask.request)
+            except Exception as error:
+                self._ended.append((job, error))
+                return False
+        return True
+
+    def _read(self, jobs: Sequence[Job]) -> None:
+        """Read the prompts of jobs in one pass."""
+        reads = isinstance(jobs[0].ask, Prefill)
+        if not reads:
+            jobs = [job for job in jobs if self._begins(job)]
+        if not jobs:
+            return
+        model, prompts = jobs[0].model, [job.prompt for job in jobs if job.prompt is not None]
+        try:
+            with _busy(jobs):
+                if reads:
+                    values = model.read_asks([job.ask for job in jobs if isinstance(job.ask, Prefill)], prompts)
+                else:
+                    self._join(jobs, model.read_prompts(prompts))
+                    return
+        except Exception as error:
+            self._retry(jobs, error)
+            return
+        self._ended += zip(jobs, values, strict=True)
+        self._held |= {value.state.batch for value in values if isinstance(value, Prefilled)}
+
+
+_LEFT = ModelError("Nobody waits for this any more.")
+_END = object()
+
+
+@contextmanager
+def _wanting(jobs: Sequence[Job]) -> Iterator[None]:
+    """Wait for jobs; if that is left early, they end, and nothing that they hold is kept."""
+    try:
+        yield
+    except BaseException:
+        for job in jobs:
+            if not job.future.cancel() and isinstance(value := job.future.result(), Prefilled):
+                value.close()
+        raise
+
+
+def _raised(value: Any) -> Any:
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _state(job: Job) -> RowState:
+    assert isinstance(job.ask, Generate)
+    assert job.ask.prefilled is not None
+    state: RowState = job.ask.prefilled.state
+    return state
+
+
+def _length(job: Job) -> int:
+    assert job.prompt is not None
+    return len(job.prompt.ids)
+
+
+@contextmanager
+def _busy(jobs: Sequence[Job]) -> Iterator[None]:
+    """Account a pass to the jobs that share it."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        for job in jobs:
+            job.ask.progress.busy_s += (time.perf_counter() - began) / len(jobs)
