@@ -1,4 +1,4 @@
-"""Many callers, one local model: throughput and waiting times compared with asking one after another, and with `generate`.
+"""Many callers of one local model: throughput and waits, compared with one after another, and with `generate`.
 
     python benchmarks/concurrency.py                       # the bundled model and a random Llama of 110M parameters
     python benchmarks/concurrency.py --model FILE.gguf     # a pretrained one
@@ -266,7 +266,8 @@ def main() -> None:
             f"torch {torch.__version__}, transformers {transformers.__version__}\n"
         )
         print(
-            "| callers | contender | queries/s | over sequential | over generate | wait p50, ms | p95 | lag p95, ms | max | threads |"
+            "| callers | contender | queries/s | over sequential | over generate | wait p50, ms | p95 | lag p95, ms | max "
+            "| threads |"
         )
         print("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         rows = measure(model, options)

@@ -36,6 +36,8 @@ class Decoder:
         multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
         separable: Whether it can go on from a cache of every token's keys and values, and nothing else: then those of
             one row can be taken out, cut, and put beside others.
+        shares: Whether the cache that it makes itself is of that kind, so that rows can join others, and begin with
+            what has been read once for all.
         extends: Whether it takes several tokens at once behind a cache: some layers without attention forget it then,
             and are given them one by one.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
@@ -51,7 +53,7 @@ class Decoder:
         self._word = ""  # once one has worked
         self._options: dict[str, int] = {}
         self.multiplied = 0
-        self.separable = False
+        self.separable = self.shares = False
         self.extends = True
         try:
             self.blocks, self.batches = self._try(config)
@@ -175,6 +177,7 @@ class Decoder:
         read = self(ids[:1, n:], mask[:1, n:], positions[:, :n], hooked=True)[1]
         alone = self._continue(last, read, told, config)
         self.separable = self._separates(ids, out.logits[1, n - 1], out[told])
+        self.shares = self.separable and bool(pairs_of(out[told]))
         self.extends = self.separable or self._extends(ids[1:2], out.logits[1, -1])
         by_column = any(getattr(config, name, None) for name in _BY_COLUMN)
         if not by_column and _alike(out.logits[0, -1], out.logits[1, n - 1]):

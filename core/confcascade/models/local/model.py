@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from confcascade.models.local.detokenizer import call_marks_of, marks_of
 from confcascade.models.local.generation import DecoderSettings, GrowingAnswer
 from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import DeviceMap, Quantization, load
+from confcascade.models.local.prefixes import Prefixes
 from confcascade.models.local.prompts import Prompt, Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.models.local.sessions import Sessions, position_of
@@ -37,6 +39,7 @@ from confcascade.types import Prefilled, Request, Response, Usage
 __all__ = ["TransformersModel"]
 
 _log = logging.getLogger("confcascade")
+_KEPT_SHARE = 0.1  # of the weights' memory, for the beginnings of prompts
 
 
 class TransformersModel:
@@ -58,6 +61,9 @@ class TransformersModel:
             says, or 512.
         batch_size: Most queries in one forward pass; 1 if the trial shows that the model does not answer in a batch as
             it does alone.
+        prefix_cache_mb: Most memory, in MiB, for what prompts have in common at their beginning, such as a system
+            prompt and examples, which is then read once; 0 keeps nothing between passes. By default a tenth of what
+            the weights take.
         template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``.
         generation_options: Settings that replace those of the generation_config, such as
             ``{"repetition_penalty": 1.0}``.
@@ -75,10 +81,13 @@ class TransformersModel:
         name: str | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = 32,
+        prefix_cache_mb: float | None = None,
         template_options: Mapping[str, Any] | None = None,
         generation_options: Mapping[str, Any] | None = None,
     ) -> None:
         _check_count("batch_size", batch_size)
+        if prefix_cache_mb is not None and not 0 <= prefix_cache_mb < math.inf:
+            raise ConfigurationError(f"`prefix_cache_mb` must be a number of at least 0. Got {prefix_cache_mb!r}.")
         if max_new_tokens is not None:
             _check_count("max_new_tokens", max_new_tokens)
         self.model = model
@@ -99,6 +108,9 @@ class TransformersModel:
             continues=True,
         )
         self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
+        weights = sum(each.nelement() * each.element_size() for each in model.parameters())
+        kept = int(weights * _KEPT_SHARE) if prefix_cache_mb is None else int(prefix_cache_mb * 2**20)
+        self._prefixes = Prefixes(self._decoder, model.device, kept)
         self._batching = ContinuousBatching(self._decoder, self._capability.batch_size, model.device)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
 
@@ -161,6 +173,7 @@ class TransformersModel:
         name: str | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = 32,
+        prefix_cache_mb: float | None = None,
         template_options: Mapping[str, Any] | None = None,
         generation_options: Mapping[str, Any] | None = None,
         **loading: Any,
@@ -209,6 +222,7 @@ class TransformersModel:
             name=name or model_name(name_or_path if adapter is None else adapter),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            prefix_cache_mb=prefix_cache_mb,
             template_options=template_options,
             generation_options=generation_options,
         )
@@ -423,18 +437,20 @@ class TransformersModel:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
         import torch
 
+        known, cache = self._prefixes.common(encoded)
         longest = max(map(len, encoded))
         device = self.model.device
-        ids = torch.zeros(len(encoded), longest, dtype=torch.long)
+        ids = torch.zeros(len(encoded), longest - known, dtype=torch.long)
         mask = torch.zeros(len(encoded), longest, dtype=torch.long)
+        mask[:, :known] = 1
         for i, row in enumerate(encoded):  # padded on the left, so that all answers begin in one column
-            ids[i, longest - len(row) :] = torch.tensor(row)
-            mask[i, longest - len(row) :] = 1
+            ids[i, longest - len(row) :] = torch.tensor(row[known:])
+            mask[i, known + longest - len(row) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
             batch = Batch(list(encoded), mask)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            batch.logits, batch.cache = self._decoder(ids, mask, positions, hooked=bool(layers))
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, known:]
+            batch.logits, batch.cache = self._decoder(ids, mask, positions, cache, hooked=bool(layers))
         if any(state is None for state in captured.states):
             raise ModelError(
                 f"Model '{self._name}' shows no hidden states: parts of it are compiled, and compiled code passes over "

@@ -1,0 +1,133 @@
+"""What prompts have in common at their beginning, such as a system prompt and examples: read once, not for each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confcascade.models.local.batch import Batch
+from confcascade.models.local.decoder import Decoder, pairs_of
+
+__all__ = ["Prefixes"]
+
+_FEWEST = 32  # tokens in common that are worth it
+_SEEN = 64  # prompts whose tokens are remembered, so that it is known what comes again
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Tokens, and what the model has read of them: keys and values (1, heads, tokens, dimension) by layer."""
+
+    ids: list[int]
+    pairs: list[tuple[Any, Any]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(side.nelement() * side.element_size() for pair in self.pairs for side in pair)
+
+
+class Prefixes:
+    """Beginnings of prompts that came more than once, with their keys and values.
+
+    A beginning is kept once two prompts have had it, in one pass or one after the other: the third reads only what is
+    its own. What was used last stays, as far as the memory allows. Only for models whose cache is the keys and values
+    of every token.
+
+    Args:
+        decoder: Reads.
+        device: Where the model is.
+        most: Bytes that may be kept; 0 keeps nothing between passes.
+    """
+
+    def __init__(self, decoder: Decoder, device: Any, most: int) -> None:
+        self._decoder = decoder
+        self._device = device
+        self._most = most
+        self._kept: list[_Kept] = []  # used last, last
+        self._seen: deque[list[int]] = deque(maxlen=_SEEN)
+
+    def common(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
+        """How many first tokens of prompts need not be read for each, and a cache that holds them for all.
+
+        Each prompt keeps at least one token to be read. (0, None) if there is nothing to be gained.
+        """
+        if not self._decoder.shares:
+            return 0, None
+        rows = [list(prompt) for prompt in prompts]
+        shared = min([len(rows[0]), *(_alike(rows[0], row) for row in rows[1:])]) - 1
+        most = min(shared, min(map(len, rows)) - 1)
+        known, pairs = self._longest(rows[0], most)
+        again = self._seen_before(rows[0], most)
+        worth = max(most if len(rows) > 1 else 0, again)
+        if worth - known >= _FEWEST:  # read what they have in common once, and keep it
+            pairs = self._extended(pairs, rows[0][known:worth], known)
+            known = worth
+            self._keep(_Kept(rows[0][:known], pairs))
+        self._seen.extend(rows)
+        return (known, self._cache_of(pairs, len(rows))) if known else (0, None)
+
+    def keep(self, ids: Sequence[int], batch: Batch, row: int) -> None:
+        """Keep what a row of a batch has read, because something goes on from it."""
+        if self._decoder.shares and len(ids) >= _FEWEST:
+            columns = batch.mask[row].nonzero()[: len(ids), 0]
+            pairs = [
+                (k[row : row + 1][:, :, columns], v[row : row + 1][:, :, columns]) for k, v in pairs_of(batch.cache)
+            ]
+            self._keep(_Kept(list(ids), pairs))
+
+    # ------------------------------------------------------------------ what is kept
+
+    def _longest(self, ids: list[int], most: int) -> tuple[int, list[tuple[Any, Any]]]:
+        """How many first tokens of a prompt are kept, and their keys and values."""
+        known, best = max(((_alike(kept.ids, ids), i) for i, kept in enumerate(self._kept)), default=(0, 0))
+        if (known := min(known, most)) < _FEWEST:
+            return 0, []
+        self._kept.append(self._kept.pop(best))
+        return known, [(keys[:, :, :known], values[:, :, :known]) for keys, values in self._kept[-1].pairs]
+
+    def _seen_before(self, ids: list[int], most: int) -> int:
+        """How many first tokens some earlier prompt had, too; 0 if they could not be kept."""
+        return min(most, max((_alike(seen, ids) for seen in self._seen), default=0)) if self._most else 0
+
+    def _keep(self, new: _Kept) -> None:
+        if new.size > self._most:
+            return
+        self._kept = [kept for kept in self._kept if _alike(kept.ids, new.ids) < len(kept.ids)]  # all of it is in this
+        self._kept.append(new)
+        while sum(kept.size for kept in self._kept) > self._most:
+            self._kept.pop(0)
+
+    def _extended(self, pairs: list[tuple[Any, Any]], ids: list[int], behind: int) -> list[tuple[Any, Any]]:
+        """Keys and values of one row, and of more tokens."""
+        import torch
+
+        new = torch.tensor([ids], device=self._device)
+        positions = torch.arange(behind, behind + len(ids), device=self._device)[None]
+        mask = new.new_ones(1, behind + len(ids))
+        _, cache = self._decoder(new, mask, positions, self._cache_of(pairs, 1))
+        return pairs_of(cache)
+
+    @staticmethod
+    def _cache_of(pairs: Sequence[tuple[Any, Any]], rows: int) -> Any:
+        """A cache that holds them for so many rows; a pass makes a new tensor of each."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(pairs):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        return cache
+
+
+def _alike(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many first tokens two lists have in common."""
+    low, high = 0, min(len(ids), len(others))
+    while low < high:  # slices are compared in C
+        middle = (low + high + 1) // 2
+        if ids[low:middle] == others[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
