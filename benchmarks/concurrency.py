@@ -266,8 +266,8 @@ def main() -> None:
             f"torch {torch.__version__}, transformers {transformers.__version__}\n"
         )
         print(
-            "| callers | contender | queries/s | over sequential | over generate | wait p50, ms | p95 | lag p95, ms | max "
-            "| threads |"
+            "| callers | contender | queries/s | over sequential | over generate | wait p50, ms | p95 | lag p95, ms "
+            "| max | threads |"
         )
         print("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         rows = measure(model, options)
