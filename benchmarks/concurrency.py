@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import transformers
 from confcascade import Cascade, Stage, TokenProbability, TransformersModel
-from confcascade.extending import Evidence, Signal
+from confcascade.extending import Evidence, Measurement, Signal
 from confcascade.models.bundled import bundled_model
 from confcascade.testing import ScriptedModel
 
@@ -60,12 +60,19 @@ class AtHalfDepth(Signal):
     name = "half"
     phase = "pre"
 
+    def check(self, model: Any) -> None:
+        """It goes with local models only."""
+
+    def identity(self) -> str:
+        return self.name
+
     def layers(self, model: Any) -> tuple[int, ...]:
         return (model.capability.layers // 2,)
 
-    def score(self, evidence: Evidence) -> float | None:
-        state = evidence.prefilled.hidden_states if evidence.prefilled is not None else {}
-        return float(state[min(state)][0] < 1e9)
+    def score(self, evidence: Evidence) -> Measurement:
+        assert evidence.prefilled is not None
+        (state,) = evidence.prefilled.hidden_states.values()
+        return Measurement(float(state[0] < 1e9))
 
 
 @dataclass
@@ -156,16 +163,16 @@ def as_a_batch(cascade: Cascade, asked: list[str], tokens: int, callers: int) ->
     return Round((time.perf_counter() - began) / len(asked))
 
 
-def by_generate(model: TransformersModel, asked: list[str], tokens: int) -> Round:
-    """`generate` of transformers, 32 prompts at a time, padded on the left."""
+def by_generate(model: TransformersModel, asked: list[str], tokens: int, rows_at_once: int = BATCH) -> Round:
+    """`generate` of transformers, so many prompts at a time, padded on the left."""
     from confcascade.types import Message, Request
 
     def encode(text: str) -> list[int]:
         return list(model.encode(Request(Message.parse(text))))
 
     began = time.perf_counter()
-    for start in range(0, len(asked), BATCH):
-        rows = [encode(text) for text in asked[start : start + BATCH]]
+    for start in range(0, len(asked), rows_at_once):
+        rows = [encode(text) for text in asked[start : start + rows_at_once]]
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

@@ -38,6 +38,7 @@ class Decoder:
             one row can be taken out, cut, and put beside others.
         shares: Whether the cache that it makes itself is of that kind, so that rows can join others, and begin with
             what has been read once for all.
+        token_bytes: What the keys and values of one token take, where it `shares`.
         extends: Whether it takes several tokens at once behind a cache: some layers without attention forget it then,
             and are given them one by one.
         batches: Whether a prompt beside others, padded on the left, is read as it is alone, and rows of the cache can
@@ -54,6 +55,7 @@ class Decoder:
         self._options: dict[str, int] = {}
         self.multiplied = 0
         self.separable = self.shares = False
+        self.token_bytes = 0
         self.extends = True
         try:
             self.blocks, self.batches = self._try(config)
@@ -178,6 +180,8 @@ class Decoder:
         alone = self._continue(last, read, told, config)
         self.separable = self._separates(ids, out.logits[1, n - 1], out[told])
         self.shares = self.separable and bool(pairs_of(out[told]))
+        sides = [side[0, :, 0] for pair in pairs_of(out[told]) for side in pair] if self.shares else []
+        self.token_bytes = sum(side.nelement() * side.element_size() for side in sides)
         self.extends = self.separable or self._extends(ids[1:2], out.logits[1, -1])
         by_column = any(getattr(config, name, None) for name in _BY_COLUMN)
         if not by_column and _alike(out.logits[0, -1], out.logits[1, n - 1]):

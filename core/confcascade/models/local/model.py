@@ -39,7 +39,7 @@ from confcascade.types import Prefilled, Request, Response, Usage
 __all__ = ["TransformersModel"]
 
 _log = logging.getLogger("confcascade")
-_KEPT_SHARE = 0.1  # of the weights' memory, for the beginnings of prompts
+_KEPT_SHARE, _KEPT_LEAST = 0.1, 256 * 2**20  # of the weights' memory, or bytes, for the beginnings of prompts
 
 
 class TransformersModel:
@@ -63,7 +63,7 @@ class TransformersModel:
             it does alone.
         prefix_cache_mb: Most memory, in MiB, for what prompts have in common at their beginning, such as a system
             prompt and examples, which is then read once; 0 keeps nothing between passes. By default a tenth of what
-            the weights take.
+            the weights take, or 256.
         template_options: Further arguments of the chat template, such as ``{"enable_thinking": False}``.
         generation_options: Settings that replace those of the generation_config, such as
             ``{"repetition_penalty": 1.0}``.
@@ -109,7 +109,7 @@ class TransformersModel:
         )
         self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
         weights = sum(each.nelement() * each.element_size() for each in model.parameters())
-        kept = int(weights * _KEPT_SHARE) if prefix_cache_mb is None else int(prefix_cache_mb * 2**20)
+        kept = max(int(weights * _KEPT_SHARE), _KEPT_LEAST) if prefix_cache_mb is None else int(prefix_cache_mb * 2**20)
         self._prefixes = Prefixes(self._decoder, model.device, kept)
         self._batching = ContinuousBatching(self._decoder, self._capability.batch_size, model.device)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})

@@ -12,7 +12,7 @@ from confcascade.models.local.decoder import Decoder, pairs_of
 
 __all__ = ["Prefixes"]
 
-_FEWEST = 32  # tokens in common that are worth it
+_FEWEST, _SHARE = 32, 0.25  # tokens in common that are worth it, and of a prompt's: a pass behind others costs more
 _SEEN = 64  # prompts whose tokens are remembered, so that it is known what comes again
 
 
@@ -22,11 +22,6 @@ class _Kept:
 
     ids: list[int]
     pairs: list[tuple[Any, Any]]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(side.nelement() * side.element_size() for pair in self.pairs for side in pair)
 
 
 class Prefixes:
@@ -45,7 +40,7 @@ class Prefixes:
     def __init__(self, decoder: Decoder, device: Any, most: int) -> None:
         self._decoder = decoder
         self._device = device
-        self._most = most
+        self._most = most // decoder.token_bytes if decoder.shares else 0  # tokens
         self._kept: list[_Kept] = []  # used last, last
         self._seen: deque[list[int]] = deque(maxlen=_SEEN)
 
@@ -57,16 +52,17 @@ class Prefixes:
         if not self._decoder.shares:
             return 0, None
         rows = [list(prompt) for prompt in prompts]
-        shared = min([len(rows[0]), *(_alike(rows[0], row) for row in rows[1:])]) - 1
-        most = min(shared, min(map(len, rows)) - 1)
+        most = min([len(rows[0]), *(_alike(rows[0], row) for row in rows[1:])])
+        most = min(most, min(map(len, rows)) - 1)
         known, pairs = self._longest(rows[0], most)
-        again = self._seen_before(rows[0], most)
-        worth = max(most if len(rows) > 1 else 0, again)
+        worth = max(known, most if len(rows) > 1 else self._seen_before(rows[0], most))
+        self._seen.extend(rows)
+        if worth < max(_FEWEST, _SHARE * max(map(len, rows))):
+            return 0, None
         if worth - known >= _FEWEST:  # read what they have in common once, and keep it
             pairs = self._extended(pairs, rows[0][known:worth], known)
             known = worth
             self._keep(_Kept(rows[0][:known], pairs))
-        self._seen.extend(rows)
         return (known, self._cache_of(pairs, len(rows))) if known else (0, None)
 
     def keep(self, ids: Sequence[int], batch: Batch, row: int) -> None:
@@ -90,14 +86,14 @@ class Prefixes:
 
     def _seen_before(self, ids: list[int], most: int) -> int:
         """How many first tokens some earlier prompt had, too; 0 if they could not be kept."""
-        return min(most, max((_alike(seen, ids) for seen in self._seen), default=0)) if self._most else 0
+        return min(most, self._most, max((_alike(seen, ids) for seen in self._seen), default=0))
 
     def _keep(self, new: _Kept) -> None:
-        if new.size > self._most:
+        if len(new.ids) > self._most:
             return
         self._kept = [kept for kept in self._kept if _alike(kept.ids, new.ids) < len(kept.ids)]  # all of it is in this
         self._kept.append(new)
-        while sum(kept.size for kept in self._kept) > self._most:
+        while sum(len(kept.ids) for kept in self._kept) > self._most:
             self._kept.pop(0)
 
     def _extended(self, pairs: list[tuple[Any, Any]], ids: list[int], behind: int) -> list[tuple[Any, Any]]:

@@ -107,8 +107,8 @@ def test_memory_is_bounded(widths):
     for system in systems:
         for name in NAMES[:2]:
             read(model, [request(name, system)])
-    (size,) = {kept.size for kept in model._prefixes._kept}
-    tight = made(2.5 * size / 2**20)
+    (tokens,) = {len(kept.ids) for kept in model._prefixes._kept}
+    tight = made(2.5 * tokens * model._decoder.token_bytes / 2**20)
     for system in systems:
         for name in NAMES[:2]:
             read(tight, [request(name, system)])
