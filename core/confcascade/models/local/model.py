@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from confcascade.models.local.loading import DeviceMap, Quantization, load
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.models.local.sessions import Sessions, position_of
+from confcascade.models.local.stopping import StoppablePass
 from confcascade.notices import log_failed_batch
 from confcascade.thoughts import may_open_mark
 from confcascade.types import Prefilled, Request, Response, Usage
@@ -96,12 +97,15 @@ class TransformersModel(InThreads):
             top_logprobs=config.vocab_size,
             layers=len(self._decoder.blocks),
             hidden_size=config.hidden_size if self._decoder.blocks else 0,
+            stops=self._decoder.stops,
             prompt_labels=True,
             batch_size=batch_size if self._decoder.batches else 1,
             context_window=getattr(config, "max_position_embeddings", None),
             continues=True,
         )
-        self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
+        self._architecture = Architecture(
+            self._decoder.multiplied, config.num_hidden_layers, config.hidden_size, self._decoder.outside_blocks
+        )
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
 
     def _set_options(
@@ -300,12 +304,18 @@ class TransformersModel(InThreads):
             except Exception as error:
                 found[i] = error
         for part in self._parts(readable):
-            layers = sorted({layer for _, ask, *_ in part for layer in ask.layers})
-            batch, hidden = self._read([encoded for _, _, encoded, *_ in part], layers)
+            batch, passed = self._read_gated([encoded for _, _, encoded, *_ in part], [ask for _, ask, *_ in part])
+            for row, layer in passed.ended.items():
+                i, _, encoded, *_ = part[row]
+                depth = layer / self._capability.layers
+                found[i] = Prefilled(Usage(len(encoded), 0), hidden_states=passed.states[row], depth=depth)
+            if batch is None:
+                continue
             logprobs = batch.logits.float().log_softmax(-1)
             broken = _not_finite(logprobs)
             likeliest = logprobs.argmax(-1).tolist()
-            for row, (i, ask, _, ids, opened) in enumerate(part):
+            for row, read in enumerate(passed.rows):
+                i, ask, _, ids, opened = part[read]
                 if broken[row]:
                     RowState(batch, row).close()
                     found[i] = self._overflow()
@@ -315,7 +325,7 @@ class TransformersModel(InThreads):
                 label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
                 found[i] = Prefilled(
                     usage=Usage(len(batch.prompts[row]), 0),
-                    hidden_states={layer: hidden[layer][row] for layer in ask.layers},
+                    hidden_states=passed.states[read],
                     label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
                     following=position_of(batch.logits[row]) if ask.following else None,
                     state=RowState(batch, row, opened),
@@ -433,26 +443,50 @@ class TransformersModel(InThreads):
 
     def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[Batch, dict[int, Any]]:
         """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
+        ids, mask, positions = self._padded(encoded)
+        with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
+            batch = Batch(list(encoded), mask)
+            batch.logits, batch.cache = self._decoder(ids, mask, positions, hooked=bool(layers))
+        self._check_seen(state is not None for state in captured.states)
+        return batch, dict(zip(layers, captured.states, strict=True))
+
+    def _read_gated(
+        self, encoded: Sequence[Sequence[int]], asks: Sequence[Prefill]
+    ) -> tuple[Batch | None, StoppablePass]:
+        """One forward pass over prompts, which goes no further than the asks' gates let it.
+
+        Returns:
+            The batch of the rows that went to the end, None if there are none; and the pass: what was seen of each row.
+        """
+        ids, mask, positions = self._padded(encoded)
+        layers, gates = [ask.layers for ask in asks], [ask.gate for ask in asks]
+        logits = cache = None
+        with StoppablePass(self._decoder.blocks, layers, gates, self._decoder.row_arguments) as passed:
+            logits, cache = self._decoder(ids, mask, positions, hooked=any(layers))
+        self._check_seen(set(layers[row]) <= set(passed.states[row]) for row in passed.rows)
+        if not passed.rows:
+            return None, passed
+        return Batch([encoded[row] for row in passed.rows], mask[passed.rows], cache, logits), passed
+
+    def _padded(self, encoded: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompts side by side: tokens, mask and positions, each of shape (rows, tokens)."""
         import torch
 
         longest = max(map(len, encoded))
-        device = self.model.device
         ids = torch.zeros(len(encoded), longest, dtype=torch.long)
         mask = torch.zeros(len(encoded), longest, dtype=torch.long)
         for i, row in enumerate(encoded):  # padded on the left, so that all answers begin in one column
             ids[i, longest - len(row) :] = torch.tensor(row)
             mask[i, longest - len(row) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
-            batch = Batch(list(encoded), mask)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            batch.logits, batch.cache = self._decoder(ids, mask, positions, hooked=bool(layers))
-        if any(state is None for state in captured.states):
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def _check_seen(self, seen: Iterable[bool]) -> None:
+        if not all(seen):
             raise ModelError(
                 f"Model '{self._name}' shows no hidden states: parts of it are compiled, and compiled code passes over "
                 "hooks. Compile it as a whole, by `torch.compile(model)` or `model.compile()`."
             )
-        return batch, dict(zip(layers, captured.states, strict=True))
 
     def _parts(self, items: Sequence[T]) -> list[Sequence[T]]:
         """No more than can be read together."""
