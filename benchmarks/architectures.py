@@ -110,7 +110,9 @@ def table(found: Sequence[Found]) -> str:
         most = max(each.differences.values(), default=None)
         shown = "" if most is None else f"{most:.1g}"
         ratio = "" if each.products is None or not each.products[1] else f"{each.products[0] / each.products[1]:.2f}"
-        lines.append(f"| `{each.kind}` | {verdict.replace('|', '/')} | {shown} | {each.hidden} | {each.stops} | {ratio} |")
+        lines.append(
+            f"| `{each.kind}` | {verdict.replace('|', '/')} | {shown} | {each.hidden} | {each.stops} | {ratio} |"
+        )
     return "\n".join(lines)
 
 

@@ -144,7 +144,9 @@ def line(name: str, compared: Compared, turns: Sequence[tuple[float, float]]) ->
     ratios = [gated / whole for gated, whole in turns]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     before = statistics.median(whole for _, whole in turns) * 1e3
-    return f"| {name} | {compared.rows} | {compared.case} | {before:,.0f} ms | ×{middle:.2f} ({low:.2f} to {high:.2f}) |"
+    return (
+        f"| {name} | {compared.rows} | {compared.case} | {before:,.0f} ms | ×{middle:.2f} ({low:.2f} to {high:.2f}) |"
+    )
 
 
 def main(
@@ -159,7 +161,9 @@ def main(
     import torch
 
     torch.set_num_threads(1)
-    models = [random_llama] * random + [lambda path=path: TransformersModel.from_pretrained(path) for path in gguf or ()]
+    models = [random_llama] * random + [
+        lambda path=path: TransformersModel.from_pretrained(path) for path in gguf or ()
+    ]
     print("| model | rows | prompts are | whole pass, CPU | gated over whole (quartiles) |\n|---|---:|---|---:|---:|")
     with Progress(console=Console(stderr=True)) as progress:
         for make in models:

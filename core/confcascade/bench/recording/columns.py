@@ -366,9 +366,7 @@ class Gathering:
         if times > self.drawn.get(question, 1):
             self.drawn[question] = times
 
-    def signal(
-        self, model: str, name: str, phase: str, prefill: bool, depth: float | None, question: str
-    ) -> _Signal:
+    def signal(self, model: str, name: str, phase: str, prefill: bool, depth: float | None, question: str) -> _Signal:
         """Where the scores of a signal of this kind go; `question` is one that has such a score.
 
         A depth holds if all rows have it: those of older recordings have none.

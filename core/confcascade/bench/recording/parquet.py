@@ -260,7 +260,9 @@ def gather_parquet(path: str | Path, gathering: Gathering) -> None:
         ConfigurationError: If the file is not a recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
-    leaves = [f"scores.list.element.{name}" for name in [field.name for field in _schema().field("scores").type.value_type]]
+    leaves = [
+        f"scores.list.element.{name}" for name in [field.name for field in _schema().field("scores").type.value_type]
+    ]
     for batch in _batches(path, [*_NUMBERS, "predicted", "tokens.list.element.logprob", *leaves], _ROWS):
         _gather(gathering, batch)
 

@@ -177,8 +177,9 @@ class PlaybackModel(InThreads):
     def _prefill(self, ask: Prefill) -> Prefilled:
         row = self.row(ask.request)
         scores = [row.scores[name].value if name in row.scores else None for name in self._probed]
-        usage, state = Usage(row.usage.input_tokens, 0, row.usage.estimated), np.array(
-            [math.nan if s is None else s for s in scores]
+        usage, state = (
+            Usage(row.usage.input_tokens, 0, row.usage.estimated),
+            np.array([math.nan if s is None else s for s in scores]),
         )
         states: dict[int, Any] = {}
         for layer in sorted(ask.layers):

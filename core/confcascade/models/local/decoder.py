@@ -272,9 +272,7 @@ class Decoder:
         known = [token for token in range(min(config.vocab_size, 3 * _TRIED + 1)) if token != blank]
         return [[known[(i * _TRIED + j) % len(known)] for j in range(_TRIED)] for i in range(3)]
 
-    def _continue(
-        self, new: torch.Tensor, cache: Any, told: str, config: Any, blocks: Sequence[Any]
-    ) -> torch.Tensor:
+    def _continue(self, new: torch.Tensor, cache: Any, told: str, config: Any, blocks: Sequence[Any]) -> torch.Tensor:
         """The logits after one row's next token; finds the arguments by which the model takes it."""
         words = sorted(_WORDS, key=lambda word: word != told)
         problems: list[Exception] = []
