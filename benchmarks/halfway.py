@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def random_probe(model: TransformersModel, depth: float) -> KnowledgeProbe:
     size, rng = model.capability.hidden_size, np.random.default_rng(0)
     widths = [size, *NETWORK, 1]
     weights = {"mean": np.zeros(size, np.float32), "scale": np.ones(size, np.float32)}
-    for i, (n, m) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (n, m) in enumerate(pairwise(widths)):
         weights[f"weight.{i}"] = (rng.normal(size=(n, m)) / n**0.5).astype(np.float32)
         weights[f"bias.{i}"] = np.zeros(m, np.float32)
     layer = resolve_layer(depth, model.capability.layers)

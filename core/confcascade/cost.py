@@ -146,7 +146,7 @@ def extension_flops(architecture: Architecture, before: int, tokens: int) -> flo
 
 
 def stopped_flops(architecture: Architecture, tokens: Any, depth: float) -> Any:
-    """`token_flops` of a prompt whose pass ended behind a share of the blocks: that share of what all blocks would take.
+    """`token_flops` of a prompt whose pass ended behind a share of the blocks: that share of what all of them take.
 
     Args:
         architecture: Its blocks count as of one size; what is outside of them is not charged.

@@ -306,7 +306,7 @@ class _Gate(Gate):
 
 
 def _gate_of(signals: Sequence[Signal], stage: Stage, request: Request) -> _Gate | None:
-    """A gate of these signals of the phase "pre", if the stage's model obeys one and hidden states tell their scores."""
+    """A gate of these signals of the phase "pre", if the model obeys one and hidden states tell their scores."""
     if not stage.model.capability.stops:
         return None
     blocks = [signal.known_at(stage.model) for signal in signals]

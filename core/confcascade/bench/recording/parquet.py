@@ -304,12 +304,13 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     counts, steps = _integers(pc.list_value_length(upper)), upper.flatten()
     tokens, bounds = _integers(steps.field("tokens")), _numbers(steps.field("bound"))
     ends = np.cumsum(counts)
-    for (model, name, *kind), members in kinds.items():
+    for (model, name, phase, prefill, depth), members in kinds.items():
         chosen = np.array(members)
         own = np.zeros(len(counts), dtype=bool)
         own[chosen] = True
         stepwise = np.repeat(own, counts) if len(ends) and ends[-1] else slice(0)
-        gathering.signal(model, name, *kind, known["question"][owner[chosen[0]]].as_py()).add_many(
+        question = known["question"][owner[chosen[0]]].as_py()
+        gathering.signal(model, name, phase, prefill, depth, question).add_many(
             first + owner[chosen],
             values[chosen],
             counts[chosen],

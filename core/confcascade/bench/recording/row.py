@@ -27,9 +27,9 @@ class RecordedScore(BaseModel):
         phase: "pre" is judged before anything is generated, "post" by the answer.
         prefill: Whether the model reads the prompt for it in a pass of its own, which is paid for even where the signal
             fails (a hidden state, say; a router of texts needs no model).
-        depth: Behind which share of the model's blocks a score of the phase "pre" is known, so that the pass of a rejected
-            question ends there; 0 where texts are enough. None where the prompt is read to its end in any case, or it
-            was not recorded: a rejected question is then charged a whole pass.
+        depth: Behind which share of the model's blocks a score of the phase "pre" is known, so that the pass of a
+            rejected question ends there; 0 where texts are enough. None where the prompt is read to its end in any
+            case, or it was not recorded: a rejected question is then charged a whole pass.
         upper: Where a signal can decide early: (tokens, bound) each time the greatest value that it can still reach
             falls, tokens being those generated so far. A draft ends where the bound falls below the threshold.
         details: Further figures of the signal's.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from confcascade.asks import Gate
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.local.compute import MultipliedWeights
 from confcascade.models.local.stopping import RowArguments, StoppablePass
@@ -169,8 +170,9 @@ class Decoder:
         captures = [Capture(blocks, whole=True) for blocks in _lists(self._model, config.num_hidden_layers)]
         arguments = [RowArguments(each.blocks, len(ids)) for each in captures]
         with ExitStack() as stack:
-            for watching in (*captures, *arguments):
-                stack.enter_context(watching)
+            for capture, called in zip(captures, arguments, strict=True):
+                stack.enter_context(capture)
+                stack.enter_context(called)
             out = self._pass(self._as_written, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         shape = *ids.shape, config.hidden_size
         fit = [i for i, each in enumerate(captures) if all(getattr(s, "shape", None) == shape for s in each.states)]
@@ -224,7 +226,7 @@ class Decoder:
         order = [kept.index(row) for row in rows.tolist()]
         with suppress(Exception):
             for layer in {1, max(1, len(blocks) // 2)}:
-                gates = [None if row in kept else _never for row in range(len(ids))]
+                gates: list[Gate | None] = [None if row in kept else _never for row in range(len(ids))]
                 with StoppablePass(blocks, [[layer]] * len(ids), gates, paths) as passed:
                     logits, cache = self(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), hooked=True)
                 if passed.rows != kept or not _alike(logits[order], expected[0]):
@@ -339,8 +341,9 @@ class Capture:
         return hook
 
 
-def _never(_: Any) -> bool:
+def _never(hidden_states: Any) -> bool:
     """A gate that ends every pass."""
+    del hidden_states
     return False
 
 

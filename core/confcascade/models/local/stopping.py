@@ -177,7 +177,7 @@ class StoppablePass:
 
 
 def _by_path(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int | str, Any]:
-    return {**dict(enumerate(args)), **kwargs}
+    return dict([*enumerate(args), *kwargs.items()])
 
 
 def _rows_of(tensor: Any) -> int:
