@@ -5,8 +5,9 @@
 Makes a tiny random model of each type (4 blocks, 32 wide, over the tokenizer of the bundled models), saves it, loads it
 with `TransformersModel.from_pretrained`, and compares, for prompts of 2 to 97 tokens, with plain `generate` and one
 forward pass: answers and log-probabilities alone, in a batch padded on the left, in a batch whose answers end at
-different times, and read together but continued in parts and in another order; hidden states alone and in a batch;
-the operations of one token with those that torch counts.
+different times, and read together but continued in parts and in another order; what is left of a batch of which some
+rows are ended behind one block or another; hidden states alone and in a batch; the operations of one token with those
+that torch counts.
 
 A type is equal, or refused in one line when it is loaded, or asked one by one (said in a warning), or it differs: then
 something is wrong, and the script ends with 1. Each type runs in a process of its own, with a time limit. What is
@@ -102,15 +103,17 @@ def table(found: Sequence[Found]) -> str:
     order = ["differs", "crashed", "equal", "equal, one by one", "refused", "not built"]
     rows = sorted(found, key=lambda each: (order.index(each.verdict), each.kind))
     lines = [
-        "| type | verdict | largest difference | hidden states | 2N / counted |",
-        "|---|---|---:|---|---:|",
+        "| type | verdict | largest difference | hidden states | stops | 2N / counted |",
+        "|---|---|---:|---|---|---:|",
     ]
     for each in rows:
         verdict = each.verdict + (f": {each.why}" if each.why else "") + (f" ({each.note})" if each.note else "")
         most = max(each.differences.values(), default=None)
         shown = "" if most is None else f"{most:.1g}"
         ratio = "" if each.products is None or not each.products[1] else f"{each.products[0] / each.products[1]:.2f}"
-        lines.append(f"| `{each.kind}` | {verdict.replace('|', '/')} | {shown} | {each.hidden} | {ratio} |")
+        lines.append(
+            f"| `{each.kind}` | {verdict.replace('|', '/')} | {shown} | {each.hidden} | {each.stops} | {ratio} |"
+        )
     return "\n".join(lines)
 
 
@@ -138,6 +141,8 @@ def page(found: Sequence[Found], command: str) -> str:
         "or not without another package.",
         '- *Hidden states*: of blocks 1 to n, alone and in a batch, against `output_hidden_states` (relative). "None" '
         "are models whose blocks do not return (rows, tokens, width): P(IK) is refused for them, all else works.",
+        '- *Stops*: a pass over prompts ends where a gate says so, for "each row" of a batch, or for "a pass" once all '
+        "of its rows are ended, because its rows cannot be taken out between two blocks.",
         "- *2N / counted*: twice `architecture.parameters`, over what torch's `FlopCounterMode` counts in a pass over "
         "a second token. The counter sees neither norms nor element-wise states, and counts attention, too. "
         "(transformers computes all experts of Llama 4; those that the token is not sent to are not counted in N.)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,8 @@ class Found:
         why: In one line; empty if it is equal.
         differences: By check, the largest difference from plain `transformers`.
         hidden: "equal", "none", or what differs.
+        stops: Whether a pass over a prompt ends where a gate says so: of "each row", of "a pass" all of whose rows are
+            ended, or "no".
         products: `2 * architecture.parameters` and what `FlopCounterMode` counts in the pass over one token.
         note: What is `transformers`' own.
     """
@@ -41,6 +43,7 @@ class Found:
     why: str = ""
     differences: dict[str, float] = field(default_factory=dict)
     hidden: str = ""
+    stops: str = ""
     products: tuple[float, float] | None = None
     note: str = ""
 
@@ -103,6 +106,7 @@ class Comparison:
         self._note("batch", self.model.generate([Generate(self.model, each) for each in self.requests]), alone)
         self._note("ends", self.model.generate([Generate(self.model, each) for each in asked]), short)
         self._parts(asked, short)
+        self._stopped(asked, short)
         self._hidden_states()
         self.found.products = products(self.model)
         if bad := {name: value for name, value in self.found.differences.items() if not value <= SAME}:
@@ -173,6 +177,31 @@ class Comparison:
             answers = self.model.generate([Generate(self.model, asked[i], prefilled=read[i]) for i in part])
             self._note("parts", answers, [expected[i] for i in part])
 
+    def _stopped(self, asked: Sequence[Request], expected: Sequence[Any]) -> None:
+        """Some rows are ended behind one block or another; the others' answers do not change."""
+        capability = self.model.capability
+        if not capability.stops:
+            self.found.stops = "no"
+            return
+        taken_out = self.model._decoder.row_arguments is not None
+        self.found.stops = "each row" if taken_out else "a pass"
+        layers = tuple(range(1, capability.layers + 1))
+        for ends in ({0: 1, 2: 3}, {1: 2, 3: 2}, {0: 2}, {2: 1, 3: 4, 0: 3}, {0: 1, 1: 2, 2: 3, 3: 3}):
+            gates = [None if i not in ends else EndsAt(ends[i]) for i in range(len(asked))]
+            made = [Prefill(self.model, r, layers=layers, gate=g) for r, g in zip(asked, gates, strict=True)]
+            read: list[Any] = list(self.model.prefill(made))
+            for i, each in enumerate(read):
+                if isinstance(each, Exception):
+                    raise each
+                alone = taken_out or capability.batch_size == 1
+                last = max(ends.values()) if len(ends) == len(asked) else None
+                at = ends.get(i) if alone else last
+                if each.depth != (None if at is None else at / len(layers)):
+                    self._most("stopped", math.inf)
+            kept = [i for i, each in enumerate(read) if each.depth is None]
+            answers = self.model.generate([Generate(self.model, asked[i], prefilled=read[i]) for i in kept])
+            self._note("stopped", answers, [expected[i] for i in kept])
+
     def _hidden_states(self) -> None:
         """Of every block, alone and in a batch; of the last, before the final norm."""
         import numpy as np
@@ -213,6 +242,16 @@ class Comparison:
             states.append(each.hidden_states)
             each.close()
         return states
+
+
+class EndsAt:
+    """A gate that ends a pass behind one block."""
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
+
+    def __call__(self, hidden_states: Mapping[int, Any]) -> bool:
+        return max(hidden_states) < self._layer
 
 
 def _normed(norms: Sequence[Any], state: Any) -> Any:

@@ -11,7 +11,7 @@ awaits, never reads a clock and never touches a model; a driver does. A driver t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -25,6 +25,7 @@ __all__ = [
     "Capability",
     "Chunk",
     "Flow",
+    "Gate",
     "Generate",
     "LanguageModel",
     "Left",
@@ -48,6 +49,20 @@ class Watch(Protocol):
     """
 
     def __call__(self, tokens: Sequence[Token]) -> Verdict: ...
+
+
+class Gate(Protocol):
+    """Decides from hidden states, while a prompt is being read, whether the pass goes on."""
+
+    def __call__(self, hidden_states: Mapping[int, Any]) -> bool:
+        """Called each time that one more of the wanted layers is known, from the lowest up.
+
+        Args:
+            hidden_states: As of `Prefilled`, of the layers that are known so far.
+
+        Returns:
+            Whether the pass goes on; after False it is not called again in this pass.
+        """
 
 
 class Session:
@@ -103,6 +118,8 @@ class Prefill:
         tokens: Whether the log-probabilities of the written text's new tokens are wanted (with a `session`).
         following: Whether it is wanted what the model expects next.
         progress: Of a model that pays for the reading.
+        gate: Ends the pass where nobody needs the rest. For models with `Capability.stops`, which may go on all the
+            same, as with a `session`; `Prefilled.depth` tells whether it has ended.
     """
 
     model: LanguageModel
@@ -113,6 +130,7 @@ class Prefill:
     tokens: bool = False
     following: bool = False
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
+    gate: Gate | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -212,6 +230,7 @@ class Capability:
         top_logprobs: Most alternatives it tells at each position.
         layers: Number of blocks whose hidden states it gives; 0 means none.
         hidden_size: Their dimension.
+        stops: Whether a pass over a prompt ends where its gate says so (`Prefill.gate`).
         prompt_labels: Whether it answers `Prefill` even if it gives no hidden states: with labels' log-probabilities.
         batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
             for many answers at once, unless it is `in_process`; any other computes in this process, one call at a time.
@@ -235,6 +254,7 @@ class Capability:
     top_logprobs: int = 0
     layers: int = 0
     hidden_size: int = 0
+    stops: bool = False
     prompt_labels: bool = False
     batch_size: int = 1
     tools: bool = False

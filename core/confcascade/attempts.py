@@ -13,7 +13,7 @@ from confcascade.signals import Evidence, Signal, corrected, ends_of, passes, th
 from confcascade.signals.calibrated import Calibrated
 from confcascade.stage import Stage
 from confcascade.trace import Attempt, Record, Score
-from confcascade.types import Cost, Request, Response, Usage
+from confcascade.types import Cost, Prefilled, Request, Response, Usage
 
 __all__ = [
     "Bill",
@@ -111,6 +111,7 @@ class Bill:
 
     def __init__(self) -> None:
         self.usage = Usage()
+        self.read: Prefilled | None = None  # the pass over the prompt, which its gate may have ended
         self.told: Cost | None = None  # what the answer cost, where it tells that itself (`Response.cost`)
         self.elapsed_s = 0.0
         self.busy_s = 0.0
@@ -124,7 +125,7 @@ class Bill:
 
     def cost(self, stage: Stage) -> Cost:
         """In all; the prices of the stage hold where the answer tells no dollars itself."""
-        cost = attempt_cost(self.usage, self.busy_s, stage.model.architecture, stage.prices)
+        cost = attempt_cost(self.usage, self.busy_s, stage.model.architecture, stage.prices, self.read)
         if self.told is None:
             return cost
         return replace(cost, flops=self.told.flops, usd=cost.usd if self.told.usd is None else self.told.usd)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from confcascade.errors import ConfigurationError
-from confcascade.types import Cost, Usage
+from confcascade.types import Cost, Prefilled, Usage
 
 __all__ = [
     "Architecture",
@@ -25,6 +25,7 @@ __all__ = [
     "extension_flops",
     "forward_flops",
     "parameter_count",
+    "stopped_flops",
     "token_flops",
 ]
 
@@ -38,11 +39,14 @@ class Architecture:
             to, of embeddings those that are multiplied (tied ones once, input embeddings that are looked up not).
         layers: n_layer.
         hidden_size: d_model.
+        outside_blocks: How many of N are not in the blocks, such as the output layer's: those that a pass which ends
+            behind a block never comes to. 0 where that is not known.
     """
 
     parameters: int
     layers: int
     hidden_size: int
+    outside_blocks: int = 0
 
 
 _UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
@@ -141,14 +145,51 @@ def extension_flops(architecture: Architecture, before: int, tokens: int) -> flo
     return flops
 
 
-def attempt_cost(usage: Usage, elapsed_s: float, architecture: Architecture | None, prices: Prices | None) -> Cost:
-    """The cost of one attempt; what cannot be known is None."""
-    usd = None
+def stopped_flops(architecture: Architecture, tokens: Any, depth: float) -> Any:
+    """`token_flops` of a prompt whose pass ended behind a share of the blocks: that share of what all of them take.
+
+    Args:
+        architecture: Its blocks count as of one size; what is outside of them is not charged.
+        tokens: Of the prompt, or a numpy array of such numbers.
+        depth: The share, in (0, 1].
+
+    >>> tiny = Architecture(parameters=1000, layers=2, hidden_size=10, outside_blocks=200)
+    >>> stopped_flops(tiny, 3, 0.5)  # half of 2*800*3 + 2*2*10*(1+2+3)
+    2520.0
+    """
+    blocks = replace(architecture, parameters=architecture.parameters - architecture.outside_blocks)
+    return depth * token_flops(blocks, tokens)
+
+
+def attempt_cost(
+    usage: Usage,
+    elapsed_s: float,
+    architecture: Architecture | None,
+    prices: Prices | None,
+    prefilled: Prefilled | None = None,
+) -> Cost:
+    """The cost of one attempt; what cannot be known is None.
+
+    Args:
+        usage: All of it.
+        elapsed_s: Likewise.
+        architecture: Of the model.
+        prices: Of its tokens. A prompt whose pass was ended has all its tokens, and is priced by them.
+        prefilled: The pass over the prompt, if one was made: only the operations up to where it ended are charged.
+    """
+    usd = flops = None
     unknown = usage.estimated and not usage.total_tokens  # the model told none
     if prices is not None and not unknown:
         usd = prices.of(usage)
+    if architecture is not None and not unknown:
+        if prefilled is None or prefilled.depth is None:
+            flops = forward_flops(architecture, usage)
+        else:
+            read = prefilled.usage.total_tokens
+            flops = stopped_flops(architecture, read, prefilled.depth)
+            flops += extension_flops(architecture, read, usage.total_tokens - read)
     return Cost(
-        flops=None if architecture is None or unknown else forward_flops(architecture, usage),
+        flops=flops,
         tokens=usage.total_tokens,
         usd=usd,
         seconds=elapsed_s,

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from confcascade.answers import parted
-from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left, Prefill, Verdict, Watch, ask
+from confcascade.asks import Answer, Flow, Gate, Generate, LanguageModel, Left, Prefill, Verdict, Watch, ask
 from confcascade.attempts import (
     Bill,
     OnError,
@@ -41,7 +41,7 @@ from confcascade.signals import Evidence, Signal, ends_of, passes
 from confcascade.stage import Stage
 from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
-from confcascade.types import Prefilled, Request, Response, Token
+from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
 
 __all__ = ["begun_for", "cascade_flow", "prefill_for", "read_for"]
@@ -168,11 +168,16 @@ def _attempt(
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
+        gates = tuple(signal for signal in signals if signal.phase == "pre")
+        gate = _gate_of(gates, stage, request)
         if (first := prefill_for(stage.model, signals, asked)) is not None:
-            prefilled = bill.add((yield from ask(first)))
+            prefilled = bill.read = bill.add((yield from ask(replace(first, gate=gate))))
             bill.usage = prefilled.usage
         evidence = Evidence(request, prefilled, model=stage.model)
-        yield from score_all([signal for signal in signals if signal.phase == "pre"], stage, evidence, scores, bill)
+        if gate is not None and prefilled is not None and (judged := gate.scores(prefilled)) is not None:
+            scores |= judged
+        else:
+            yield from score_all(gates, stage, evidence, scores, bill)
         if any_failed(scores):
             hopeless = _hopeless(stage, scores)
             return ended(
@@ -261,6 +266,52 @@ def read_for(signals: Sequence[Signal], request: Request, response: Response) ->
     for signal in signals:
         response = signal.reads(request, response)
     return response
+
+
+class _Gate(Gate):
+    """Ends the pass over a prompt once all that judges before the answer is known, and some of it does not pass.
+
+    A score that is missing ends nothing: what it is missing for may be the model's error, which a whole pass shows.
+    """
+
+    def __init__(self, signals: Sequence[Signal], stage: Stage, request: Request, block: int) -> None:
+        self._signals = signals
+        self._stage = stage
+        self._request = request
+        self._block = block
+        self._judged: tuple[Mapping[int, Any], dict[str, Score]] | None = None
+
+    def __call__(self, hidden_states: Mapping[int, Any]) -> bool:
+        if max(hidden_states) != self._block:  # scores below it are for the record, and for `Stage.skip`
+            return True
+        scores: dict[str, Score] = {}
+        evidence = Evidence(self._request, Prefilled(Usage(), hidden_states), model=self._stage.model)
+        try:
+            for _ in score_all(self._signals, self._stage, evidence, scores):
+                return True  # it asks for more, which `known_at` had denied
+        except Exception:  # which the flow meets again, and accounts for
+            return True
+        if any(score.value is None for score in scores.values()):
+            return True
+        self._judged = hidden_states, scores
+        return not any_failed(scores)
+
+    def scores(self, prefilled: Prefilled) -> dict[str, Score] | None:
+        """What it has made of these very hidden states, by the name of the signal; None if nothing."""
+        if self._judged is None:
+            return None
+        states, scores = self._judged
+        same = all(prefilled.hidden_states.get(layer) is state for layer, state in states.items())
+        return scores if same or prefilled.depth is not None else None
+
+
+def _gate_of(signals: Sequence[Signal], stage: Stage, request: Request) -> _Gate | None:
+    """A gate of these signals of the phase "pre", if the model obeys one and hidden states tell their scores."""
+    if not stage.model.capability.stops:
+        return None
+    blocks = [signal.known_at(stage.model) for signal in signals]
+    block = max((block for block in blocks if block is not None), default=0)
+    return _Gate(signals, stage, request, block) if block and None not in blocks else None
 
 
 class _Watch(Watch):

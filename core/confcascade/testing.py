@@ -406,6 +406,8 @@ def check_model(model: LanguageModel, request: Request) -> None:
         )
         prefilled.close()
         prefilled.close()  # closing twice is harmless
+    if model.capability.stops:
+        _check_stops(model, request, whole)
     if model.capability.continues:
         _check_continues(model, request)
     answered = parted(request, whole).tokens or ()  # a watch reads those of the answer, once they have a text
@@ -413,6 +415,34 @@ def check_model(model: LanguageModel, request: Request) -> None:
         (*_, aborted) = model.stream(Generate(model, request, watch=lambda _: "abort"))
         assert isinstance(aborted, Response), f"the last item of an aborted stream must be the Response, is {aborted!r}"
         assert aborted.finish_reason == "aborted", "a watch that aborts must end the answer"
+
+
+def _check_stops(model: LanguageModel, request: Request, whole: Response) -> None:
+    """A pass ends behind the block where its gate says so, and one that it lets through changes nothing."""
+    layers = tuple(sorted({1, model.capability.layers}))
+    for ends in (True, False):
+        shown: list[Mapping[int, Any]] = []
+
+        def gate(hidden_states: Mapping[int, Any], shown: list[Any] = shown, ends: bool = ends) -> bool:
+            shown.append(hidden_states)
+            return not ends
+
+        (read,) = model.prefill([Prefill(model, request, layers=layers, gate=gate)])
+        assert isinstance(read, Prefilled), f"a prefill with a gate must answer with Prefilled, gave {read!r}"
+        expected = [layers[:1]] if ends else [layers[: i + 1] for i in range(len(layers))]
+        assert [tuple(sorted(states)) for states in shown] == expected, (
+            "a gate must be shown the wanted layers one by one, from the lowest up, until it ends the pass"
+        )
+        if ends:
+            depth = 1 / model.capability.layers
+            assert read.depth == depth, f"a pass that ended behind block 1 has the depth {depth}, tells {read.depth}"
+            assert tuple(read.hidden_states) == layers[:1], "a pass that was ended gives the hidden states up to there"
+        else:
+            assert read.depth is None, "a pass that went on to its end has no depth"
+            (continued,) = model.generate([Generate(model, request, prefilled=read)])
+            assert isinstance(continued, Response), f"behind a gate, generate gave {continued!r}"
+            assert continued.text == whole.text, "generation behind a gate differs"
+        read.close()
 
 
 def _check_continues(model: LanguageModel, request: Request) -> None:

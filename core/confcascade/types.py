@@ -345,6 +345,9 @@ class Prefilled:
             where asked for. It may not have written them itself.
         following: What is expected next, where asked for.
         state: The model's own, to continue from (a KV cache). The driver frees it with `close`.
+        depth: The share of the model's blocks that were run, in (0, 1], where the ask's gate ended the pass behind them
+            (`Prefill.gate`): there are no `label_logprobs`, no `following` and no `state` then, and only hidden states
+            up to there. None of a pass that went on to its end.
     """
 
     usage: Usage
@@ -353,6 +356,7 @@ class Prefilled:
     tokens: tuple[Token, ...] = ()
     following: Position | None = None
     state: Any = None
+    depth: float | None = None
 
     def close(self) -> None:
         """Free the state; the measured values stay."""

@@ -5,7 +5,8 @@ import math
 
 import pytest
 from confcascade import Architecture, ConfigurationError, Cost, Prices, Usage
-from confcascade.cost import attempt_cost, break_even_retention, chain_cost, forward_flops
+from confcascade.cost import attempt_cost, break_even_retention, chain_cost, forward_flops, stopped_flops
+from confcascade.extending import Prefilled
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,32 @@ def test_a_token_more_costs_more(architecture: Architecture, p: int, o: int):
 
     assert first > 0
     assert second >= first * (1 - 1e-6)
+
+
+@given(
+    block=st.integers(1, 6), layers=st.integers(1, 6), in_block=st.integers(1, 10**9), outside=st.integers(0, 10**9),
+    p=st.integers(0, 60), further=st.integers(0, 60),
+)  # fmt: skip
+def test_a_pass_that_ended_is_charged_block_by_block(
+    block: int, layers: int, in_block: int, outside: int, p: int, further: int
+):
+    """Each block that was run takes its weights and its attention; what came after the pass is charged whole."""
+    block = min(block, layers)
+    architecture = Architecture(in_block * layers + outside, layers, 64, outside)
+    stopped = 0
+    for context in range(1, p + 1):
+        for _ in range(block):
+            stopped += 2 * in_block + 2 * context * architecture.hidden_size
+    rest = sum(2 * architecture.parameters + 2 * layers * c * 64 for c in range(p + 1, p + further + 1))
+
+    assert stopped_flops(architecture, p, block / layers) == pytest.approx(stopped, rel=1e-12)
+    read = Prefilled(Usage(p), depth=block / layers)
+    cost = attempt_cost(Usage(p, further), 1.0, architecture, Prices(1, 2), read)
+    assert cost.flops == pytest.approx(stopped + rest, rel=1e-12)
+    assert (cost.tokens, cost.usd) == (p + further, pytest.approx((p + 2 * further) / 1e6))
+    whole = attempt_cost(Usage(p, further), 1.0, architecture, None, Prefilled(Usage(p)))
+    assert whole.flops == forward_flops(architecture, Usage(p, further))
+    assert attempt_cost(Usage(p), 1.0, None, None, read).flops is None
 
 
 amounts = st.none() | st.floats(0, 1e15)

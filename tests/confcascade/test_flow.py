@@ -33,7 +33,7 @@ from confcascade.answers import parted
 from confcascade.asks import Answer, Generate, Prefill, ask
 from confcascade.cost import forward_flops
 from confcascade.errors import kept_of
-from confcascade.extending import Evidence, Measurement, Prefilled, Response, Signal, Token
+from confcascade.extending import Capability, Evidence, Measurement, Prefilled, Response, Signal, Token
 from confcascade.flow import cascade_flow
 from confcascade.stage import policy_id
 from confcascade.testing import Reply, ScriptedModel
@@ -106,6 +106,181 @@ def decisions(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------------- before generating
+
+
+class Stopping(ScriptedModel):
+    """A model whose passes end where a gate says so."""
+
+    @property
+    def capability(self) -> Capability:
+        return dataclasses.replace(super().capability, stops=True)
+
+
+SIZE = Architecture(1000, 2, 10, 200)
+STOPPING = Stopping("small", hidden_size=1, architecture=SIZE)
+
+
+class Counted(Known):
+    """Notes what it judges."""
+
+    def __init__(self, layer: int = 2, name: str = "p_ik") -> None:
+        self.name = name
+        self.layer = layer
+        self.judged: list[float] = []
+
+    def layers(self, model: Any) -> tuple[int, ...]:
+        del model
+        return (self.layer,)
+
+    def score(self, evidence: Evidence) -> Measurement:
+        assert evidence.prefilled is not None
+        self.judged.append(evidence.prefilled.hidden_states[self.layer])
+        return Measurement(self.judged[-1])
+
+
+class Worded(Counted):
+    """Judges by the question alone."""
+
+    def layers(self, model: Any) -> tuple[int, ...]:
+        return ()
+
+    def score(self, evidence: Evidence) -> Measurement:
+        self.judged.append(0.25)
+        return Measurement(0.25)
+
+
+def gated(signals: list[Signal], threshold: Any = 0.5, model: Any = STOPPING, **more: Any) -> tuple[Any, Any]:
+    """A flow, and the pass that it asks for."""
+    thresholds = {signal.name: threshold for signal in signals}
+    flow = cascade_flow([Stage(model, signals, thresholds, **more), Stage(LARGE)], REQUEST)
+    (first,) = next(flow)
+    assert isinstance(first, Prefill)
+    return flow, first
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "goes_on"),
+    [(0.5, 0.5, True), (0.49, 0.5, False), (1.0, "never", False), (0.0, "always", True)],
+)
+def test_a_gate_ends_the_pass_where_the_score_does_not_pass(score: float, threshold: Any, goes_on: bool):
+    """By the very rule of the flow, whatever the threshold; nothing is judged a second time."""
+    signal = Counted()
+    flow, first = gated([signal], threshold)
+
+    assert first.gate is not None
+    assert first.gate({2: score}) is goes_on
+    depth = None if goes_on else 0.5
+    read = Prefilled(Usage(7), {2: score}, depth=depth, state=None)
+    (asked,) = flow.send((Answer(read, elapsed_s=0.25, busy_s=0.125),))
+
+    assert signal.judged == [score]
+    assert asked.model is (STOPPING if goes_on else LARGE)
+    if not goes_on:
+        attempt = outcome_of(flow, said("4")).record.attempts[0]
+        assert attempt.usage == Usage(7, 0)
+        assert (attempt.cost.tokens, attempt.cost.seconds) == (7, 0.125)
+        assert attempt.cost.flops == 0.5 * forward_flops(Architecture(800, 2, 10), Usage(7))
+
+
+def test_a_gate_waits_for_the_last_layer_and_judges_all():
+    """What is on record, and what `skip` reads, does not depend on which signal fails first."""
+    signals: list[Any] = [Counted(3, "late"), Worded(name="words"), Counted(1, "early")]
+    flow, first = gated(signals, 0.5, skip={"late": 0.1})
+
+    assert first.gate({1: 0.0})
+    assert not any(signal.judged for signal in signals)
+    assert not first.gate({1: 0.75, 3: 0.9})  # the words do not pass
+    read = Prefilled(Usage(7), {1: 0.75, 3: 0.9}, depth=0.75)
+    flow.send((Answer(read),))
+    attempt = outcome_of(flow, said("4")).record.attempts[0]
+
+    assert [signal.judged for signal in signals] == [[0.9], [0.25], [0.75]]
+    assert list(attempt.scores) == ["late", "words", "early"]
+    assert attempt.reason == "late 0.9 >= 0.5, words 0.25 < 0.5, early 0.75 >= 0.5"
+
+
+def test_deeper_layers_of_an_answers_signals_end_nothing():
+    """A signal that judges by the answer may want a layer behind; that the pass came there is no news."""
+
+    class Answered(Counted):
+        phase: ClassVar[Literal["pre", "post"]] = "post"
+
+    known = Counted(2)
+    _, first = gated([known, Answered(4, "later")])
+
+    assert first.layers == (2, 4)
+    assert first.gate({2: 0.9})
+    assert first.gate({2: 0.9, 4: 0.0})
+    assert known.judged == [0.9]
+
+
+def test_a_missing_score_ends_nothing():
+    """The model's own error may be why, which only a whole pass shows; the flow judges again what it then gets."""
+
+    class Missing(Counted):
+        def score(self, evidence: Evidence) -> Measurement:
+            if math.isnan(super().score(evidence).value if self.judged else math.nan):
+                self.judged.append(0.0)
+                raise SignalUnavailableError("not finite")
+            return Measurement(self.judged[-1])
+
+    signal = Missing()
+    flow, first = gated([signal])
+
+    assert first.gate({2: math.nan})
+    (asked,) = flow.send((Answer(error=ModelError("overflow")),))
+    assert asked.model is LARGE
+
+
+def test_a_signal_that_breaks_in_a_gate_breaks_in_the_flow():
+    class Broken(Counted):
+        def score(self, evidence: Evidence) -> Measurement:
+            raise ZeroDivisionError("by zero")
+
+    flow, first = gated([Broken()])
+
+    assert first.gate({2: 0.1})
+    flow.send((Answer(Prefilled(Usage(7), {2: 0.1})),))
+    attempt = outcome_of(flow, said("4")).record.attempts[0]
+    assert (attempt.decision, attempt.error is not None) == ("fail", True)
+
+
+def test_scores_are_of_the_pass_that_is_answered():
+    """A call that failed and was made again has other hidden states: what was made of the first is not taken."""
+    signal = Counted()
+    flow, first = gated([signal])
+
+    assert first.gate({2: 0.75})  # of a batch that failed then
+    flow.send((Answer(Prefilled(Usage(7), {2: 0.25})),))
+    attempt = outcome_of(flow, said("4")).record.attempts[0]
+
+    assert signal.judged == [0.75, 0.25]
+    assert attempt.reason == "p_ik 0.25 < 0.5"
+
+
+class Asking(Counted):
+    """Asks the model further before it judges."""
+
+    def judge(self, evidence: Evidence) -> Any:
+        yield (Generate(STOPPING, REQUEST),)
+        return self.score(evidence)
+
+
+class Expecting(Counted):
+    following = True
+
+
+@pytest.mark.parametrize(
+    ("signals", "model"),
+    [
+        ([Counted()], SMALL),
+        ([Counted(), Asking(name="asks")], STOPPING),
+        ([Counted(), Expecting(name="expects")], STOPPING),
+    ],
+)
+def test_what_needs_the_whole_pass_gets_it(signals: list[Signal], model: Any):
+    """A model that obeys no gate is given none, nor one whose signals want more than hidden states."""
+    assert gated(signals, model=model)[1].gate is None
 
 
 def test_a_query_the_model_does_not_know_is_never_generated():

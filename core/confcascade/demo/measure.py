@@ -95,7 +95,7 @@ def recording(measured: Mapping[str, Measured], p_ik: Mapping[str, NDArray[np.fl
     def rows() -> Iterator[Row]:
         for size, answers in measured.items():
             for row, known in zip(answers.rows, p_ik[size].tolist(), strict=True):
-                probed = RecordedScore(value=known, phase="pre", prefill=True)
+                probed = RecordedScore(value=known, phase="pre", prefill=True, depth=DEPTH)
                 yield row.model_copy(update={"scores": {"p_ik": probed, **row.scores}})
 
     return Columns.of(rows())

@@ -106,6 +106,17 @@ class Signal(ABC):
         del model
         return ()
 
+    def known_at(self, model: LanguageModel) -> int | None:
+        """Behind which block of `model` a score of the phase "pre" is known, so that a pass may end there.
+
+        Returns:
+            0 where texts are enough; None where the prompt must be read to its end, or a further call answered.
+        """
+        further = type(self).judge is not Signal.judge
+        if self.phase == "post" or self.labels or self.following or further:
+            return None
+        return max(self.layers(model), default=0)
+
     @abstractmethod
     def check(self, model: LanguageModel) -> None:
         """Raise `ConfigurationError` if `model` cannot serve this signal."""

@@ -30,11 +30,12 @@ SCORES = st.none() | PROBABILITIES
 THRESHOLDS = st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0, "always", "never"])
 LABELLED = [name for name, signal in LIVE.items() if signal.labels]
 BY_LABEL = THRESHOLDS | st.fixed_dictionaries(dict.fromkeys("AB", THRESHOLDS.filter(lambda each: each != "always")))
-SIZES = [Architecture(10, 2, 3), Architecture(100, 3, 5), Architecture(1000, 4, 7)]
+SIZES = [Architecture(10, 2, 3), Architecture(100, 3, 5, 30), Architecture(1000, 4, 7, 100)]
 PRICES = [Prices(1, 2), Prices(10, 30), Prices(100, 500)]
 THINKING = ["<think>", "hm", "</think>", "\n", "A", ", b"]
 LIST = ["A", ", b", " c", " d"]
 NAMES = ["small", "medium", "large"]
+DEPTHS = {"router": [None, 0.0, 0.0], "probe": [None, 0.5, 0.5, 1.0], "deeper": [None, 0.75, 0.75, 0.5]}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def made_row(
 def skips(draw: Any, thresholds: Mapping[str, Any]) -> dict[str, float]:
     """Scores that send a query straight to the last stage, for some signals that judge before the answer."""
     found = {}
-    for name in sorted({"router", "probe"} & set(thresholds)):
+    for name in sorted({"router", "probe", "deeper"} & set(thresholds)):
         most = 1.0 if thresholds[name] == "never" else thresholds[name]
         if most != "always" and draw(st.booleans()):
             found[name] = draw(st.sampled_from([score for score in (0.0, 0.2, 0.35, 0.5, 0.7, 1.0) if score <= most]))
@@ -118,15 +119,18 @@ def cases(draw: Any) -> Case:
     rows = []
     for model in names:
         local = draw(st.booleans())
+        depths = {name: draw(st.sampled_from(told)) for name, told in DEPTHS.items()}
         for question in questions:
             words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["B"], ["a", " b"], LIST, THINKING]))
             told = draw(st.lists(PROBABILITIES, min_size=len(words), max_size=len(words)))
             scores = {
-                "router": RecordedScore(value=draw(SCORES), phase="pre"),
+                "router": RecordedScore(value=draw(SCORES), phase="pre", depth=depths["router"]),
                 "sure": RecordedScore(value=draw(SCORES)),
             }
-            if local:
-                scores["probe"] = RecordedScore(value=draw(SCORES), phase="pre", prefill=True)
+            for probe in ("probe", "deeper") if local else ():
+                older = draw(st.integers(0, 9)) == 0  # a row that does not tell the depth
+                depth = None if older else depths[probe]
+                scores[probe] = RecordedScore(value=draw(SCORES), phase="pre", prefill=True, depth=depth)
             row = made_row(
                 question,
                 model,

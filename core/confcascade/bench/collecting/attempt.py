@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from confcascade.answers import parted
-from confcascade.asks import Flow, Generate, ask
+from confcascade.asks import Flow, Generate, LanguageModel, ask
 from confcascade.attempts import Bill, billed
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.checks import failed_check
@@ -149,15 +149,24 @@ def _scores(
         prefill = bool(signal.layers(model)) or signal.following or read
         if prefill and prefilled is None:  # that pass is what failed
             continue
+        depth = _depth(signal, model)
         try:
-            judging = judged_score(signal, evidence, prefill=prefill, whole=whole)
+            judging = judged_score(signal, evidence, prefill=prefill, depth=depth, whole=whole)
             scores[signal.name] = yield from billed(judging, stage, bill)
         except ConfigurationError:
             raise
         except Exception as failure:  # the live attempt fails by it, and escalates, as one without a score
             unavailable = {"unavailable": f"{type(failure).__name__}: {failure}"}
-            scores[signal.name] = RecordedScore(value=None, phase=signal.phase, prefill=prefill, details=unavailable)
+            scores[signal.name] = RecordedScore(
+                value=None, phase=signal.phase, prefill=prefill, depth=depth, details=unavailable
+            )
     return scores
+
+
+def _depth(signal: Signal, model: LanguageModel) -> float | None:
+    """Behind which share of the model's blocks a live cascade may end the pass, as far as this signal is concerned."""
+    block = signal.known_at(model) if model.capability.stops else None
+    return None if block is None else block / model.capability.layers
 
 
 def _with_grades(

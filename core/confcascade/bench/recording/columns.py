@@ -88,6 +88,7 @@ class Column:
         upper: Its bounds; None if it never decides early.
         labels: Which label the answer gives, as the signal read it, or else its grader (`Row.predicted`); None where
             neither tells.
+        depth: As of `RecordedScore`.
     """
 
     values: NDArray[np.float64]
@@ -95,12 +96,13 @@ class Column:
     prefill: bool
     upper: Upper | None
     labels: Labels | None = None
+    depth: float | None = None
 
     def take(self, rows: NDArray[np.intp]) -> Column:
         """That of some questions."""
         upper = None if self.upper is None else self.upper.take(rows)
         labels = None if self.labels is None else self.labels.take(rows)
-        return Column(self.values[rows], self.phase, self.prefill, upper, labels)
+        return Column(self.values[rows], self.phase, self.prefill, upper, labels, self.depth)
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class _Signal:
 
     phase: str
     prefill: bool
+    depth: float | None
     rows: array[int] = field(default_factory=lambda: array("q"))
     value: array[float] = field(default_factory=lambda: array("d"))
     counts: array[int] = field(default_factory=lambda: array("q"))
@@ -292,7 +295,7 @@ class _Signal:
         chosen = entry[rows]
         values = np.array([*self.value, np.nan])[chosen]
         if not self.tokens:
-            return Column(values, self.phase, self.prefill, None, self._labels(chosen))
+            return Column(values, self.phase, self.prefill, None, self._labels(chosen), self.depth)
         starts = np.concatenate([[0], np.cumsum([*self.counts, 0])])
         upper = Upper(starts, np.array(self.tokens, dtype=np.int64), np.array(self.bounds))
         return Column(values, self.phase, self.prefill, upper.take(chosen), self._labels(chosen))
@@ -338,7 +341,8 @@ class Gathering:
             )
         )
         for name, score in row.scores.items():
-            self.signal(row.model, name, score.phase, score.prefill, row.question).add(number, score, row.predicted)
+            kind = score.phase, score.prefill, score.depth
+            self.signal(row.model, name, *kind, row.question).add(number, score, row.predicted)
 
     def add_many(
         self,
@@ -362,19 +366,23 @@ class Gathering:
         if times > self.drawn.get(question, 1):
             self.drawn[question] = times
 
-    def signal(self, model: str, name: str, phase: str, prefill: bool, question: str) -> _Signal:
+    def signal(self, model: str, name: str, phase: str, prefill: bool, depth: float | None, question: str) -> _Signal:
         """Where the scores of a signal of this kind go; `question` is one that has such a score.
+
+        A depth holds if all rows have it: those of older recordings have none.
 
         Raises:
             ConfigurationError: If they were of another kind so far.
         """
-        known = self.signals.setdefault((model, name), _Signal(phase, prefill))
+        known = self.signals.setdefault((model, name), _Signal(phase, prefill, depth))
         if (known.phase, known.prefill) != (phase, prefill):
             raise ConfigurationError(
                 f"Signal '{name}' of model '{model}' is recorded in two kinds: (phase, prefill) is "
                 f"{(known.phase, known.prefill)} first and {(phase, prefill)} at question '{question}'. "
                 "Give one of them another name."
             )
+        if known.depth != depth:
+            known.depth = None
         return known
 
     def columns(self) -> Columns:

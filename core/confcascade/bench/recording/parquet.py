@@ -68,6 +68,7 @@ def _schema() -> Any:
         pa.field("value", number),
         pa.field("phase", text, nullable=False),
         pa.field("prefill", pa.bool_(), nullable=False),
+        pa.field("depth", number),
         pa.field("upper", rows_of(tokens=pa.int64(), bound=number), nullable=False),
         pa.field("details", text, nullable=False),
     ]
@@ -144,6 +145,7 @@ def _values(row: Row) -> tuple[Any, ...]:
             s.value,
             s.phase,
             s.prefill,
+            s.depth,
             s.upper,
             json.dumps(dict(s.details), ensure_ascii=False) if s.details else "{}",
         )
@@ -169,10 +171,11 @@ def _row(*values: Any) -> Row:
                     "value": value,
                     "phase": phase,
                     "prefill": prefill,
+                    "depth": depth,
                     "upper": upper,
                     "details": json.loads(details),
                 }
-                for name, value, phase, prefill, upper, details in scores
+                for name, value, phase, prefill, depth, upper, details in scores
             },
             "tokens": None if tokens is None else tuple(Token(text, p, tuple(top)) for text, p, top in tokens),
         }
@@ -226,7 +229,25 @@ def _batches(path: str | Path, columns: list[str], size: int, opened: BinaryIO |
                 if name in (*_LATER, *_LATER_NULL) and name not in batch.schema.names:
                     kind = _schema().field(name).type
                     batch = batch.append_column(name, pa.array([_LATER.get(name)] * len(batch), kind))
-            yield batch
+            yield _with_depths(batch)
+
+
+def _with_depths(batch: Any) -> Any:
+    """With `depth` among the fields of scores, which older files lack."""
+    import pyarrow as pa
+
+    at = batch.schema.get_field_index("scores")
+    scores = batch.column(at)
+    known = {field.name: i for i, field in enumerate(scores.type.value_type)}
+    if "depth" in known:
+        return batch
+    wanted = _schema().field("scores").type
+    parts = [
+        scores.values.field(known[field.name]) if field.name in known else pa.nulls(len(scores.values), field.type)
+        for field in wanted.value_type
+    ]
+    made = pa.ListArray.from_arrays(scores.offsets, pa.StructArray.from_arrays(parts, fields=list(wanted.value_type)))
+    return batch.set_column(at, "scores", made)
 
 
 # ---------------------------------------------------------------------- columns
@@ -239,7 +260,9 @@ def gather_parquet(path: str | Path, gathering: Gathering) -> None:
         ConfigurationError: If the file is not a recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
-    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper", "details")]
+    leaves = [
+        f"scores.list.element.{name}" for name in [field.name for field in _schema().field("scores").type.value_type]
+    ]
     for batch in _batches(path, [*_NUMBERS, "predicted", "tokens.list.element.logprob", *leaves], _ROWS):
         _gather(gathering, batch)
 
@@ -268,9 +291,9 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     first = gathering.add_many(questions, models, groups, drawn, numbers)
     owner = _integers(pc.list_parent_indices(known["scores"]))
     scores = known["scores"].flatten()
-    kinds: dict[tuple[str, str, str, bool], list[int]] = {}
-    names, phases, prefills = (scores.field(name).to_pylist() for name in ("name", "phase", "prefill"))
-    for i, (row, *kind) in enumerate(zip(owner.tolist(), names, phases, prefills, strict=True)):
+    kinds: dict[tuple[str, str, str, bool, float | None], list[int]] = {}
+    told_of = (scores.field(name).to_pylist() for name in ("name", "phase", "prefill", "depth"))
+    for i, (row, *kind) in enumerate(zip(owner.tolist(), *told_of, strict=True)):
         kinds.setdefault((models[row], *kind), []).append(i)
     values, upper = _numbers(scores.field("value")), scores.field("upper")
     predicted = known["predicted"].to_pylist()
@@ -281,12 +304,13 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     counts, steps = _integers(pc.list_value_length(upper)), upper.flatten()
     tokens, bounds = _integers(steps.field("tokens")), _numbers(steps.field("bound"))
     ends = np.cumsum(counts)
-    for (model, name, phase, prefill), members in kinds.items():
+    for (model, name, phase, prefill, depth), members in kinds.items():
         chosen = np.array(members)
         own = np.zeros(len(counts), dtype=bool)
         own[chosen] = True
         stepwise = np.repeat(own, counts) if len(ends) and ends[-1] else slice(0)
-        gathering.signal(model, name, phase, prefill, known["question"][owner[chosen[0]]].as_py()).add_many(
+        question = known["question"][owner[chosen[0]]].as_py()
+        gathering.signal(model, name, phase, prefill, depth, question).add_many(
             first + owner[chosen],
             values[chosen],
             counts[chosen],

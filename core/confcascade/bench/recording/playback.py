@@ -19,7 +19,7 @@ from confcascade.types import Cost, Prefilled, Request, Response, Usage
 
 __all__ = ["PlaybackModel", "PlaybackSignal"]
 
-LAYER = 1  # where its hidden states are asked for
+LAYER = 1  # the first at which its hidden states are asked for
 
 
 def _last_message(request: Request) -> str:
@@ -74,15 +74,19 @@ class PlaybackModel(InThreads):
                     early.add(signal)
         self._kinds, self._early = kinds, early
         # what a pass over the prompt shows: in the place of a hidden state, the scores that were made of it
-        self._probed = tuple(sorted(n for n, score in kinds.items() if score.phase == "pre" and score.prefill))
+        probed = [name for name, score in kinds.items() if score.phase == "pre" and score.prefill]
+        self._depths = {name: _one_depth(name, self._rows.values()) for name in kinds}
+        # each a layer of its own, those first that are known first
+        self._probed = tuple(sorted(probed, key=lambda name: (self._depths[name] or math.inf, name)))
         labelled = any(row.labels for row in self._rows.values())
         prefills = labelled or any(score.prefill for score in kinds.values())
         told = {row.tokens is not None for row in self._rows.values() if row.usable}
         self._capability = Capability(
             logprobs=None if len(told) != 1 or (labelled and told == {False}) else told == {True},
             top_logprobs=20,
-            layers=LAYER if prefills else 0,
+            layers=max(LAYER, len(self._probed)) if prefills else 0,
             hidden_size=len(self._probed) if prefills else 0,
+            stops=any(depth is not None for depth in self._depths.values()),
             batch_size=256,
         )
 
@@ -128,7 +132,16 @@ class PlaybackModel(InThreads):
         scored = [row for row in self._rows.values() if name in row.scores and row.scores[name].value is not None]
         labelled = all("label" in row.scores[name].details or row.predicted is not None for row in scored)
         corrects = any("probabilities" in row.scores[name].details for row in scored)
-        return PlaybackSignal(self, name, kind, early=name in self._early, at=at, labelled=labelled, corrects=corrects)
+        return PlaybackSignal(
+            self,
+            name,
+            kind,
+            early=name in self._early,
+            at=at,
+            depth=self._depths[name],
+            labelled=labelled,
+            corrects=corrects,
+        )
 
     # ------------------------------------------------------------------ as a LanguageModel
 
@@ -164,9 +177,18 @@ class PlaybackModel(InThreads):
     def _prefill(self, ask: Prefill) -> Prefilled:
         row = self.row(ask.request)
         scores = [row.scores[name].value if name in row.scores else None for name in self._probed]
+        usage, state = (
+            Usage(row.usage.input_tokens, 0, row.usage.estimated),
+            np.array([math.nan if s is None else s for s in scores]),
+        )
+        states: dict[int, Any] = {}
+        for layer in sorted(ask.layers):
+            states[layer] = state
+            if ask.gate is not None and not ask.gate(dict(states)):
+                return Prefilled(usage, states, depth=self._depths[self._probed[layer - LAYER]])
         return Prefilled(
-            usage=Usage(row.usage.input_tokens, 0, row.usage.estimated),
-            hidden_states=dict.fromkeys(ask.layers, np.array([math.nan if s is None else s for s in scores])),
+            usage=usage,
+            hidden_states=states,
             label_logprobs={label: row.labels[label] for label in ask.labels if label in row.labels},
         )
 
@@ -176,6 +198,12 @@ class PlaybackModel(InThreads):
             return answer(ask)
         except Exception as error:
             return error
+
+
+def _one_depth(name: str, rows: Iterable[Row]) -> float | None:
+    """That of all recorded scores of a signal; None if they differ, as older ones do, which have none."""
+    depths = {row.scores[name].depth for row in rows if name in row.scores}
+    return depths.pop() if len(depths) == 1 else None
 
 
 def _told_cost(row: Row) -> Cost | None:
@@ -201,6 +229,7 @@ class PlaybackSignal(Signal):
         *,
         early: bool,
         at: int | None,
+        depth: float | None,
         labelled: bool,
         corrects: bool,
     ) -> None:
@@ -213,13 +242,19 @@ class PlaybackSignal(Signal):
         self._model = model
         self._prefill = kind.prefill
         self._at = at
+        self._depth = depth
 
     def __repr__(self) -> str:
         return f"PlaybackSignal({self.name!r}, model={self._model.name!r})"
 
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         del model
-        return (LAYER,) if self._prefill else ()
+        return (LAYER + (self._at or 0),) if self._prefill else ()
+
+    def known_at(self, model: LanguageModel) -> int | None:
+        if self._depth is None:
+            return None
+        return max(self.layers(model), default=0)
 
     def check(self, model: LanguageModel) -> None:
         if model is not self._model:
@@ -232,7 +267,7 @@ class PlaybackSignal(Signal):
 
     def score(self, evidence: Evidence) -> Measurement:
         if self._at is not None:  # as a probe would: from what the pass over the prompt showed
-            state = evidence.prefilled.hidden_states.get(LAYER) if evidence.prefilled else None
+            state = evidence.prefilled.hidden_states.get(LAYER + self._at) if evidence.prefilled else None
             value = math.nan if state is None else float(state[self._at])
             if math.isnan(value):
                 raise SignalUnavailableError("the recording has no score")

@@ -27,6 +27,9 @@ class RecordedScore(BaseModel):
         phase: "pre" is judged before anything is generated, "post" by the answer.
         prefill: Whether the model reads the prompt for it in a pass of its own, which is paid for even where the signal
             fails (a hidden state, say; a router of texts needs no model).
+        depth: Behind which share of the model's blocks a score of the phase "pre" is known, so that the pass of a
+            rejected question ends there; 0 where texts are enough. None where the prompt is read to its end in any
+            case, or it was not recorded: a rejected question is then charged a whole pass.
         upper: Where a signal can decide early: (tokens, bound) each time the greatest value that it can still reach
             falls, tokens being those generated so far. A draft ends where the bound falls below the threshold.
         details: Further figures of the signal's.
@@ -37,6 +40,7 @@ class RecordedScore(BaseModel):
     value: float | None
     phase: Literal["pre", "post"] = "post"
     prefill: bool = False
+    depth: float | None = Field(default=None, ge=0, le=1)
     upper: tuple[tuple[int, float], ...] = ()
     details: Mapping[str, Any] = Field(default_factory=dict)
 
@@ -45,6 +49,8 @@ class RecordedScore(BaseModel):
         for (before, high), (after, low) in zip(self.upper, self.upper[1:], strict=False):
             if not (before < after and low < high):
                 raise ValueError("`upper` must rise in tokens and fall in bounds")
+        if self.depth is not None and self.phase == "post":
+            raise ValueError("a signal of the phase 'post' has no `depth`: it is judged by the answer")
         if self.upper and self.phase == "pre":
             raise ValueError("a signal of the phase 'pre' has no `upper`: it is judged before the first token")
         if self.upper and self.upper[0][0] < (0 if self.prefill else 1):
@@ -165,7 +171,7 @@ def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Re
 
 
 def judged_score(
-    signal: Signal, evidence: Evidence, *, prefill: bool = False, whole: bool = False
+    signal: Signal, evidence: Evidence, *, prefill: bool = False, depth: float | None = None, whole: bool = False
 ) -> Flow[RecordedScore]:
     """`score_of` as a flow, which asks for the further calls that a signal may need.
 
@@ -173,6 +179,7 @@ def judged_score(
         signal: Any.
         evidence: As of `score_of`.
         prefill: As of `score_of`.
+        depth: As of `RecordedScore`.
         whole: Whether the cascade judges such an answer only when it is whole, whatever the signal could do.
     """
     upper: list[tuple[int, float]] = []
@@ -193,7 +200,9 @@ def judged_score(
         value, details = measured.value, measured.details
     except SignalUnavailableError as error:
         details = {"unavailable": str(error)}
-    return RecordedScore(value=value, phase=signal.phase, prefill=prefill, upper=tuple(upper), details=details)
+    return RecordedScore(
+        value=value, phase=signal.phase, prefill=prefill, depth=depth, upper=tuple(upper), details=details
+    )
 
 
 NOT_KEPT = "(not kept)"  # a row without an answer would be one that no cascade could keep

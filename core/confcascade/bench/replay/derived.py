@@ -60,7 +60,14 @@ def _added(
         )
     made_of = list(parts)
     phase = "pre" if all(part.phase == "pre" for part in made_of) else "post"
-    column = Column(values, phase, any(part.prefill for part in made_of), upper if phase == "post" else None)
+    depths = [part.depth for part in made_of if part.depth is not None]
+    column = Column(
+        values,
+        phase,
+        any(part.prefill for part in made_of),
+        upper if phase == "post" else None,
+        depth=max(depths) if phase == "pre" and len(depths) == len(made_of) else None,
+    )
     return replace(columns, signals={**columns.signals, (model, name): column})
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from confcascade.bench.recording.columns import Column, Columns, Labels
 from confcascade.bench.replay.costs import Figures
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.cost import Architecture, Prices, token_flops
+from confcascade.cost import Architecture, Prices, stopped_flops, token_flops
 from confcascade.errors import ConfigurationError
 from confcascade.signals import OneThreshold, Threshold, ends_of, threshold_of
 
@@ -170,7 +170,7 @@ def _column(columns: Columns, model: str, compared: Compared) -> Column:
         kept = np.any([labels.are(label) for label in compared.among], axis=0)
         return replace(column, values=np.where(kept, column.values, np.nan))
     others = scored & ~labels.are(compared.label)
-    return Column(np.where(others, np.inf, column.values), column.phase, column.prefill, None)
+    return Column(np.where(others, np.inf, column.values), column.phase, column.prefill, None, depth=column.depth)
 
 
 def threshold_arrays(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> list[Figures]:
@@ -271,7 +271,8 @@ class PreparedStage:
     Attributes:
         pre: Scores of the signals that judge before the answer, by the signal's index; minus infinity where missing.
         post: Those that judge by it.
-        gate_cost: Of an attempt that is rejected before it is generated.
+        gate_cost: Of an attempt that is rejected before it is generated: of a pass that ended behind the block where
+            that was known, where all its scores were.
         first_cost: Of one that ends at its first step; of a whole one where there is no step.
         whole_cost: Of one that is generated whole.
     """
@@ -322,6 +323,12 @@ def prepare(
     zero = np.zeros_like(read)
     prompt = read if prefilled else zero
     gate_cost = cost(prompt, zero, prefill_s if prefilled else np.zeros(len(read)))
+    if (depth := _depth(judged)) is not None:
+        ends = ~np.any([np.isnan(c.values[rows]) for _, c in judged.signals if c.phase == "pre"], axis=0)
+        if architecture is not None:
+            stopped = stopped_flops(architecture, prompt.astype(np.float64), depth)
+            gate_cost[ends, 0] = np.where(np.isnan(gate_cost[ends, 0]), np.nan, stopped[ends])
+        gate_cost[ends, 3] *= depth
     # of a failed call only the time is known, and the tokens of a prompt that was read before it
     whole_cost = cost(np.where(failed, prompt, read), written, latency, slice(None))
     judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
@@ -352,6 +359,14 @@ def prepare(
         whole_cost=whole_cost,
         steps=steps,
     )
+
+
+def _depth(judged: StageColumns) -> float | None:
+    """Behind which share of the blocks a pass over the prompt ends if it is rejected; None if it goes on to the end."""
+    depths = [column.depth for _, column in judged.signals if column.phase == "pre"]
+    told = [depth for depth in depths if depth is not None]
+    deepest = max(told, default=0.0)
+    return deepest if deepest > 0 and len(told) == len(depths) else None
 
 
 def summable(stage: PreparedStage) -> PreparedStage:

@@ -430,7 +430,9 @@ class ContinuousBatching:
             self._retry(jobs, error)
             return
         self._ended += zip(jobs, values, strict=True)
-        self._held |= {value.state.batch for value in values if isinstance(value, Prefilled)}
+        self._held |= {
+            value.state.batch for value in values if isinstance(value, Prefilled) and value.state is not None
+        }
 
 
 _LEFT = ModelError("Nobody waits for this any more.")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from confcascade.asks import Gate
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.local.compute import MultipliedWeights
+from confcascade.models.local.stopping import RowArguments, StoppablePass
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +36,10 @@ class Decoder:
         blocks: The blocks whose outputs are hidden states of shape (rows, tokens, hidden_size); empty if the model has
             no such list.
         multiplied: Weights that take part in a matrix product for a token, as `MultipliedWeights` counts them.
+        outside_blocks: How many of them are not in the blocks.
+        stops: Whether a pass can end behind any block: each is called once, one after the other.
+        row_arguments: Of each block, where among its arguments the rows are (`RowArguments.paths`), if some rows can
+            be taken out of a pass without a change to the others; else None.
         separable: Whether it can go on from a cache of every token's keys and values, and nothing else: then those of
             one row can be taken out, cut, and put beside others.
         shares: Whether the cache that it makes itself is of that kind, so that rows can join others, and begin with
@@ -53,7 +59,9 @@ class Decoder:
         self._as_written = _as_written(model)
         self._word = ""  # once one has worked
         self._options: dict[str, int] = {}
-        self.multiplied = 0
+        self.multiplied = self.outside_blocks = 0
+        self.stops = False
+        self.row_arguments: list[frozenset[Any]] | None = None
         self.separable = self.shares = False
         self.token_bytes = 0
         self.extends = True
@@ -164,20 +172,23 @@ class Decoder:
         mask = torch.ones_like(ids)
         mask[0, :n] = 0
         captures = [Capture(blocks, whole=True) for blocks in _lists(self._model, config.num_hidden_layers)]
+        arguments = [RowArguments(each.blocks, len(ids)) for each in captures]
         with ExitStack() as stack:
-            for capture in captures:
+            for capture, called in zip(captures, arguments, strict=True):
                 stack.enter_context(capture)
+                stack.enter_context(called)
             out = self._pass(self._as_written, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         shape = *ids.shape, config.hidden_size
-        fit = [each.blocks for each in captures if all(getattr(s, "shape", None) == shape for s in each.states)]
-        blocks = fit[0] if fit else ()
+        fit = [i for i, each in enumerate(captures) if all(getattr(s, "shape", None) == shape for s in each.states)]
+        blocks = captures[fit[0]].blocks if fit else ()
+        self.stops = bool(fit) and arguments[fit[0]].in_turn
         told = _word_in(out)
         if told is None:
             raise ModelError("it returned no KV cache")
         last = ids[:1, -1:]
         positions = torch.arange(n + 1, device=device)[None]
         read = self(ids[:1, n:], mask[:1, n:], positions[:, :n], hooked=True)[1]
-        alone = self._continue(last, read, told, config)
+        alone = self._continue(last, read, told, config, blocks)
         self.separable = self._separates(ids, out.logits[1, n - 1], out[told])
         self.shares = self.separable and bool(pairs_of(out[told]))
         sides = [side[0, :, 0] for pair in pairs_of(out[told]) for side in pair] if self.shares else []
@@ -188,10 +199,52 @@ class Decoder:
             with suppress(Exception):  # some caches cannot select rows
                 rows = torch.tensor([2, 0], device=device)
                 out[told].reorder_cache(rows)
-                mask = torch.cat([mask[rows], mask.new_ones(2, 1)], 1)
-                logits, _ = self(last.repeat(2, 1), mask, mask.sum(-1, keepdim=True) - 1, out[told], hooked=True)
-                return blocks, _alike(logits[1:], alone)
+                longer = torch.cat([mask[rows], mask.new_ones(2, 1)], 1)
+                logits, _ = self(last.repeat(2, 1), longer, longer.sum(-1, keepdim=True) - 1, out[told], hooked=True)
+                batches = _alike(logits[1:], alone)
+                if batches and self.stops:
+                    expected = out.logits[rows, -1], logits
+                    self.row_arguments = self._leaves(blocks, arguments[fit[0]].paths, ids, mask, rows, expected)
+                return blocks, batches
         return blocks, False
+
+    def _leaves(
+        self,
+        blocks: Sequence[Any],
+        paths: list[frozenset[Any]],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        rows: torch.Tensor,
+        expected: tuple[torch.Tensor, torch.Tensor],
+    ) -> list[frozenset[Any]] | None:
+        """The paths, if the other rows can leave a pass early and late without a change to these, now and later.
+
+        Args:
+            blocks: All.
+            paths: Where they are given rows.
+            ids: Of the pass.
+            mask: Of it.
+            rows: Those that stay, in the order of `expected`.
+            expected: Their logits behind the whole pass, and behind one token more, their last again.
+        """
+        import torch
+
+        kept = sorted(rows.tolist())
+        order = [kept.index(row) for row in rows.tolist()]
+        with suppress(Exception):
+            for layer in {1, max(1, len(blocks) // 2)}:
+                gates: list[Gate | None] = [None if row in kept else _never for row in range(len(ids))]
+                with StoppablePass(blocks, [[layer]] * len(ids), gates, paths) as passed:
+                    logits, cache = self(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), hooked=True)
+                if passed.rows != kept or not _alike(logits[order], expected[0]):
+                    return None
+                longer = torch.cat([mask[kept], mask.new_ones(len(kept), 1)], 1)
+                last = ids[:1, -1:].repeat(len(kept), 1)
+                logits, _ = self(last, longer, longer.sum(-1, keepdim=True) - 1, cache, hooked=True)
+                if not _alike(logits[order], expected[1]):
+                    return None
+            return paths
+        return None
 
     def _separates(self, ids: torch.Tensor, expected: torch.Tensor, cache: Any) -> bool:
         """Whether a row that is padded on the right is read so, too, into a cache that keeps keys and values."""
@@ -228,7 +281,7 @@ class Decoder:
         known = [token for token in range(min(config.vocab_size, 3 * _TRIED + 1)) if token != blank]
         return [[known[(i * _TRIED + j) % len(known)] for j in range(_TRIED)] for i in range(3)]
 
-    def _continue(self, new: torch.Tensor, cache: Any, told: str, config: Any) -> torch.Tensor:
+    def _continue(self, new: torch.Tensor, cache: Any, told: str, config: Any, blocks: Sequence[Any]) -> torch.Tensor:
         """The logits after one row's next token; finds the arguments by which the model takes it."""
         words = sorted(_WORDS, key=lambda word: word != told)
         problems: list[Exception] = []
@@ -237,14 +290,14 @@ class Decoder:
         for self._options in ({"logits_to_keep": 1}, {}):
             for self._word in words:
                 try:
-                    with MultipliedWeights(self._model, routed) as weights:
+                    with MultipliedWeights(self._model, routed, blocks) as weights:
                         logits, after = self(new, mask, new.new_full((1, 1), _TRIED), cache, hooked=True)
                     length = int(after.get_seq_length())
                 except Exception as error:
                     problems.append(error)
                     continue
                 if (len(logits), length) == (1, _TRIED + 1):
-                    self.multiplied = weights.count
+                    self.multiplied, self.outside_blocks = weights.count, weights.outside
                     return logits
                 # an unknown word may be swallowed, and the token then be read without what came before
                 problems.append(ModelError(f"its KV cache holds {length} tokens after {_TRIED + 1}"))
@@ -293,6 +346,12 @@ class Capture:
                 self.states[index] = hidden if self._whole else hidden[:, -1].detach().float().cpu().numpy()
 
         return hook
+
+
+def _never(hidden_states: Any) -> bool:
+    """A gate that ends every pass."""
+    del hidden_states
+    return False
 
 
 def _as_written(model: Any) -> Any:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill, Session
 from confcascade.cost import Architecture
@@ -22,7 +22,7 @@ from confcascade.models.base import Waiting
 from confcascade.models.gguf import model_name
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.continuous import ContinuousBatching, Job
-from confcascade.models.local.decoder import Capture, Decoder
+from confcascade.models.local.decoder import Decoder
 from confcascade.models.local.decoding import not_finite
 from confcascade.models.local.dequantised import GgufCache
 from confcascade.models.local.detokenizer import call_marks_of, marks_of
@@ -33,8 +33,12 @@ from confcascade.models.local.prefixes import Prefixes
 from confcascade.models.local.prompts import Prompt, Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.models.local.sessions import Sessions, position_of
+from confcascade.models.local.stopping import StoppablePass
 from confcascade.thoughts import may_open_mark
 from confcascade.types import Prefilled, Request, Response, Usage
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TransformersModel"]
 
@@ -102,12 +106,15 @@ class TransformersModel:
             top_logprobs=config.vocab_size,
             layers=len(self._decoder.blocks),
             hidden_size=config.hidden_size if self._decoder.blocks else 0,
+            stops=self._decoder.stops,
             prompt_labels=True,
             batch_size=batch_size if self._decoder.batches else 1,
             context_window=getattr(config, "max_position_embeddings", None),
             continues=True,
         )
-        self._architecture = Architecture(self._decoder.multiplied, config.num_hidden_layers, config.hidden_size)
+        self._architecture = Architecture(
+            self._decoder.multiplied, config.num_hidden_layers, config.hidden_size, self._decoder.outside_blocks
+        )
         weights = sum(each.nelement() * each.element_size() for each in model.parameters())
         kept = max(int(weights * _KEPT_SHARE), _KEPT_LEAST) if prefix_cache_mb is None else int(prefix_cache_mb * 2**20)
         self._prefixes = Prefixes(self._decoder, model.device, kept)
@@ -345,12 +352,18 @@ class TransformersModel:
                 found[i] = error
         if not readable:
             return found
-        layers = sorted({layer for i, _ in readable for layer in asks[i].layers})
-        batch, hidden = self._read([prompts[i].ids for i, _ in readable], layers)
+        batch, passed = self._read_gated([prompts[i].ids for i, _ in readable], [asks[i] for i, _ in readable])
+        for row, layer in passed.ended.items():
+            i = readable[row][0]
+            depth = layer / self._capability.layers
+            found[i] = Prefilled(Usage(len(prompts[i].ids), 0), hidden_states=passed.states[row], depth=depth)
+        if batch is None:
+            return found
         logprobs = batch.logits.float().log_softmax(-1)
         broken = not_finite(logprobs)
         likeliest = logprobs.argmax(-1).tolist()
-        for row, (i, ids) in enumerate(readable):
+        for row, read in enumerate(passed.rows):
+            i, ids = readable[read]
             ask, opened = asks[i], prompts[i].opened
             if broken[row]:
                 RowState(batch, row).close()
@@ -361,7 +374,7 @@ class TransformersModel:
             label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
             found[i] = Prefilled(
                 usage=Usage(len(batch.prompts[row]), 0),
-                hidden_states={layer: hidden[layer][row] for layer in ask.layers},
+                hidden_states=passed.states[read],
                 label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
                 following=position_of(batch.logits[row]) if ask.following else None,
                 state=RowState(batch, row, opened),
@@ -370,7 +383,11 @@ class TransformersModel:
 
     def read_prompts(self, prompts: Sequence[Prompt]) -> Batch:
         """Read prompts in one pass, to answer them."""
-        return self._read([prompt.ids for prompt in prompts], [])[0]
+        encoded = [prompt.ids for prompt in prompts]
+        ids, mask, positions, cache = self._padded(encoded)
+        batch = Batch(encoded, mask)
+        batch.logits, batch.cache = self._decoder(ids, mask, positions, cache)
+        return batch
 
     def growing(self, ask: Generate, prompt: Prompt | None) -> GrowingAnswer:
         """An answer that begins, to a prompt or behind what has been prefilled."""
@@ -433,30 +450,50 @@ class TransformersModel:
             known = f"1 to {blocks}" if blocks else "of no block: they do not have the shape (tokens, hidden size)"
             raise ModelError(f"Model '{self._name}' gives hidden states {known}. Got the layers {tuple(layers)}.")
 
-    def _read(self, encoded: Sequence[Sequence[int]], layers: Sequence[int]) -> tuple[Batch, dict[int, Any]]:
-        """One forward pass over prompts: the batch to continue from, and hidden states (rows, hidden_size) by layer."""
+    def _read_gated(
+        self, encoded: Sequence[Sequence[int]], asks: Sequence[Prefill]
+    ) -> tuple[Batch | None, StoppablePass]:
+        """One forward pass over prompts, which goes no further than the asks' gates let it.
+
+        Returns:
+            The batch of the rows that went to the end, None if there are none; and the pass: what was seen of each row.
+        """
+        ids, mask, positions, cache = self._padded(encoded)
+        layers, gates = [ask.layers for ask in asks], [ask.gate for ask in asks]
+        logits = None
+        with StoppablePass(self._decoder.blocks, layers, gates, self._decoder.row_arguments) as passed:
+            logits, cache = self._decoder(ids, mask, positions, cache, hooked=any(layers))
+        self._check_seen(set(layers[row]) <= set(passed.states[row]) for row in passed.rows)
+        if not passed.rows:
+            return None, passed
+        return Batch([encoded[row] for row in passed.rows], mask[passed.rows], cache, logits), passed
+
+    def _padded(self, encoded: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+        """Prompts side by side.
+
+        Returns:
+            Tokens that are to be read; the mask of all; positions of those to be read, each of shape (rows, tokens);
+            and a cache of what need not be read, the first tokens of all of them, or None.
+        """
         import torch
 
         known, cache = self._prefixes.common(encoded)
         longest = max(map(len, encoded))
-        device = self.model.device
         ids = torch.zeros(len(encoded), longest - known, dtype=torch.long)
         mask = torch.zeros(len(encoded), longest, dtype=torch.long)
         mask[:, :known] = 1
         for i, row in enumerate(encoded):  # padded on the left, so that all answers begin in one column
             ids[i, longest - len(row) :] = torch.tensor(row[known:])
             mask[i, known + longest - len(row) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        with Capture([self._decoder.blocks[layer - 1] for layer in layers]) as captured:
-            batch = Batch(list(encoded), mask)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, known:]
-            batch.logits, batch.cache = self._decoder(ids, mask, positions, cache, hooked=bool(layers))
-        if any(state is None for state in captured.states):
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, known:], cache
+
+    def _check_seen(self, seen: Iterable[bool]) -> None:
+        if not all(seen):
             raise ModelError(
                 f"Model '{self._name}' shows no hidden states: parts of it are compiled, and compiled code passes over "
                 "hooks. Compile it as a whole, by `torch.compile(model)` or `model.compile()`."
             )
-        return batch, dict(zip(layers, captured.states, strict=True))
 
     def _begins_thoughts(self, token: int) -> bool:
         """Whether an answer that begins with this token begins with a mark of thoughts."""

@@ -87,7 +87,7 @@ def same(first: Columns, second: Columns) -> None:
     for key, column in first.signals.items():
         other = second.signals[key]
         np.testing.assert_array_equal(column.values, other.values)
-        assert (column.phase, column.prefill) == (other.phase, other.prefill)
+        assert (column.phase, column.prefill, column.depth) == (other.phase, other.prefill, other.depth)
         assert (column.upper is None) == (other.upper is None)
         if column.upper is not None and other.upper is not None:
             for part in ("starts", "tokens", "bounds"):
@@ -176,6 +176,32 @@ def test_repeats_are_read_as_draws(tmp_path: Path):
     pq.write_table(pq.read_table(path).drop_columns(["drawn"]), path)
     assert read_columns(path).questions == ("q", "r")
     assert [row.drawn for row in read_rows(path)] == [1, 1]
+
+
+def test_a_file_from_before_depths_has_none(tmp_path: Path):
+    """Its rejected questions are charged whole passes, and so are those of which only some rows tell a depth."""
+
+    def row(question: str, depth: float | None) -> Row:
+        probe = RecordedScore(value=0.5, phase="pre", prefill=True, depth=depth)
+        sure = RecordedScore(value=0.25, upper=((1, 0.5), (3, 0.25)), details={"why": ["ü"]})
+        return Row(question=question, model="m", scores={"p_ik": probe, "p_t": sure})
+
+    path = tmp_path / "rec.parquet"
+    for rows, depth in ([row("q", 0.5), row("r", 0.5)], 0.5), ([row("q", 0.5), row("r", None)], None):
+        write_parquet(rows, path)
+        assert list(read_rows(path)) == rows
+        same(read_columns(path), Columns.of(rows))
+        assert read_columns(path).signal("m", "p_ik").depth == depth
+    write_parquet([row("q", 0.5), Row(question="s", model="m"), row("r", 0.75)], path)
+    table = pq.read_table(path)
+    scores = table["scores"].combine_chunks()
+    kept = [field for field in scores.type.value_type if field.name != "depth"]
+    structs = pa.StructArray.from_arrays([scores.values.field(each.name) for each in kept], fields=kept)
+    older = pa.ListArray.from_arrays(scores.offsets, structs)
+    pq.write_table(table.set_column(table.schema.get_field_index("scores"), "scores", older), path)
+    expected = [row("q", None), Row(question="s", model="m"), row("r", None)]
+    assert list(read_rows(path)) == expected
+    same(read_columns(path), Columns.of(expected))
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path):

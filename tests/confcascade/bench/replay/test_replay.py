@@ -90,7 +90,7 @@ def check_question(played: Replay, i: int, record: Record) -> None:
 
 
 def check_cost(costs: Any, i: int, cost: Cost) -> None:
-    assert costs.flops[i] == pytest.approx(cost.flops)
+    assert costs.flops[i] == pytest.approx(cost.flops, rel=1e-12)
     assert costs.usd[i] == pytest.approx(cost.usd)
     assert costs.tokens[i] == cost.tokens
 

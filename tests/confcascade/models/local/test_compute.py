@@ -73,6 +73,21 @@ def test_a_shared_block_counts_each_time_and_a_tower_that_is_not_entered_not_at_
     assert weights.count == 2 * 4 * 4
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_outside_of_the_blocks_is_told_apart(tied: bool):
+    """The output layer's weights and the last norm's; what is looked up counts nowhere."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**SHAPE, "tie_word_embeddings": tied})
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(WEIGHTS / "small")
+
+    architecture = TransformersModel(model, tokenizer).architecture
+
+    blocks = sum(weight.numel() for weight in model.model.layers.parameters())
+    assert architecture.outside_blocks == 1387 * 64 + 64
+    assert architecture.parameters == blocks + architecture.outside_blocks
+
+
 def test_packed_weights_count_what_they_unpack_to():
     """bitsandbytes keeps two numbers in a byte; what the layer multiplies is (out_features, in_features)."""
 
