@@ -285,7 +285,7 @@ class ContinuousBatching:
         for job in jobs:
             if job.row is not None:
                 self._jobs.pop(id(job.row), None)
-        if len(jobs) == 1 or any(job.alone for job in jobs):
+        if len(jobs) == 1 or isinstance(error, ModelError) or any(job.alone for job in jobs):
             self._ended += [(job, error) for job in jobs]
             return
         log_failed_batch(jobs[0].model.name, error, len(jobs))
