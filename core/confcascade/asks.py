@@ -152,6 +152,7 @@ class Generate:
         until: The response ends behind the token with which this text is complete, and its `finish_reason` is then
             "step"; the text is part of it. "" for none. For models with `Capability.continues`. Of several asks in one
             call, a model may end those that are left over with "paused", to be asked again for what follows.
+        followed: A signal may ask something else in the conversation that this answers (`Signal.follows_up`).
         aside: It is asked for a signal, about an answer: nobody is shown what comes.
         progress: Of a model that asks others; theirs, too, of an ask that is made of this one by `dataclasses.replace`.
     """
@@ -166,6 +167,7 @@ class Generate:
     final: bool = False
     session: Session | None = None
     until: str = ""
+    followed: bool = False
     aside: bool = False
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 

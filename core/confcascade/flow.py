@@ -204,6 +204,7 @@ def _attempt(
                 watch=watch,
                 live=live,
                 final=last and rules.stands,
+                followed=any(signal.follows_up for signal in judges),
             )
         )
         response = parted(asked, read_for(signals, request, bill.add(answer)))

@@ -92,6 +92,9 @@ class Signal(ABC):
     # whether it changes what its stage's model is asked (`asks`): such an answer is judged whole
     rewords: bool = False
 
+    # whether `judge` asks its stage's model something in the conversation that the answer belongs to
+    follows_up: bool = False
+
     # whether the detail ``label`` of its scores tells which label the answer gives: then thresholds may be by label
     labelled: bool = False
 

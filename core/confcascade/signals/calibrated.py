@@ -55,6 +55,7 @@ class _Derived(Signal):
         self.logprobs = any(part.logprobs for part in self.parts)
         self.top_logprobs = max(part.top_logprobs for part in self.parts)
         self.rewords = any(part.rewords for part in self.parts)
+        self.follows_up = any(part.follows_up for part in self.parts)
         self.told = all(part.told for part in self.parts)
 
     def asks(self, request: Request) -> Request:

@@ -110,7 +110,7 @@ class Verbalized(Signal):
         self.style = style
         self.k = (k or _GUESSES) if style == "top-k" else None
         self.instruction = (instruction or INSTRUCTION) if style == "one-step" else None
-        self.rewords = style != "two-step"
+        self.rewords, self.follows_up = style != "two-step", style == "two-step"
         self.name = name
 
     @classmethod

@@ -85,6 +85,7 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
                 prefilled=prefilled,
                 logprobs=model.capability.logprobs is not False,
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
+                followed=any(signal.follows_up for signal in signals),
             )
         )
         seconds += answer.busy_s

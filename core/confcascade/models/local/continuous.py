@@ -45,6 +45,9 @@ class Reader(Protocol):
     def prompt(self, request: Any) -> Prompt:
         """As the model reads it."""
 
+    def pending(self, prompt: Prompt) -> int:
+        """How many tokens of it are still to be read."""
+
     def read_asks(self, asks: Sequence[Prefill], prompts: Sequence[Prompt]) -> list[Prefilled | Exception]:
         """What is asked of prompts, in one pass."""
 
@@ -132,6 +135,7 @@ class ContinuousBatching:
         self._decoder = decoder
         self._size = size
         self._device = device
+        self._open: set[Job] = set()  # all that have not ended
         self._in_sessions: deque[Job] = deque()
         self._continuing: deque[Job] = deque()
         self._new: deque[Job] = deque()
@@ -193,6 +197,7 @@ class ContinuousBatching:
 
     def take(self, job: Job) -> None:
         """One more job."""
+        self._open.add(job)
         if job.ask.session is not None:
             self._in_sessions.append(job)
         elif job.continues:
@@ -211,13 +216,13 @@ class ContinuousBatching:
 
     def fail(self, error: BaseException) -> None:
         """End all jobs with an error."""
-        jobs = [*self._in_sessions, *self._continuing, *self._new, *self._jobs.values()]
-        for queue_of in (self._in_sessions, self._continuing, self._new, self._jobs):
-            queue_of.clear()
-        self._decoding.clear()
         self._hand_over()
-        for job in jobs:
+        for kept in (self._in_sessions, self._continuing, self._new, self._jobs):
+            kept.clear()
+        self._decoding.clear()
+        for job in self._open:
             job.end(error if isinstance(error, Exception) else ModelError(f"The model was stopped: {error!r}"))
+        self._open.clear()
 
     # ------------------------------------------------------------------ conversations that are written in turn
 
@@ -300,6 +305,7 @@ class ContinuousBatching:
     def _hand_over(self) -> None:
         ended, self._ended = self._ended, []
         for job, value in ended:
+            self._open.discard(job)
             job.end(value)
 
     # ------------------------------------------------------------------ rows that come
@@ -388,9 +394,11 @@ class ContinuousBatching:
             alike = [
                 job for job in window if type(job.ask) is type(first.ask) and job.model is first.model and not job.alone
             ]
-            alike = [first] if first.alone else sorted(alike, key=lambda job: abs(_length(job) - _length(first)))
+            alike = [first] if first.alone else alike
+            widths = {id(job): job.model.pending(job.prompt) for job in alike if job.prompt is not None}
+            alike.sort(key=lambda job: abs(widths[id(job)] - widths[id(first)]))
             for job in alike:
-                lengths = [_length(each) for each in (*chosen, job)]
+                lengths = [widths[id(each)] for each in (*chosen, job)]
                 fits = max(lengths) <= _ALIKE * min(lengths) + _SLACK and max(lengths) * len(lengths) <= _PASS_TOKENS
                 if chosen and not (fits and len(chosen) < room):
                     break
@@ -462,11 +470,6 @@ def _state(job: Job) -> RowState:
     assert job.ask.prefilled is not None
     state: RowState = job.ask.prefilled.state
     return state
-
-
-def _length(job: Job) -> int:
-    assert job.prompt is not None
-    return len(job.prompt.ids)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +83,22 @@ class GrowingAnswer:
         ask: What is answered.
         speaker: How its model writes.
         opened: The mark with which the prompt has opened the thoughts, if it has.
+        keep: Keeps what a row of a batch has read, these tokens, for what is asked next.
 
     Raises:
         ModelError: If the request has options that local generation does not know.
     """
 
-    def __init__(self, ask: Generate, speaker: DecoderSettings, opened: str = "") -> None:
+    def __init__(
+        self,
+        ask: Generate,
+        speaker: DecoderSettings,
+        opened: str = "",
+        keep: Callable[[Sequence[int], Batch, int], None] | None = None,
+    ) -> None:
         self.ask = ask
+        self._keep = keep if ask.followed else None
+        self._ids: list[int] = []  # the prompt's and its own, where they are kept
         self.position = 0  # in the batch
         self.finish_reason: str | None = None
         self.error: Exception | None = None
@@ -117,6 +126,7 @@ class GrowingAnswer:
     def begin(self, prompt: Sequence[int]) -> None:
         """Set what hangs on the prompt's tokens: the answer's limit, and which tokens are penalised."""
         self._prompt = len(prompt)
+        self._ids = list(prompt) if self._keep is not None else []
         self._limit = self._speaker.limit(self.ask.request.max_tokens, len(prompt))
         self._choice.begin(prompt, self._limit)
 
@@ -135,6 +145,8 @@ class GrowingAnswer:
     def push(self, token: int, logprob: float, alternatives: Alternatives) -> None:
         """Take the next token, and what else was probable in its place."""
         self._generated += 1
+        if self._keep is not None:
+            self._ids.append(token)
         if token in self._speaker.settings.ends:
             self.finish_reason = "stop"
         else:
@@ -177,7 +189,9 @@ class GrowingAnswer:
             self._problem = LEFT_CALL
 
     def keep(self, batch: Batch) -> None:
-        """It has ended, and nothing is to follow."""
+        """It has ended; its last token has not been read."""
+        if self._keep is not None and self.error is None:
+            self._keep(self._ids[:-1], batch, self.position)
 
     def fail(self, error: Exception) -> None:
         """End without an answer."""

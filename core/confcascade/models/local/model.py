@@ -340,6 +340,10 @@ class TransformersModel:
         text = self.render(request)
         return Prompt(text, self._prompts.encode(text), self._prompts.opened(request, text))
 
+    def pending(self, prompt: Prompt) -> int:
+        """How many tokens of a prompt are still to be read."""
+        return self._prefixes.pending(prompt.ids)
+
     def read_asks(self, asks: Sequence[Prefill], prompts: Sequence[Prompt]) -> list[Prefilled | Exception]:
         """Answer asks about prompts, in one pass."""
         found: list[Any] = [None] * len(asks)
@@ -392,7 +396,7 @@ class TransformersModel:
     def growing(self, ask: Generate, prompt: Prompt | None) -> GrowingAnswer:
         """An answer that begins, to a prompt or behind what has been prefilled."""
         opened = prompt.opened if prompt is not None else ask.prefilled.state.opened  # type: ignore[union-attr]
-        return GrowingAnswer(ask, self._speaker, opened)
+        return GrowingAnswer(ask, self._speaker, opened, self._prefixes.keep)
 
     def in_sessions(
         self, asks: Sequence[Any], wanted: Callable[[Any], bool], emit: Callable[[Chunk], None] | None
@@ -473,20 +477,21 @@ class TransformersModel:
 
         Returns:
             Tokens that are to be read; the mask of all; positions of those to be read, each of shape (rows, tokens);
-            and a cache of what need not be read, the first tokens of all of them, or None.
+            and a cache of what need not be read, or None.
         """
         import torch
 
-        known, cache = self._prefixes.common(encoded)
-        longest = max(map(len, encoded))
-        ids = torch.zeros(len(encoded), longest - known, dtype=torch.long)
-        mask = torch.zeros(len(encoded), longest, dtype=torch.long)
-        mask[:, :known] = 1
-        for i, row in enumerate(encoded):  # padded on the left, so that all answers begin in one column
-            ids[i, longest - len(row) :] = torch.tensor(row[known:])
-            mask[i, known + longest - len(row) :] = 1
+        known, cache = self._prefixes.begun(encoded)
+        past, longest = max(known), max(len(row) - its for row, its in zip(encoded, known, strict=True))
+        ids = torch.zeros(len(encoded), longest, dtype=torch.long)
+        mask = torch.zeros(len(encoded), past + longest, dtype=torch.long)
+        for i, (row, its) in enumerate(zip(encoded, known, strict=True)):
+            new = len(row) - its
+            ids[i, longest - new :] = torch.tensor(row[its:])  # on the right, so that all answers begin in one column
+            mask[i, past - its : past] = 1
+            mask[i, past + longest - new :] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, known:], cache
+        return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, past:], cache
 
     def _check_seen(self, seen: Iterable[bool]) -> None:
         if not all(seen):

@@ -44,26 +44,32 @@ class Prefixes:
         self._kept: list[_Kept] = []  # used last, last
         self._seen: deque[list[int]] = deque(maxlen=_SEEN)
 
-    def common(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
-        """How many first tokens of prompts need not be read for each, and a cache that holds them for all.
+    def pending(self, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt are still to be read."""
+        return len(prompt) - (self._longest(list(prompt))[0] if self._kept else 0)
 
-        Each prompt keeps at least one token to be read. (0, None) if there is nothing to be gained.
+    def begun(self, prompts: Sequence[Sequence[int]]) -> tuple[list[int], Any]:
+        """How many first tokens of each prompt need not be read, and a cache of those, padded on the left; or None.
+
+        Each prompt keeps at least one token to be read.
         """
-        if not self._decoder.shares:
-            return 0, None
         rows = [list(prompt) for prompt in prompts]
+        if not self._decoder.shares:
+            return [0] * len(rows), None
+        found = [self._longest(row) for row in rows]
         most = min([len(rows[0]), *(_alike(rows[0], row) for row in rows[1:])])
         most = min(most, min(map(len, rows)) - 1)
-        known, pairs = self._longest(rows[0], most)
-        worth = max(known, most if len(rows) > 1 else self._seen_before(rows[0], most))
+        worth = most if len(rows) > 1 else self._seen_before(rows[0], most)
         self._seen.extend(rows)
-        if worth < max(_FEWEST, _SHARE * max(map(len, rows))):
-            return 0, None
-        if worth - known >= _FEWEST:  # read what they have in common once, and keep it
-            pairs = self._extended(pairs, rows[0][known:worth], known)
-            known = worth
-            self._keep(_Kept(rows[0][:known], pairs))
-        return (known, self._cache_of(pairs, len(rows))) if known else (0, None)
+        least, pairs = min(found, key=lambda each: each[0])
+        if worth - least >= _FEWEST and worth >= _SHARE * max(map(len, rows)):
+            pairs = self._extended(pairs, rows[0][least:worth], least)  # what they have in common, once
+            self._keep(_Kept(rows[0][:worth], pairs))
+            found = [(worth, pairs) if known < worth else (known, its) for known, its in found]
+        lengths = [known for known, _ in found]
+        if max(lengths) < _SHARE * max(map(len, rows)):
+            return [0] * len(rows), None
+        return lengths, self._joined(found)
 
     def keep(self, ids: Sequence[int], batch: Batch, row: int) -> None:
         """Keep what a row of a batch has read, because something goes on from it."""
@@ -76,10 +82,10 @@ class Prefixes:
 
     # ------------------------------------------------------------------ what is kept
 
-    def _longest(self, ids: list[int], most: int) -> tuple[int, list[tuple[Any, Any]]]:
-        """How many first tokens of a prompt are kept, and their keys and values."""
+    def _longest(self, ids: list[int]) -> tuple[int, list[tuple[Any, Any]]]:
+        """How many first tokens of a prompt are kept, all but one at most, and their keys and values."""
         known, best = max(((_alike(kept.ids, ids), i) for i, kept in enumerate(self._kept)), default=(0, 0))
-        if (known := min(known, most)) < _FEWEST:
+        if (known := min(known, len(ids) - 1)) < _FEWEST:
             return 0, []
         self._kept.append(self._kept.pop(best))
         return known, [(keys[:, :, :known], values[:, :, :known]) for keys, values in self._kept[-1].pairs]
@@ -103,17 +109,26 @@ class Prefixes:
         new = torch.tensor([ids], device=self._device)
         positions = torch.arange(behind, behind + len(ids), device=self._device)[None]
         mask = new.new_ones(1, behind + len(ids))
-        _, cache = self._decoder(new, mask, positions, self._cache_of(pairs, 1))
+        _, cache = self._decoder(new, mask, positions, self._joined([(behind, pairs)]))
         return pairs_of(cache)
 
     @staticmethod
-    def _cache_of(pairs: Sequence[tuple[Any, Any]], rows: int) -> Any:
-        """A cache that holds them for so many rows; a pass makes a new tensor of each."""
+    def _joined(found: Sequence[tuple[int, list[tuple[Any, Any]]]]) -> Any:
+        """A cache of what each row has read, padded on the left."""
+        import torch
+        from torch.nn.functional import pad
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(pairs):
-            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        past = max(known for known, _ in found)
+        shaped = next((pairs for known, pairs in found if known == past), [])
+        for layer, pair in enumerate(shaped):
+            sides = []
+            for side in (0, 1):
+                empty = pair[side][:, :, :0]
+                rows = [(pairs[layer][side] if known else empty, past - known) for known, pairs in found]
+                sides.append(torch.cat([pad(each, (0, 0, missing, 0)) if missing else each for each, missing in rows]))
+            cache.update(sides[0], sides[1], layer)
         return cache
 
 

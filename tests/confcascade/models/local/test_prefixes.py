@@ -100,6 +100,43 @@ def test_the_same_prompt_again():
         assert read(model, [request("Mira")])[0] == pytest.approx(expected, abs=1e-4)
 
 
+def test_rows_go_on_from_what_each_has_in_common_with_others(widths):
+    """Prompts of two systems in one pass, beside one that is like none."""
+    model = made(100)
+    systems = [SYSTEM, "In one word. " + SYSTEM[30:]]
+    for system in systems:
+        for name in NAMES[:2]:
+            read(model, [request(name, system)])
+    requests = [request(name, system) for name in NAMES[2:4] for system in systems] + [request("Sol", "Yes?")]
+    expected = without(requests)
+    length = len(model.encode(requests[0]))
+    widths.clear()
+    for state, other in zip(read(model, requests), expected, strict=True):
+        assert state == pytest.approx(other, abs=1e-4)
+    assert sum(widths) < length
+
+
+def test_a_question_behind_an_answer_reads_neither_again(widths):
+    """A signal's own, asked in the conversation that the answer belongs to."""
+    model, first = made(100), request("Mira")
+    (answer,) = model.generate([Generate(model, first, followed=True)])
+    again = Request(
+        Message.parse(
+            [
+                *((message.role, message.content) for message in first.messages),
+                ("assistant", answer.text),
+                ("user", "Are you sure?"),
+            ]
+        ),
+        max_tokens=4,
+    )
+    (expected,) = without([again])
+    widths.clear()
+    (state,) = read(model, [again])
+    assert state == pytest.approx(expected, abs=1e-4)
+    assert sum(widths) < len(model.encode(again)) - len(model.encode(first))
+
+
 def test_memory_is_bounded(widths):
     """What was used last stays; what does not fit is not kept."""
     model = made(100)
