@@ -2,7 +2,7 @@
 
     python benchmarks/halfway.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
-A random Llama of about 115M parameters, and the models of GGUF files, read prompts of 220 tokens, alone and in batches,
+A random Llama of about 107M parameters, and the models of GGUF files, read prompts of 220 tokens, alone and in batches,
 as stages of a cascade with a probe: rejected behind one depth or another, rejected for every second prompt, and passed
 (an answer of one token, which the pass itself gives). Each is compared with the same cascade whose model obeys no gate,
 as all did before. Contenders take turns; CPU time of the process on one thread; medians of the ratios within a turn,
@@ -39,7 +39,7 @@ SHAPE = {
 
 
 def random_llama() -> TransformersModel:
-    """About 115M parameters, over the bundled models' tokenizer; prompts are completed."""
+    """About 107M parameters, over the bundled models' tokenizer; prompts are completed."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
