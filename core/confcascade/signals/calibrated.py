@@ -150,9 +150,11 @@ class Calibrated(_Derived):
         if not self.early:
             return self.space
         found = {part.name: part.bounds(evidence) for part in self.parts}
-        return self.calibrator.bounds(
-            {name: low for name, (low, _) in found.items()}, {name: high for name, (_, high) in found.items()}
-        )
+        highs = {name: high for name, (_, high) in found.items()}
+        low, high = self.calibrator.bounds({name: low for name, (low, _) in found.items()}, highs)
+        # while nothing is known of the parts, they may come to have no score
+        ends = [{each.name: each.space[end] for each in self.calibrator.inputs} for end in (0, 1)]
+        return (low if low > self.calibrator.bounds(*ends)[0] else self.space[0]), high
 
 
 class ExpectedGain(_Derived):

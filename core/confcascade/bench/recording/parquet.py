@@ -70,6 +70,7 @@ def _schema() -> Any:
         pa.field("prefill", pa.bool_(), nullable=False),
         pa.field("upper", rows_of(tokens=pa.int64(), bound=number), nullable=False),
         pa.field("details", text, nullable=False),
+        pa.field("lower", number),  # the last: files that were written before have none
     ]
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
     kinds |= {"flops": number, "usd": number}
@@ -146,6 +147,7 @@ def _values(row: Row) -> tuple[Any, ...]:
             s.prefill,
             s.upper,
             json.dumps(dict(s.details), ensure_ascii=False) if s.details else "{}",
+            s.lower,
         )
         for name, s in row.scores.items()
     ]
@@ -171,8 +173,9 @@ def _row(*values: Any) -> Row:
                     "prefill": prefill,
                     "upper": upper,
                     "details": json.loads(details),
+                    "lower": lower[0] if lower else None,
                 }
-                for name, value, phase, prefill, upper, details in scores
+                for name, value, phase, prefill, upper, details, *lower in scores
             },
             "tokens": None if tokens is None else tuple(Token(text, p, tuple(top)) for text, p, top in tokens),
         }
@@ -239,7 +242,7 @@ def gather_parquet(path: str | Path, gathering: Gathering) -> None:
         ConfigurationError: If the file is not a recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
-    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper", "details")]
+    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper", "details", "lower")]
     for batch in _batches(path, [*_NUMBERS, "predicted", "tokens.list.element.logprob", *leaves], _ROWS):
         _gather(gathering, batch)
 
@@ -255,6 +258,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
         [
             _numbers(known["grade"]),
             said * (1 - failed) * _numbers(pc.is_null(known["problem"])),
+            said * (1 - failed),
             failed,
             *(_numbers(known[name]) for name in ("refused", "input_tokens", "output_tokens")),
             np.where(told < 0, told, told + _numbers(known["before_answer"])),
@@ -273,6 +277,8 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     for i, (row, *kind) in enumerate(zip(owner.tolist(), names, phases, prefills, strict=True)):
         kinds.setdefault((models[row], *kind), []).append(i)
     values, upper = _numbers(scores.field("value")), scores.field("upper")
+    has_lower = scores.type.get_field_index("lower") >= 0
+    lower = _numbers(scores.field("lower")) if has_lower else np.full(len(values), np.nan)
     predicted = known["predicted"].to_pylist()
     labels = [
         (json.loads(told) if '"label"' in told else {}, predicted[row])
@@ -289,6 +295,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
         gathering.signal(model, name, phase, prefill, known["question"][owner[chosen[0]]].as_py()).add_many(
             first + owner[chosen],
             values[chosen],
+            lower[chosen],
             counts[chosen],
             tokens[stepwise],
             bounds[stepwise],

@@ -2,7 +2,8 @@
 
 The rules are those of `flow`: signals of the phase "pre" first, and where one fails only the prompt is paid for, if it
 was read; a score that is missing passes "always" alone; an empty draft or an error escalates; a draft ends
-with the token at which a signal can no longer pass; a score below its `skip` sends the query to the last stage; if
+with the token at which a signal can no longer pass; one that could no longer fail before it ended was shown, and so is
+kept, though it be cut off or filtered later: it is then wrong, whatever its grade; a score below its `skip` sends the query to the last stage; if
 the last stage fails, there is no answer.
 Answers are texts: requests with tools or structured output are not replayed. ``on_error`` and ``on_exhausted`` are
 the defaults, "escalate" and "raise".
@@ -299,6 +300,8 @@ def _ascend(
             reach = reach | straight
         go = all_pass(stage.pre, thresholds, reach)
         keep = all_pass(stage.post, thresholds, go & stage.usable)
+        if stage.floors is not None:
+            keep = keep | all_pass(stage.floors, thresholds, go & stage.shown)
         yield stage, reach, go, [step.passed(thresholds) for step in stage.steps], keep
         reach = reach & ~keep
         if np.isfinite(least).any():

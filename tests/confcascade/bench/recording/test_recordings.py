@@ -214,7 +214,7 @@ class SecondOpinion(TokenProbability):
 
 def test_a_signal_with_calls_of_its_own_is_a_flow():
     """Which is sent the answers to its asks; without anybody to ask it cannot be scored."""
-    signal, request = SecondOpinion(aggregate="first"), Request((Message("user", "q"),))
+    signal, request = SecondOpinion(aggregate="min"), Request((Message("user", "q"),))
     signal.model = object()
     tokens = (Token("w", math.log(0.8)),)
     evidence = Evidence(request, None, tokens, Response("w", tokens))
