@@ -103,8 +103,8 @@ class FittedStage(Entry):
         derived: Signals made of others.
         thresholds: By the name of the signal; none for the last stage.
         skip: As of `Stage`: scores below which a query goes straight to the last stage.
-        shows_early: Whether a draft is streamed before its end where its scores can no longer fail. Such a draft stands,
-            even if it is cut off later, so only where the fit counted those, as wrong.
+        shows_early: Whether a draft is streamed before its end where its scores can no longer fail. Such a draft
+            stands, even if it is cut off later, so only where the fit counted those, as wrong.
         decoding: The settings that its answers came about with (`Decoding`); None if that was not recorded.
     """
 

@@ -242,7 +242,9 @@ def gather_parquet(path: str | Path, gathering: Gathering) -> None:
         ConfigurationError: If the file is not a recording, or a signal is now of one kind, now of another.
         MissingExtraError: Without pyarrow.
     """
-    leaves = [f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper", "details", "lower")]
+    leaves = [
+        f"scores.list.element.{name}" for name in ("name", "value", "phase", "prefill", "upper", "details", "lower")
+    ]
     for batch in _batches(path, [*_NUMBERS, "predicted", "tokens.list.element.logprob", *leaves], _ROWS):
         _gather(gathering, batch)
 

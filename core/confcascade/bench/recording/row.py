@@ -29,9 +29,9 @@ class RecordedScore(BaseModel):
             fails (a hidden state, say; a router of texts needs no model).
         upper: Where a signal can decide early: (tokens, bound) each time the greatest value that it can still reach
             falls, tokens being those generated so far. A draft ends where the bound falls below the threshold.
-        lower: The greatest value that it could no longer fall below before the answer ended; None if there was none, but
-            the least of its space. Where it reaches the threshold, a draft is shown before its end, and stands even if
-            it is then cut off.
+        lower: The greatest value that it could no longer fall below before the answer ended; None if that was never
+            above the least of its space. Where it reaches the threshold, a draft is shown before its end, and stands
+            even if it is then cut off.
         details: Further figures of the signal's.
     """
 
