@@ -24,7 +24,7 @@ CUT = "it was cut off at the token limit"
 
 
 def written(n=1200, seed=0, cut=0.0):
-    """Answers of six words: the surer each, the likelier the answer is right. A share of the small model's is cut off."""
+    """Answers of six words: the surer each, the likelier it is right. A share of the small model's is cut off."""
     rng, rows = np.random.default_rng(seed), []
     ease = 1.6 * rng.normal(size=n)
     for model, shift in (("small", 0.6), ("large", 2.0)):
