@@ -2,7 +2,7 @@
 
     python benchmarks/first_token.py
 
-Three tables, as Markdown:
+Four tables, as Markdown:
 
 1. Time to the first streamed token and to the end of the stream, over a direct stream of the small model: over an
    instant LangChain client (the worst case there is, see `langchain_overhead`), and over a bundled model, which takes a
@@ -10,7 +10,8 @@ Three tables, as Markdown:
    and quartiles.
 2. How well the first k tokens tell right answers from wrong ones, beside all of them: AUROC, and its difference from
    that of the default, 95 % intervals of the bootstrap over questions, drawn in pairs.
-3. What a policy saves, on average over random halves of each recording: on one `confcascade.bench.fitting.fit` chooses
+3. How many drafts the default, the mean, could end early by a running bound: see `running_bound`.
+4. What a policy saves, on average over random halves of each recording: on one `confcascade.bench.fitting.fit` chooses
    and certifies, on the other the policy is replayed, as in `fit_recorded`; in brackets, of how many halves nothing was
    certified, and how many lost more than the target. Beside it the saving in hindsight: of the cheapest threshold that
    keeps the target on the half that is looked at. "Early" is the share of the kept drafts that are shown before their
@@ -256,6 +257,24 @@ def ranking(name: str, rows: Sequence[Row], draws: int = 300) -> Iterator[str]:
         yield f"| {name} | {len(rows):,} | {right.mean():.0%} | {WORDS[key]} | {' | '.join(cells)} |"
 
 
+def running_bound(name: str, rows: Sequence[Row], limit: int) -> str:
+    """How many drafts the mean itself could end early, if no answer were longer than `limit` tokens.
+
+    With the log-probabilities so far S, and none above 0, the mean of all can be no more than S / limit. There is no
+    such bound from below, as the next token may be impossible: so nothing can be shown early by it.
+    """
+    scores = np.array([row.scores["p_t"].value for row in rows], dtype=float)
+    threshold = float(np.median(scores))
+    ended = spared = written = 0
+    rejected = [row for row, score in zip(rows, scores, strict=True) if score < threshold]
+    for row in rejected:
+        reached = np.cumsum([token.logprob for token in row.tokens or ()]) / limit < np.log(threshold)
+        written += len(reached)
+        if reached[:-1].any():
+            ended, spared = ended + 1, spared + len(reached) - 1 - int(reached.argmax())
+    return f"| {name} | {limit} | {threshold:.2f} | {ended / len(rejected):.0%} | {spared / written:.1%} |"
+
+
 # ---------------------------------------------------------------------- policies
 
 
@@ -335,7 +354,7 @@ def main(
     turns: Annotated[int, typer.Option(min=1, help="Turns of every contender.")] = 15,
     splits: Annotated[int, typer.Option(min=1, help="Random halves of each recording.")] = 10,
     questions: Annotated[int, typer.Option(min=100, help="Sums that the bundled models are asked.")] = 1500,
-    part: Annotated[str, typer.Option(help="Only this table: time, ranking or policies.")] = "",
+    part: Annotated[str, typer.Option(help="Only this table: time, ranking, bound or policies.")] = "",
 ) -> None:
     begun = time.perf_counter()
     if part in ("", "time"):
@@ -343,7 +362,7 @@ def main(
             print(f"| {what} | first streamed token | whole stream |\n|---|---:|---:|")
             print("\n".join(times(streams, turns, calls)), flush=True)
             print()
-    recorded = list(sources(questions)) if part != "time" else []
+    recorded = list(sources(questions)) if part in ("", "ranking", "policies") else []
     if part in ("", "ranking"):
         print("| answers | n | right | score | AUROC | beside all | longer |\n|---|---:|---:|---|---:|---:|---:|")
         for source in recorded:
@@ -354,6 +373,17 @@ def main(
             ("GSM8K in steps, Qwen2.5-Coder 1.5B", "1.5b", "gsm8k-steps"),
         ):
             print("\n".join(ranking(name, qwen(size, group))), flush=True)
+        print()
+    if part in ("", "bound"):
+        print("| answers | limit | threshold: the median | rejected drafts ended early | their tokens spared |")
+        print("|---|---:|---:|---:|---:|")
+        for name, size, group, limit in (
+            ("mbpp, Qwen2.5-Coder 0.5B", "0.5b", "mbpp", 256),
+            ("mbpp, Qwen2.5-Coder 1.5B", "1.5b", "mbpp", 256),
+            ("GSM8K in steps, Qwen2.5-Coder 1.5B", "1.5b", "gsm8k-steps", 320),
+            ("arc, Qwen2.5-Coder 0.5B", "0.5b", "arc", 48),
+        ):
+            print(running_bound(name, qwen(size, group), limit))
         print()
     if part in ("", "policies"):
         heads = [f"saved at {100 * drop:g} point{'s' * (drop > 0.01)} | hindsight" for drop in DROPS]
