@@ -334,7 +334,11 @@ def one(source: Source, material: FitData, rule: str, drop: float, seed: int, su
 def policies(source: Source, splits: int) -> Iterator[str]:
     material = material_of(source.rows, models=source.models, texts=True)
     gates = [name for owner, name in material.columns.signals if owner == source.models[0] and name == "p_ik"]
-    told = [*SIGNALS, *gates, *(f"{early}+p_t" for early in EARLY)]
+    known_early = [material.columns.signals[source.models[0], name].lower for name in EARLY]
+    looks = [
+        name for name, lower in zip(EARLY, known_early, strict=True) if lower is not None and np.mean(lower > 0) > 0.1
+    ]
+    told = [*SIGNALS, *gates, *(f"{early}+p_t" for early in looks)]  # where an answer in ten is long enough
     for rule in told:
         words = WORDS.get(rule) or f"{WORDS[rule.split('+')[0]]} early, else all"
         cells = []
@@ -354,6 +358,7 @@ def main(
     turns: Annotated[int, typer.Option(min=1, help="Turns of every contender.")] = 15,
     splits: Annotated[int, typer.Option(min=1, help="Random halves of each recording.")] = 10,
     questions: Annotated[int, typer.Option(min=100, help="Sums that the bundled models are asked.")] = 1500,
+    only: Annotated[str, typer.Option(help="Rank and fit only recordings whose name holds this.")] = "",
     part: Annotated[str, typer.Option(help="Only this table: time, ranking, bound or policies.")] = "",
 ) -> None:
     begun = time.perf_counter()
@@ -362,7 +367,7 @@ def main(
             print(f"| {what} | first streamed token | whole stream |\n|---|---:|---:|")
             print("\n".join(times(streams, turns, calls)), flush=True)
             print()
-    recorded = list(sources(questions)) if part in ("", "ranking", "policies") else []
+    recorded = [each for each in sources(questions) if only in each.name] if part in ("", "ranking", "policies") else []
     if part in ("", "ranking"):
         print("| answers | n | right | score | AUROC | beside all | longer |\n|---|---:|---:|---|---:|---:|---:|")
         for source in recorded:
