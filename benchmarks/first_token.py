@@ -356,7 +356,7 @@ def policies(source: Source, splits: int) -> Iterator[str]:
 
 def main(
     turns: Annotated[int, typer.Option(min=1, help="Turns of every contender.")] = 15,
-    splits: Annotated[int, typer.Option(min=1, help="Random halves of each recording.")] = 10,
+    splits: Annotated[int, typer.Option(min=1, help="Random halves of each recording.")] = 5,
     questions: Annotated[int, typer.Option(min=100, help="Sums that the bundled models are asked.")] = 1500,
     only: Annotated[str, typer.Option(help="Rank and fit only recordings whose name holds this.")] = "",
     part: Annotated[str, typer.Option(help="Only this table: time, ranking, bound or policies.")] = "",
