@@ -102,6 +102,7 @@ def recorded(right: NDArray[np.bool_], rng: np.random.Generator) -> tuple[FitDat
         recorded=whole,
         grades=np.roll(right, -1, axis=0).T.astype(float),
         usable=whole,
+        said=whole,
         failed=~whole,
         refused=~whole,
         input_tokens=counts,

@@ -46,6 +46,7 @@ def made_up(questions: int, early: bool, seed: int = 0) -> Columns:
         recorded=np.ones(shape, bool),
         grades=right.astype(float),
         usable=np.ones(shape, bool),
+        said=np.ones(shape, bool),
         failed=np.zeros(shape, bool),
         refused=np.zeros(shape, bool),
         input_tokens=rng.integers(50, 500, shape),

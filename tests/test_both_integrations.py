@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from confcascade import (
     Request,
     RetrievalScore,
     Stage,
+    StreamBrokenError,
     TokenProbability,
 )
-from confcascade.calibration import Input, Platt
+from confcascade.calibration import EarlyAccept, Feature, Fusion, Input, Platt
 from confcascade.extending import Chunk, Evidence, Generate, Measurement, Signal
 from confcascade.testing import Reply, ScriptedModel, same_record
 from confcascade.types import Response
@@ -57,6 +59,17 @@ def stages(*signals: Signal, **parameters: Any) -> dict[str, Any]:
     }
 
 
+WEIGHTS = {"opening": 0.0, "p_t": 2.0}
+
+
+def two_looks() -> Calibrated:
+    """Sure of its first two tokens, or else of all: as `fit(early="opening")` makes it."""
+    parts = [TokenProbability(first=2, name="opening"), TokenProbability()]
+    features = tuple(Feature(Input(name, (0.0, 1.0)), 0.0, 1.0, weight, None) for name, weight in WEIGHTS.items())
+    look = EarlyAccept(Platt(Input("opening", (0.0, 1.0)), 1.0, 0.0), Fusion(features, 0.0), 1.0, 0.0)
+    return Calibrated(parts, look)
+
+
 class Gate(RetrievalScore):
     """Judges before the answer, by the question's first letter."""
 
@@ -76,6 +89,8 @@ CASCADES: dict[str, Make] = {
     "product": lambda: stages(TokenProbability(aggregate="product")),
     "minimum and mean": lambda: stages(TokenProbability(aggregate="min", name="least"), TokenProbability()),
     "confidence": lambda: stages(Calibrated([TokenProbability()], Platt(Input("p_t", (0.0, 1.0)), 1.0, 0.0))),
+    "opening": lambda: stages(TokenProbability(first=2)),
+    "opening, else all": lambda: stages(two_looks()),
     "straight to the last": skipping,
     "raises at the end": lambda: stages(TokenProbability(), on_exhausted="raise"),
     "raises at once": lambda: stages(TokenProbability(), on_error="raise"),
@@ -131,6 +146,47 @@ async def test_scripted_models_decide_alike(make: Make) -> None:
 
     assert any(isinstance(each, tuple) for each in found)
     assert any(isinstance(each, str) for each in found)
+
+
+@pytest.mark.parametrize("signal", [TokenProbability(first=2), two_looks()], ids=["opening", "opening, else all"])
+async def test_a_draft_is_shown_from_where_its_opening_is_sure(signal: Signal) -> None:
+    """In both, sync and async: of a model that breaks off after its third word, what had been decided was shown."""
+    sure = Reply("one two three four", (0.9, 0.9, 0.1, 0.1), error=ConnectionError("cut"), after=3)
+    small, large = ScriptedModel("small", {"q": sure}), ScriptedModel("large", {"q": "five"})
+    parameters: dict[str, Any] = {"stages": [Stage(small, [signal], {signal.name: 0.8}), Stage(large)]}
+    theirs = langchain_confcascade.ConfidenceCascadeLLM(**parameters)
+    ours = llamaindex_confcascade.ConfidenceCascadeLLM(**parameters)
+    shown: dict[str, str] = dict.fromkeys(["stream", "astream", "stream_chat", "astream_chat"], "")
+    with suppress(StreamBrokenError):
+        for chunk in theirs.stream("q"):
+            shown["stream"] += str(chunk.content)
+    with suppress(StreamBrokenError):
+        async for chunk in theirs.astream("q"):
+            shown["astream"] += str(chunk.content)
+    with suppress(StreamBrokenError):
+        for piece in ours.stream_chat([ChatMessage(content="q")]):
+            shown["stream_chat"] += piece.delta or ""
+    with suppress(StreamBrokenError):
+        async for piece in await ours.astream_chat([ChatMessage(content="q")]):
+            shown["astream_chat"] += piece.delta or ""
+    assert set(shown.values()) == {"one two three"}
+
+
+@pytest.mark.parametrize("signal", [TokenProbability(first=2), two_looks()], ids=["opening", "opening, else all"])
+async def test_an_opening_that_is_not_sure_shows_nothing(signal: Signal) -> None:
+    """The rejected draft is not seen; what the whole makes up for is shown at its end."""
+    small = ScriptedModel("small", {"q": Reply("one two three four", (0.5, 0.5, 0.99, 0.99))})
+    parameters: dict[str, Any] = {
+        "stages": [Stage(small, [signal], {signal.name: 0.8}), Stage(ScriptedModel("large", {"q": "five"}))]
+    }
+    theirs = langchain_confcascade.ConfidenceCascadeLLM(**parameters)
+    ours = llamaindex_confcascade.ConfidenceCascadeLLM(**parameters)
+    told = {
+        "".join(str(chunk.content) for chunk in theirs.stream("q")),
+        "".join(piece.delta or "" for piece in ours.stream_chat([ChatMessage(content="q")])),
+        str(theirs.invoke("q").content),
+    }
+    assert told == {"five" if isinstance(signal, TokenProbability) else "one two three four"}
 
 
 LABELS = {

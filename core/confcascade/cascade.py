@@ -216,8 +216,8 @@ class Cascade:
             on_exhausted=self.on_exhausted,
             on_cut=self.on_cut,
             checks=active_checks(),
-            # recordings count drafts that were cut off as not usable, and so does what is promised
-            shows_early=not isinstance(self.stages, FittedStages),
+            # what is promised must have counted drafts that were shown, and cut off later
+            shows_early=not isinstance(self.stages, FittedStages) or self.stages.policy.shows_early,
             only=query.only,
             policy_id=query.policy_id,
             tried=tried,

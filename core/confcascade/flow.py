@@ -216,8 +216,9 @@ def _attempt(
         problem = None if aborted else why_unusable(request, response, "keep" if last else rules.on_cut, labels=labels)
         if problem is None and not (aborted or response.calls_tools):
             problem = failed_check(checks, response.text)
-        if not last and (live or (watch is not None and watch.released)) and response.text.strip():
-            problem = None  # shown already, and nothing withdraws it
+        shown = not last and (live or (watch is not None and watch.released)) and bool(response.text.strip())
+        if shown:
+            problem = None  # nothing withdraws it
         in_its_words = request.output is not None and not stage.model.capability.structured
         if problem is None and in_its_words and request.output is not None and request.output.check is not None:
             problem = request.output.check(response.answer)
@@ -231,7 +232,7 @@ def _attempt(
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"
             return ended("escalate", explained(scores) + early_end, response)
-        if any_failed(scores):
+        if any_failed(scores) and not shown:
             return ended("escalate", explained(scores), response)
         return ended("accept", explained(scores), as_decided(response, judges, scores))
     except Left as left:
@@ -337,7 +338,10 @@ class _Watch(Watch):
             least, greatest = ends_of(self._thresholds[signal.name])
             if not passes(high, least):
                 return "abort"
-            released = released and passes(low, greatest)
+            # at the least of its space nothing is known yet, not even whether there will be a score
+            known = low > signal.space[0] or greatest == "always"
+            corrects = signal.corrects and isinstance(self._thresholds[signal.name], Mapping)
+            released = released and known and not corrects and passes(low, greatest)
         self.released = released and bool(tokens)
         return "release" if released else "hold"
 

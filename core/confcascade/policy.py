@@ -103,6 +103,8 @@ class FittedStage(Entry):
         derived: Signals made of others.
         thresholds: By the name of the signal; none for the last stage.
         skip: As of `Stage`: scores below which a query goes straight to the last stage.
+        shows_early: Whether a draft is streamed before its end where its scores can no longer fail. Such a draft
+            stands, even if it is cut off later, so only where the fit counted those, as wrong.
         decoding: The settings that its answers came about with (`Decoding`); None if that was not recorded.
     """
 
@@ -114,6 +116,7 @@ class FittedStage(Entry):
     derived: list[DerivedEntry] = Field(default_factory=list)
     thresholds: dict[str, ThresholdValue] = Field(default_factory=dict)
     skip: dict[str, float] = Field(default_factory=dict)
+    shows_early: bool = False
     decoding: dict[str, Any] | None = None
 
     @property
@@ -500,6 +503,11 @@ class Policy(Entry):
             how, _ = each.decodes(model, decoding.get(each.model, Decoding()))
             stages.append(Stage(model, loaded, dict(each.thresholds), skip=dict(each.skip), decoding=how))
         return FittedStages.of(self, stages)
+
+    @property
+    def shows_early(self) -> bool:
+        """Whether what is promised counts drafts that were shown before their end."""
+        return all(stage.shows_early for stage in self.stages[:-1])
 
     @property
     def name(self) -> str:

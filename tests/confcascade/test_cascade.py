@@ -29,6 +29,7 @@ from confcascade import (
     Usage,
     trace,
 )
+from confcascade.errors import SignalUnavailableError
 from confcascade.extending import Chunk, Response, Signal, build_stages
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.stage import FittedStages
@@ -297,17 +298,38 @@ def test_an_outcome_is_its_text():
     assert outcome.text == outcome.response.text == "4"
 
 
-def test_a_fitted_policy_shows_no_draft_before_its_end():
-    """What is promised counts a draft that was cut off as not kept; thresholds of one's own show it at once."""
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_fitted_policy_shows_early_what_its_promise_counted(counted):
+    """One that counts a draft that was cut off as not kept holds it back; thresholds of one's own show it at once."""
     small, large = ScriptedModel("small", {"q": ("one two three", 0.99)}), ScriptedModel("large", {"q": "large says"})
     stages = [Stage(small, [TokenProbability(aggregate="first")], {"p_t": 0.9}), Stage(large)]
-    fitted = FittedStages.of(SimpleNamespace(check_mode=lambda *, stepwise: None), stages)
+    policy = SimpleNamespace(check_mode=lambda *, stepwise: None, shows_early=counted)
+    fitted = FittedStages.of(policy, stages)
 
     def shown(cascade):
         return "".join(item.text for item in cascade.stream("q", max_tokens=2) if isinstance(item, Chunk))
 
     assert shown(Cascade(stages)) == Cascade(stages).run("q", max_tokens=2).text == "one two"
-    assert shown(Cascade(fitted)) == Cascade(fitted).run("q", max_tokens=2).text == "large says"
+    said = "one two" if counted else "large says"
+    assert shown(Cascade(fitted)) == Cascade(fitted).run("q", max_tokens=2).text == said
+
+
+def test_what_was_shown_stands_whatever_its_score_becomes():
+    """A signal that breaks its word, and finds no score in the end, cannot withdraw what it has released."""
+
+    class Forgetful(TokenProbability):
+        def score(self, evidence):
+            if evidence.response is not None:
+                raise SignalUnavailableError("forgotten")
+            return super().score(evidence)
+
+    small, large = ScriptedModel("small", {"q": ("one two three", 0.99)}), ScriptedModel("large", {"q": "large says"})
+    cascade = Cascade([Stage(small, [Forgetful(aggregate="first")], {"p_t": 0.9}), Stage(large)])
+    *chunks, outcome = cascade.stream("q")
+
+    assert "".join(chunk.text for chunk in chunks) == outcome.text == "one two three"
+    assert outcome.record.attempts[0].reason == "p_t: forgotten"
+    assert cascade.run("q").text == outcome.text
 
 
 # ---------------------------------------------------------------------- however a query ends

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from confcascade import (
     ModelError,
     Outcome,
     Request,
+    RetrievalScore,
     Stage,
     StreamBrokenError,
     TokenProbability,
@@ -26,10 +27,12 @@ from confcascade import (
     trace,
 )
 from confcascade.asks import Answer, Flow, Generate, Prefill
+from confcascade.checks import checking
 from confcascade.extending import Chunk, Prefilled, Response, Signal
 from confcascade.models.base import InThreads
 from confcascade.signals.knowledge_probe import ProbeCard
 from confcascade.testing import Reply, ScriptedModel, same_record
+from confcascade.types import Tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +53,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Signal]], bool]] = {
     "min": (lambda: [TokenProbability(aggregate="min")], False),
     "product": (lambda: [TokenProbability(aggregate="product")], False),
     "first": (lambda: [TokenProbability(aggregate="first")], False),
+    "opening": (lambda: [TokenProbability(first=2)], False),
     "after": (lambda: [TokenProbability(after="two")], False),
     "labels, no prefill": (lambda: [TokenProbability("AB")], False),
     "labels, prefill": (lambda: [TokenProbability("AB")], True),
@@ -239,6 +243,52 @@ def test_an_accepted_answer_streams_from_its_first_token():
         assert isinstance(item, Outcome) or item.text == FIVE.split()[len(taken) - 1].rjust(len(item.text))
 
     assert taken == [1, 2, 3, 4, 5, 6]
+
+
+def opening(script: Any, **parameters: Any) -> tuple[Stepping, Cascade]:
+    small = Stepping("small", {"q": script}, tools=True)
+    stage = Stage(small, [TokenProbability(first=2)], {"p_t": 0.5})
+    return small, Cascade([stage, Stage(ScriptedModel("large", {"q": "6"}, tools=True))])
+
+
+def when_shown(small: Stepping, items: Iterable[Chunk | Outcome]) -> list[int]:
+    """How many pieces had come from the model as each with text was shown."""
+    return [small.taken for item in items if isinstance(item, Chunk) and item.text]
+
+
+def test_an_answer_streams_from_where_its_opening_is_complete():
+    """Two tokens decide: both are shown when the second has come, the others as they come."""
+    small, cascade = opening(Reply(FIVE, [0.9, 0.9, 0.1, 0.1, 0.1]))
+
+    assert when_shown(small, cascade.stream("q")) == [2, 2, 3, 4, 5]
+
+
+def test_an_opening_of_thoughts_shows_nothing():
+    """Tokens count from the answer's first: a model that thinks is shown once two tokens of its answer have come."""
+    small, cascade = opening(Reply("<think> hm </think> one two three", [0.1, 0.1, 0.1, 0.9, 0.9, 0.1]))
+
+    assert when_shown(small, cascade.stream("q"))[0] == 5
+
+
+def test_an_opening_decides_nothing_that_must_be_whole():
+    """With a check, tools or a schema in the request, the draft is held to its end, however sure its opening."""
+    small, cascade = opening(Reply(FIVE, [0.9, 0.9, 0.9, 0.9, 0.9]))
+    tool = Tool("look", "Looks.", {"type": "object", "properties": {}})
+
+    with checking(lambda text: "five" in text):
+        assert when_shown(small, cascade.stream("q")) == [6] * 5
+    assert when_shown(small, cascade.stream("q", tools=(tool,))) == [6] * 5
+    with checking(lambda text: "nine" in text):
+        assert [item.text for item in cascade.stream("q") if isinstance(item, Chunk)] == ["6"]
+
+
+def test_behind_signals_that_judge_the_prompt_a_draft_streams_at_once():
+    """Nothing that comes can withdraw it."""
+    small = Stepping("small", {"q": Reply(FIVE, 0.1)})
+    gate = Stage(small, [RetrievalScore()], {"retrieval": 0.5})
+    cascade = Cascade([gate, Stage(ScriptedModel("large"))])
+
+    assert when_shown(small, cascade.stream(Request((Message("user", "q"),), retrieved=(0.9,)))) == [1, 2, 3, 4, 5]
 
 
 async def test_an_accepted_answer_streams_from_its_first_token_asynchronously():

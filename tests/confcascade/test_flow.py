@@ -488,11 +488,11 @@ def test_a_watch_ends_what_can_only_fail():
 
 
 def test_a_watch_releases_what_can_only_pass():
-    """The first token is final as soon as it is there; so is a threshold of 0."""
+    """The first token is final as soon as it is there. At a threshold of 0 a score may still be missing: it waits."""
     first = watch_of(TokenProbability(aggregate="first"), p_t=0.5)
 
     assert [first(tokens(*p)) for p in ([], [0.9], [0.4])] == ["hold", "release", "abort"]
-    assert watch_of(TokenProbability(aggregate="min"), p_t=0.0)(tokens(0.1)) == "release"
+    assert watch_of(TokenProbability(aggregate="min"), p_t=0.0)(tokens(0.1)) == "hold"
     assert watch_of(TokenProbability(aggregate="min"), p_t="always")([]) == "release"
 
 

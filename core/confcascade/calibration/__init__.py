@@ -1,9 +1,10 @@
 """From scores to a confidence: a calibrated estimate of the probability that an answer is right, in [0, 1].
 
 `Platt`, `Isotonic` and `Temperature` read one signal's score, `Fusion` several, of which some may be missing;
-`fit_calibrator` chooses. scikit-learn fits them; a fitted one is a few numbers, stored as JSON, and a confidence takes
-the standard library alone: a microsecond or two in a live cascade. `predict` is that same arithmetic over arrays, so
-that a confidence chosen as a threshold on recorded scores decides alike to the last bit when the cascade is live.
+`fit_calibrator` chooses. `EarlyAccept` makes one of two, of which the first is known before an answer has ended.
+scikit-learn fits them; a fitted one is a few numbers, stored as JSON, and a confidence takes the standard library
+alone: a microsecond or two in a live cascade. `predict` is that same arithmetic over arrays, so that a confidence
+chosen as a threshold on recorded scores decides alike to the last bit when the cascade is live.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from confcascade.calibration.base import VERSION, Calibrator, Input, Space, as_space, finite
+from confcascade.calibration.early_accept import EarlyAccept
 from confcascade.calibration.fusion import Feature, Fusion
 from confcascade.calibration.single import Isotonic, Platt, Temperature
 from confcascade.errors import ConfigurationError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibrator",
+    "EarlyAccept",
     "Feature",
     "Fusion",
     "Input",
@@ -36,7 +39,7 @@ __all__ = [
 
 ISOTONIC_ROWS = 1000  # below which isotonic regression follows the noise
 
-_KINDS: dict[str, type[Calibrator]] = {kind.kind: kind for kind in (Platt, Temperature, Isotonic, Fusion)}
+_KINDS: dict[str, type[Calibrator]] = {kind.kind: kind for kind in (Platt, Temperature, Isotonic, Fusion, EarlyAccept)}
 
 
 def calibrator_from_dict(stored: Mapping[str, Any]) -> Calibrator:

@@ -66,7 +66,7 @@ class Calibrator(ABC):
     @property
     @abstractmethod
     def monotone(self) -> bool:
-        """Whether a higher score never means a lower confidence."""
+        """Whether a higher score never means a lower confidence, so that `bounds` holds."""
 
     @abstractmethod
     def confidence(self, scores: Mapping[str, float | None]) -> float | None:
@@ -80,7 +80,8 @@ class Calibrator(ABC):
     def bounds(self, low: Mapping[str, float], high: Mapping[str, float]) -> tuple[float, float]:
         """The least and greatest confidence while each score may still fall anywhere in [low, high].
 
-        Only of a `monotone` one. Covers scores that come to be missing, as far as there is a confidence then.
+        Only of a `monotone` one. Covers scores that come to be missing, as far as there is a confidence then; but the
+        early ones of an `EarlyAccept` are there once they have a bound above the least of their space.
         """
 
     @abstractmethod

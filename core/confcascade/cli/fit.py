@@ -106,6 +106,13 @@ def fit(
     ] = None,
     models: Models = None,
     signals: Annotated[str | None, typer.Option(help="Which to use: p_ik,p_t. By default all that can route.")] = None,
+    early: Annotated[
+        str | None,
+        typer.Option(
+            help="A signal that is known before an answer has ended, such as P(T) of its first tokens: an answer that "
+            "it is sure of is kept, and streamed, from there."
+        ),
+    ] = None,
     prices: PerToken = None,
     parameters: Parameters = None,
     unit: Unit = None,
@@ -220,6 +227,8 @@ def fit(
         )
     if models is not None and cascade is not None and not grid:
         raise ConfigurationError("Say either --models or --cascade FILE, which has models of its own.")
+    if early is not None and (options.used or grid or label is not None):
+        raise ConfigurationError("--early goes with --max-drop (or --max-cost) of one policy for all questions.")
     file = None if cascade is None else CascadeFile.load(cascade)
     if label is not None:
         refuse_with_labels(max_drop=max_drop, max_cost=max_cost, per_group=per_group, rule=rule, grid=grid)
@@ -319,6 +328,7 @@ def fit(
             max_cost=max_cost,
             per_group=per_group,
             signals=None if signals is None else [name.strip() for name in signals.split(",")],
+            early=early,
             described=file,
             architectures=sizes.architectures,
             prices=sizes.prices,

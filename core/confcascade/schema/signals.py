@@ -84,6 +84,9 @@ class TokenProbabilityEntry(SignalType):
         None, description='With `labels`: what stands before them, such as "Answer:"; local answers are begun with it.'
     )
     aggregate: Literal["mean", "min", "product", "first"] = Field("mean", description="Over the tokens of free text.")
+    first: int | None = Field(
+        None, ge=1, description="Score only the first so many tokens: a stream goes on from there."
+    )
     part: Literal["answer", "thoughts"] = Field("answer", description="Of what: of the answer, or of the thoughts.")
     after: str | None = Field(None, description='Score only what follows this text, such as "Answer:".')
     corrects: bool = Field(
@@ -99,6 +102,7 @@ class TokenProbabilityEntry(SignalType):
             self.labels,
             prefix=self.prefix,
             aggregate=self.aggregate,
+            first=self.first,
             part=self.part,
             after=self.after,
             corrects=self.corrects,

@@ -137,6 +137,9 @@ class Calibrated(_Derived):
         super().__init__(signals, [calibrator], name)
         self.calibrator = calibrator
         self.early = self.phase == "post" and calibrator.monotone and any(part.early for part in self.parts)
+        if self.early:  # the confidence of which nothing is known, not even whether the parts will have a score
+            ends = [{each.name: each.space[end] for each in calibrator.inputs} for end in (0, 1)]
+            self._least = calibrator.bounds(*ends)[0]
 
     def __repr__(self) -> str:
         return f"Calibrated({list(self.parts)}, {type(self.calibrator).__name__})"
@@ -155,9 +158,9 @@ class Calibrated(_Derived):
         if not self.early:
             return self.space
         found = {part.name: part.bounds(evidence) for part in self.parts}
-        return self.calibrator.bounds(
-            {name: low for name, (low, _) in found.items()}, {name: high for name, (_, high) in found.items()}
-        )
+        highs = {name: high for name, (_, high) in found.items()}
+        low, high = self.calibrator.bounds({name: low for name, (low, _) in found.items()}, highs)
+        return (low if low > self._least else self.space[0]), high
 
 
 class ExpectedGain(_Derived):

@@ -35,7 +35,10 @@ class TokenProbability(Signal):
     - "mean" (default): exp of the mean log-probability, the reciprocal of the perplexity;
     - "min": the least probable token;
     - "product": the probability of the whole sequence;
-    - "first": the first token alone.
+    - "first": only the first token.
+
+    With `first`, only so many tokens count, whatever follows: the score is known once they have come, or the answer has
+    ended. A stream goes on from there, where the mean of the whole answer holds it back to its end.
 
     Of answer labels (multiple choice), it is the probability of the label that the answer gives, at the place where it
     gives it: the paper's P(T) = max_c p(c | x) where the answer begins with its label, and the letter's own token where
@@ -60,6 +63,7 @@ class TokenProbability(Signal):
         aggregate: How the tokens of free text become one number.
         part: "answer", or "thoughts": the same aggregate over what the model thought before it, which needs a model
             that tells the log-probabilities of its thoughts. An answer without thoughts has no such score.
+        first: Score only the first so many tokens, at least 1. ``aggregate="first"`` is the same with one.
         after: Score only what follows the last occurrence of this text ("Answer:" of a worked solution).
         corrects: With `labels` and a threshold for each: an answer whose label does not reach its threshold is given
             the most probable label that does. So a small model that says "no" too readily is put right. Only answers of
@@ -83,6 +87,7 @@ class TokenProbability(Signal):
         *,
         prefix: str | None = None,
         aggregate: Aggregate = "mean",
+        first: int | None = None,
         part: Literal["answer", "thoughts"] = "answer",
         after: str | None = None,
         corrects: bool = False,
@@ -91,6 +96,7 @@ class TokenProbability(Signal):
         self.labels = tuple(labels)
         self.prefix = prefix
         self.aggregate = aggregate
+        self.first = first
         self.part = part
         self.after = after
         self.corrects = corrects
@@ -101,10 +107,17 @@ class TokenProbability(Signal):
             raise ConfigurationError(
                 f'`aggregate` of TokenProbability must be "mean", "min", "product" or "first". Got {aggregate!r}.'
             )
-        if self.labels and (after is not None or aggregate != "mean" or part != "answer"):
+        if self.labels and (after is not None or aggregate != "mean" or part != "answer" or first is not None):
             raise ConfigurationError(
-                "TokenProbability judges either `labels` or free text (`aggregate`, `part`, `after`), not both. "
-                f"Got labels={self.labels}, aggregate={aggregate!r}, part={part!r}, after={after!r}."
+                "TokenProbability judges either `labels` or free text (`aggregate`, `first`, `part`, `after`), not "
+                f"both. Got labels={self.labels}, aggregate={aggregate!r}, first={first!r}, part={part!r}, "
+                f"after={after!r}."
+            )
+        whole_number = isinstance(first, int) and not isinstance(first, bool)
+        if first is not None and (aggregate == "first" or not whole_number or first < 1):
+            raise ConfigurationError(
+                "`first` of TokenProbability must be a number of tokens, at least 1, and goes with the aggregates "
+                f'"mean", "min" and "product". Got first={first!r}, aggregate={aggregate!r}.'
             )
         proper = all(isinstance(label, str) and label and label == label.strip() for label in self.labels)
         if self.labels and (not proper or len(set(self.labels)) < max(2, len(self.labels))):
@@ -122,12 +135,15 @@ class TokenProbability(Signal):
             raise ConfigurationError('`after` must be a text such as "Answer:", or None for the whole answer. Got "".')
         self.top_logprobs = 20 if self.labels else 0
         self.labelled = bool(self.labels)
-        # a mean can still rise and fall, and so can the place of the last marker
-        self.early = bool(self.labels) or (after is None and aggregate != "mean" and part == "answer")
+        self._counted = 1 if aggregate == "first" else first  # tokens; None for all
+        # a mean of all can still rise and fall, and so can the place of the last marker
+        falls = aggregate != "mean" or self._counted is not None
+        self.early = bool(self.labels) or (after is None and falls and part == "answer")
 
     def __repr__(self) -> str:
         thoughts = ", part='thoughts'" if self.part == "thoughts" else ""
-        what = f"aggregate={self.aggregate!r}{thoughts}, after={self.after!r}"
+        first = "" if self.first is None else f", first={self.first}"
+        what = f"aggregate={self.aggregate!r}{first}{thoughts}, after={self.after!r}"
         prefix = "" if self.prefix is None else f", prefix={self.prefix!r}"
         prefix += ", corrects=True" if self.corrects else ""
         what = f"labels={self.labels}{prefix}" if self.labels else what
@@ -139,6 +155,7 @@ class TokenProbability(Signal):
             "tokens": _LABELS if self.labels else _TOKENS,
             "labels": list(self.labels),
             "aggregate": self.aggregate,
+            **({} if self.first is None else {"first": self.first}),
             "part": self.part,
             "after": self.after,
             **({} if self.prefix is None else {"prefix": self.prefix}),
@@ -171,13 +188,22 @@ class TokenProbability(Signal):
         return self._aggregated(value_tokens(tokens) if wants_object(evidence.request) else tokens)
 
     def _aggregated(self, tokens: Sequence[Token]) -> Measurement:
-        logprobs = _known(token.logprob for token in tokens)
-        if self.aggregate == "first":
-            return Measurement(math.exp(logprobs[0]))
+        logprobs = _known(token.logprob for token in tokens[: self._counted])
         if self.aggregate == "min":
             return Measurement(math.exp(min(logprobs)))
         total = math.fsum(logprobs)
         return Measurement(math.exp(total if self.aggregate == "product" else total / len(logprobs)))
+
+    def _bounds(self, tokens: Sequence[Token]) -> tuple[float, float]:
+        """Of an answer that begins with these tokens, at least one: exact once all that count have come."""
+        value = self._aggregated(tokens).value
+        if self._counted is not None and len(tokens) >= self._counted:
+            return value, value
+        if self.aggregate != "mean":
+            return 0.0, value  # one more factor never lifts it
+        assert self._counted is not None  # or it is not `early`
+        # at best all that are to come have probability 1, and are as many as count
+        return 0.0, min(1.0, math.exp(math.fsum(_known(token.logprob for token in tokens)) / self._counted))
 
     def bounds(self, evidence: Evidence) -> tuple[float, float]:
         if evidence.request.judged_whole or wants_object(evidence.request):
@@ -187,10 +213,9 @@ class TokenProbability(Signal):
         if not self.early or not evidence.tokens:
             return self.space
         try:
-            value = self.score(evidence).value
+            return self._bounds(evidence.tokens)
         except SignalUnavailableError:
             return self.space  # the finished answer will say why
-        return (value, value) if self.aggregate == "first" else (0.0, value)
 
     def _bare(self, answer: str) -> bool:
         """Whether an answer is nothing but its label, and what `prefix` says before it."""

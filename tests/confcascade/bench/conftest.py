@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 LIVE = {
     "mean": TokenProbability(name="mean"),
     "first": TokenProbability(aggregate="first", name="first"),
+    "opening": TokenProbability(first=2, name="opening"),
+    "opening_min": TokenProbability(first=2, aggregate="min", name="opening_min"),
     "min": TokenProbability(aggregate="min", name="min"),
     "product": TokenProbability(aggregate="product", name="product"),
     "letter": TokenProbability("AB", name="letter"),
@@ -60,12 +62,14 @@ def made_row(
     error: str | None,
     graded: bool,
     uncounted: int = 0,
+    cut: bool = False,
     **scores: RecordedScore,
 ) -> Row:
     """A row whose scores of tokens are what the live signals make of them.
 
     Args:
         uncounted: Tokens that are paid for and not visible (the end of a text), or the reverse.
+        cut: Whether it was cut off at the token limit.
     """
     told = None if probabilities is None else tuple(map(Token, words, map(math.log, probabilities)))
     usage = Usage(3 + len(model), max(0, len(words) + uncounted))
@@ -88,6 +92,8 @@ def made_row(
         model=model,
         answer="" if error else response.answer,
         error=error,
+        problem="it was cut off" if cut and not error else None,
+        finish_reason="length" if cut else "stop",
         before_answer=len(response.thought_tokens or ()),
         thoughts=NOT_KEPT if response.thoughts else "",
         tokens=told,
@@ -141,6 +147,8 @@ def cases(draw: Any) -> Case:
                 error=draw(st.sampled_from([None, None, None, None, "down"])),
                 graded=draw(st.booleans()),
                 uncounted=draw(st.sampled_from([0, 0, 1, -1])),
+                # one that is nothing but a label is whole, wherever it ends
+                cut=words in (["yes"], ["a", " b"], LIST, THINKING) and draw(st.booleans()),
                 **scores,
             )
             rows.append(row.model_copy(update={"tokens": None}) if draw(st.integers(0, 5)) == 0 else row)  # not kept

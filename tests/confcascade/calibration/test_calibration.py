@@ -14,6 +14,7 @@ from confcascade import ConfigurationError
 from confcascade.bench.metrics.ranking import auroc, brier, calibration_error
 from confcascade.calibration import (
     Calibrator,
+    EarlyAccept,
     Feature,
     Fusion,
     Input,
@@ -44,7 +45,8 @@ def every_kind(n: int = 400) -> list[Calibrator]:
         Platt.fit(score, right, signal="p"),
         Isotonic.fit(score, right, signal="p"),
         Temperature.fit(score, right, signal="p"),
-        Fusion.fit({"p": score, "q": other}, right, {"p": UNIT, "q": ANY}),
+        both := Fusion.fit({"p": score, "q": other}, right, {"p": UNIT, "q": ANY}),
+        EarlyAccept.fit(Platt.fit(score, right, signal="p"), both, {"p": score, "q": other}, right),
     ]
 
 
@@ -175,18 +177,57 @@ def test_bounds_hold(data: Any):
         Feature(Input(name, space), data.draw(offsets), 0.7, data.draw(weights), data.draw(st.none() | offsets))
         for name, space in (("p", UNIT), ("q", ANY))
     )
-    made = [*every_made(), Fusion(features, data.draw(offsets))]
+    falling = Fusion((features[0], Feature(Input("q", ANY), 0.0, 1.0, -1.0, None)), 0.0)
+    made = [*every_made(), whole := Fusion(features, data.draw(offsets))]
+    made += [EarlyAccept(each, other, 0.8, -0.1) for each in every_made() for other in (whole, falling)]
     calibrator = data.draw(st.sampled_from(made))
     low = {"p": data.draw(st.floats(0, 1)), "q": data.draw(st.floats(-5, 5) | st.just(-math.inf))}
     high = {"p": data.draw(st.floats(low["p"], 1)), "q": data.draw(st.floats(max(-5, low["q"]), 9) | st.just(math.inf))}
+    early = isinstance(calibrator, EarlyAccept)  # whose early score, once it has a bound, is there
     score = {
-        "p": data.draw(st.none() | st.floats(low["p"], high["p"])),
+        "p": data.draw(st.floats(low["p"], high["p"]) | (st.none() if not early or not low["p"] else st.nothing())),
         "q": data.draw(st.none() | st.floats(max(-9, low["q"]), min(9, high["q"]))),
     }
     least, most = calibrator.bounds(low, high)
     confidence = calibrator.confidence(score)
     assert 0 <= least <= most <= 1
     assert confidence is None or least <= confidence <= most
+
+
+def test_an_answer_that_is_accepted_early_stays_accepted():
+    """The confidence is that of the surer look; sure of one's opening, the rest lifts it, and cannot lower it."""
+    look = EarlyAccept(Platt(Input("p", UNIT), 1.0, 0.0), Fusion((part("p", 0.0), part("q", 1.0)), 0.0), 1.0, 0.0)
+    assert look.confidence({"p": 0.9, "q": 0.2}) == pytest.approx(0.9)
+    assert look.confidence({"p": 0.2, "q": 0.9}) == pytest.approx(0.9)
+    assert look.confidence({"p": 0.9, "q": None}) == pytest.approx(0.9)
+    assert look.confidence({"p": None, "q": None}) is None
+    assert look.bounds({"p": 0.9, "q": 0.0}, {"p": 0.9, "q": 1.0}) == pytest.approx((0.9, 1.0), abs=1e-5)
+    assert look.bounds({"p": 0.0, "q": 0.0}, {"p": 1.0, "q": 1.0})[0] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_two_looks_are_calibrated_together():
+    """The greater of two noisy looks is too sure of itself; put right, its mean confidence is the share of right."""
+    rng = np.random.default_rng(0)
+    ease = rng.normal(size=4000)
+    right = rng.random(4000) < 1 / (1 + np.exp(-2 * ease))
+    scores = {name: 1 / (1 + np.exp(-(ease + rng.normal(size=4000)))) for name in ("p", "q")}
+    early, whole = Platt.fit(scores["p"], right, signal="p"), Fusion.fit(scores, right, {"p": UNIT, "q": UNIT})
+    greater = np.maximum(early.predict(scores["p"]), whole.predict(scores))
+    made = EarlyAccept.fit(early, whole, scores, right)
+    assert abs(made.predict(scores).mean() - right.mean()) < 0.01 < greater.mean() - right.mean()
+    np.testing.assert_array_equal(np.argsort(made.predict(scores), kind="stable"), np.argsort(greater, kind="stable"))
+
+
+def test_what_falls_accepts_nothing_early():
+    """A score that is higher where answers are wrong cannot accept any."""
+    score, right = overconfident(400)
+    falling = Platt.fit(1 - score, right, signal="p")
+    with pytest.raises(ConfigurationError, match="more often wrong"):
+        EarlyAccept.fit(falling, falling, {"p": 1 - score}, right)
+
+
+def part(name: str, weight: float) -> Feature:
+    return Feature(Input(name, UNIT), 0.0, 1.0, weight, None)
 
 
 def every_made() -> list[Calibrator]:

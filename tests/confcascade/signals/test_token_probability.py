@@ -84,6 +84,49 @@ def test_bounds_hold_whatever_follows(logprobs: list[float], aggregate: Any):
         assert low <= final <= high
 
 
+@given(logprobs, st.sampled_from(["mean", "min", "product"]), st.integers(1, 6))
+def test_only_the_first_tokens_count(logprobs: list[float], aggregate: Any, first: int):
+    """The score is that of an answer which ends there; it is final with the last of them, and bounded before."""
+    signal, tokens = TokenProbability(aggregate=aggregate, first=first), [Token("x", each) for each in logprobs]
+    final = signal.score(answer(*tokens)).value
+
+    assert final == TokenProbability(aggregate=aggregate).score(answer(*tokens[:first])).value
+    bounds = [signal.bounds(answer(*tokens[:length])) for length in range(len(tokens) + 1)]
+    assert all(low <= final <= high for low, high in bounds)
+    assert all(each == (final, final) for each in bounds[first:])
+    for (low, high), (later_low, later_high) in itertools.pairwise(bounds):
+        assert low <= later_low
+        assert later_high <= high * (1 + 1e-12)
+
+
+def test_what_comes_after_the_first_tokens_withdraws_nothing():
+    """A log-probability that is none makes no score missing that was final before; among them it does."""
+    tokens = [Token("x", -0.1), Token("y", -0.2), Token("z", math.inf)]
+
+    assert TokenProbability(first=2).score(answer(*tokens)).value == pytest.approx(math.exp(-0.15))
+    assert TokenProbability(aggregate="first").score(answer(*tokens)).value == pytest.approx(math.exp(-0.1))
+    with pytest.raises(SignalUnavailableError, match="not finite"):
+        TokenProbability(first=3).score(answer(*tokens))
+
+
+def test_an_opening_that_can_no_longer_reach_its_threshold_is_known_before_it_is_complete():
+    """Of eight tokens, one of probability 0.01 leaves at best the eighth root of it."""
+    assert TokenProbability(first=8).bounds(answer(Token("x", math.log(0.01)))) == (0.0, pytest.approx(0.01 ** (1 / 8)))
+
+
+@pytest.mark.parametrize("first", [0, -1, 1.5, True, "8"])
+def test_first_is_a_number_of_tokens(first: Any):
+    """At least one; "first" is an aggregate of its own, and labels have a place of theirs."""
+    with pytest.raises(ConfigurationError, match="number of tokens, at least 1"):
+        TokenProbability(first=first)
+    with pytest.raises(ConfigurationError, match="number of tokens, at least 1"):
+        TokenProbability(aggregate="first", first=8)
+    with pytest.raises(ConfigurationError, match="not both"):
+        TokenProbability("AB", first=8)
+    assert TokenProbability(first=8).identity() != TokenProbability().identity()
+    assert "first" not in TokenProbability().identity()  # policies that were fitted before are still of this signal
+
+
 @given(logprobs, st.sampled_from(["mean", "min", "product", "first"]))
 def test_bounds_never_loosen(logprobs: list[float], aggregate: Any):
     """A verdict once given stays right: bounds only get tighter with every token."""

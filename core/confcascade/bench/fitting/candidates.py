@@ -14,7 +14,7 @@ from confcascade.bench.fitting.label_cuts import label_cuts
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.derived import score_columns, with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.calibration import Calibrator, fit_calibrator
+from confcascade.calibration import Calibrator, EarlyAccept, fit_calibrator
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
 
@@ -96,6 +96,7 @@ def derive(
     *,
     confidence: str,
     gains: bool,
+    early: str | None = None,
     texts: NDArray[np.intp] | None = None,
 ) -> Candidates:
     """Confidences of every model but the last, and what each larger one would gain, calibrated on some questions.
@@ -109,6 +110,8 @@ def derive(
         spaces: Of a model's signal.
         confidence: Name of the confidences.
         gains: Whether to make gains.
+        early: A signal that is known before an answer has ended, and may keep it: then the confidence of models that
+            have it is an `EarlyAccept`, and no gain is made.
         texts: Which text each question has, shape (questions,): none is on both sides of a fold. By default all differ.
     """
     made = Candidates(columns)
@@ -123,10 +126,13 @@ def derive(
         groups = None if texts is None else texts[judged]
         try:
             own = fit_calibrator(scores, right[judged, j], known, groups=groups)
+            if early in names:
+                first = fit_calibrator({early: scores[early]}, right[judged, j], known, groups=groups)
+                own = EarlyAccept.fit(first, own, scores, right[judged, j])
             label = _free(columns, model, confidence)
             made.columns = with_confidence(made.columns, model, own, name=label)
             made.derived[model, label] = Derived(label, own)
-            for larger in models[i + 1 :] if gains else ():
+            for larger in models[i + 1 :] if gains and early is None else ():
                 theirs = fit_calibrator(scores, right[judged, columns.index(larger)], known, groups=groups)
                 label = _free(columns, model, "gain" if len(models) == 2 else f"gain over {larger}")
                 made.columns = with_gain(made.columns, model, own, theirs, name=label)
@@ -294,6 +300,10 @@ def _rules(
     """What may keep an answer of a stage."""
     model, larger = chain[i], chain[i + 1]
     names = tuple(routable.get(model, ()))
+    for (owner, label), each in made.derived.items():
+        if owner == model and isinstance(each.own, EarlyAccept):
+            yield Rule(f"{' and '.join(each.own.early.signals)} early, else {label}", (label,))
+            return
     for name in names:
         yield Rule(name, (name,))
     if len(names) < 2:

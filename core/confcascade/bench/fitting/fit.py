@@ -28,6 +28,7 @@ from confcascade.bench.metrics.health import SignalHealth, signal_health
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.policy import PolicyStage
+from confcascade.bench.replay.replay import replay
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import Architecture, Prices
 from confcascade.errors import ConfigurationError
@@ -46,6 +47,7 @@ def fit(
     max_cost: float | None = None,
     per_group: bool = False,
     signals: Sequence[str] | None = None,
+    early: str | None = None,
     described: Mapping[str, Described] | CascadeFile | None = None,
     architectures: Mapping[str, Architecture] | None = None,
     prices: Mapping[str, Prices] | None = None,
@@ -70,6 +72,9 @@ def fit(
         per_group: Whether each group of questions shall have a promise and thresholds of its own (`by_group`); with a
             `max_cost`, one policy for all of them, its loss bounded in each.
         signals: Which to use; by default all that have scores. A single one spends the fewest questions.
+        early: A signal that is known before an answer has ended, such as ``TokenProbability(first=8)``: an answer is
+            kept, and streamed, as soon as it is sure enough by this one, else judged by all signals once it is whole
+            (`EarlyAccept`). Both are charged: answers that were shown, and cut off later, count as wrong.
         described: By model, how its signals are made live; or the cascade file that says so, whose models are then
             those that are read from a recording's file.
         architectures: By model.
@@ -96,7 +101,9 @@ def fit(
         described = {name: Described(each, described.folder) for name, each in described.signal_entries.items()}
     if not isinstance(material, FitData):
         material = read_material(material, models=models_of, architectures=architectures, prices=prices)
-    check(material, promise, same, max_cost, signals)
+    check(material, promise, same, max_cost, signals, early)
+    if early is not None and rule != "quantiles":
+        raise ConfigurationError(f"`early` goes with the rule 'quantiles', not with '{rule}'.")
     bill = Costing.of(material.columns, material.models, architectures, prices, unit)
     if unit is None and bill.unit == "tokens":  # by which whoever asks two models saves nothing, ever
         raise ConfigurationError(
@@ -120,7 +127,7 @@ def fit(
     if lone is not None:
         path = TestPath(lone.rule, lone.policies, np.empty((0, 0)), 0.0)
     else:
-        made = _calibrate(task, routable, described or {}, rule)
+        made = _calibrate(task, routable, described or {}, rule, early)
         path = _choose(task, made, progress)
     if path is not None and per_group and max_cost is None:
         return _certify_groups(task, made, path, health, described=described or {}, seed=seed, folder=folder)
@@ -167,7 +174,7 @@ class _Task:
 
 
 def _calibrate(
-    task: _Task, names: Mapping[str, Sequence[str]], described: Mapping[str, Described], rule: Rule
+    task: _Task, names: Mapping[str, Sequence[str]], described: Mapping[str, Described], rule: Rule, early: str | None
 ) -> Candidates:
     """What is made of the signals, and the paths that can be tried."""
     columns, models, labels = task.columns, task.material.models, task.same is None
@@ -182,6 +189,7 @@ def _calibrate(
             _spaces(columns, described),
             confidence="confidence" if labels else "agreement",
             gains=labels,
+            early=early,
             texts=np.unique(np.array(task.material.keys, dtype=object), return_inverse=True)[1],
         )
     if rule == "pass-rate":
@@ -256,6 +264,8 @@ def _certify(
             f"Whether this policy saves anything is not sure: the interval of its saving, {saved.low:.1%} to "
             f"{saved.high:.1%}, reaches below 0. Record more questions, or ask only {task.largest}."
         )
+    if early := replay(proof, chosen.policy).shown_early.mean():
+        notes.append(f"{early:.1%} of the questions are answered by a draft that is shown before its end.")
     certificates = [
         Certificate.of(examined, each, repeated=material.repeated)
         for examined, each in zip(chosen.examined, task.promises.values(), strict=True)

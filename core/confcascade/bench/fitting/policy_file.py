@@ -18,6 +18,7 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
+from confcascade.bench.replay.prepared import counts_shown
 from confcascade.bench.replay.replay import replay
 from confcascade.errors import ConfigurationError
 from confcascade.policy import (
@@ -183,6 +184,7 @@ def _stage(
         derived=entries,
         thresholds=thresholds,
         skip=dict(stage.skip),
+        shows_early=not last and counts_shown(made.columns, stage),
         decoding=noted.get("decoding"),
     )
 

@@ -21,6 +21,7 @@ def check(
     same: NDArray[np.bool_] | None,
     max_cost: float | None,
     signals: Sequence[str] | None,
+    early: str | None = None,
 ) -> None:
     """Of the arguments of `fit`.
 
@@ -46,6 +47,18 @@ def check(
         raise ConfigurationError(
             f"No smaller model of the recording has a signal '{strange[0]}'. They have: {', '.join(sorted(known))}."
         )
+    if early is not None:
+        known_early = [
+            model
+            for model in material.models[:-1]
+            if (model, early) in columns.signals and columns.signals[model, early].lower is not None
+        ]
+        beside = {name for owner, name in columns.signals if owner in known_early and name in (signals or known)}
+        if not known_early or len(beside | {early}) < 2 or (signals is not None and early not in signals):
+            raise ConfigurationError(
+                f"No smaller model has a signal '{early}' that is known before its answers end, and another beside it. "
+                'Collect with TokenProbability(first=8, name="opening"), say, and TokenProbability().'
+            )
     if same is not None:
         return
     grade = only_grade(material)

@@ -86,6 +86,8 @@ class Column:
         phase: "pre" or "post".
         prefill: Whether the prompt is read for it.
         upper: Its bounds; None if it never decides early.
+        lower: What it could no longer fall below before the answer ended (`RecordedScore.lower`), shape (questions,);
+            NaN where there is none, None if there is none at all.
         labels: Which label the answer gives, as the signal read it, or else its grader (`Row.predicted`); None where
             neither tells.
         depth: As of `RecordedScore`.
@@ -97,12 +99,14 @@ class Column:
     upper: Upper | None
     labels: Labels | None = None
     depth: float | None = None
+    lower: NDArray[np.float64] | None = None
 
     def take(self, rows: NDArray[np.intp]) -> Column:
         """That of some questions."""
         upper = None if self.upper is None else self.upper.take(rows)
         labels = None if self.labels is None else self.labels.take(rows)
-        return Column(self.values[rows], self.phase, self.prefill, upper, labels, self.depth)
+        lower = None if self.lower is None else self.lower[rows]
+        return Column(self.values[rows], self.phase, self.prefill, upper, labels, self.depth, lower)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class Columns:
         recorded: Whether there is a row.
         grades: From 0 to 1; NaN where nobody graded.
         usable: There is an answer that a cascade could keep.
+        said: There is an answer, were it cut off or filtered: something that a stream may have shown.
         failed: The model raised an error.
         refused: The answer says that it does not know.
         input_tokens: Paid for.
@@ -137,6 +142,7 @@ class Columns:
     recorded: NDArray[np.bool_]
     grades: NDArray[np.float64]
     usable: NDArray[np.bool_]
+    said: NDArray[np.bool_]
     failed: NDArray[np.bool_]
     refused: NDArray[np.bool_]
     input_tokens: NDArray[np.int64]
@@ -233,6 +239,7 @@ class _Signal:
     counts: array[int] = field(default_factory=lambda: array("q"))
     tokens: array[int] = field(default_factory=lambda: array("q"))
     bounds: array[float] = field(default_factory=lambda: array("d"))
+    lower: array[float] = field(default_factory=lambda: array("d"))
     labels: array[int] = field(default_factory=lambda: array("h"))
     label_names: dict[str, int] = field(default_factory=dict)
     others: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # details of those that can be corrected
@@ -241,6 +248,7 @@ class _Signal:
         self.rows.append(row)
         self._label(score.details, predicted)
         self.value.append(np.nan if score.value is None else score.value)
+        self.lower.append(np.nan if score.lower is None else score.lower)
         self.counts.append(len(score.upper))
         for tokens, bound in score.upper:
             self.tokens.append(tokens)
@@ -250,6 +258,7 @@ class _Signal:
         self,
         rows: NDArray[np.int64],
         values: NDArray[np.float64],
+        lower: NDArray[np.float64],
         counts: NDArray[np.int64],
         tokens: NDArray[np.int64],
         bounds: NDArray[np.float64],
@@ -260,6 +269,7 @@ class _Signal:
             self._label(details, predicted)
         self.rows.frombytes(rows.astype(np.int64).tobytes())
         self.value.frombytes(values.tobytes())
+        self.lower.frombytes(lower.tobytes())
         self.counts.frombytes(counts.astype(np.int64).tobytes())
         self.tokens.frombytes(tokens.astype(np.int64).tobytes())
         self.bounds.frombytes(bounds.tobytes())
@@ -294,11 +304,13 @@ class _Signal:
         entry[np.array(self.rows, dtype=np.intp)] = np.arange(len(self.rows))
         chosen = entry[rows]
         values = np.array([*self.value, np.nan])[chosen]
+        below = np.array([*self.lower, np.nan])[chosen]
+        lower = None if np.isnan(below).all() else below
         if not self.tokens:
-            return Column(values, self.phase, self.prefill, None, self._labels(chosen), self.depth)
+            return Column(values, self.phase, self.prefill, None, self._labels(chosen), self.depth, lower)
         starts = np.concatenate([[0], np.cumsum([*self.counts, 0])])
         upper = Upper(starts, np.array(self.tokens, dtype=np.int64), np.array(self.bounds))
-        return Column(values, self.phase, self.prefill, upper.take(chosen), self._labels(chosen))
+        return Column(values, self.phase, self.prefill, upper.take(chosen), self._labels(chosen), self.depth, lower)
 
 
 class Gathering:
@@ -311,7 +323,7 @@ class Gathering:
         self.drawn: dict[int, int] = {}  # of the questions that were drawn more than once
         self.at: array[int] = array("q")  # question and model of each row
         self.by: array[int] = array("q")
-        self.numbers: array[float] = array("d")  # ten of each row
+        self.numbers: array[float] = array("d")  # thirteen of each row
         self.signals: dict[tuple[str, str], _Signal] = {}
 
     def add(self, row: Row) -> None:
@@ -328,6 +340,7 @@ class Gathering:
             (
                 np.nan if row.grade is None else row.grade,
                 row.usable,
+                row.error is None and bool(row.answer.strip()),
                 row.error is not None,
                 row.refused,
                 usage.input_tokens,
@@ -352,7 +365,7 @@ class Gathering:
         drawn: Sequence[int],
         numbers: NDArray[np.float64],
     ) -> int:
-        """Many rows without their scores; `numbers` has the shape (rows, twelve). Returns the first row's number."""
+        """Many rows without their scores; `numbers` has the shape (rows, thirteen). Returns the first row's number."""
         first = len(self.at)
         self.at.extend(self.questions.setdefault(question, len(self.questions)) for question in questions)
         self.by.extend(self.models.setdefault(model, len(self.models)) for model in models)
@@ -392,9 +405,9 @@ class Gathering:
         at, by = np.array(self.at, dtype=np.intp), np.array(self.by, dtype=np.intp)
         last = np.full(shape, -1)
         last[at, by] = np.arange(len(at))
-        numbers = np.array(self.numbers).reshape(-1, 12)
-        absent = np.array([[np.nan, 0, 0, 0, 0, 0, -1, 0, *[np.nan] * 4]])
-        grade, usable, failed, refused, read, written, told, before, latency, prefill, flops, usd = np.moveaxis(
+        numbers = np.array(self.numbers).reshape(-1, 13)
+        absent = np.array([[np.nan, 0, 0, 0, 0, 0, 0, -1, 0, *[np.nan] * 4]])
+        grade, usable, said, failed, refused, read, written, told, before, latency, prefill, flops, usd = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )
         columns = Columns(
@@ -404,6 +417,7 @@ class Gathering:
             recorded=last >= 0,
             grades=grade.copy(),
             usable=usable.astype(bool),
+            said=said.astype(bool),
             failed=failed.astype(bool),
             refused=refused.astype(bool),
             input_tokens=read.astype(np.int64),

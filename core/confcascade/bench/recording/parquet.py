@@ -71,6 +71,7 @@ def _schema() -> Any:
         pa.field("depth", number),
         pa.field("upper", rows_of(tokens=pa.int64(), bound=number), nullable=False),
         pa.field("details", text, nullable=False),
+        pa.field("lower", number),
     ]
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
     kinds |= {"flops": number, "usd": number}
@@ -148,6 +149,7 @@ def _values(row: Row) -> tuple[Any, ...]:
             s.depth,
             s.upper,
             json.dumps(dict(s.details), ensure_ascii=False) if s.details else "{}",
+            s.lower,
         )
         for name, s in row.scores.items()
     ]
@@ -174,8 +176,9 @@ def _row(*values: Any) -> Row:
                     "depth": depth,
                     "upper": upper,
                     "details": json.loads(details),
+                    "lower": lower,
                 }
-                for name, value, phase, prefill, depth, upper, details in scores
+                for name, value, phase, prefill, depth, upper, details, lower in scores
             },
             "tokens": None if tokens is None else tuple(Token(text, p, tuple(top)) for text, p, top in tokens),
         }
@@ -229,19 +232,19 @@ def _batches(path: str | Path, columns: list[str], size: int, opened: BinaryIO |
                 if name in (*_LATER, *_LATER_NULL) and name not in batch.schema.names:
                     kind = _schema().field(name).type
                     batch = batch.append_column(name, pa.array([_LATER.get(name)] * len(batch), kind))
-            yield _with_depths(batch)
+            yield _with_all_fields(batch)
 
 
-def _with_depths(batch: Any) -> Any:
-    """With `depth` among the fields of scores, which older files lack."""
+def _with_all_fields(batch: Any) -> Any:
+    """With the fields of scores that older files lack: `depth` and `lower`."""
     import pyarrow as pa
 
     at = batch.schema.get_field_index("scores")
     scores = batch.column(at)
     known = {field.name: i for i, field in enumerate(scores.type.value_type)}
-    if "depth" in known:
-        return batch
     wanted = _schema().field("scores").type
+    if all(field.name in known for field in wanted.value_type):
+        return batch
     parts = [
         scores.values.field(known[field.name]) if field.name in known else pa.nulls(len(scores.values), field.type)
         for field in wanted.value_type
@@ -278,6 +281,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
         [
             _numbers(known["grade"]),
             said * (1 - failed) * _numbers(pc.is_null(known["problem"])),
+            said * (1 - failed),
             failed,
             *(_numbers(known[name]) for name in ("refused", "input_tokens", "output_tokens")),
             np.where(told < 0, told, told + _numbers(known["before_answer"])),
@@ -296,6 +300,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
     for i, (row, *kind) in enumerate(zip(owner.tolist(), *told_of, strict=True)):
         kinds.setdefault((models[row], *kind), []).append(i)
     values, upper = _numbers(scores.field("value")), scores.field("upper")
+    lower = _numbers(scores.field("lower"))
     predicted = known["predicted"].to_pylist()
     labels = [
         (json.loads(told) if '"label"' in told else {}, predicted[row])
@@ -313,6 +318,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
         gathering.signal(model, name, phase, prefill, depth, question).add_many(
             first + owner[chosen],
             values[chosen],
+            lower[chosen],
             counts[chosen],
             tokens[stepwise],
             bounds[stepwise],

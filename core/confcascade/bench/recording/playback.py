@@ -70,7 +70,7 @@ class PlaybackModel(InThreads):
         for row in self._rows.values():
             for signal, score in row.scores.items():
                 kinds.setdefault(signal, score)
-                if score.upper:
+                if score.upper or score.lower is not None:
                     early.add(signal)
         self._kinds, self._early = kinds, early
         # what a pass over the prompt shows: in the place of a hidden state, the scores that were made of it
@@ -216,7 +216,8 @@ def _told_cost(row: Row) -> Cost | None:
 class PlaybackSignal(Signal):
     """A signal whose scores are read from a recording; `PlaybackModel.signal` makes it.
 
-    A score that was missing is missing again, and the bounds along an answer are the recorded ones.
+    A score that was missing is missing again, and the bounds along an answer are the recorded ones; when the lower one
+    was reached is not recorded, so a draft that was shown before its end is shown from its first token.
     """
 
     space = (-math.inf, math.inf)  # whatever it was
@@ -292,4 +293,6 @@ class PlaybackSignal(Signal):
             for tokens, bound in recorded.upper:
                 if tokens <= come:
                     high = bound
+            if come and recorded.lower is not None:
+                low = recorded.lower
         return low, high

@@ -32,6 +32,9 @@ class RecordedScore(BaseModel):
             case, or it was not recorded: a rejected question is then charged a whole pass.
         upper: Where a signal can decide early: (tokens, bound) each time the greatest value that it can still reach
             falls, tokens being those generated so far. A draft ends where the bound falls below the threshold.
+        lower: The greatest value that it could no longer fall below before the answer ended; None if that was never
+            above the least of its space. Where it reaches the threshold, a draft is shown before its end, and stands
+            even if it is then cut off.
         details: Further figures of the signal's.
     """
 
@@ -42,6 +45,7 @@ class RecordedScore(BaseModel):
     prefill: bool = False
     depth: float | None = Field(default=None, ge=0, le=1)
     upper: tuple[tuple[int, float], ...] = ()
+    lower: float | None = None
     details: Mapping[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -57,6 +61,10 @@ class RecordedScore(BaseModel):
             raise ValueError("`upper` begins with the first token (1), or with the prompt (0) where `prefill` is true")
         if self.upper and self.value is not None and self.value > self.upper[-1][1]:
             raise ValueError(f"`value` {self.value} lies above its last upper bound {self.upper[-1][1]}")
+        if self.lower is not None and self.phase == "pre":
+            raise ValueError("a signal of the phase 'pre' has no `lower`: it is judged before the first token")
+        if self.lower is not None and self.value is not None and self.value < self.lower:
+            raise ValueError(f"`value` {self.value} lies below its lower bound {self.lower}")
         return self
 
 
@@ -183,13 +191,15 @@ def judged_score(
         whole: Whether the cascade judges such an answer only when it is whole, whatever the signal could do.
     """
     upper: list[tuple[int, float]] = []
+    lower = signal.space[0]
     before = len(evidence.response.thought_tokens or ()) if evidence.response is not None else 0
     if not prefill:  # another signal's pass is not its own
         evidence = replace(evidence, prefilled=None)
     if signal.phase == "post" and signal.early and not whole:
         tokens, least = evidence.tokens or (), signal.space[1]
         for count in range(0 if prefill else 1, len(tokens) + 1):
-            _, high = signal.bounds(Evidence(evidence.request, evidence.prefilled, tuple(tokens[:count])))
+            low, high = signal.bounds(Evidence(evidence.request, evidence.prefilled, tuple(tokens[:count])))
+            lower = max(lower, low) if count else lower  # nothing is shown before there is a token
             if high < least or (count, high) == (0, least):
                 upper.append((before + count if count else 0, high))
                 least = high
@@ -201,7 +211,13 @@ def judged_score(
     except SignalUnavailableError as error:
         details = {"unavailable": str(error)}
     return RecordedScore(
-        value=value, phase=signal.phase, prefill=prefill, depth=depth, upper=tuple(upper), details=details
+        value=value,
+        phase=signal.phase,
+        prefill=prefill,
+        depth=depth,
+        upper=tuple(upper),
+        lower=lower if lower > signal.space[0] else None,
+        details=details,
     )
 
 

@@ -33,7 +33,7 @@ def with_confidence(columns: Columns, model: str, calibrator: Calibrator, *, nam
     """
     parts = {part: columns.signal(model, part) for part in calibrator.signals}
     values = calibrator.predict(score_columns(columns, model, calibrator.signals))
-    return _added(columns, model, name, parts.values(), values, _upper(calibrator, parts))
+    return _added(columns, model, name, parts.values(), values, _upper(calibrator, parts), _lower(calibrator, parts))
 
 
 def with_gain(columns: Columns, model: str, own: Calibrator, larger: Calibrator, *, name: str = "gain") -> Columns:
@@ -53,6 +53,7 @@ def _added(
     parts: Iterable[Column],
     values: NDArray[np.float64],
     upper: Upper | None,
+    lower: NDArray[np.float64] | None = None,
 ) -> Columns:
     if (model, name) in columns.signals:
         raise ConfigurationError(
@@ -61,12 +62,14 @@ def _added(
     made_of = list(parts)
     phase = "pre" if all(part.phase == "pre" for part in made_of) else "post"
     depths = [part.depth for part in made_of if part.depth is not None]
+    early = (upper, lower) if phase == "post" else (None, None)
     column = Column(
         values,
         phase,
         any(part.prefill for part in made_of),
-        upper if phase == "post" else None,
+        early[0],
         depth=max(depths) if phase == "pre" and len(depths) == len(made_of) else None,
+        lower=early[1],
     )
     return replace(columns, signals={**columns.signals, (model, name): column})
 
@@ -84,6 +87,22 @@ def _upper(calibrator: Calibrator, parts: Mapping[str, Column]) -> Upper | None:
         bounds += [bound for _, bound in falls]
     starts = np.concatenate([[0], np.cumsum(counts)])
     return Upper(starts, np.array(tokens, dtype=np.int64), np.array(bounds))
+
+
+def _lower(calibrator: Calibrator, parts: Mapping[str, Column]) -> NDArray[np.float64] | None:
+    """What the confidence could no longer fall below (`Column.lower`): that of its parts' own least values."""
+    lowers = {name: part.lower for name, part in parts.items() if part.lower is not None}
+    if not calibrator.monotone or not lowers:
+        return None
+    spaces = {each.name: each.space for each in calibrator.inputs}
+    ends = {name: space[0] for name, space in spaces.items()}, {name: space[1] for name, space in spaces.items()}
+    least = calibrator.bounds(*ends)[0]
+    found = np.full(len(next(iter(parts.values())).values), np.nan)
+    for question in np.flatnonzero(np.any([~np.isnan(lower) for lower in lowers.values()], axis=0)):
+        known = {name: lower[question] for name, lower in lowers.items() if not math.isnan(lower[question])}
+        reached = calibrator.bounds({**ends[0], **{name: float(v) for name, v in known.items()}}, ends[1])[0]
+        found[question] = reached if reached > least else np.nan
+    return None if np.isnan(found).all() else found
 
 
 def _falls(calibrator: Calibrator, uppers: Mapping[str, Upper], question: int) -> Iterator[tuple[int, float]]:

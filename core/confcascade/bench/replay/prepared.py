@@ -29,6 +29,7 @@ __all__ = [
     "any_below",
     "compared_in",
     "corrects",
+    "counts_shown",
     "prepare",
     "skips_of",
     "structure_of",
@@ -152,7 +153,7 @@ def _corrected(columns: Columns, model: str, compared: Compared) -> tuple[Column
     changed = ~keeps & (reached.max(axis=1) > -np.inf)
     grades = np.where(changed, labels.grades[np.arange(len(best)), best], own_grades)
     values = np.where(keeps | changed, np.inf, np.nan)
-    return replace(column, values=values, labels=None), grades
+    return replace(column, values=values, labels=None, lower=None), grades
 
 
 def _column(columns: Columns, model: str, compared: Compared) -> Column:
@@ -170,7 +171,8 @@ def _column(columns: Columns, model: str, compared: Compared) -> Column:
         kept = np.any([labels.are(label) for label in compared.among], axis=0)
         return replace(column, values=np.where(kept, column.values, np.nan))
     others = scored & ~labels.are(compared.label)
-    return Column(np.where(others, np.inf, column.values), column.phase, column.prefill, None, depth=column.depth)
+    values = np.where(others, np.inf, column.values)
+    return Column(values, column.phase, column.prefill, None, depth=column.depth, lower=column.lower)
 
 
 def threshold_arrays(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[StageColumns]) -> list[Figures]:
@@ -207,6 +209,19 @@ def skips_of(policies: Sequence[Sequence[PolicyStage]], structure: Sequence[Stag
         ).reshape(len(policies), len(judged.signals))
         for j, judged in enumerate(structure)
     ]
+
+
+def counts_shown(columns: Columns, stage: PolicyStage) -> bool:
+    """Whether a replay knows which drafts of a stage are shown before their end, and so stand if they are cut off.
+
+    It does of signals that judge before the answer; of the others it must have been recorded (`Column.lower`), and so
+    must the tokens.
+    """
+    judges = [columns.signal(stage.model, name) for name in stage.thresholds]
+    after = [column for column in judges if column.phase == "post"]
+    j = columns.index(stage.model)
+    told = bool((columns.told_tokens[:, j] >= 0)[columns.said[:, j]].all())
+    return not after or (told and all(column.lower is not None for column in after))
 
 
 def _number(compared: Compared, told: Threshold) -> float:
@@ -271,6 +286,8 @@ class PreparedStage:
     Attributes:
         pre: Scores of the signals that judge before the answer, by the signal's index; minus infinity where missing.
         post: Those that judge by it.
+        shown: There is an answer which a stream may have shown before its end.
+        floors: What the scores of `post` could no longer fall below before it ended; None if no draft is shown before.
         gate_cost: Of an attempt that is rejected before it is generated: of a pass that ended behind the block where
             that was known, where all its scores were.
         first_cost: Of one that ends at its first step; of a whole one where there is no step.
@@ -279,6 +296,8 @@ class PreparedStage:
 
     pre: list[tuple[int, Figures]]
     post: list[tuple[int, Figures]]
+    shown: NDArray[np.bool_]
+    floors: list[tuple[int, Figures]] | None
     usable: NDArray[np.bool_]
     failed: NDArray[np.bool_]
     grades: Figures
@@ -335,7 +354,7 @@ def prepare(
     whole = [(s, column) for s, column in judges if judged.signals[s][0].label is None]  # no label is known early
     first_cost: Figures = whole_cost
     steps: list[Step] = []
-    if any(column.upper is not None for _, column in whole):
+    if any(_watched(column) for _, column in whole):
         most = np.where(failed, 0, np.maximum(0, columns.told_tokens[rows, j]))
         at, tokens, bounds = _falling(whole, rows, most, zero if prefilled else columns.before_answer[rows, j] + 1)
         # of an answer by several models, those of the others come first, and are all paid
@@ -346,8 +365,11 @@ def prepare(
     # the last stage, which has no signals, answers whatever it says
     usable = columns.usable[rows, j] if judged.signals else ~failed
     return PreparedStage(
-        pre=[(s, _known(column, rows)) for s, (_, column) in enumerate(judged.signals) if column.phase == "pre"],
-        post=[(s, _known(column, rows)) for s, column in judges],
+        pre=[(s, _known(column.values, rows)) for s, (_, column) in enumerate(judged.signals) if column.phase == "pre"],
+        post=[(s, _known(column.values, rows)) for s, column in judges],
+        # behind signals that judge before the answer only, it is shown from its first token; else once it is known
+        shown=columns.said[rows, j] & (columns.told_tokens[rows, j] > 0) if judges else columns.said[rows, j],
+        floors=_floors(judges, rows) if judged.signals else None,
         usable=usable,
         failed=failed,
         grades=np.where(usable, columns.grades[rows, j] if judged.grades is None else judged.grades[rows], 0.0),
@@ -432,9 +454,22 @@ def _steps(
     ]
 
 
-def _known(column: Column, rows: slice) -> Figures:
-    values = column.values[rows]
+def _known(scores: Figures, rows: slice) -> Figures:
+    values = scores[rows]
     return np.where(np.isnan(values), -np.inf, values)
+
+
+def _watched(column: Column) -> bool:
+    """Whether a draft is looked at while it is written."""
+    return column.upper is not None or column.lower is not None
+
+
+def _floors(judges: Sequence[tuple[int, Column]], rows: slice) -> list[tuple[int, Figures]] | None:
+    """What the scores could no longer fall below, minus infinity where nothing is known; None if nothing ever is."""
+    if judges and not any(_watched(column) for _, column in judges):
+        return None
+    unknown = np.full(len(judges[0][1].values) if judges else 0, np.nan)
+    return [(s, _known(unknown if column.lower is None else column.lower, rows)) for s, column in judges]
 
 
 def _falling(

@@ -2,8 +2,9 @@
 
 The rules are those of `flow`: signals of the phase "pre" first, and where one fails only the prompt is paid for, if it
 was read; a score that is missing passes "always" alone; an empty draft or an error escalates; a draft ends
-with the token at which a signal can no longer pass; a score below its `skip` sends the query to the last stage; if
-the last stage fails, there is no answer.
+with the token at which a signal can no longer pass; one whose signals could no longer fail before it ended was shown,
+so it is kept, though it be cut off or filtered later, and then it is wrong, whatever its grade; a score below its
+`skip` sends the query to the last stage; if the last stage fails, there is no answer.
 Answers are texts: requests with tools or structured output are not replayed. ``on_error`` and ``on_exhausted`` are
 the defaults, "escalate" and "raise".
 """
@@ -73,6 +74,8 @@ class Replay:
         grade: Of the answer, from 0 to 1: 0 if there is none, NaN if it was not graded.
         decision: Of each stage: `ACCEPT`, `ESCALATE`, `FAIL` or `NOT_ASKED`.
         aborted: The draft was ended early.
+        shown_early: The answer is a draft that could no longer fail before it ended, so that a stream showed it then,
+            shape (questions,). What the last stage says, which streams from its first token, is no draft.
         input_tokens: Paid for at each stage.
         output_tokens: Paid for at each stage.
         cost: Of every model that ran.
@@ -83,6 +86,7 @@ class Replay:
     grade: Figures
     decision: NDArray[np.int64]
     aborted: NDArray[np.bool_]
+    shown_early: NDArray[np.bool_]
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     cost: Costs
@@ -299,6 +303,8 @@ def _ascend(
             reach = reach | straight
         go = all_pass(stage.pre, thresholds, reach)
         keep = all_pass(stage.post, thresholds, go & stage.usable)
+        if stage.floors is not None:
+            keep = keep | all_pass(stage.floors, thresholds, go & stage.shown)
         yield stage, reach, go, [step.passed(thresholds) for step in stage.steps], keep
         reach = reach & ~keep
         if np.isfinite(least).any():
@@ -351,6 +357,7 @@ def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[s
     decision, aborted = np.full((n, k), NOT_ASKED), np.zeros((n, k), dtype=bool)
     read, written = np.zeros((n, k), dtype=np.int64), np.zeros((n, k), dtype=np.int64)
     cost, answering = np.zeros((n, len(UNITS))), np.zeros((n, len(UNITS)))
+    shown_early = np.zeros(n, dtype=bool)
     for j, (stage, reaches, goes, passed, keeps) in enumerate(_ascend(stages, limits)):
         reach, go, keep = reaches[0], goes[0], keeps[0]
         tokens, generated_cost = stage.output_tokens.copy(), stage.whole_cost.copy()
@@ -370,12 +377,15 @@ def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[s
         read[:, j] = np.where(reach & (stage.prefilled | (generated & ~stage.failed)), stage.input_tokens, 0)
         written[:, j] = np.where(generated, np.minimum(tokens, stage.output_tokens), 0)
         cost[reach] += attempt[reach]
+        if stage.floors is not None:
+            shown_early |= all_pass(stage.floors, limits[j][0], keeps & stage.shown)[0]
         stage_of[keep], grade[keep], answering[keep] = j, stage.grades[keep], stage.whole_cost[keep]
     return {
         "stage": stage_of,
         "grade": grade,
         "decision": decision,
         "aborted": aborted,
+        "shown_early": shown_early,
         "input_tokens": read,
         "output_tokens": written,
         "cost": cost,

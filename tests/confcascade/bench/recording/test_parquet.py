@@ -92,6 +92,9 @@ def same(first: Columns, second: Columns) -> None:
         if column.upper is not None and other.upper is not None:
             for part in ("starts", "tokens", "bounds"):
                 np.testing.assert_array_equal(getattr(column.upper, part), getattr(other.upper, part))
+        assert (column.lower is None) == (other.lower is None)
+        if column.lower is not None and other.lower is not None:
+            np.testing.assert_array_equal(column.lower, other.lower)
         assert (column.labels is None) == (other.labels is None)
         if column.labels is not None and other.labels is not None:
             assert column.labels.names == other.labels.names
@@ -145,6 +148,30 @@ def test_other_tools_read_it(tmp_path: Path):
     assert (told["name"], told["value"]) == ("p_t", 0.25)
     assert told["upper"] == [{"tokens": 1, "bound": 0.5}, {"tokens": 3, "bound": 0.25}]
     assert json.loads(told["details"]) == {"why": ["ü"]}
+
+
+def test_a_file_from_before_knows_of_no_draft_that_was_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Scores that were written without `lower` have none, as rows and as columns."""
+    score = RecordedScore(value=0.25, lower=0.25)
+    row = Row(question="q", model="m", answer="ja", scores={"p_t": score})
+    path = tmp_path / "rec.parquet"
+    write_parquet([row], path)
+    assert next(iter(read_rows(path))) == row
+    now = read_columns(path).signal("m", "p_t").lower
+    assert now is not None
+    assert now.tolist() == [0.25]
+
+    table = pq.read_table(path)
+    whole = table["scores"].combine_chunks()
+    kept = [field for field in whole.type.value_type if field.name != "lower"]
+    structs = pa.StructArray.from_arrays([whole.values.field(field.name) for field in kept], fields=kept)
+    before = pa.ListArray.from_arrays(whole.offsets, structs)
+    place = table.schema.get_field_index("scores")
+    pq.write_table(table.set_column(place, "scores", before).replace_schema_metadata(table.schema.metadata), path)
+
+    (old,) = read_rows(path)
+    assert old.scores == {"p_t": RecordedScore(value=0.25)}
+    assert read_columns(path).signal("m", "p_t").lower is None
 
 
 def test_what_is_no_recording_is_refused(tmp_path: Path):

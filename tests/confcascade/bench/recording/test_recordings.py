@@ -172,6 +172,8 @@ def test_kill_loses_nothing(tmp_path: Path):
         ({"value": 0.5, "upper": [(1, 0.8), (2, 0.9)]}, "fall in bounds"),
         ({"value": 0.95, "upper": [(1, 0.9)]}, "above its last upper bound"),
         ({"value": 0.5, "upper": [(0, 0.9)]}, "where `prefill` is true"),
+        ({"value": 0.5, "lower": 0.6}, "below its lower bound"),
+        ({"value": 0.5, "phase": "pre", "lower": 0.5}, "no `lower`"),
         ({"value": 0.5, "phase": "pre", "prefill": True, "upper": [(0, 0.9)]}, "phase 'pre'"),
         ({"value": math.nan}, "finite"),
     ],
@@ -214,7 +216,7 @@ class SecondOpinion(TokenProbability):
 
 def test_a_signal_with_calls_of_its_own_is_a_flow():
     """Which is sent the answers to its asks; without anybody to ask it cannot be scored."""
-    signal, request = SecondOpinion(aggregate="first"), Request((Message("user", "q"),))
+    signal, request = SecondOpinion(aggregate="min"), Request((Message("user", "q"),))
     signal.model = object()
     tokens = (Token("w", math.log(0.8)),)
     evidence = Evidence(request, None, tokens, Response("w", tokens))

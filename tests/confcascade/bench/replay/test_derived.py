@@ -11,7 +11,7 @@ from confcascade import Calibrated, Cascade, ConfigurationError, ExpectedGain, S
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, replay, sweep
 from confcascade.bench.replay.derived import with_confidence, with_gain
-from confcascade.calibration import Calibrator, Feature, Fusion, Input, Isotonic, Platt, Temperature
+from confcascade.calibration import Calibrator, EarlyAccept, Feature, Fusion, Input, Isotonic, Platt, Temperature
 from confcascade.extending import Token
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,17 @@ OFFSETS = st.sampled_from([-2.0, -0.5, 0.0, 1.0])
 
 @st.composite
 def calibrators(draw: Any, names: list[str], computed: bool) -> Calibrator:
-    """Any calibrator, of rising and of falling weights, of some of the signals; a live one's space is [0, 1]."""
+    """Any calibrator, now and then of two looks, the first by one signal of the whole's."""
+    whole = draw(plain(names, computed))
+    if not draw(st.booleans()):
+        return whole
+    early = Platt(draw(st.sampled_from(whole.inputs)), draw(SLOPES.filter(lambda slope: slope >= 0)), draw(OFFSETS))
+    return EarlyAccept(early, whole, 0.8, draw(OFFSETS))
+
+
+@st.composite
+def plain(draw: Any, names: list[str], computed: bool) -> Calibrator:
+    """One that looks once, of rising and of falling weights, of some of the signals; a live one's space is [0, 1]."""
     spaces = st.just((0.0, 1.0)) if computed else st.sampled_from([(0.0, 1.0), (-math.inf, math.inf)])
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
     inputs = [Input(name, draw(spaces)) for name in chosen]
