@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from confcascade import Cascade, ConfigurationError, Usage
+from confcascade import Cascade, ConfigurationError, Message, Request, TiesByLot, Usage, Verbalized
 from confcascade.bench.fitting import (
     Fitted,
     NotCertified,
@@ -16,7 +16,7 @@ from confcascade.bench.fitting import (
     replayable,
     split_by_key,
 )
-from confcascade.bench.fitting.candidates import Candidates, candidates, derive, lone_path
+from confcascade.bench.fitting.candidates import Candidates, candidates, derive, fixed_thresholds, lone_path
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.splitting import SHARES
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
@@ -24,6 +24,10 @@ from confcascade.bench.replay import PolicyStage, replay
 from confcascade.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise
 from confcascade.policy import Policy
+from confcascade.signals.ties_by_lot import LOT, drawn, lot_of
+from confcascade.testing import ScriptedModel
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binom
 
 from .conftest import SIZES, made_rows
@@ -90,6 +94,67 @@ def test_the_live_cascade_decides_as_was_certified(rows, pair, tmp_path):
     for i, question in list(enumerate(columns.questions))[::10]:
         record = cascade.run(by_question[question]).record
         assert record.answered_by == stages[played.stage[i]].model
+
+
+def stating(n: int, *, seed: int = 3) -> list[Row]:
+    """A small model that says 0.9 of six answers of seven, and of 19 in 20 of these is right, as the large one is."""
+    rng = np.random.default_rng(seed)
+    sure, right = rng.random(n) < 6 / 7, rng.random(n)
+    found = []
+    for i in range(n):
+        prompt = f"What is {i}?"
+        said = drawn(0.9 if sure[i] else 0.6, lot_of(Request((Message("user", prompt),))))
+        grades = {"small": float(right[i] < (0.94 if sure[i] else 0.4)), "large": 1.0}
+        for model, grade in grades.items():
+            scores = {"stated": RecordedScore(value=said)} if model == "small" else {}
+            found.append(Row(question=f"{i}", model=model, prompt=prompt, answer="x", grade=grade, scores=scores,
+                             usage=Usage(20, 5)))  # fmt: skip
+    return found
+
+
+def test_a_part_of_equal_scores_is_promised(tmp_path):
+    """Where all answers that score the same are too many: some are kept, live the same ones as on the recording."""
+    rows = stating(1500)
+    plain = [row.model_copy(update={"scores": {name: RecordedScore(value=round(each.value, 2))
+                                               for name, each in row.scores.items()}}) for row in rows]  # fmt: skip
+    assert isinstance(fitted(plain, Promise(0.03)), NotCertified)
+    result = fitted(rows, Promise(0.03))
+    assert isinstance(result, Fitted)
+    threshold = result.policy.stages[0].thresholds["stated"]
+    assert 0 < 0.9 - threshold < LOT or 0 < threshold - 0.9 < LOT
+    assert f"stated >= {threshold:.11g}" in result.policy.describe()
+    columns, stages = replayable(material_of(rows).columns, result.policy)
+    played = replay(columns, stages, architectures=SIZES)
+    assert 0.2 < (played.stage == 0).mean() < 0.7
+
+    stated = {row.prompt: round(row.scores["stated"].value, 2) for row in rows if row.model == "small"}
+    models = [
+        ScriptedModel(
+            "small", lambda request: f"x\n\nConfidence: {stated[request.messages[0].content.splitlines()[0]]}"
+        ),
+        ScriptedModel("large", lambda request: "x"),
+    ]
+    with pytest.warns(UserWarning, match="not known here"):
+        cascade = Cascade(result.policy.make_stages(models, signals=[TiesByLot(Verbalized())]))
+    for i, question in list(enumerate(columns.questions))[::10]:
+        assert cascade.run(f"What is {question}?").record.answered_by == stages[played.stage[i]].model
+
+
+@given(st.lists(st.sampled_from([0.0, 0.3, 0.9, 0.95, 1.0]) | st.floats(0, 1), min_size=1, max_size=30), st.booleans())
+def test_thresholds_are_the_fixed_ones_that_tell_scores_apart(scores: list[float], lots: bool):
+    """All that any threshold of the fixed grid keeps is kept by one of these; whatever one keeps, the next keeps too."""
+    known = np.array(scores)
+    if lots:
+        known = drawn(known, np.random.default_rng(len(scores)).random(len(scores)))
+    found = fixed_thresholds(known)
+    kept = [frozenset(np.flatnonzero(known >= each)) for each in found]
+    grid = [0.0, *(1 / (1 + np.exp(-np.arange(14, -14, -0.02)))), *np.arange(101) / 100]
+    grid += [float(drawn(u / 100, t / 50)) for u in range(101) for t in range(50)]
+
+    assert set(found) <= set(grid)
+    assert found == sorted(found, reverse=True)
+    assert {frozenset(np.flatnonzero(known >= each)) for each in grid} == set(kept)
+    assert len(set(kept)) == len(kept)
 
 
 def test_every_part_does_its_own_work(rows, pair):
