@@ -183,8 +183,8 @@ def lone_path(columns: Columns, models: Sequence[str], routable: Mapping[str, Se
     """The only path there is, if two models and at most one signal leave nothing to choose but its threshold.
 
     Thresholds are fixed before any score is seen: they are a fiftieth apart in log-odds, and there are the hundredths
-    with fifty more at each, for scores whose ties are broken by lot (`TiesByLot`). So no question need be spent on choosing. The
-    last policy is the smaller model alone; without a signal it is the only one.
+    with fifty more at each, for scores whose ties are broken by lot (`TiesByLot`). So no question need be spent on
+    choosing. The last policy is the smaller model alone; without a signal it is the only one.
 
     Args:
         columns: The recording.

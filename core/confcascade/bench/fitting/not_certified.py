@@ -21,6 +21,7 @@ from confcascade.guarantee import Promise, examples_needed_like, fewest_examples
 __all__ = ["lost_too_much", "nothing_promised", "planned", "why_nothing"]
 
 _PLANNED = 33  # policies of the path that are looked at
+_WORTH = 0.5  # of the most that can be saved, what a policy saves for which questions are collected
 _DEVIATIONS = 2.5  # of a test at 5 % with a power of 80 %
 
 
@@ -114,8 +115,10 @@ def planned(
     *,
     share: float,
 ) -> tuple[int | None, float | None]:
-    """The fewest further questions for any policy of the path that saves something, and what it saves.
+    """The fewest further questions for a policy of the path that is worth them, and what it saves.
 
+    That is one that saves at least half of the most that those policies save which seem to keep the target. The one
+    that takes the fewest questions of all keeps hardly an answer: whoever collected them would save next to nothing.
     All questions are looked at, for nothing is promised here.
 
     Args:
@@ -133,14 +136,15 @@ def planned(
     at = np.unique(np.linspace(0, len(path.policies) - 1, _PLANNED).round().astype(int))
     policies = [path.policies[i] for i in at]
     *costs, alone = bill.means(columns, [*policies, [PolicyStage(largest)]])
-    best: tuple[float, NDArray[np.float64], float] | None = None
+    found: list[tuple[float, float, NDArray[np.float64]]] = []
     for lost, cost in zip(losses(columns, policies, largest, same), costs, strict=True):
         about = max(_about(lost[members], each) for members, each in _parts(columns, promises))
-        if cost < alone and math.isfinite(about) and (best is None or about < best[0]):
-            best = about, lost, float(1 - cost / alone)
-    if best is None:
+        if cost < alone and math.isfinite(about):
+            found.append((about, float(1 - cost / alone), lost))
+    if not found:
         return None, None
-    _, lost, saved = best
+    worth = max(saved for _, saved, _ in found) * _WORTH
+    _, saved, lost = min((each for each in found if each[1] >= worth), key=lambda each: each[0])
     needed = [_needed(lost[members], each) for members, each in _parts(columns, promises)]
     if None in needed:
         return None, None

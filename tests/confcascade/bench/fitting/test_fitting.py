@@ -142,7 +142,7 @@ def test_a_part_of_equal_scores_is_promised(tmp_path):
 
 @given(st.lists(st.sampled_from([0.0, 0.3, 0.9, 0.95, 1.0]) | st.floats(0, 1), min_size=1, max_size=30), st.booleans())
 def test_thresholds_are_the_fixed_ones_that_tell_scores_apart(scores: list[float], lots: bool):
-    """All that any threshold of the fixed grid keeps is kept by one of these; whatever one keeps, the next keeps too."""
+    """Whatever any threshold of the fixed grid keeps, one of these keeps, and no two of them keep the same."""
     known = np.array(scores)
     if lots:
         known = drawn(known, np.random.default_rng(len(scores)).random(len(scores)))
@@ -422,6 +422,16 @@ def test_what_would_do_does(rows):
     assert sum(found) >= 2
 
 
+def test_more_questions_are_named_for_a_policy_that_is_worth_them():
+    """Not for one that keeps hardly an answer, though that takes the fewest."""
+    few = fitted(made_rows(80), Promise(0.02), signals=["p_t"])
+
+    assert isinstance(few, NotCertified)
+    assert few.more > 100
+    assert few.saved > 0.1
+    assert f"saves about {few.saved:.0%}" in describe_fit(few)
+
+
 def changed(rows, model, **updates):
     return [row.model_copy(update=updates) if row.model == model else row for row in rows]
 
@@ -533,7 +543,7 @@ def test_a_path_keeps_more_and_more(rows, chain_rows):
 
 
 def test_with_one_signal_every_question_proves(rows):
-    """Its thresholds are the same whatever the scores are, and the promise is of all questions."""
+    """Its thresholds are of one grid whatever the scores are, and the promise is of all questions."""
     result = fitted(rows, signals=["p_t"])
     assert isinstance(result, Fitted)
     assert result.policy.certificates[0].n == len(material_of(rows)) == len(result.parts.certify)
@@ -548,10 +558,13 @@ def test_with_one_signal_every_question_proves(rows):
         lone_path(material_of(each, architectures=SIZES).columns, ("small", "large"), {"small": ["p_t"]})
         for each in (rows, moved)
     ]
-    assert paths[0] == paths[1]
-    thresholds = [policy[0].thresholds["p_t"] for policy in paths[0].policies[:-1]]
+    thresholds, others = ([policy[0].thresholds["p_t"] for policy in path.policies[:-1]] for path in paths)
+    odds = np.log(thresholds[1:]) - np.log1p([-each for each in thresholds[1:]])
+    hundredths = np.abs(np.array(thresholds[1:]) - np.round(thresholds[1:], 2)) < LOT
+    assert (hundredths | (np.abs(odds / 0.02 - np.round(odds / 0.02)) < 1e-6)).all()
+    assert len(set(thresholds) & set(others)) > 300
     assert thresholds == sorted(thresholds, reverse=True)
-    assert (thresholds[0], thresholds[-1]) == (1.0, 0.0)
+    assert thresholds[0] == others[0] == 1.0
     (threshold,) = result.policy.stages[0].thresholds.values()
     assert threshold in thresholds
 
