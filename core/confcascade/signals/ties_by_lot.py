@@ -34,7 +34,7 @@ class TiesByLot(Signal):
     Many scores are the same: stated confidences are multiples of 0.05, and an API may say that every second answer
     has a probability of exactly 1. A threshold keeps all of these answers or none, and if all are too many for a
     promise, nothing is saved. Here every score is lowered by at most a billionth, by a hash of the question's messages.
-    So a threshold of 0.9499999996 keeps all above 0.95, and of those at 0.95 four in ten: the same ones whenever they
+    So a threshold of 0.94999999965 keeps all above 0.95, and of those at 0.95 four in ten: the same ones whenever they
     are asked, live and replayed. Which these are says nothing about whether they are right.
 
     A threshold of just 0.95 keeps hardly any of those at 0.95. So this is for thresholds that `fit` finds.

@@ -74,8 +74,8 @@ def _more(group: GroupFit) -> str:
     if group.more == 0:
         return "So many questions suffice as a rule; this time chance was against it."
     return (
-        f"About {group.more:,} more questions of this group would do for a policy that saves about {_about(group.could)} "
-        "there."
+        f"About {group.more:,} more questions of this group would do for a policy that saves about "
+        f"{_about(group.could)} there."
     )
 
 
