@@ -117,7 +117,10 @@ def test_a_part_of_equal_scores_is_promised(tmp_path):
     rows = stating(1500)
     plain = [row.model_copy(update={"scores": {name: RecordedScore(value=round(each.value, 2))
                                                for name, each in row.scores.items()}}) for row in rows]  # fmt: skip
-    assert isinstance(fitted(plain, Promise(0.03)), NotCertified)
+    refused = fitted(plain, Promise(0.03))
+    assert isinstance(refused, NotCertified)
+    common = sum(each.value == 0.9 for row in plain for each in row.scores.values()) / 1500
+    assert f"{common:.0%} of the scores small.stated are 0.9, and a threshold keeps all" in describe_fit(refused)
     result = fitted(rows, Promise(0.03))
     assert isinstance(result, Fitted)
     threshold = result.policy.stages[0].thresholds["stated"]
