@@ -31,8 +31,8 @@ def drawn(score: Any, lot: Any) -> Any:
 class TiesByLot(Signal):
     """Another signal, its ties broken by lot: what `fit` needs to keep a part of the answers that score the same.
 
-    Many scores are the same: stated confidences are multiples of 0.05, and an API may say that every second answer
-    has a probability of exactly 1. A threshold keeps all of these answers or none, and if all are too many for a
+    Many scores are the same: stated confidences are multiples of 0.05, and an API may say that two answers in five
+    have a probability of exactly 1. A threshold keeps all of these answers or none, and if all are too many for a
     promise, nothing is saved. Here every score is lowered by at most a billionth, by a hash of the question's messages.
     So a threshold of 0.94999999965 keeps all above 0.95, and of those at 0.95 four in ten: the same ones whenever they
     are asked, live and replayed. Which these are says nothing about whether they are right.
