@@ -33,6 +33,11 @@ from scipy.stats import binom
 from .conftest import SIZES, made_rows
 
 FIVE = Promise(0.05)
+GRID = [
+    *(1 / (1 + np.exp(-np.arange(14, -14, -0.02)))),
+    *np.arange(101) / 100,
+    *(float(drawn(u / 100, t / 50)) for u in range(101) for t in range(50)),
+]
 
 
 def fitted(rows, promise=FIVE, **options):
@@ -150,13 +155,11 @@ def test_thresholds_are_the_fixed_ones_that_tell_scores_apart(scores: list[float
     if lots:
         known = drawn(known, np.random.default_rng(len(scores)).random(len(scores)))
     found = fixed_thresholds(known)
-    kept = [frozenset(np.flatnonzero(known >= each)) for each in found]
-    grid = [0.0, *(1 / (1 + np.exp(-np.arange(14, -14, -0.02)))), *np.arange(101) / 100]
-    grid += [float(drawn(u / 100, t / 50)) for u in range(101) for t in range(50)]
+    kept, every = ((known >= np.array(each)[:, None]).sum(axis=1).tolist() for each in (found, GRID))  # they are nested
 
-    assert set(found) <= set(grid)
+    assert set(found) <= set(GRID)
     assert found == sorted(found, reverse=True)
-    assert {frozenset(np.flatnonzero(known >= each)) for each in grid} == set(kept)
+    assert set(every) == set(kept)
     assert len(set(kept)) == len(kept)
 
 
