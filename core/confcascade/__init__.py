@@ -38,6 +38,7 @@ from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.lookback import Lookback
 from confcascade.signals.retrieval_score import RetrievalScore
 from confcascade.signals.step_mixture import StepMixture
+from confcascade.signals.ties_by_lot import TiesByLot
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.verbalized import Verbalized
 from confcascade.signals.wording import Wording
@@ -106,6 +107,7 @@ __all__ = [
     "StepwiseCascade",
     "StreamBrokenError",
     "TextRouter",
+    "TiesByLot",
     "TokenProbability",
     "Tool",
     "ToolCall",

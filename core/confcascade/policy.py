@@ -28,6 +28,7 @@ from confcascade.schema import Entry, ThresholdValue
 from confcascade.schema.signals import SignalEntry
 from confcascade.signals import Signal, Threshold
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
+from confcascade.signals.ties_by_lot import LOT
 from confcascade.stage import FittedStages, Stage
 from confcascade.stepwise import Steps
 
@@ -598,10 +599,12 @@ def _differing(was: Mapping[str, Any], signal: Signal) -> str:
 
 
 def shown(value: Threshold) -> str:
-    """A threshold with four digits, or one for each label."""
+    """A threshold with four digits, more where it keeps a part of equal scores (`TiesByLot`), or one for each label."""
     if isinstance(value, Mapping):
         return ", ".join(f"{shown(each)} ({label})" for label, each in value.items())
-    return value if isinstance(value, str) else f"{value:.4g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:.11g}" if 0 < abs(value - round(value, 2)) <= LOT else f"{value:.4g}"
 
 
 def _maker(build: str) -> str:

@@ -22,6 +22,7 @@ from confcascade import (
     RetrievalScore,
     Stage,
     StreamBrokenError,
+    TiesByLot,
     TokenProbability,
     drivers,
     trace,
@@ -69,6 +70,8 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Signal]], bool]] = {
         lambda: [TokenProbability(aggregate="first"), TokenProbability(aggregate="product", name="all")],
         False,
     ),
+    "product, ties by lot": (lambda: [TiesByLot(TokenProbability(aggregate="product"))], False),
+    "labels, ties by lot, prefill": (lambda: [TiesByLot(TokenProbability("AB"))], True),
     "labels and mean": (lambda: [TokenProbability("AB"), TokenProbability(name="mean")], True),
 }
 

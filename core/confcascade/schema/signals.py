@@ -22,6 +22,7 @@ from confcascade.signals.glimpse import Glimpse
 from confcascade.signals.knowledge_probe import KnowledgeProbe
 from confcascade.signals.learned import LearnedScorer, TextRouter
 from confcascade.signals.retrieval_score import RetrievalScore
+from confcascade.signals.ties_by_lot import TiesByLot
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.signals.verbalized import Verbalized
 from confcascade.signals.wording import REFUSALS, Wording
@@ -73,6 +74,10 @@ def _letters(value: Any) -> Any:
     return list(value) if isinstance(value, str) else value
 
 
+def _with_ties(signal: Signal, ties: Literal["lot"] | None) -> Signal:
+    return signal if ties is None else TiesByLot(signal)
+
+
 class TokenProbabilityEntry(SignalType):
     """P(T), the probability that the model gave to its own answer (`TokenProbability`)."""
 
@@ -93,12 +98,15 @@ class TokenProbabilityEntry(SignalType):
         False,
         description="With `labels` and a threshold for each: an answer whose label fails is given one that passes.",
     )
+    ties: Literal["lot"] | None = Field(
+        None, description="`lot`: equal scores are told apart, so that `fit` can keep a part of them (`TiesByLot`)."
+    )
     name: str = Field("p_t", min_length=1, description="Key of thresholds and records.")
 
     def load(self, folder: Path) -> Signal:
         """The signal."""
         del folder
-        return TokenProbability(
+        signal = TokenProbability(
             self.labels,
             prefix=self.prefix,
             aggregate=self.aggregate,
@@ -108,6 +116,7 @@ class TokenProbabilityEntry(SignalType):
             corrects=self.corrects,
             name=self.name,
         )
+        return _with_ties(signal, self.ties)
 
 
 class VerbalizedEntry(SignalType):
@@ -124,6 +133,9 @@ class VerbalizedEntry(SignalType):
         description="Instead of all that: folder of a model that was trained to state it, relative to the file; it is "
         "asked in the words of its card.",
     )
+    ties: Literal["lot"] | None = Field(
+        None, description="`lot`: equal scores are told apart, so that `fit` can keep a part of them (`TiesByLot`)."
+    )
     name: str = Field("stated", min_length=1, description="Key of thresholds and records.")
 
     @model_validator(mode="after")
@@ -135,8 +147,10 @@ class VerbalizedEntry(SignalType):
     def load(self, folder: Path) -> Signal:
         """The signal."""
         if self.trained is not None:
-            return Verbalized.load(existing(folder, self.trained), name=self.name)
-        return Verbalized(self.style, k=self.k, instruction=self.instruction, name=self.name)
+            signal = Verbalized.load(existing(folder, self.trained), name=self.name)
+        else:
+            signal = Verbalized(self.style, k=self.k, instruction=self.instruction, name=self.name)
+        return _with_ties(signal, self.ties)
 
 
 class WordingEntry(SignalType):

@@ -32,6 +32,7 @@ from confcascade import (
     Steps,
     StepwiseCascade,
     TextRouter,
+    TiesByLot,
     TokenProbability,
     TransformersModel,
     Verbalized,
@@ -522,7 +523,7 @@ def test_a_file_can_say_what_python_can(entry: Any, made_by: Any, other_names: d
     arguments = inspect.signature(made_by).parameters.values()
     keys = {other_names.get(each.name, each.name): each.default for each in arguments}
     keys.pop(None, None)
-    own = set(entry.model_fields) - {"type"}
+    own = set(entry.model_fields) - {"type", "ties"}  # in Python a signal around the other, `TiesByLot`
     if getattr(made_by, "__name__", "") == "load":  # what was saved keeps its name
         own.discard("name")
 
@@ -580,6 +581,10 @@ def test_stated_confidences(write: Write):
     ]
     (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": signals}]})).make_stages()
     ours = [Verbalized(), Verbalized("two-step", name="afterwards")]
+    assert [(each.name, each.identity()) for each in stage.signals] == [(each.name, each.identity()) for each in ours]
+    drawn = [{"type": "stated", "ties": "lot"}, {"type": "p_t", "ties": "lot"}]
+    (stage,) = CascadeFile.load(write({"stages": [{"model": "openai:a", "signals": drawn}]})).make_stages()
+    ours = [TiesByLot(Verbalized()), TiesByLot(TokenProbability())]
     assert [(each.name, each.identity()) for each in stage.signals] == [(each.name, each.identity()) for each in ours]
     guesses = VerbalizedEntry.model_validate({"type": "verbalized", "style": "top-k", "k": 2})
     assert guesses.load(Path()).identity() == Verbalized("top-k", k=2).identity()

@@ -17,12 +17,25 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.calibration import Calibrator, EarlyAccept, fit_calibrator
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Threshold
+from confcascade.signals.ties_by_lot import drawn
 
-__all__ = ["Candidates", "Derived", "Structure", "at_pass_rates", "by_label", "candidates", "derive", "lone_path"]
+__all__ = [
+    "Candidates",
+    "Derived",
+    "Structure",
+    "at_pass_rates",
+    "by_label",
+    "candidates",
+    "derive",
+    "fixed_thresholds",
+    "lone_path",
+]
 
 _LEVELS = np.linspace(0.99, 0.01, 99)  # shares of the scores below a threshold, along a path
 _GATES = (0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that a gate passes on before anything is generated
 _ODDS = np.arange(14, -14, -0.02)  # of thresholds that are fixed before any score is seen; 14 is 1 - 8e-7
+_TIED = np.arange(101) / 100  # scores that many answers may have, from 0 to 1
+_PARTS = np.arange(50) / 50  # lots from which on such answers are kept (`TiesByLot`)
 
 
 class Rule(NamedTuple):
@@ -175,8 +188,9 @@ def candidates(
 def lone_path(columns: Columns, models: Sequence[str], routable: Mapping[str, Sequence[str]]) -> Structure | None:
     """The only path there is, if two models and at most one signal leave nothing to choose but its threshold.
 
-    Thresholds are fixed before any score is seen: they are a fiftieth apart in log-odds. So no question need be spent
-    on choosing. The last policy is the smaller model alone; without a signal it is the only one.
+    Thresholds are fixed before any score is seen: they are a fiftieth apart in log-odds, and there are the hundredths
+    with fifty more at each, for scores whose ties are broken by lot (`TiesByLot`). So no question need be spent on
+    choosing. The last policy is the smaller model alone; without a signal it is the only one.
 
     Args:
         columns: The recording.
@@ -195,9 +209,24 @@ def lone_path(columns: Columns, models: Sequence[str], routable: Mapping[str, Se
     known = values[np.isfinite(values)]
     if not len(known) or known.min() < 0 or known.max() > 1:
         return None
-    thresholds = [1.0, *(1 / (1 + np.exp(-_ODDS))).tolist(), 0.0]
+    thresholds = fixed_thresholds(known)
     policies = [(PolicyStage(models[0], {names[0]: each}), PolicyStage(models[1])) for each in thresholds]
     return Structure(names[0], (*policies, (PolicyStage(models[0]),)))
+
+
+def fixed_thresholds(scores: NDArray[np.float64]) -> list[float]:
+    """The thresholds of `lone_path`, highest first, without those that keep just the scores that one before keeps.
+
+    What is shown of that one would be shown of them, so the path is the fixed one, whatever the scores are.
+
+    Args:
+        scores: Those that are known, in [0, 1].
+    """
+    parts = drawn(_TIED[:, None], _PARTS).ravel()
+    every = np.unique(np.concatenate([1 / (1 + np.exp(-_ODDS)), _TIED, parts]))[::-1]
+    below = np.searchsorted(np.sort(scores), every)
+    found: list[float] = every[np.diff(below, prepend=-1) != 0].tolist()
+    return found
 
 
 def at_pass_rates(

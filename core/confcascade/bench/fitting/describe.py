@@ -74,8 +74,8 @@ def _more(group: GroupFit) -> str:
     if group.more == 0:
         return "So many questions suffice as a rule; this time chance was against it."
     return (
-        f"About {group.more:,} more questions of this group would do for a policy that saves about {group.could:.0%} "
-        "there."
+        f"About {group.more:,} more questions of this group would do for a policy that saves about "
+        f"{_about(group.could)} there."
     )
 
 
@@ -118,7 +118,7 @@ def _nothing(nothing: NotCertified) -> list[str]:
         if nothing.seconds is not None:
             costs.append(f"{nothing.seconds / 3600:.1f} h of models' time")
         lines.append(
-            f"About {nothing.more:,} more would do for a policy that saves about {nothing.saved:.0%}; asking every "
+            f"About {nothing.more:,} more would do for a policy that saves about {_about(nothing.saved)}; asking every "
             f"model these costs about {', '.join(costs)}, as the recorded questions did."
         )
     elif nothing.more == 0:
@@ -132,3 +132,9 @@ def _nothing(nothing: NotCertified) -> list[str]:
     if nothing.tested:
         lines += ["", "Tested:", *map(_runner, nothing.tested)]
     return lines
+
+
+def _about(share: float | None) -> str:
+    """In whole percent, or in tenths where it is next to nothing."""
+    assert share is not None  # it is known where the number of questions is
+    return f"{share:.0%}" if share >= 0.015 else f"{share:.1%}"

@@ -18,9 +18,11 @@ from confcascade.bench.replay.policy import PolicyStage
 from confcascade.bench.replay.replay import replay
 from confcascade.guarantee import Promise, examples_needed_like, fewest_examples
 
-__all__ = ["lost_too_much", "nothing_promised", "planned", "why_nothing"]
+__all__ = ["equal_scores", "lost_too_much", "nothing_promised", "planned", "why_nothing"]
 
 _PLANNED = 33  # policies of the path that are looked at
+_COMMON = 0.2  # of answers that score the same, from which on it is said
+_WORTH = 0.5  # of the most that can be saved, what a policy saves for which questions are collected
 _DEVIATIONS = 2.5  # of a test at 5 % with a power of 80 %
 
 
@@ -45,6 +47,27 @@ def lost_too_much(tested: Sequence[Contender]) -> str:
         f"the policy that keeps least lost {worst.harms:,} answers and gained {worst.benefits:,} of {worst.n:,}, so "
         f"its loss may be {worst.bound:.2%}"
     )
+
+
+def equal_scores(columns: Columns, path: Path) -> list[str]:
+    """That answers which score the same are kept together, where that is a large part of them.
+
+    Args:
+        columns: The questions, derived signals included.
+        path: What was put to the proof; of the signals that it decides by.
+    """
+    found = []
+    for model, name in {(stage.model, name) for stage in path.policies[0] for name in stage.thresholds}:
+        values = columns.signal(model, name).values
+        scores, counts = np.unique(values[np.isfinite(values)], return_counts=True)
+        share = counts.max() / counts.sum()
+        if share >= _COMMON and not np.isin(scores, (0, 1)).all():  # yes or no has no parts
+            found.append(
+                f"{share:.0%} of the scores {model}.{name} are {scores[counts.argmax()]:.4g}, and a threshold "
+                "keeps all of these answers or none. Recorded with `ties: lot` (`TiesByLot`), a part of them may be "
+                "promised."
+            )
+    return sorted(found)
 
 
 def nothing_promised(
@@ -99,7 +122,7 @@ def nothing_promised(
         seconds=None if seconds is None else seconds * times,
         tested=tested,
         health=health,
-        notes=tuple(notes),
+        notes=(*notes, *([] if path is None or groups else equal_scores(columns, path))),
         groups=tuple(groups),
     )
 
@@ -114,8 +137,10 @@ def planned(
     *,
     share: float,
 ) -> tuple[int | None, float | None]:
-    """The fewest further questions for any policy of the path that saves something, and what it saves.
+    """The fewest further questions for a policy of the path that is worth them, and what it saves.
 
+    That is one that saves at least half of the most that those policies save which seem to keep the target. The one
+    that takes the fewest questions of all keeps hardly an answer: whoever collected them would save next to nothing.
     All questions are looked at, for nothing is promised here.
 
     Args:
@@ -133,14 +158,15 @@ def planned(
     at = np.unique(np.linspace(0, len(path.policies) - 1, _PLANNED).round().astype(int))
     policies = [path.policies[i] for i in at]
     *costs, alone = bill.means(columns, [*policies, [PolicyStage(largest)]])
-    best: tuple[float, NDArray[np.float64], float] | None = None
+    found: list[tuple[float, float, NDArray[np.float64]]] = []
     for lost, cost in zip(losses(columns, policies, largest, same), costs, strict=True):
         about = max(_about(lost[members], each) for members, each in _parts(columns, promises))
-        if cost < alone and math.isfinite(about) and (best is None or about < best[0]):
-            best = about, lost, float(1 - cost / alone)
-    if best is None:
+        if cost < alone and math.isfinite(about):
+            found.append((about, float(1 - cost / alone), lost))
+    if not found:
         return None, None
-    _, lost, saved = best
+    worth = max(saved for _, saved, _ in found) * _WORTH
+    _, saved, lost = min((each for each in found if each[1] >= worth), key=lambda each: each[0])
     needed = [_needed(lost[members], each) for members, each in _parts(columns, promises)]
     if None in needed:
         return None, None

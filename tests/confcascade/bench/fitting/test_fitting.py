@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from confcascade import Cascade, ConfigurationError, Usage
+from confcascade import Cascade, ConfigurationError, Message, Request, TiesByLot, Usage, Verbalized
 from confcascade.bench.fitting import (
     Fitted,
     NotCertified,
@@ -16,7 +16,7 @@ from confcascade.bench.fitting import (
     replayable,
     split_by_key,
 )
-from confcascade.bench.fitting.candidates import Candidates, candidates, derive, lone_path
+from confcascade.bench.fitting.candidates import Candidates, candidates, derive, fixed_thresholds, lone_path
 from confcascade.bench.fitting.describe import told
 from confcascade.bench.fitting.splitting import SHARES
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
@@ -24,11 +24,20 @@ from confcascade.bench.replay import PolicyStage, replay
 from confcascade.graders import NormalizedMatch
 from confcascade.guarantee import Equivalence, Promise
 from confcascade.policy import Policy
+from confcascade.signals.ties_by_lot import LOT, drawn, lot_of
+from confcascade.testing import ScriptedModel
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binom
 
 from .conftest import SIZES, made_rows
 
 FIVE = Promise(0.05)
+GRID = [
+    *(1 / (1 + np.exp(-np.arange(14, -14, -0.02)))),
+    *np.arange(101) / 100,
+    *(float(drawn(u / 100, t / 50)) for u in range(101) for t in range(50)),
+]
 
 
 def fitted(rows, promise=FIVE, **options):
@@ -90,6 +99,68 @@ def test_the_live_cascade_decides_as_was_certified(rows, pair, tmp_path):
     for i, question in list(enumerate(columns.questions))[::10]:
         record = cascade.run(by_question[question]).record
         assert record.answered_by == stages[played.stage[i]].model
+
+
+def stating(n: int, *, seed: int = 3) -> list[Row]:
+    """A small model that says 0.9 of six answers of seven, and of 19 in 20 of these is right, as the large one is."""
+    rng = np.random.default_rng(seed)
+    sure, right = rng.random(n) < 6 / 7, rng.random(n)
+    found = []
+    for i in range(n):
+        prompt = f"What is {i}?"
+        said = drawn(0.9 if sure[i] else 0.6, lot_of(Request((Message("user", prompt),))))
+        grades = {"small": float(right[i] < (0.94 if sure[i] else 0.4)), "large": 1.0}
+        for model, grade in grades.items():
+            scores = {"stated": RecordedScore(value=said)} if model == "small" else {}
+            found.append(Row(question=f"{i}", model=model, prompt=prompt, answer="x", grade=grade, scores=scores,
+                             usage=Usage(20, 5)))  # fmt: skip
+    return found
+
+
+def test_a_part_of_equal_scores_is_promised(tmp_path):
+    """Where all answers that score the same are too many: some are kept, live the same ones as on the recording."""
+    rows = stating(1500)
+    plain = [row.model_copy(update={"scores": {name: RecordedScore(value=round(each.value, 2))
+                                               for name, each in row.scores.items()}}) for row in rows]  # fmt: skip
+    refused = fitted(plain, Promise(0.03))
+    assert isinstance(refused, NotCertified)
+    common = sum(each.value == 0.9 for row in plain for each in row.scores.values()) / 1500
+    assert f"{common:.0%} of the scores small.stated are 0.9, and a threshold keeps all" in describe_fit(refused)
+    result = fitted(rows, Promise(0.03))
+    assert isinstance(result, Fitted)
+    threshold = result.policy.stages[0].thresholds["stated"]
+    assert 0 < 0.9 - threshold < LOT or 0 < threshold - 0.9 < LOT
+    assert f"stated >= {threshold:.11g}" in result.policy.describe()
+    columns, stages = replayable(material_of(rows).columns, result.policy)
+    played = replay(columns, stages, architectures=SIZES)
+    assert 0.2 < (played.stage == 0).mean() < 0.7
+
+    stated = {row.prompt: round(row.scores["stated"].value, 2) for row in rows if row.model == "small"}
+    models = [
+        ScriptedModel(
+            "small", lambda request: f"x\n\nConfidence: {stated[request.messages[0].content.splitlines()[0]]}"
+        ),
+        ScriptedModel("large", lambda request: "x"),
+    ]
+    with pytest.warns(UserWarning, match="not known here"):
+        cascade = Cascade(result.policy.make_stages(models, signals=[TiesByLot(Verbalized())]))
+    for i, question in list(enumerate(columns.questions))[::30]:
+        assert cascade.run(f"What is {question}?").record.answered_by == stages[played.stage[i]].model
+
+
+@given(st.lists(st.sampled_from([0.0, 0.3, 0.9, 0.95, 1.0]) | st.floats(0, 1), min_size=1, max_size=30), st.booleans())
+def test_thresholds_are_the_fixed_ones_that_tell_scores_apart(scores: list[float], lots: bool):
+    """Whatever any threshold of the fixed grid keeps, one of these keeps, and no two of them keep the same."""
+    known = np.array(scores)
+    if lots:
+        known = drawn(known, np.random.default_rng(len(scores)).random(len(scores)))
+    found = fixed_thresholds(known)
+    kept, every = ((known >= np.array(each)[:, None]).sum(axis=1).tolist() for each in (found, GRID))  # they are nested
+
+    assert set(found) <= set(GRID)
+    assert found == sorted(found, reverse=True)
+    assert set(every) == set(kept)
+    assert len(set(kept)) == len(kept)
 
 
 def test_every_part_does_its_own_work(rows, pair):
@@ -357,6 +428,16 @@ def test_what_would_do_does(rows):
     assert sum(found) >= 2
 
 
+def test_more_questions_are_named_for_a_policy_that_is_worth_them():
+    """Not for one that keeps hardly an answer, though that takes the fewest."""
+    few = fitted(made_rows(80), Promise(0.02), signals=["p_t"])
+
+    assert isinstance(few, NotCertified)
+    assert few.more > 100
+    assert few.saved > 0.1
+    assert f"saves about {few.saved:.0%}" in describe_fit(few)
+
+
 def changed(rows, model, **updates):
     return [row.model_copy(update=updates) if row.model == model else row for row in rows]
 
@@ -468,7 +549,7 @@ def test_a_path_keeps_more_and_more(rows, chain_rows):
 
 
 def test_with_one_signal_every_question_proves(rows):
-    """Its thresholds are the same whatever the scores are, and the promise is of all questions."""
+    """Its thresholds are of one grid whatever the scores are, and the promise is of all questions."""
     result = fitted(rows, signals=["p_t"])
     assert isinstance(result, Fitted)
     assert result.policy.certificates[0].n == len(material_of(rows)) == len(result.parts.certify)
@@ -483,10 +564,13 @@ def test_with_one_signal_every_question_proves(rows):
         lone_path(material_of(each, architectures=SIZES).columns, ("small", "large"), {"small": ["p_t"]})
         for each in (rows, moved)
     ]
-    assert paths[0] == paths[1]
-    thresholds = [policy[0].thresholds["p_t"] for policy in paths[0].policies[:-1]]
+    thresholds, others = ([policy[0].thresholds["p_t"] for policy in path.policies[:-1]] for path in paths)
+    odds = np.log(thresholds[1:]) - np.log1p([-each for each in thresholds[1:]])
+    hundredths = np.abs(np.array(thresholds[1:]) - np.round(thresholds[1:], 2)) < LOT
+    assert (hundredths | (np.abs(odds / 0.02 - np.round(odds / 0.02)) < 1e-6)).all()
+    assert len(set(thresholds) & set(others)) > 300
     assert thresholds == sorted(thresholds, reverse=True)
-    assert (thresholds[0], thresholds[-1]) == (1.0, 0.0)
+    assert thresholds[0] == others[0] == 1.0
     (threshold,) = result.policy.stages[0].thresholds.values()
     assert threshold in thresholds
 
