@@ -16,6 +16,7 @@ from confcascade.extending import (
     Piece,
     Response,
     StreamReader,
+    Token,
     estimated_usage,
     in_turn,
     thoughts_apart,
@@ -42,6 +43,7 @@ __all__ = [
     "Asked",
     "Reading",
     "asked_messages",
+    "changed",
     "chunk_from",
     "copied",
     "messages_from",
@@ -122,7 +124,8 @@ def _text(message: BaseMessage) -> str:
 
 
 def _calls(message: AIMessage) -> tuple[ToolCall, ...]:
-    return tuple(ToolCall(call["name"], call["args"], call.get("id")) for call in message.tool_calls)
+    told = message.tool_calls
+    return tuple(ToolCall(call["name"], call["args"], call.get("id")) for call in told) if told else ()
 
 
 def _role(message: BaseMessage) -> str:
@@ -279,13 +282,12 @@ def response_from(message: BaseMessage, ask: Generate, *, keeps_logprobs: bool =
         ModelError: If it is not an AIMessage.
     """
     tokens, unscored = whole_tokens(_logprobs(message), ask.top_logprobs)
-    answered = _response(message if keeps_logprobs else _without_logprobs(message))
-    return _with_usage(answered.replace(tokens=tokens, unscored=unscored), ask)
+    return _with_usage(_response(message if keeps_logprobs else _without_logprobs(message), tokens, unscored), ask)
 
 
 def _logprobs(message: BaseMessage) -> Any:
     metadata = message.response_metadata
-    return next((metadata[key] for key in _LOGPROBS if metadata.get(key)), None)
+    return metadata.get(_LOGPROBS[0]) or metadata.get(_LOGPROBS[1]) or None
 
 
 def _without_logprobs(message: T) -> T:
@@ -297,24 +299,35 @@ def _without_logprobs(message: T) -> T:
             {key: value for key, value in block.items() if key != "logprobs"} if isinstance(block, dict) else block
             for block in message.content
         ]
-    return message.model_copy(update=changes)
+    return changed(message, changes)
+
+
+def changed(message: T, changes: Mapping[str, Any]) -> T:
+    """A copy with other values in some fields: as `model_copy` makes it, in half the time."""
+    other = copy(message)
+    vars(other).update(changes)
+    other.model_fields_set.update(changes)
+    return other
 
 
 def _thoughts(message: BaseMessage) -> str:
     return thoughts_apart(message.additional_kwargs, message.content)
 
 
-def _response(message: BaseMessage) -> Response:
-    """What a message says, but for its tokens."""
+def _response(message: BaseMessage, tokens: tuple[Token, ...] | None = None, unscored: str | None = None) -> Response:
+    """What a message says; of a stream, its tokens are still to be told."""
     problem = _unread_call(message)
-    message = message_chunk_to_message(message)
+    if isinstance(message, AIMessageChunk):
+        message = message_chunk_to_message(message)
     if not isinstance(message, AIMessage):
         raise ModelError(f"A chat model must answer with an AIMessage. Got {type(message).__name__}.")
     metadata = message.response_metadata
-    reason = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
+    reason = metadata.get("finish_reason") or metadata.get("stop_reason") or metadata.get("done_reason") or None
     called = message.tool_calls or message.invalid_tool_calls
     return Response(
         text=_text(message),
+        tokens=tokens,
+        unscored=unscored,
         usage=_usage(message.usage_metadata),
         # one that cannot be read is a call all the same: the last stage's is shown, as it would be alone
         finish_reason="tool_calls" if called and reason not in CUT else reason,
@@ -339,7 +352,7 @@ def _usage(told: UsageMetadata | None) -> Usage:
 
 
 def _details(told: Mapping[str, Any] | None) -> dict[str, int]:
-    return {name: count for name, count in (told or {}).items() if isinstance(count, int)}
+    return {name: count for name, count in told.items() if isinstance(count, int)} if told else {}
 
 
 def _with_usage(response: Response, ask: Generate) -> Response:

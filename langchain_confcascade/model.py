@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import operator
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from confcascade import Architecture, ConfigurationError, Decoding, ModelError, Request
@@ -27,9 +28,11 @@ from confcascade.extending import (
     in_turn,
     is_repeated,
 )
-from langchain_core.globals import get_debug
+from langchain_core.globals import get_debug, get_llm_cache
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
+from langchain_core.language_models.chat_models import _gen_info_and_msg_metadata
 from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
@@ -52,6 +55,11 @@ __all__ = ["LangChainModel"]
 _INVOKE_METHODS = {
     way: getattr(BaseChatModel, way)
     for way in "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
+}
+# by which they come to what a model's class writes itself
+_GENERATE_METHODS = {
+    "_generate": {"_generate_with_cache": BaseChatModel._generate_with_cache},
+    "_agenerate": {"_agenerate_with_cache": BaseChatModel._agenerate_with_cache},
 }
 # parameters that are for handlers, and do not reach the model
 _HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format")
@@ -143,7 +151,7 @@ class LangChainModel(Remote):
         """The chat model, without what is bound to it."""
         return self._chat
 
-    @property
+    @cached_property
     def capability(self) -> Capability:
         return Capability(
             logprobs=False if self._silent else None,
@@ -308,14 +316,16 @@ class LangChainModel(Remote):
         """Whether log-probabilities stay on the message: where the caller, or the stage's own object, asks for them."""
         if not ask.logprobs:  # nothing was added to the call: the message is the model's own
             return True
-        settings = [ask.request.options, *(layer.kwargs for layer in self._layers)]
-        settings += [vars(self._chat), getattr(self._chat, "model_kwargs", None) or {}]
-        return any(each.get(name) for each in settings for name in _LOGPROBS_WANTED)
+        own = vars(self._chat)
+        settings = [ask.request.options, *(layer.kwargs for layer in self._layers), own, own.get("model_kwargs")]
+        return any(each.get(name) for each in settings if each for name in _LOGPROBS_WANTED)
 
     def _invoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if self._is_watched(way, messages, parameters):
             # LangChain's `invoke` makes a list of its own of the messages
             return way.runnable.invoke(messages, _config(), **parameters)
+        if (is_told := self._is_bare("_generate", parameters, is_async=False)) is not None:
+            return _finished(self._chat._generate(list(messages), **_given(parameters, is_told)))
         return self._chat._generate_with_cache(list(messages), **parameters).generations[0].message
 
     async def _ainvoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
@@ -332,7 +342,30 @@ class LangChainModel(Remote):
     async def _awaited(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if self._is_watched(way, messages, parameters):
             return await way.runnable.ainvoke(messages, _config(), **parameters)
+        if (is_told := self._is_bare("_agenerate", parameters, is_async=True)) is not None:
+            return _finished(await self._chat._agenerate(list(messages), **_given(parameters, is_told)))
         return (await self._chat._agenerate_with_cache(list(messages), **parameters)).generations[0].message
+
+    def _is_bare(self, method: str, parameters: Mapping[str, Any], *, is_async: bool) -> bool | None:
+        """If all that LangChain would do is to call `method`: whether that is told of a run; None if it does more.
+
+        It looks answers up, waits for a rate limiter, streams, or makes blocks of the content; and it looks anew, for
+        every call, at what the method's signature is, which takes as long as a quick client.
+        """
+        chat = self._chat
+        kind, own = type(chat), vars(chat)
+        ways = _GENERATE_METHODS[method]
+        if (
+            any(getattr(kind, way) is not inherited or way in own for way, inherited in ways.items())
+            or method in own
+            or chat.rate_limiter is not None
+            or chat.output_version == "v1"
+            or chat.cache
+            or (chat.cache is None and get_llm_cache() is not None)
+            or chat._should_stream(async_api=is_async, **parameters)
+        ):
+            return None
+        return _is_told_of_a_run(getattr(kind, method))
 
     def _is_watched(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> bool:
         """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
@@ -348,7 +381,7 @@ class LangChainModel(Remote):
             or bool(chat.callbacks or chat.verbose)
             or get_debug()
             or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
-            or not all(isinstance(message.content, str) for message in messages)  # blocks are normalised on the way
+            or any(isinstance(message.content, list) for message in messages)  # blocks are normalised on the way
         )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
@@ -472,6 +505,27 @@ class _Way:
 def _own_name(chat: BaseChatModel) -> str:
     told = chat._get_ls_params().get("ls_model_name") or getattr(chat, "model_id", None)  # the latter: ChatHuggingFace
     return told if isinstance(told, str) and told else type(chat).__name__
+
+
+@cache
+def _is_told_of_a_run(method: Any) -> bool:
+    """Whether a class's `_generate` takes the manager of its run; looked up once."""
+    return "run_manager" in inspect.signature(method).parameters
+
+
+def _given(parameters: Mapping[str, Any], told: bool) -> dict[str, Any]:
+    """As `_generate` takes them: with what LangChain always gives."""
+    return {"stop": None, **({"run_manager": None} if told else {}), **parameters}
+
+
+def _finished(result: ChatResult) -> BaseMessage:
+    """The message of a result, with what the result says beside it, as LangChain puts it there."""
+    generation = result.generations[0]
+    metadata = _gen_info_and_msg_metadata(generation)
+    if len(result.generations) == 1 and result.llm_output is not None:
+        metadata = {**result.llm_output, **metadata}
+    generation.message.response_metadata = metadata
+    return generation.message
 
 
 def _config() -> RunnableConfig:

@@ -24,7 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.utils.uuid import uuid7
 
-from langchain_confcascade.convert import Asked
+from langchain_confcascade.convert import Asked, changed
 
 __all__ = ["CascadeRun", "areported", "current_run", "feeds_stream", "reported", "under"]
 
@@ -219,4 +219,4 @@ def _message(response: Response | None) -> AIMessage | None:
         return None
     if not isinstance(response.native, AIMessage):
         return AIMessage(content=response.text)
-    return response.native.model_copy(update={"id": None, "usage_metadata": None, "response_metadata": {}})
+    return changed(response.native, {"id": None, "usage_metadata": None, "response_metadata": {}})

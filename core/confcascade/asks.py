@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_
 
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
+from confcascade.quick_init import quick_init
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
 __all__ = [
@@ -86,6 +87,7 @@ class Progress:
         self.paid, self.asked = (self.paid or Usage()) + paid, asked
 
 
+@quick_init
 @dataclass(frozen=True)
 class Prefill:
     """One forward pass over the prompt, and over what has been written of the answer.
@@ -113,6 +115,7 @@ class Prefill:
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
 
+@quick_init
 @dataclass(frozen=True)
 class Generate:
     """An answer to the request.
@@ -153,6 +156,7 @@ class Generate:
 Ask: TypeAlias = Prefill | Generate
 
 
+@quick_init
 @dataclass(frozen=True)
 class Answer(Generic[T]):
     """A value, or the error that came instead.
@@ -201,6 +205,7 @@ def ask(one: Ask) -> Generator[tuple[Ask, ...], tuple[Answer[Any], ...], Answer[
     return answer
 
 
+@quick_init
 @dataclass(frozen=True)
 class Capability:
     """What a model can tell about itself and its answers, as far as it is known before asking.
@@ -257,6 +262,7 @@ class Capability:
         return self.in_process or self.batch_size > 1 or self.prefill
 
 
+@quick_init
 @dataclass(frozen=True)
 class Chunk:
     """A piece of a streamed answer.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any, Literal
 
+from confcascade.quick_init import quick_init
 from confcascade.types import Cost, Usage
 
 __all__ = ["Attempt", "Record", "Score", "Step", "Trace", "trace"]
@@ -18,6 +19,7 @@ __all__ = ["Attempt", "Record", "Score", "Step", "Trace", "trace"]
 SCHEMA = 2
 
 
+@quick_init
 @dataclass(frozen=True)
 class Score:
     """A signal's judgement of one attempt.
@@ -64,6 +66,7 @@ class Step:
         return {**vars(self), "scores": {name: score.as_dict() for name, score in self.scores.items()}}
 
 
+@quick_init
 @dataclass(frozen=True)
 class Attempt:
     """One stage's try at one query; of an answer written in turn, all that one model did for it.
@@ -136,6 +139,7 @@ class Attempt:
         return {f"confcascade_{name}": value for name, value in told.items() if value is not None}
 
 
+@quick_init
 @dataclass(frozen=True)
 class Record:
     """Everything that happened to one query.
@@ -270,8 +274,10 @@ class Within:
         self._token = _active.set(self._traces)
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ValueError):  # a step that is broken off may end in another context
+        try:  # noqa: SIM105  # every step of a stream passes here, and `suppress` takes longer than all it does
             _active.reset(self._token)
+        except ValueError:  # a step that is broken off may end in another context
+            pass
 
     @property
     def usage(self) -> Usage | None:
