@@ -438,8 +438,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     @property
     def _answering(self) -> Cascade | Batching:
-        batching = _batching.get()
-        return self.cascade if batching is None or batching.cascade is not self.cascade else batching
+        cascade, batching = self.cascade, _batching.get()
+        return cascade if batching is None or batching.cascade is not cascade else batching
 
     # ------------------------------------------------------------------ the way to `_stream`, which is not told its run
 
