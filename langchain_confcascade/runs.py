@@ -114,7 +114,7 @@ class CascadeRun:
             self._report(self.handlers, asked, attempt, response, uuid7())
 
     async def areport(self, asked: Asked) -> None:
-        """`report`, for asynchronous handlers, too; one that may block hears of an attempt's run in a thread, at once."""
+        """`report`, for asynchronous handlers, too; each that may block is called in a thread, once for an attempt."""
         for attempt, response in _attempts(asked):
             run_id, inline, blocking, awaited = uuid7(), *_by_how(self.handlers)
             if inline:

@@ -63,15 +63,17 @@ class TokenReader:
             told = entry if isinstance(entry, dict) else _fields(entry)
             text: Any = told.get("token")
             logprob: Any = told.get("logprob")
-            if not (_is_told(text, logprob) and self._is_one(logprob)):
+            if not (isinstance(text, str) and isinstance(logprob, _NUMBERS) and self._is_one(logprob)):
                 return None
             if self._certain is not False:
                 self._certain = logprob == 0 and _stands_alone(text, told)
             spelling = told.get("bytes")
-            if text != "" and spelling != []:
-                text = text if spelling is None else self._spelled(text, spelling)
+            if text and spelling != []:
+                if spelling is not None:
+                    text = self._spelled(text, spelling)
                 top = self._alternatives(told.get("top_logprobs")) if self._top_logprobs else ()
-                tokens.append(kind(text, _clamped(logprob), top))
+                usual = type(logprob) is float and _LEAST <= logprob <= 0
+                tokens.append(kind(text, logprob if usual else _clamped(logprob), top))
         return tuple(tokens)
 
     @property
