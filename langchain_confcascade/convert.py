@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -34,6 +33,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 from langchain_core.messages.ai import UsageMetadata
+from pydantic import BaseModel
 
 from langchain_confcascade.structured import Structured
 from langchain_confcascade.tools import plain_tool
@@ -53,6 +53,11 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=BaseMessage)
+# what an instance of a pydantic class is made of
+_set_values, _set_told, _set_extra, _set_private = (
+    vars(BaseModel)[name].__set__
+    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 PER_CALL = ("stage", "threshold")  # parameters of a call that are the cascade's
 _LOGPROBS = ("logprobs", "logprobs_result")  # where messages carry them; the second is Vertex's
 # types of content blocks, of LangChain and of providers
@@ -147,12 +152,10 @@ def copied(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
 
 def _copied(message: BaseMessage) -> BaseMessage:
-    copied = copy(message)
-    fields = vars(copied)  # not `model_copy(update=...)`, which takes longer
-    fields["additional_kwargs"] = dict(message.additional_kwargs)
+    changes: dict[str, Any] = {"additional_kwargs": dict(message.additional_kwargs)}
     if isinstance(message.content, list):
-        fields["content"] = [dict(block) if isinstance(block, dict) else block for block in message.content]
-    return copied
+        changes["content"] = [dict(block) if isinstance(block, dict) else block for block in message.content]
+    return changed(message, changes)
 
 
 def asked_messages(request: Request) -> list[BaseMessage]:
@@ -250,9 +253,12 @@ class Reading(StreamReader):
         self._chunks.append(chunk)
         calls = bool(chunk.tool_call_chunks or chunk.tool_calls)
         piece = Piece(_text(chunk), _thoughts(chunk), told, calls, native=chunk)
-        shown = list(self.add(piece))
-        # one without text may carry what only the framework reads: accounts, or what its provider adds
-        yield from shown or [Chunk("", native=chunk, released=self._watcher.verdict == "release")]
+        shown = False
+        for each in self.add(piece):
+            shown = True
+            yield each
+        if not shown:  # without text it may carry what only the framework reads: accounts, or what its provider adds
+            yield Chunk("", native=chunk, released=self.released)
 
     def response(self) -> Response:
         if not self._chunks:
@@ -303,10 +309,15 @@ def _without_logprobs(message: T) -> T:
 
 
 def changed(message: T, changes: Mapping[str, Any]) -> T:
-    """A copy with other values in some fields: as `model_copy` makes it, in half the time."""
-    other = copy(message)
-    vars(other).update(changes)
-    other.model_fields_set.update(changes)
+    """A copy with other values in some fields, as `model_copy` makes it in three times the time."""
+    if message.__pydantic_private__ is not None:
+        return message.model_copy(update=dict(changes))
+    kind, extra = type(message), message.__pydantic_extra__
+    other = kind.__new__(kind)
+    _set_values(other, {**vars(message), **changes})
+    _set_told(other, message.model_fields_set | changes.keys())
+    _set_extra(other, None if extra is None else dict(extra))
+    _set_private(other, None)
     return other
 
 

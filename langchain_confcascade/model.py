@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import inspect
 import operator
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -31,8 +31,8 @@ from confcascade.extending import (
 from langchain_core.globals import get_debug, get_llm_cache
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.language_models.chat_models import _gen_info_and_msg_metadata
-from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatResult
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
@@ -56,6 +56,8 @@ _INVOKE_METHODS = {
     way: getattr(BaseChatModel, way)
     for way in "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
 }
+# the same of `stream` and `astream`
+_STREAM_METHODS = {way: getattr(BaseChatModel, way) for way in "stream astream _convert_input".split()}
 # by which they come to what a model's class writes itself
 _GENERATE_METHODS = {
     "_generate": {"_generate_with_cache": BaseChatModel._generate_with_cache},
@@ -321,7 +323,7 @@ class LangChainModel(Remote):
         return any(each.get(name) for each in settings if each for name in _LOGPROBS_WANTED)
 
     def _invoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
-        if self._is_watched(way, messages, parameters):
+        if self._is_watched(way, messages, parameters, _INVOKE_METHODS):
             # LangChain's `invoke` makes a list of its own of the messages
             return way.runnable.invoke(messages, _config(), **parameters)
         if (is_told := self._is_bare("_generate", parameters, is_async=False)) is not None:
@@ -340,7 +342,7 @@ class LangChainModel(Remote):
         return message
 
     async def _awaited(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
-        if self._is_watched(way, messages, parameters):
+        if self._is_watched(way, messages, parameters, _INVOKE_METHODS):
             return await way.runnable.ainvoke(messages, _config(), **parameters)
         if (is_told := self._is_bare("_agenerate", parameters, is_async=True)) is not None:
             return _finished(await self._chat._agenerate(list(messages), **_given(parameters, is_told)))
@@ -367,7 +369,13 @@ class LangChainModel(Remote):
             return None
         return _is_told_of_a_run(getattr(kind, method))
 
-    def _is_watched(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> bool:
+    def _is_watched(
+        self,
+        way: _Way,
+        messages: Sequence[BaseMessage],
+        parameters: Mapping[str, Any],
+        methods: Mapping[str, Any],
+    ) -> bool:
         """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
 
         Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
@@ -376,19 +384,45 @@ class LangChainModel(Remote):
         kind = type(chat)
         return (
             way.runnable is not chat
-            or not all(getattr(kind, name) is method for name, method in _INVOKE_METHODS.items())
-            or not _INVOKE_METHODS.keys().isdisjoint(vars(chat))
+            or not all(getattr(kind, name) is method for name, method in methods.items())
+            or not methods.keys().isdisjoint(vars(chat))
             or bool(chat.callbacks or chat.verbose)
             or get_debug()
             or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
             or any(isinstance(message.content, list) for message in messages)  # blocks are normalised on the way
         )
 
+    def _streamed(
+        self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]
+    ) -> Generator[Any, None, None]:
+        if self._streams_bare(way, messages, parameters, is_async=False):
+            return _pieces(self._chat._stream(list(messages), **{"stop": None, **parameters}))
+        return way.runnable.stream(messages, _config(), **parameters)  # type: ignore[no-any-return]
+
+    def _astreamed(
+        self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]
+    ) -> AsyncGenerator[Any]:
+        if self._streams_bare(way, messages, parameters, is_async=True):
+            return _apieces(self._chat._astream(list(messages), **{"stop": None, **parameters}))
+        return way.runnable.astream(messages, _config(), **parameters)  # type: ignore[no-any-return]
+
+    def _streams_bare(
+        self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any], *, is_async: bool
+    ) -> bool:
+        """Whether all that LangChain would do is to hand on what the class's own `_stream` yields (`_is_bare`)."""
+        chat = self._chat
+        return (
+            not self._is_watched(way, messages, parameters, _STREAM_METHODS)
+            and chat.rate_limiter is None
+            and chat.output_version != "v1"
+            and chat._should_stream(async_api=is_async, **{**parameters, "stream": True})
+        )
+
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), self._reading(ask)
         call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
-            with closing(way.runnable.stream(messages, _config(), **call.parameters)) as chunks:
+            with closing(self._streamed(way, messages, call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -427,7 +461,7 @@ class LangChainModel(Remote):
         way, reading = self.way(ask.request), self._reading(ask)
         call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
-            async with aclosing(way.runnable.astream(messages, _config(), **call.parameters)) as chunks:
+            async with aclosing(self._astreamed(way, messages, call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -526,6 +560,36 @@ def _finished(result: ChatResult) -> BaseMessage:
         metadata = {**result.llm_output, **metadata}
     generation.message.response_metadata = metadata
     return generation.message
+
+
+def _pieces(chunks: Iterator[ChatGenerationChunk]) -> Generator[BaseMessage, None, None]:
+    """The messages of a stream, as LangChain's `stream` hands them out, but for the id of the run that there is not."""
+    message: BaseMessage | None = None
+    for chunk in chunks:
+        yield (message := _piece(chunk))
+    yield from _closing(message)
+
+
+async def _apieces(chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncGenerator[BaseMessage]:
+    """`_pieces`, asynchronously."""
+    message: BaseMessage | None = None
+    async for chunk in chunks:
+        yield (message := _piece(chunk))
+    for each in _closing(message):
+        yield each
+
+
+def _piece(chunk: ChatGenerationChunk) -> BaseMessage:
+    chunk.message.response_metadata = _gen_info_and_msg_metadata(chunk)
+    return chunk.message
+
+
+def _closing(last: BaseMessage | None) -> Iterator[BaseMessage]:
+    """What follows the last piece: a mark of the end, if it is none."""
+    if last is None:
+        raise ValueError("No generation chunks were returned")
+    if isinstance(last, AIMessageChunk) and not last.chunk_position:
+        yield AIMessageChunk(content="" if isinstance(last.content, str) else [], chunk_position="last")
 
 
 def _config() -> RunnableConfig:

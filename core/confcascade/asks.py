@@ -283,6 +283,10 @@ class Chunk:
     native: Any = None
     thoughts: str = ""
 
+    def as_released(self) -> Chunk:
+        """The same, which may be shown."""
+        return Chunk(self.text, self.tokens, True, self.calls_tool, self.native, self.thoughts)
+
 
 @runtime_checkable
 class LanguageModel(Protocol):

@@ -330,7 +330,7 @@ class _Draft:
 
     def _release(self) -> list[Chunk]:
         held, self._held = self._held, []
-        return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
+        return [chunk if chunk.released else chunk.as_released() for chunk in held]
 
 
 class _Shown:
