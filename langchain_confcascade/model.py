@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import operator
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -28,18 +27,16 @@ from confcascade.extending import (
     in_turn,
     is_repeated,
 )
-from langchain_core.globals import get_debug, get_llm_cache
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
-from langchain_core.language_models.chat_models import _gen_info_and_msg_metadata
-from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_confcascade.continuing import Continuing
 from langchain_confcascade.convert import Reading, response_from
 from langchain_confcascade.decoding import ClientSettings, own_settings
+from langchain_confcascade.entering import ainvoked, astreamed, invoked, streamed
 from langchain_confcascade.structured import (
     Structured,
     can_give_structured_output,
@@ -51,20 +48,6 @@ from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
 
-# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`, as LangChain has them: tracers patch them
-_INVOKE_METHODS = {
-    way: getattr(BaseChatModel, way)
-    for way in "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
-}
-# the same of `stream` and `astream`
-_STREAM_METHODS = {way: getattr(BaseChatModel, way) for way in "stream astream _convert_input".split()}
-# by which they come to what a model's class writes itself
-_GENERATE_METHODS = {
-    "_generate": {"_generate_with_cache": BaseChatModel._generate_with_cache},
-    "_agenerate": {"_agenerate_with_cache": BaseChatModel._agenerate_with_cache},
-}
-# parameters that are for handlers, and do not reach the model
-_HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # classes that have no field of that name, and hand it to their provider where it is given per call
@@ -234,7 +217,7 @@ class LangChainModel(Remote):
         while True:
             try:
                 with apart:
-                    message = self._invoke(way, messages, call.parameters)
+                    message = invoked(self._chat, way.runnable, messages, call.parameters)
             except Exception as error:
                 if (unread := way.unread(error, ask)) is not None:
                     return unread
@@ -322,107 +305,22 @@ class LangChainModel(Remote):
         settings = [ask.request.options, *(layer.kwargs for layer in self._layers), own, own.get("model_kwargs")]
         return any(each.get(name) for each in settings if each for name in _LOGPROBS_WANTED)
 
-    def _invoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
-        if self._is_watched(way, messages, parameters, _INVOKE_METHODS):
-            # LangChain's `invoke` makes a list of its own of the messages
-            return way.runnable.invoke(messages, _config(), **parameters)
-        if (is_told := self._is_bare("_generate", parameters, is_async=False)) is not None:
-            return _finished(self._chat._generate(list(messages), **_given(parameters, is_told)))
-        return self._chat._generate_with_cache(list(messages), **parameters).generations[0].message
-
     async def _ainvoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if not self._blocks:
             try:
-                return await self._awaited(way, messages, parameters)
+                return await ainvoked(self._chat, way.runnable, messages, parameters)
             except Exception as error:
                 if not _says_no_async(error):
                     raise
-        message = await asyncio.to_thread(self._invoke, way, messages, parameters)
+        message = await asyncio.to_thread(invoked, self._chat, way.runnable, messages, parameters)
         self._blocks = True  # after an answer: what fails either way has not shown that it has no async
         return message
-
-    async def _awaited(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
-        if self._is_watched(way, messages, parameters, _INVOKE_METHODS):
-            return await way.runnable.ainvoke(messages, _config(), **parameters)
-        if (is_told := self._is_bare("_agenerate", parameters, is_async=True)) is not None:
-            return _finished(await self._chat._agenerate(list(messages), **_given(parameters, is_told)))
-        return (await self._chat._agenerate_with_cache(list(messages), **parameters)).generations[0].message
-
-    def _is_bare(self, method: str, parameters: Mapping[str, Any], *, is_async: bool) -> bool | None:
-        """If all that LangChain would do is to call `method`: whether that is told of a run; None if it does more.
-
-        It looks answers up, waits for a rate limiter, streams, or makes blocks of the content; and it looks anew, for
-        every call, at what the method's signature is, which takes as long as a quick client.
-        """
-        chat = self._chat
-        kind, own = type(chat), vars(chat)
-        ways = _GENERATE_METHODS[method]
-        if (
-            any(getattr(kind, way) is not inherited or way in own for way, inherited in ways.items())
-            or method in own
-            or chat.rate_limiter is not None
-            or chat.output_version == "v1"
-            or chat.cache
-            or (chat.cache is None and get_llm_cache() is not None)
-            or chat._should_stream(async_api=is_async, **parameters)
-        ):
-            return None
-        return _is_told_of_a_run(getattr(kind, method))
-
-    def _is_watched(
-        self,
-        way: _Way,
-        messages: Sequence[BaseMessage],
-        parameters: Mapping[str, Any],
-        methods: Mapping[str, Any],
-    ) -> bool:
-        """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
-
-        Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
-        """
-        chat = self._chat
-        kind = type(chat)
-        return (
-            way.runnable is not chat
-            or not all(getattr(kind, name) is method for name, method in methods.items())
-            or not methods.keys().isdisjoint(vars(chat))
-            or bool(chat.callbacks or chat.verbose)
-            or get_debug()
-            or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
-            or any(isinstance(message.content, list) for message in messages)  # blocks are normalised on the way
-        )
-
-    def _streamed(
-        self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]
-    ) -> Generator[Any, None, None]:
-        if self._streams_bare(way, messages, parameters, is_async=False):
-            return _pieces(self._chat._stream(list(messages), **{"stop": None, **parameters}))
-        return way.runnable.stream(messages, _config(), **parameters)  # type: ignore[no-any-return]
-
-    def _astreamed(
-        self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]
-    ) -> AsyncGenerator[Any]:
-        if self._streams_bare(way, messages, parameters, is_async=True):
-            return _apieces(self._chat._astream(list(messages), **{"stop": None, **parameters}))
-        return way.runnable.astream(messages, _config(), **parameters)  # type: ignore[no-any-return]
-
-    def _streams_bare(
-        self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any], *, is_async: bool
-    ) -> bool:
-        """Whether all that LangChain would do is to hand on what the class's own `_stream` yields (`_is_bare`)."""
-        chat = self._chat
-        return (
-            not self._is_watched(way, messages, parameters, _STREAM_METHODS)
-            and chat.rate_limiter is None
-            and chat.output_version != "v1"
-            and chat._should_stream(async_api=is_async, **{**parameters, "stream": True})
-        )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), self._reading(ask)
         call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
-            with closing(self._streamed(way, messages, call.parameters)) as chunks:
+            with closing(streamed(self._chat, way.runnable, messages, call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -461,7 +359,7 @@ class LangChainModel(Remote):
         way, reading = self.way(ask.request), self._reading(ask)
         call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
-            async with aclosing(self._astreamed(way, messages, call.parameters)) as chunks:
+            async with aclosing(astreamed(self._chat, way.runnable, messages, call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -539,61 +437,6 @@ class _Way:
 def _own_name(chat: BaseChatModel) -> str:
     told = chat._get_ls_params().get("ls_model_name") or getattr(chat, "model_id", None)  # the latter: ChatHuggingFace
     return told if isinstance(told, str) and told else type(chat).__name__
-
-
-@cache
-def _is_told_of_a_run(method: Any) -> bool:
-    """Whether a class's `_generate` takes the manager of its run; looked up once."""
-    return "run_manager" in inspect.signature(method).parameters
-
-
-def _given(parameters: Mapping[str, Any], told: bool) -> dict[str, Any]:
-    """As `_generate` takes them: with what LangChain always gives."""
-    return {"stop": None, **({"run_manager": None} if told else {}), **parameters}
-
-
-def _finished(result: ChatResult) -> BaseMessage:
-    """The message of a result, with what the result says beside it, as LangChain puts it there."""
-    generation = result.generations[0]
-    metadata = _gen_info_and_msg_metadata(generation)
-    if len(result.generations) == 1 and result.llm_output is not None:
-        metadata = {**result.llm_output, **metadata}
-    generation.message.response_metadata = metadata
-    return generation.message
-
-
-def _pieces(chunks: Iterator[ChatGenerationChunk]) -> Generator[BaseMessage, None, None]:
-    """The messages of a stream, as LangChain's `stream` hands them out, but for the id of the run that there is not."""
-    message: BaseMessage | None = None
-    for chunk in chunks:
-        yield (message := _piece(chunk))
-    yield from _closing(message)
-
-
-async def _apieces(chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncGenerator[BaseMessage]:
-    """`_pieces`, asynchronously."""
-    message: BaseMessage | None = None
-    async for chunk in chunks:
-        yield (message := _piece(chunk))
-    for each in _closing(message):
-        yield each
-
-
-def _piece(chunk: ChatGenerationChunk) -> BaseMessage:
-    chunk.message.response_metadata = _gen_info_and_msg_metadata(chunk)
-    return chunk.message
-
-
-def _closing(last: BaseMessage | None) -> Iterator[BaseMessage]:
-    """What follows the last piece: a mark of the end, if it is none."""
-    if last is None:
-        raise ValueError("No generation chunks were returned")
-    if isinstance(last, AIMessageChunk) and not last.chunk_position:
-        yield AIMessageChunk(content="" if isinstance(last.content, str) else [], chunk_position="last")
-
-
-def _config() -> RunnableConfig:
-    return {"callbacks": []}
 
 
 @cache
