@@ -222,7 +222,8 @@ def hears_attempts(handler: BaseCallbackHandler) -> bool:
     """Whether it is told of attempts: none that ignores chains or does nothing of them, nor one that feeds a stream."""
     if handler.ignore_chain or feeds_stream(handler):
         return False
-    return _kind_hears_chains(type(handler)) or not vars(handler).keys().isdisjoint(_HEARD)
+    kind: Any = type(handler)
+    return _kind_hears_chains(kind) or not vars(handler).keys().isdisjoint(_HEARD)
 
 
 @cache

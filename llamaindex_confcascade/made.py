@@ -36,7 +36,9 @@ def made(kind: type[M], **values: Any) -> M:
 
 def copied(message: ChatMessage) -> ChatMessage:
     """A message that may be changed without the other: its lists and mappings are copies, its blocks are the same."""
-    fresh = message.model_copy()
-    fresh.__dict__["blocks"] = list(message.blocks)
-    fresh.__dict__["additional_kwargs"] = dict(message.additional_kwargs)
+    changes = {"blocks": list(message.blocks), "additional_kwargs": dict(message.additional_kwargs)}
+    if message.__pydantic_private__ is not None or message.__pydantic_extra__ is not None:
+        return message.model_copy(update=changes)
+    fresh = made(type(message), **{**vars(message), **changes})
+    _set_told(fresh, message.model_fields_set | changes.keys())
     return fresh

@@ -28,12 +28,12 @@ from llamaindex_confcascade.tools import read_calls, refusal
 
 __all__ = ["Reading", "response_from"]
 
+_MAPPINGS, _SEQUENCES = (dict, Mapping), (list, Sequence)  # what comes first is found first
+
 
 def _get(thing: Any, key: str) -> Any:
     """Of a mapping or an object; None if it has no such thing."""
-    if isinstance(thing, dict) or isinstance(thing, Mapping):  # noqa: SIM101  # the first is nearly free
-        return thing.get(key)
-    return None if thing is None else getattr(thing, key, None)
+    return thing.get(key) if isinstance(thing, _MAPPINGS) else getattr(thing, key, None)
 
 
 def _raw(response: ChatResponse) -> Any:
@@ -44,12 +44,12 @@ def _raw(response: ChatResponse) -> Any:
 
 def _choice(response: ChatResponse) -> Any:
     choices = _get(_raw(response), "choices")
-    return choices[0] if isinstance(choices, Sequence) and choices else None
+    return choices[0] if choices and isinstance(choices, _SEQUENCES) else None
 
 
-def _logprobs(response: ChatResponse) -> Any:
+def _logprobs(response: ChatResponse, choice: Any) -> Any:
     """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
-    told = _get(_choice(response), "logprobs")
+    told = _get(choice, "logprobs")
     if told is None:
         told = _responses_logprobs(_raw(response))
     if told is not None or not response.logprobs:
@@ -128,15 +128,15 @@ def _calls(response: ChatResponse, native: LLM) -> tuple[tuple[ToolCall, ...], s
     return calls, None if calls else "its tool calls cannot be read"
 
 
-def _finish_reason(response: ChatResponse) -> str | None:
-    reason = _get(_choice(response), "finish_reason")
+def _finish_reason(choice: Any) -> str | None:
+    reason = _get(choice, "finish_reason")
     return None if reason is None else str(reason)
 
 
-def _thoughts(response: ChatResponse) -> str:
+def _thoughts(response: ChatResponse, choice: Any) -> str:
     """Of a whole answer, those that are told apart: in blocks, or as the raw answer has them."""
     blocks = [block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock)]
-    return "".join(blocks) or thoughts_apart(_get(_choice(response), "message"))
+    return "".join(blocks) or thoughts_apart(_get(choice, "message"))
 
 
 def _read(
@@ -170,15 +170,15 @@ def _read(
 
 def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Response:
     """A whole answer to `ask`; `native` is the LLM that gave it."""
-    text = response.message.content or ""
-    tokens, unscored = whole_tokens(_logprobs(response), ask.top_logprobs)
-    thoughts = _thoughts(response)
+    text, choice = response.message.content or "", _choice(response)
+    tokens, unscored = whole_tokens(_logprobs(response, choice), ask.top_logprobs)
+    thoughts = _thoughts(response, choice)
     return _read(
         response,
         ask,
         native,
         text=text,
-        finish_reason=_finish_reason(response) or "stop",
+        finish_reason=_finish_reason(choice) or "stop",
         thoughts=thoughts,
         usage=_usage(response) or estimated_usage(ask, thoughts + text, tokens),
         tokens=tokens,
@@ -217,8 +217,9 @@ class Reading(StreamReader):
         whole = response.message.content or ""
         text = whole[self._came :] if response.delta is None else response.delta
         self._came += len(text)
-        thoughts = response.additional_kwargs.get("thinking_delta") or thoughts_apart(_get(_choice(response), "delta"))
-        yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
+        choice = _choice(response)
+        thoughts = response.additional_kwargs.get("thinking_delta") or thoughts_apart(_get(choice, "delta"))
+        yield from self.add(Piece(text, thoughts, _logprobs(response, choice), calls, _finish_reason(choice), response))
 
     def response(self) -> Response:
         usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
@@ -227,7 +228,7 @@ class Reading(StreamReader):
         # what is shown of a whole answer is the LLM's own; of a step, nobody would know that it is not whole
         must_finish = self._must_finish and (in_turn(self._ask) or not self.released)
         reason = self.finish_reason or "stop"
-        last, told = self._last, _thoughts(self._last)
+        last, told = self._last, _thoughts(self._last, _choice(self._last))
         read = _read(last, self._ask, self._native, text=self.text, finish_reason=reason, thoughts=told, usage=usage)
         return self.finished(read, must_finish=must_finish)
 

@@ -11,6 +11,7 @@ from confcascade.types import ThoughtToken, Token
 
 __all__ = ["TokenReader", "whole_tokens"]
 
+_MAPPINGS = (dict, Mapping)  # what comes first is found first
 _Decoder = codecs.getincrementaldecoder("utf-8")
 _NUMBERS, _BYTES = (float, int), (list, bytes)  # `isinstance` takes three times as long with a union
 _LEAST = -9999.0  # nats
@@ -170,4 +171,4 @@ def _fields(entry: Any) -> Mapping[str, Any]:
 
 
 def _get(thing: Any, key: str) -> Any:
-    return thing.get(key) if isinstance(thing, Mapping) else getattr(thing, key, None)
+    return thing.get(key) if isinstance(thing, _MAPPINGS) else getattr(thing, key, None)
