@@ -11,7 +11,7 @@ from confcascade.extending import Chunk, Token
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 
-from langchain_confcascade.convert import chunk_from, shown_content
+from langchain_confcascade.convert import changed, chunk_from, shown_content
 from langchain_confcascade.structured import CARRIED
 
 __all__ = ["chunks_of", "message_of", "out_of_a_cache", "usage_metadata"]
@@ -35,9 +35,9 @@ def message_of(outcome: Outcome, *, keeps_logprobs: bool = False) -> AIMessage:
         )
     )
     if outcome.response.altered:  # the stage's own message is as the model wrote it
-        message = message.model_copy(update={"content": shown_content(message.content, outcome.text)})
+        message = changed(message, {"content": shown_content(message.content, outcome.text)})
     # a copy, for a cache or a fake may give the same message again; without id, LangChain gives it the run's
-    return message.model_copy(update={"id": None, **_accounts(outcome, keeps_logprobs)})
+    return changed(message, {"id": None, **_accounts(outcome, keeps_logprobs)})
 
 
 def chunks_of(item: Chunk | Outcome, *, keeps_logprobs: bool = False) -> Iterator[AIMessageChunk]:
@@ -59,9 +59,7 @@ def out_of_a_cache(message: AIMessage) -> AIMessage:
         return message
     free = Cost().as_dict()
     changes = {"cached": True, "usage": Usage().as_dict(), "cost": free, "cost_answering_stage": dict(free)}
-    return message.model_copy(
-        update={"response_metadata": message.response_metadata | {"confcascade": record | changes}}
-    )
+    return changed(message, {"response_metadata": message.response_metadata | {"confcascade": record | changes}})
 
 
 def usage_metadata(record: Record) -> UsageMetadata | None:
@@ -110,7 +108,7 @@ def _shown(chunk: Chunk) -> AIMessageChunk | None:
         key: value for key, value in native.response_metadata.items() if key in ("model_provider", "output_version")
     }
     changes = {"id": None, "usage_metadata": None, "response_metadata": kept, "chunk_position": None}
-    return native.model_copy(update=changes | {"additional_kwargs": shown_kwargs})
+    return changed(native, changes | {"additional_kwargs": shown_kwargs})
 
 
 def _thoughts(thoughts: str) -> dict[str, Any]:

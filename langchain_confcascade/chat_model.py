@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
-from operator import is_not
+from operator import is_not, itemgetter
 from typing import Any, Literal
 
 from confcascade import (
@@ -56,8 +56,8 @@ __all__ = ["ConfidenceCascadeLLM"]
 
 _MAX_CONCURRENCY = 16  # of calls to APIs in a batch, where the caller does not say
 _batching: ContextVar[Batching | None] = ContextVar("confcascade_batching", default=None)
-# fields of which the core's cascade is built
-_CASCADE_FIELDS = (
+# the fields of which the core's cascade is built
+_cascade_fields = itemgetter(
     *("models", "stages", "threshold", "signals", "policy", "group", "mode", "steps"),
     *("on_error", "on_exhausted", "on_cut", "audit"),
 )
@@ -161,9 +161,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
     @property
     def cascade(self) -> Cascade:
         """The core's cascade, which answers. Built anew after `model_copy`, unpickling or assignment to a field."""
-        fields = self.__dict__  # read for every call, and an attribute of a pydantic model takes its time
-        given = tuple([fields[name] for name in _CASCADE_FIELDS])
-        built = self._built
+        given = _cascade_fields(self.__dict__)  # for every call, and an attribute of a pydantic model takes its time
+        built: tuple[tuple[Any, ...], Cascade] | None = (self.__pydantic_private__ or {}).get("_built")
         if built is None or any(map(is_not, given, built[0])):
             cascade = cascade_of(
                 self.mode,
@@ -438,8 +437,8 @@ class ConfidenceCascadeLLM(BaseChatModel):
 
     @property
     def _answering(self) -> Cascade | Batching:
-        batching = _batching.get()
-        return self.cascade if batching is None or batching.cascade is not self.cascade else batching
+        cascade, batching = self.cascade, _batching.get()
+        return cascade if batching is None or batching.cascade is not cascade else batching
 
     # ------------------------------------------------------------------ the way to `_stream`, which is not told its run
 

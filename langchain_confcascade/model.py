@@ -8,7 +8,7 @@ import operator
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from confcascade import Architecture, ConfigurationError, Decoding, ModelError, Request
@@ -27,16 +27,16 @@ from confcascade.extending import (
     in_turn,
     is_repeated,
 )
-from langchain_core.globals import get_debug
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_confcascade.continuing import Continuing
 from langchain_confcascade.convert import Reading, response_from
 from langchain_confcascade.decoding import ClientSettings, own_settings
+from langchain_confcascade.entering import ainvoked, astreamed, invoked, streamed
 from langchain_confcascade.structured import (
     Structured,
     can_give_structured_output,
@@ -48,13 +48,6 @@ from langchain_confcascade.tools import binding_options, can_call_tools
 
 __all__ = ["LangChainModel"]
 
-# by which `invoke` and `ainvoke` come to `_generate` and `_agenerate`, as LangChain has them: tracers patch them
-_INVOKE_METHODS = {
-    way: getattr(BaseChatModel, way)
-    for way in "invoke ainvoke generate_prompt agenerate_prompt generate agenerate _convert_input".split()
-}
-# parameters that are for handlers, and do not reach the model
-_HANDLER_PARAMETERS = ("ls_structured_output_format", "structured_output_format")
 # classes whose providers tell no log-probabilities, whatever is asked
 _NO_LOGPROBS = {"ChatAnthropic", "ChatAnthropicVertex", "ChatMistralAI", "ChatGoogleGenerativeAI"}
 # classes that have no field of that name, and hand it to their provider where it is given per call
@@ -143,7 +136,7 @@ class LangChainModel(Remote):
         """The chat model, without what is bound to it."""
         return self._chat
 
-    @property
+    @cached_property
     def capability(self) -> Capability:
         return Capability(
             logprobs=False if self._silent else None,
@@ -224,7 +217,7 @@ class LangChainModel(Remote):
         while True:
             try:
                 with apart:
-                    message = self._invoke(way, messages, call.parameters)
+                    message = invoked(self._chat, way.runnable, messages, call.parameters)
             except Exception as error:
                 if (unread := way.unread(error, ask)) is not None:
                     return unread
@@ -308,54 +301,26 @@ class LangChainModel(Remote):
         """Whether log-probabilities stay on the message: where the caller, or the stage's own object, asks for them."""
         if not ask.logprobs:  # nothing was added to the call: the message is the model's own
             return True
-        settings = [ask.request.options, *(layer.kwargs for layer in self._layers)]
-        settings += [vars(self._chat), getattr(self._chat, "model_kwargs", None) or {}]
-        return any(each.get(name) for each in settings for name in _LOGPROBS_WANTED)
-
-    def _invoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
-        if self._is_watched(way, messages, parameters):
-            # LangChain's `invoke` makes a list of its own of the messages
-            return way.runnable.invoke(messages, _config(), **parameters)
-        return self._chat._generate_with_cache(list(messages), **parameters).generations[0].message
+        own = vars(self._chat)
+        settings = [ask.request.options, *(layer.kwargs for layer in self._layers), own, own.get("model_kwargs")]
+        return any(each.get(name) for each in settings if each for name in _LOGPROBS_WANTED)
 
     async def _ainvoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if not self._blocks:
             try:
-                return await self._awaited(way, messages, parameters)
+                return await ainvoked(self._chat, way.runnable, messages, parameters)
             except Exception as error:
                 if not _says_no_async(error):
                     raise
-        message = await asyncio.to_thread(self._invoke, way, messages, parameters)
+        message = await asyncio.to_thread(invoked, self._chat, way.runnable, messages, parameters)
         self._blocks = True  # after an answer: what fails either way has not shown that it has no async
         return message
-
-    async def _awaited(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
-        if self._is_watched(way, messages, parameters):
-            return await way.runnable.ainvoke(messages, _config(), **parameters)
-        return (await self._chat._agenerate_with_cache(list(messages), **parameters)).generations[0].message
-
-    def _is_watched(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> bool:
-        """Whether a call needs the whole of `invoke`, and not only what is left of it where no handler is to be told.
-
-        Telling is most of its time; cache, rate limiter and the choice between `_generate` and `_stream` lie deeper.
-        """
-        chat = self._chat
-        kind = type(chat)
-        return (
-            way.runnable is not chat
-            or not all(getattr(kind, name) is method for name, method in _INVOKE_METHODS.items())
-            or not _INVOKE_METHODS.keys().isdisjoint(vars(chat))
-            or bool(chat.callbacks or chat.verbose)
-            or get_debug()
-            or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
-            or not all(isinstance(message.content, str) for message in messages)  # blocks are normalised on the way
-        )
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         way, reading = self.way(ask.request), self._reading(ask)
         call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
-            with closing(way.runnable.stream(messages, _config(), **call.parameters)) as chunks:
+            with closing(streamed(self._chat, way.runnable, messages, call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -394,7 +359,7 @@ class LangChainModel(Remote):
         way, reading = self.way(ask.request), self._reading(ask)
         call, messages, apart = self._call(ask, way, streamed=True), self._continuing.messages(ask.request), _Apart()
         while not (reading.ended or call.whole):
-            async with aclosing(way.runnable.astream(messages, _config(), **call.parameters)) as chunks:
+            async with aclosing(astreamed(self._chat, way.runnable, messages, call.parameters)) as chunks:
                 while not reading.ended:
                     try:
                         with apart:
@@ -472,10 +437,6 @@ class _Way:
 def _own_name(chat: BaseChatModel) -> str:
     told = chat._get_ls_params().get("ls_model_name") or getattr(chat, "model_id", None)  # the latter: ChatHuggingFace
     return told if isinstance(told, str) and told else type(chat).__name__
-
-
-def _config() -> RunnableConfig:
-    return {"callbacks": []}
 
 
 @cache

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+import asyncio
+import inspect
+from collections.abc import Iterator
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
 from confcascade import Attempt, ModelError
 from confcascade.extending import Response
 from langchain_core.callbacks import (
+    AsyncCallbackHandler,
     AsyncCallbackManager,
     BaseCallbackHandler,
     BaseCallbackManager,
@@ -24,7 +26,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.utils.uuid import uuid7
 
-from langchain_confcascade.convert import Asked
+from langchain_confcascade.convert import Asked, changed
 
 __all__ = ["CascadeRun", "areported", "current_run", "feeds_stream", "reported", "under"]
 
@@ -63,9 +65,7 @@ class CascadeRun:
         if manager is None or not manager.handlers:
             return None
         handlers = [
-            handler
-            for handler in (*manager.inheritable_handlers, *_of_the_context(manager))
-            if not (handler.ignore_chain or feeds_stream(handler))
+            handler for handler in (*manager.inheritable_handlers, *_of_the_context(manager)) if hears_attempts(handler)
         ]
         if not handlers:
             return None
@@ -111,56 +111,95 @@ class CascadeRun:
     def report(self, asked: Asked) -> None:
         """One run below this for each attempt at a query that has ended; once, however often it is called."""
         for attempt, response in _attempts(asked):
-            manager = CallbackManager(**self._child(attempt))
-            run = manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
-            if attempt.error is not None:
-                run.on_chain_error(ModelError(attempt.error))
-            else:
-                run.on_chain_end(_outputs(attempt, response))
+            self._report(self.handlers, asked, attempt, response, uuid7())
 
     async def areport(self, asked: Asked) -> None:
-        """`report`, for asynchronous handlers, too."""
+        """`report`, for asynchronous handlers, too; each that may block is called in a thread, once for an attempt."""
         for attempt, response in _attempts(asked):
-            manager = AsyncCallbackManager(**self._child(attempt))
-            run = await manager.on_chain_start(None, {"messages": list(asked)}, name=f"attempt:{attempt.model}")
-            if attempt.error is not None:
-                await run.on_chain_error(ModelError(attempt.error))
-            else:
-                await run.on_chain_end(_outputs(attempt, response))
+            run_id, inline, blocking, awaited = uuid7(), *_by_how(self.handlers)
+            if inline:
+                self._report(inline, asked, attempt, response, run_id)
+            loop, told = asyncio.get_running_loop(), (asked, attempt, response, run_id)
+            calls = [partial(copy_context().run, self._report, [each], *told) for each in blocking]
+            if len(calls) == 1:
+                await loop.run_in_executor(None, calls[0])
+            elif calls:
+                await asyncio.gather(*(loop.run_in_executor(None, call) for call in calls))
+            if awaited:
+                await self._areport(awaited, asked, attempt, response, run_id)
 
-    def _child(self, attempt: Attempt) -> dict[str, Any]:
+    def _report(
+        self,
+        handlers: list[BaseCallbackHandler],
+        asked: Asked,
+        attempt: Attempt,
+        response: Response | None,
+        run_id: UUID,
+    ) -> None:
+        manager = CallbackManager(**self._child(attempt, handlers))
+        inputs = {"messages": list(asked)}
+        run = manager.on_chain_start(None, inputs, name=f"attempt:{attempt.model}", run_id=run_id)
+        if attempt.error is not None:
+            run.on_chain_error(ModelError(attempt.error))
+        else:
+            run.on_chain_end(_outputs(attempt, response))
+
+    async def _areport(
+        self,
+        handlers: list[BaseCallbackHandler],
+        asked: Asked,
+        attempt: Attempt,
+        response: Response | None,
+        run_id: UUID,
+    ) -> None:
+        manager = AsyncCallbackManager(**self._child(attempt, handlers))
+        inputs = {"messages": list(asked)}
+        run = await manager.on_chain_start(None, inputs, name=f"attempt:{attempt.model}", run_id=run_id)
+        if attempt.error is not None:
+            await run.on_chain_error(ModelError(attempt.error))
+        else:
+            await run.on_chain_end(_outputs(attempt, response))
+
+    def _child(self, attempt: Attempt, handlers: list[BaseCallbackHandler]) -> dict[str, Any]:
         return {
-            "handlers": self.handlers,
-            "inheritable_handlers": self.handlers,
+            "handlers": handlers,
+            "inheritable_handlers": handlers,
             "parent_run_id": self.id,
             "tags": self.tags,
             "metadata": {**self.metadata, **attempt.attributes()},
         }
 
 
-@contextmanager
-def reported(run: CascadeRun | None, asked: Asked) -> Iterator[None]:
+class reported:  # noqa: N801  # as a context manager, and cheaper than a generator is for one
     """However the block ends, which asks: the attempts are reported if they have not been."""
-    try:
-        yield
-    finally:
-        if run is not None:
-            run.report(asked)
+
+    def __init__(self, run: CascadeRun | None, asked: Asked) -> None:
+        self._run, self._asked = run, asked
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self._run is not None:
+            self._run.report(self._asked)
 
 
-@asynccontextmanager
-async def areported(run: CascadeRun | None, asked: Asked) -> AsyncIterator[None]:
+class areported:  # noqa: N801
     """`reported`, for asynchronous handlers, too; a call that was cancelled or left does not wait for them."""
-    try:
-        yield
-    except BaseException as error:
-        if run is not None and isinstance(error, Exception):
-            await run.areport(asked)
-        elif run is not None:
-            run.report(asked)
-        raise
-    if run is not None:
-        await run.areport(asked)
+
+    def __init__(self, run: CascadeRun | None, asked: Asked) -> None:
+        self._run, self._asked = run, asked
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if self._run is None:
+            return
+        if error is None or isinstance(error, Exception):
+            await self._run.areport(self._asked)
+        else:
+            self._run.report(self._asked)
 
 
 def feeds_stream(handler: BaseCallbackHandler) -> bool:
@@ -173,6 +212,35 @@ def feeds_stream(handler: BaseCallbackHandler) -> bool:
 def _kind_feeds_stream(kind: type[BaseCallbackHandler]) -> bool:
     # once for a class: to look for a protocol's methods in every handler of every call takes longer than all the rest
     return issubclass(kind, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
+
+
+# what an attempt's run tells
+_HEARD = ("on_chain_start", "on_chain_end", "on_chain_error")
+
+
+def hears_attempts(handler: BaseCallbackHandler) -> bool:
+    """Whether it is told of attempts: none that ignores chains or does nothing of them, nor one that feeds a stream."""
+    if handler.ignore_chain or feeds_stream(handler):
+        return False
+    kind: Any = type(handler)
+    return _kind_hears_chains(kind) or not vars(handler).keys().isdisjoint(_HEARD)
+
+
+@cache
+def _kind_hears_chains(kind: type[BaseCallbackHandler]) -> bool:
+    silent = BaseCallbackHandler, AsyncCallbackHandler
+    return any(getattr(kind, name) not in [getattr(each, name) for each in silent] for name in _HEARD)
+
+
+def _by_how(handlers: list[BaseCallbackHandler]) -> tuple[list[BaseCallbackHandler], ...]:
+    """As LangChain's asynchronous runs call them: those called where we are, those called in a thread, the awaited."""
+    inline, blocking, awaited = list[BaseCallbackHandler](), list[BaseCallbackHandler](), list[BaseCallbackHandler]()
+    for handler in handlers:
+        if any(inspect.iscoroutinefunction(getattr(handler, name)) for name in _HEARD):
+            awaited.append(handler)
+        else:
+            (inline if handler.run_inline else blocking).append(handler)
+    return inline, blocking, awaited
 
 
 def _of_the_context(manager: BaseRunManager | BaseCallbackManager) -> list[BaseCallbackHandler]:
@@ -190,14 +258,17 @@ def _of_the_context(manager: BaseRunManager | BaseCallbackManager) -> list[BaseC
     ]
 
 
-@contextmanager
-def under(run: CascadeRun | None) -> Iterator[None]:
+class under:  # noqa: N801
     """While LangChain's own code is on the way to `_stream`, which learns here what its run is."""
-    token = current_run.set(run)
-    try:
-        yield
-    finally:
-        current_run.reset(token)
+
+    def __init__(self, run: CascadeRun | None) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._token = current_run.set(self._run)
+
+    def __exit__(self, *_: object) -> None:
+        current_run.reset(self._token)
 
 
 def _attempts(asked: Asked) -> Iterator[tuple[Attempt, Response | None]]:
@@ -219,4 +290,4 @@ def _message(response: Response | None) -> AIMessage | None:
         return None
     if not isinstance(response.native, AIMessage):
         return AIMessage(content=response.text)
-    return response.native.model_copy(update={"id": None, "usage_metadata": None, "response_metadata": {}})
+    return changed(response.native, {"id": None, "usage_metadata": None, "response_metadata": {}})

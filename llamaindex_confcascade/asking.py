@@ -32,6 +32,7 @@ from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.types import PydanticProgramMode
 
+from llamaindex_confcascade.bare import bare
 from llamaindex_confcascade.closing import aclose, close
 from llamaindex_confcascade.tools import call_blocks
 
@@ -211,7 +212,7 @@ class Way:
     def whole(self, **parameters: Any) -> ChatResponse:
         prompt = self._completed_prompt("chat")
         if prompt is not None:
-            return as_chat(self.llm.complete(prompt, formatted=True, **parameters))
+            return as_chat(bare(self.llm, "complete")(prompt, formatted=True, **parameters))
         return self._read(self._called(self.method(), parameters))
 
     async def awhole(self, **parameters: Any) -> ChatResponse:
@@ -221,7 +222,7 @@ class Way:
         prompt = self._completed_prompt("stream_chat")
         read: Any = self._read
         if prompt is not None:
-            read, pieces = as_chat, self.llm.stream_complete(prompt, formatted=True, **parameters)
+            read, pieces = as_chat, bare(self.llm, "stream_complete")(prompt, formatted=True, **parameters)
         else:
             pieces = self._called(self.method(streams=True), parameters)
         try:
@@ -239,7 +240,7 @@ class Way:
             await aclose(pieces)
 
     def _called(self, method: str, parameters: dict[str, Any]) -> Any:
-        call = getattr(self.llm, method)
+        call = bare(self.llm, method)
         if self.kind == "chat":
             return call(_copied(self.messages), **parameters)
         return call(self.prompt, **({"formatted": True} if self.formatted else {}), **parameters)

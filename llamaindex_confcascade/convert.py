@@ -14,6 +14,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     DocumentBlock,
     ImageBlock,
+    LogProb,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -21,6 +22,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from llamaindex_confcascade.asking import Asked
+from llamaindex_confcascade.made import copied, made
 from llamaindex_confcascade.retrieval import retrieved_scores
 from llamaindex_confcascade.structured import BoundSchema, Parsed
 from llamaindex_confcascade.tools import call_blocks, plain_tool, read_calls, tool_messages
@@ -70,7 +72,9 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
         threshold=options.pop("threshold", None),
         options=options,
         retrieved=retrieved_scores(),
-        media=any(isinstance(block, _MEDIA) for message in asked for block in message.blocks),
+        media=any(
+            type(block) is not TextBlock and isinstance(block, _MEDIA) for each in asked for block in each.blocks
+        ),
         native=asked,
     )
 
@@ -94,7 +98,8 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     in_detail = {name: told for name, told in _details(usage).items() if told}
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
-    response = ChatResponse(
+    response = made(
+        ChatResponse,
         message=_message(
             native,
             outcome.text,
@@ -107,7 +112,7 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
         logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
         # not on the message: from there it would leak into prompts and memories
         additional_kwargs={
-            **(native.additional_kwargs if native else {}),
+            **(native.additional_kwargs if native is not None else {}),
             **counts,
             "confcascade": outcome.record.as_dict(),
         },
@@ -130,10 +135,12 @@ def _details(usage: Usage) -> dict[str, dict[str, int]]:
 def chunk_of(chunk: Chunk, text: str) -> ChatResponse:
     """A piece of an answer, with what the stage's own piece says beside its text: thoughts, the provider's event."""
     native = _native(chunk)
-    return ChatResponse(
+    return made(
+        ChatResponse,
         message=_message(native, text),
-        delta=chunk.text,
         raw=None if native is None else native.raw,
+        delta=chunk.text,
+        logprobs=None,
         additional_kwargs=_thinking(chunk.thoughts) if native is None else dict(native.additional_kwargs),
     )
 
@@ -161,9 +168,7 @@ def _message(
         thought = [ThinkingBlock(content=thoughts)] if thoughts else []
         blocks = [*thought, *([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=tool_messages(calls))
-    message = native.message.model_copy(
-        update={"blocks": list(native.message.blocks), "additional_kwargs": dict(native.message.additional_kwargs)}
-    )
+    message = copied(native.message)
     if (message.content or "") != text and (altered or all(isinstance(block, TextBlock) for block in message.blocks)):
         # some streams repeat the increment where the whole belongs, or the message is as the model wrote it
         others = [block for block in message.blocks if not isinstance(block, TextBlock)]
@@ -171,11 +176,13 @@ def _message(
     return message
 
 
-def _logprobs(token: Token) -> list[Any]:
-    """The chosen token and its alternatives, as `LogProb` is built: all at once, which takes half the time."""
-    told = [(token.text, token.logprob), *(other for other in token.top if other[0] != token.text)]
+def _logprobs(token: Token) -> list[LogProb]:
+    """The chosen token and its alternatives."""
+    told = [(token.text, token.logprob)]
+    if token.top:
+        told += [other for other in token.top if other[0] != token.text]
     return [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "surrogatepass"))}
+        made(LogProb, token=text, logprob=logprob, bytes=list(text.encode("utf-8", "surrogatepass")))
         for text, logprob in told
     ]
 

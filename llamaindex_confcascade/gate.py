@@ -9,10 +9,9 @@ variable is set, and the variable is set while a stage runs. See docs/design/sil
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -61,29 +60,32 @@ def muted(method: F) -> F:
 
         @wraps(method)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            with _running():
+            token, running = _begin()
+            try:
                 return await method(*args, **kwargs)
+            finally:
+                _muted.reset(token)
+                running.pop()
 
     else:
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with _running():
+            token, running = _begin()
+            try:
                 return method(*args, **kwargs)
+            finally:
+                _muted.reset(token)
+                running.pop()
 
     return call  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _running() -> Iterator[None]:
-    """A stage's call, or a call within it, which shares its mark."""
+def _begin() -> tuple[Token[list[None] | None], list[None]]:
+    """Begin a stage's call, or a call within it, which shares its mark: what resets the variable, and the mark."""
     running = _muted.get() or []
     running.append(None)
-    try:
-        with holding(_muted, running):
-            yield
-    finally:
-        running.pop()
+    return _muted.set(running), running
 
 
 def install_gate() -> None:

@@ -68,6 +68,7 @@ T = TypeVar("T")
 Object = TypeVar("Object", bound=BaseModel)
 
 dispatcher = get_dispatcher(__name__)
+_UNTOLD = LLMMetadata()
 
 
 class ConfidenceCascadeLLM(FunctionCallingLLM):
@@ -241,22 +242,24 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         tools are asked for, so each such request is answered if the last can; if it cannot, LlamaIndex's agents and
         programs ask in words.
         """
-        models = [stage.model for stage in self._cascade.stages]
-        theirs = (model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel))
+        cascade = self._cascade
+        models = [stage.model for stage in cascade.stages]
+        theirs = [model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel)]
         known = [metadata for metadata in theirs if metadata is not None]
+        capabilities = [model.capability for model in models]
         last = getattr(models[-1], "metadata", None)
-        ours = LLMMetadata(
-            is_chat_model=last is None or last.is_chat_model,
-            is_function_calling_model=models[-1].capability.tools,
-            model_name=f"confcascade-{self._cascade.policy_id}",
-        )
         windows = [metadata.context_window for metadata in known]
-        windows += [window for model in models if (window := model.capability.context_window) is not None]
-        ours.context_window = min(windows, default=ours.context_window)
+        windows += [each.context_window for each in capabilities if each.context_window is not None]
+        window = min(windows, default=_UNTOLD.context_window)
         # -1 is LlamaIndex's word for "not set"; its default may be more than a small window holds
-        outputs = (metadata.num_output for metadata in known if metadata.num_output > 0)
-        ours.num_output = min(outputs, default=min(ours.num_output, ours.context_window // 4))
-        return ours
+        outputs = [metadata.num_output for metadata in known if metadata.num_output > 0]
+        return LLMMetadata(
+            context_window=window,
+            num_output=min(outputs, default=min(_UNTOLD.num_output, window // 4)),
+            is_chat_model=last is None or last.is_chat_model,
+            is_function_calling_model=capabilities[-1].tools,
+            model_name=f"confcascade-{cascade.policy_id}",
+        )
 
     # ------------------------------------------------------------------ the eight methods
 

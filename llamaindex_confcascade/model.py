@@ -108,6 +108,7 @@ class LlamaIndexModel(Remote):
             self._silent, self._remedy = True, "Put its models into this cascade instead."
         self._is_openai = not ancestors.isdisjoint(_OPENAI)
         self._calls_tools: bool | None = None
+        self._capability: Capability | None = None
         self._is_responses = "OpenAIResponses" in ancestors
         metadata = None if continues is None or inner is not None or self._is_responses else self.metadata
         chats = metadata is not None and metadata.is_chat_model
@@ -130,6 +131,12 @@ class LlamaIndexModel(Remote):
     def capability(self) -> Capability:
         if self._calls_tools is None:  # asked once, for some LLMs ask their server
             self._calls_tools = can_call_tools(self.native)
+            self._capability = None
+        if self._capability is None:
+            self._capability = self._capable()
+        return self._capability
+
+    def _capable(self) -> Capability:
         return Capability(
             logprobs=False if self._silent else None,
             top_logprobs=20,

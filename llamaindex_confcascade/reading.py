@@ -14,6 +14,7 @@ from confcascade.extending import (
     Piece,
     Response,
     StreamReader,
+    Token,
     estimated_usage,
     in_turn,
     thoughts_apart,
@@ -27,10 +28,12 @@ from llamaindex_confcascade.tools import read_calls, refusal
 
 __all__ = ["Reading", "response_from"]
 
+_MAPPINGS, _SEQUENCES = (dict, Mapping), (list, Sequence)  # what comes first is found first
+
 
 def _get(thing: Any, key: str) -> Any:
     """Of a mapping or an object; None if it has no such thing."""
-    return thing.get(key) if isinstance(thing, Mapping) else getattr(thing, key, None)
+    return thing.get(key) if isinstance(thing, _MAPPINGS) else getattr(thing, key, None)
 
 
 def _raw(response: ChatResponse) -> Any:
@@ -41,12 +44,12 @@ def _raw(response: ChatResponse) -> Any:
 
 def _choice(response: ChatResponse) -> Any:
     choices = _get(_raw(response), "choices")
-    return choices[0] if isinstance(choices, Sequence) and choices else None
+    return choices[0] if choices and isinstance(choices, _SEQUENCES) else None
 
 
-def _logprobs(response: ChatResponse) -> Any:
+def _logprobs(response: ChatResponse, choice: Any) -> Any:
     """The raw answer's, or LlamaIndex's: among these, alternatives only, the chosen token may be missing."""
-    told = _get(_choice(response), "logprobs")
+    told = _get(choice, "logprobs")
     if told is None:
         told = _responses_logprobs(_raw(response))
     if told is not None or not response.logprobs:
@@ -64,9 +67,13 @@ def _responses_logprobs(raw: Any) -> Any:
     return told or None
 
 
+_TOTALS = {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
 def _usage(response: ChatResponse) -> Usage | None:
     told, beside = response.raw, response.additional_kwargs
-    for counts in (_get(told, "usage"), _get(told, "usage_metadata"), beside, _get(beside, "usage")):
+    for place, key in ((told, "usage"), (told, "usage_metadata"), (beside, None), (beside, "usage")):
+        counts = place if key is None else _get(place, key)
         if counts and (usage := _counted(counts)) is not None:  # nearly every piece of a stream has none
             return usage
     return None
@@ -77,6 +84,8 @@ def _counted(counts: Any) -> Usage | None:
     written = _first(counts, "completion_tokens", "output_tokens", "candidates_token_count")
     if read is None and written is None:
         return None
+    if isinstance(counts, dict) and counts.keys() <= _TOTALS:  # nothing is told apart
+        return Usage(read or 0, written or 0, estimated=read is None or written is None)
     of_input = _get(counts, "prompt_tokens_details") or _get(counts, "input_tokens_details")
     of_output = _get(counts, "completion_tokens_details") or _get(counts, "output_tokens_details")
     cached = _first(counts, "cache_read_input_tokens"), _first(counts, "cache_creation_input_tokens")  # Anthropic's
@@ -97,7 +106,10 @@ def _counted(counts: Any) -> Usage | None:
 
 
 def _first(counts: Any, *keys: str) -> int | None:
-    return next((n for key in keys if isinstance(n := _get(counts, key), int)), None)
+    for key in keys:
+        if isinstance(count := _get(counts, key), int):
+            return count
+    return None
 
 
 def _known(**counts: int | None) -> dict[str, int]:
@@ -116,21 +128,32 @@ def _calls(response: ChatResponse, native: LLM) -> tuple[tuple[ToolCall, ...], s
     return calls, None if calls else "its tool calls cannot be read"
 
 
-def _finish_reason(response: ChatResponse) -> str | None:
-    reason = _get(_choice(response), "finish_reason")
+def _finish_reason(choice: Any) -> str | None:
+    reason = _get(choice, "finish_reason")
     return None if reason is None else str(reason)
 
 
-def _thoughts(response: ChatResponse) -> str:
+def _thoughts(response: ChatResponse, choice: Any) -> str:
     """Of a whole answer, those that are told apart: in blocks, or as the raw answer has them."""
     blocks = [block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock)]
-    return "".join(blocks) or thoughts_apart(_get(_choice(response), "message"))
+    return "".join(blocks) or thoughts_apart(_get(choice, "message"))
 
 
-def _read(response: ChatResponse, ask: Generate, native: LLM, *, text: str, finish_reason: str | None) -> Response:
-    """An answer whose tokens and usage are still to be told."""
+def _read(
+    response: ChatResponse,
+    ask: Generate,
+    native: LLM,
+    *,
+    text: str,
+    finish_reason: str | None,
+    thoughts: str,
+    usage: Usage,
+    tokens: tuple[Token, ...] | None = None,
+    unscored: str | None = None,
+) -> Response:
+    """An answer; of a stream, its tokens are still to be told."""
     calls, problem = _calls(response, native)
-    problem = problem or refusal(calls, ask.request.tools)
+    problem = problem or (refusal(calls, ask.request.tools) if calls else None)
     called = bool(calls or problem)
     return Response(
         text=text,
@@ -138,17 +161,29 @@ def _read(response: ChatResponse, ask: Generate, native: LLM, *, text: str, fini
         tool_calls=calls,
         problem=problem,
         native=response,
-        thoughts=_thoughts(response),
+        thoughts=thoughts,
+        usage=usage,
+        tokens=tokens,
+        unscored=unscored,
     )
 
 
 def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Response:
     """A whole answer to `ask`; `native` is the LLM that gave it."""
-    text = response.message.content or ""
-    tokens, unscored = whole_tokens(_logprobs(response), ask.top_logprobs)
-    read = _read(response, ask, native, text=text, finish_reason=_finish_reason(response) or "stop")
-    usage = _usage(response) or estimated_usage(ask, read.thoughts + text, tokens)
-    return read.replace(tokens=tokens, unscored=unscored, usage=usage)
+    text, choice = response.message.content or "", _choice(response)
+    tokens, unscored = whole_tokens(_logprobs(response, choice), ask.top_logprobs)
+    thoughts = _thoughts(response, choice)
+    return _read(
+        response,
+        ask,
+        native,
+        text=text,
+        finish_reason=_finish_reason(choice) or "stop",
+        thoughts=thoughts,
+        usage=_usage(response) or estimated_usage(ask, thoughts + text, tokens),
+        tokens=tokens,
+        unscored=unscored,
+    )
 
 
 class Reading(StreamReader):
@@ -182,17 +217,20 @@ class Reading(StreamReader):
         whole = response.message.content or ""
         text = whole[self._came :] if response.delta is None else response.delta
         self._came += len(text)
-        thoughts = response.additional_kwargs.get("thinking_delta") or thoughts_apart(_get(_choice(response), "delta"))
-        yield from self.add(Piece(text, thoughts, _logprobs(response), calls, _finish_reason(response), response))
+        choice = _choice(response)
+        thoughts = response.additional_kwargs.get("thinking_delta") or thoughts_apart(_get(choice, "delta"))
+        yield from self.add(Piece(text, thoughts, _logprobs(response, choice), calls, _finish_reason(choice), response))
 
     def response(self) -> Response:
-        read = _read(self._last, self._ask, self._native, text=self.text, finish_reason=self.finish_reason or "stop")
         usage = self._usage or estimated_usage(self._ask, self.thoughts + self.text, self.tokens)
         if self.closed and not self._so_far:
             usage = replace(usage, estimated=True)
         # what is shown of a whole answer is the LLM's own; of a step, nobody would know that it is not whole
         must_finish = self._must_finish and (in_turn(self._ask) or not self.released)
-        return self.finished(read.replace(usage=usage), must_finish=must_finish)
+        reason = self.finish_reason or "stop"
+        last, told = self._last, _thoughts(self._last, _choice(self._last))
+        read = _read(last, self._ask, self._native, text=self.text, finish_reason=reason, thoughts=told, usage=usage)
+        return self.finished(read, must_finish=must_finish)
 
 
 def _is_call(response: ChatResponse) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_
 
 from confcascade.cost import Architecture
 from confcascade.errors import ModelError
+from confcascade.quick_init import quick_init
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 
 __all__ = [
@@ -103,6 +104,7 @@ class Progress:
         self.paid, self.asked = (self.paid or Usage()) + paid, asked
 
 
+@quick_init
 @dataclass(frozen=True)
 class Prefill:
     """One forward pass over the prompt, and over what has been written of the answer.
@@ -133,6 +135,7 @@ class Prefill:
     gate: Gate | None = field(default=None, repr=False, compare=False)
 
 
+@quick_init
 @dataclass(frozen=True)
 class Generate:
     """An answer to the request.
@@ -175,6 +178,7 @@ class Generate:
 Ask: TypeAlias = Prefill | Generate
 
 
+@quick_init
 @dataclass(frozen=True)
 class Answer(Generic[T]):
     """A value, or the error that came instead.
@@ -223,6 +227,7 @@ def ask(one: Ask) -> Generator[tuple[Ask, ...], tuple[Answer[Any], ...], Answer[
     return answer
 
 
+@quick_init
 @dataclass(frozen=True)
 class Capability:
     """What a model can tell about itself and its answers, as far as it is known before asking.
@@ -281,6 +286,7 @@ class Capability:
         return self.in_process or self.batch_size > 1 or self.prefill
 
 
+@quick_init
 @dataclass(frozen=True)
 class Chunk:
     """A piece of a streamed answer.
@@ -300,6 +306,10 @@ class Chunk:
     calls_tool: bool = False
     native: Any = None
     thoughts: str = ""
+
+    def as_released(self) -> Chunk:
+        """The same, which may be shown."""
+        return Chunk(self.text, self.tokens, True, self.calls_tool, self.native, self.thoughts)
 
 
 @runtime_checkable

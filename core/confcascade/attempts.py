@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from confcascade.asks import Answer, Flow, Generate, LanguageModel, Left
 from confcascade.cost import attempt_cost
 from confcascade.errors import SignalUnavailableError
+from confcascade.quick_init import quick_init
 from confcascade.signals import Evidence, Signal, corrected, ends_of, passes, threshold_of
 from confcascade.signals.calibrated import Calibrated
 from confcascade.stage import Stage
@@ -36,6 +37,7 @@ OnError = Literal["escalate", "raise"]
 OnExhausted = Literal["best", "raise"]
 
 
+@quick_init
 @dataclass(frozen=True)
 class Outcome:
     """The answer to a query and the record of how it came about.
@@ -206,13 +208,17 @@ def as_decided(response: Response, signals: Sequence[Signal], scores: Mapping[st
 
 def confidence_of(signals: Sequence[Signal], scores: Mapping[str, Score]) -> float | None:
     """That of the first calibrated signal, once it is known."""
-    name = next((signal.name for signal in signals if isinstance(signal, Calibrated)), None)
-    return None if name is None or name not in scores else scores[name].value
+    for signal in signals:
+        if isinstance(signal, Calibrated):
+            return scores[signal.name].value if signal.name in scores else None
+    return None
 
 
 def _shown(value: float, threshold: float) -> str:
     """With three digits, or as many as show that it is not the threshold."""
-    digits = next((n for n in range(3, 17) if value == threshold or f"{value:.{n}g}" != f"{threshold:.{n}g}"), 17)
+    if value == threshold or f"{value:.3g}" != f"{threshold:.3g}":
+        return f"{value:.3g}"
+    digits = next((n for n in range(4, 17) if f"{value:.{n}g}" != f"{threshold:.{n}g}"), 17)
     return f"{value:.{digits}g}"
 
 

@@ -19,6 +19,7 @@ from confcascade.checks import active_checks
 from confcascade.errors import ConfigurationError
 from confcascade.flow import cascade_flow
 from confcascade.notices import Notices, log_only_told
+from confcascade.quick_init import quick_init
 from confcascade.signals import Signal, Threshold
 from confcascade.stage import FittedStages, Stage, policy_id
 from confcascade.trace import Record, Trace, open_traces
@@ -347,6 +348,7 @@ class Cascade:
         return Batching(self, max_concurrency)
 
 
+@quick_init
 @dataclass(frozen=True)
 class Query:
     """One request, and where and how it was asked.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from confcascade.asks import LanguageModel
@@ -66,11 +67,15 @@ class Decoding:
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {name: float(value) if name == "temperature" else value for name, value in named if value is not None}
 
+    @cached_property
+    def _says_nothing(self) -> bool:
+        return not self.settings
+
     def applied(self, request: Request) -> Request:
         """`request` with these settings, where it does not say otherwise."""
-        settings = self.settings
-        if not settings:
+        if self._says_nothing:
             return request
+        settings = self.settings
         temperature, limit = settings.pop("temperature", None), settings.pop("max_tokens", None)
         return replace(
             request,

@@ -37,6 +37,7 @@ from confcascade.errors import (
     kept_of,
 )
 from confcascade.notices import log_text
+from confcascade.quick_init import quick_init
 from confcascade.signals import Evidence, Signal, ends_of, passes
 from confcascade.stage import Stage
 from confcascade.tools import in_words, response_schema
@@ -120,6 +121,7 @@ def cascade_flow(
     return Outcome(response, record, tuple(responses))
 
 
+@quick_init
 @dataclass(frozen=True)
 class _Rules:
     """What holds for every attempt: as of `cascade_flow`, and whether nothing can replace the last answer."""

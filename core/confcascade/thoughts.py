@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from confcascade.quick_init import quick_init
+
 __all__ = [
     "CLOSERS",
     "Parted",
@@ -111,6 +113,7 @@ _SPELLED = (
 _compiled = cache(re.compile)  # where it is needed, and not whenever confcascade is imported
 
 
+@quick_init
 @dataclass(frozen=True)
 class Parted:
     """A text in two parts.
@@ -149,8 +152,11 @@ def part(text: str) -> Parted:
             return Parted("\n".join(thoughts), "", thinking=True)
         if thoughts:
             return Parted("\n".join(thoughts), _unwrapped(rest))
-    if any(mark in text for mark in CLOSERS) and (end := _closed(text)) is not None:
-        return Parted(text[: end.start()].strip(), _unwrapped(text[end.end() :]))
+    for mark in CLOSERS:
+        if mark in text:
+            if (end := _closed(text)) is not None:
+                return Parted(text[: end.start()].strip(), _unwrapped(text[end.end() :]))
+            break
     return Parted("", text)
 
 

@@ -89,6 +89,8 @@ def response_schema(request: Request) -> Mapping[str, Any] | None:
     Empty where any JSON will do; None where no JSON is asked for.
     """
     wanted = request.options.get("response_format")
+    if wanted is None:
+        return None
     if not isinstance(wanted, Mapping):
         made = getattr(wanted, "model_json_schema", None)  # of a pydantic class
         return made() if made is not None else None

@@ -9,15 +9,18 @@ from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, wraps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from confcascade.quick_init import quick_init
 from confcascade.types import Cost, Usage
 
 __all__ = ["Attempt", "Record", "Score", "Step", "Trace", "trace"]
 
+Accounts = TypeVar("Accounts", Usage, Cost)
 SCHEMA = 2
 
 
+@quick_init
 @dataclass(frozen=True)
 class Score:
     """A signal's judgement of one attempt.
@@ -64,6 +67,7 @@ class Step:
         return {**vars(self), "scores": {name: score.as_dict() for name, score in self.scores.items()}}
 
 
+@quick_init
 @dataclass(frozen=True)
 class Attempt:
     """One stage's try at one query; of an answer written in turn, all that one model did for it.
@@ -136,6 +140,7 @@ class Attempt:
         return {f"confcascade_{name}": value for name, value in told.items() if value is not None}
 
 
+@quick_init
 @dataclass(frozen=True)
 class Record:
     """Everything that happened to one query.
@@ -159,12 +164,12 @@ class Record:
     @property
     def usage(self) -> Usage:
         """Tokens of every attempt that was paid for."""
-        return sum((attempt.usage for attempt in self.attempts), Usage())
+        return _total([attempt.usage for attempt in self.attempts], Usage)
 
     @property
     def cost(self) -> Cost:
         """Every model that ran."""
-        return sum((attempt.cost for attempt in self.attempts), Cost())
+        return _total([attempt.cost for attempt in self.attempts], Cost)
 
     @property
     def cost_answering_stage(self) -> Cost:
@@ -173,9 +178,8 @@ class Record:
         Of an answer written in turn, the calls that wrote what was kept.
         """
         written = [attempt.kept_cost for attempt in self.attempts if attempt.kept_cost is not None]
-        if written:
-            return sum(written, Cost())
-        return next((attempt.cost for attempt in self.attempts if attempt.stage == self.stage), Cost())
+        kept = [attempt.cost for attempt in self.attempts if attempt.stage == self.stage]
+        return _total(written or kept[:1], Cost)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -197,6 +201,11 @@ class Record:
             "cost": self.cost.as_dict(),
             "cost_answering_stage": self.cost_answering_stage.as_dict(),
         }
+
+
+def _total(parts: list[Accounts], kind: type[Accounts]) -> Accounts:
+    """Their sum; one alone as it is, which is nearly every query's."""
+    return parts[0] if len(parts) == 1 else sum(parts, kind())
 
 
 _active: ContextVar[tuple[Trace, ...]] = ContextVar("confcascade_traces", default=())
@@ -270,8 +279,10 @@ class Within:
         self._token = _active.set(self._traces)
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ValueError):  # a step that is broken off may end in another context
+        try:  # noqa: SIM105  # every step of a stream passes here, and `suppress` takes longer than all it does
             _active.reset(self._token)
+        except ValueError:  # a step that is broken off may end in another context
+            pass
 
     @property
     def usage(self) -> Usage | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confcascade.errors import ConfigurationError
+from confcascade.quick_init import quick_init
 from confcascade.thoughts import part
 
 __all__ = [
@@ -45,6 +46,7 @@ class Tool:
     native: Any = None
 
 
+@quick_init
 @dataclass(frozen=True)
 class ToolCall:
     """A model's call of a tool; ``id`` is the provider's, which the tool's result refers to."""
@@ -75,6 +77,7 @@ class OutputSchema:
     native: Any = None
 
 
+@quick_init
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation: ``role`` is "system", "user", "assistant" or "tool".
@@ -157,6 +160,7 @@ class WrittenTokens:
         return WrittenTokens(self.vocabulary, self.ids + other.ids)
 
 
+@quick_init
 @dataclass(frozen=True)
 class Request:
     """What is asked of every stage alike.
@@ -219,6 +223,7 @@ class Request:
             raise ConfigurationError("A request can carry either `tools` or `output`. Got both.")
 
 
+@quick_init
 @dataclass(frozen=True)
 class Token:
     """A generated token (end-of-text tokens are left out).
@@ -250,11 +255,13 @@ class Position:
     max_logit: float | None = None
 
 
+@quick_init
 @dataclass(frozen=True)
 class ThoughtToken(Token):
     """One that the server lists with the thoughts, apart from those of the answer."""
 
 
+@quick_init
 @dataclass(frozen=True)
 class Usage:
     """Tokens paid for.
@@ -308,6 +315,7 @@ def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
     return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
 
 
+@quick_init
 @dataclass(frozen=True)
 class Cost:
     """A cost; None where it is not known (no architecture, no prices), never zero in its place."""
@@ -333,6 +341,7 @@ class Cost:
         return dict(vars(self))
 
 
+@quick_init
 @dataclass(frozen=True)
 class Prefilled:
     """What one forward pass over the prompt gives, before anything is decoded.
@@ -377,6 +386,7 @@ class Stated:
     form: str = ""
 
 
+@quick_init
 @dataclass(frozen=True)
 class Response:
     """A model's answer.

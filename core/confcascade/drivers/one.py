@@ -43,7 +43,7 @@ class Run(Generic[T]):
         self.done = False
         self.draft: _Draft | None = None
         self._asked: float | None = None
-        self._advance(lambda: next(flow))
+        self._advance(None)
 
     def begin(self) -> tuple[Ask, ...]:
         """The open asks, whose models are called from now on."""
@@ -54,7 +54,7 @@ class Run(Generic[T]):
         """Answer the open asks, in their order."""
         self._asked = self.draft = None
         self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
-        self._advance(lambda: self._flow.send(tuple(answers)))
+        self._advance(tuple(answers))
         if self._held:
             self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
 
@@ -62,7 +62,8 @@ class Run(Generic[T]):
         """Leave the flow, if it has not ended, and free the KV caches that are held."""
         if not self.done:
             self._leave()
-        self._keep([])
+        if self._held:
+            self._keep([])
 
     def _leave(self) -> None:
         answers = [] if self._asked is None else [self._so_far(ask, self._asked) for ask in self.asks]
@@ -92,15 +93,18 @@ class Run(Generic[T]):
             raise self.error
         return self.result  # type: ignore[return-value]  # a finished flow without error has one
 
-    def _advance(self, step: Callable[[], tuple[Ask, ...]]) -> None:
+    def _advance(self, answers: Any) -> None:
+        """Let the flow go on, or begin where there are no answers yet."""
         try:
-            self.asks = step()
+            self.asks = self._flow.send(answers)
         except StopIteration as stop:
             self.asks, self.result, self.done = (), stop.value, True
         except Exception as error:
             self.asks, self.error, self.done = (), error, True
-        self._sessions |= {id(ask.session): ask.session for ask in self.asks if ask.session is not None}
-        if self.done:
+        for ask in self.asks:
+            if ask.session is not None:
+                self._sessions[id(ask.session)] = ask.session
+        if self.done and self._sessions:
             self._close_sessions()
 
     def _close_sessions(self) -> None:
@@ -326,7 +330,7 @@ class _Draft:
 
     def _release(self) -> list[Chunk]:
         held, self._held = self._held, []
-        return [chunk if chunk.released else replace(chunk, released=True) for chunk in held]
+        return [chunk if chunk.released else chunk.as_released() for chunk in held]
 
 
 class _Shown:

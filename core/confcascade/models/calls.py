@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,6 +73,11 @@ class Refusals:
         self._known: dict[tuple[str, Hashable], _Refused] = {}
         self._logged: dict[tuple[str, Hashable], None] = {}
         self.most_alternatives: int | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._known or self._unsupported)
 
     @property
     def surely(self) -> frozenset[str]:
@@ -185,10 +191,7 @@ class CallParameters:
         asked: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         instead: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
-        request = ask.request
-        options = frozenset((key, _shown(value)) for key, value in request.options.items() if key not in OF_ONE_CALL)
-        tools = frozenset(tool.parameters is None for tool in request.tools)  # a provider's own are another endpoint's
-        self._kind = streamed, tools, request.output is not None, options
+        self._streamed = streamed
         self._given = dict(given)
         self._asked, self._instead = asked, instead
         self._refusals = refusals
@@ -197,9 +200,19 @@ class CallParameters:
         self.is_answered = False
         self._refused: dict[str, Exception] = {}
         wanted = {**added, **asked}
-        self._known = {name: why for name in wanted if (why := refusals.why(name, self._kind_of(name))) is not None}
+        self._known: dict[str, str] = {}
+        if refusals.any:
+            self._known = {name: why for name in wanted if (why := refusals.why(name, self._kind_of(name))) is not None}
         self._added = {name: dict(value) for name, value in wanted.items() if name not in self._known}
         self._limit()
+
+    @cached_property
+    def _kind(self) -> Hashable:
+        """Of the call."""
+        request = self.ask.request
+        options = frozenset((key, _shown(value)) for key, value in request.options.items() if key not in OF_ONE_CALL)
+        tools = frozenset(tool.parameters is None for tool in request.tools)  # a provider's own are another endpoint's
+        return self._streamed, tools, request.output is not None, options
 
     def _kind_of(self, name: str) -> Hashable:
         """For which calls a refusal holds: of what nothing can replace, for those with this value."""
@@ -254,8 +267,9 @@ class CallParameters:
         if not self.is_answered:
             self.is_answered = True
             self._note()
-            for name in self._added:
-                self._refusals.taken(name, self._kind_of(name))
+            if self._refusals.any:
+                for name in self._added:
+                    self._refusals.taken(name, self._kind_of(name))
 
     def came_whole(self, response: Response) -> Response:
         """The answer to a call that took the place of this one (`whole`): what this one was refused is remembered.
@@ -268,7 +282,7 @@ class CallParameters:
     def _note(self) -> None:
         for name, error in self._refused.items():
             self._refusals.note(name, self._kind_of(name), error)
-        for name in (*self._refused, *(self._known.keys() & self._asked.keys())):
+        for name in (*self._refused, *(self._known.keys() & self._asked.keys() if self._known else ())):
             shown = ", ".join(f"{key}={value!r}" for key, value in self._asked.get(name, {}).items())
             instead = self._instead.get(name, {})
             self._refusals.log(name, self._kind_of(name), shown="" if instead else shown, instead=list(instead))

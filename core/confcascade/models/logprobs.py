@@ -11,6 +11,9 @@ from confcascade.types import ThoughtToken, Token
 
 __all__ = ["TokenReader", "whole_tokens"]
 
+_MAPPINGS = (dict, Mapping)  # what comes first is found first
+_Decoder = codecs.getincrementaldecoder("utf-8")
+_NUMBERS, _BYTES = (float, int), (list, bytes)  # `isinstance` takes three times as long with a union
 _LEAST = -9999.0  # nats
 _NONE = -9998.0  # nats: at most so much is told of an alternative that has no log-probability
 _ROUNDING = 0.01  # nats by which a log-probability may exceed 0
@@ -34,7 +37,8 @@ class TokenReader:
         self._no_number = False
         self._certain: bool | None = None  # whether all were exactly 0, beside no alternative that has a probability
         self._top_logprobs = top_logprobs
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _Decoder("replace")
+        self._within = False  # whether it has the first bytes of a character
 
     def read(self, logprobs: Any) -> tuple[Token, ...] | None:
         """The next tokens; None if there are none, or they are told in another form.
@@ -56,17 +60,21 @@ class TokenReader:
         if not isinstance(entries, list):
             return None
         tokens = []
-        for entry in map(_fields, entries):
-            text: Any = entry.get("token")
-            logprob: Any = entry.get("logprob")
-            if not (_is_told(text, logprob) and self._is_one(logprob)):
+        for entry in entries:
+            told = entry if isinstance(entry, dict) else _fields(entry)
+            text: Any = told.get("token")
+            logprob: Any = told.get("logprob")
+            if not (isinstance(text, str) and isinstance(logprob, _NUMBERS) and self._is_one(logprob)):
                 return None
-            self._certain = self._certain is not False and logprob == 0 and _stands_alone(text, entry)
-            spelling = entry.get("bytes")
-            if text != "" and spelling != []:
-                text = text if spelling is None else self._spelled(text, spelling)
-                top = self._alternatives(entry.get("top_logprobs")) if self._top_logprobs else ()
-                tokens.append(kind(text, _clamped(logprob), top))
+            if self._certain is not False:
+                self._certain = logprob == 0 and _stands_alone(text, told)
+            spelling = told.get("bytes")
+            if text and spelling != []:
+                if spelling is not None:
+                    text = self._spelled(text, spelling)
+                top = self._alternatives(told.get("top_logprobs")) if self._top_logprobs else ()
+                usual = type(logprob) is float and _LEAST <= logprob <= 0
+                tokens.append(kind(text, logprob if usual else _clamped(logprob), top))
         return tuple(tokens)
 
     @property
@@ -79,7 +87,8 @@ class TokenReader:
         return None
 
     def _is_one(self, logprob: float) -> bool:
-        self._no_number = self._no_number or not logprob <= _ROUNDING  # of NaN no comparison is true
+        if not logprob <= _ROUNDING:  # of NaN no comparison is true
+            self._no_number = True
         return not self._no_number
 
     def _alternatives(self, told: Any) -> tuple[tuple[str, float], ...]:
@@ -93,10 +102,20 @@ class TokenReader:
 
     def _spelled(self, text: str, spelling: Any) -> str:
         """What an entry adds to the answer; of an incomplete character, `text` is an escape such as ``\\xf0``."""
+        if not isinstance(spelling, _BYTES):
+            return text
         try:
-            return self._decoder.decode(bytes(spelling)) if isinstance(spelling, list | bytes) else text
+            told = bytes(spelling)
         except (TypeError, ValueError):  # no bytes
             return text
+        if not self._within:
+            try:
+                return told.decode()  # nearly always: whole characters
+            except UnicodeDecodeError:
+                pass
+        spelled = self._decoder.decode(told)
+        self._within = self._decoder.getstate()[0] != b""
+        return spelled
 
 
 def whole_tokens(logprobs: Any, top_logprobs: int) -> tuple[tuple[Token, ...] | None, str | None]:
@@ -138,7 +157,7 @@ def _legacy_entries(logprobs: Any, values: Sequence[Any]) -> list[dict[str, Any]
 
 
 def _is_told(text: Any, logprob: Any) -> bool:
-    return isinstance(text, str) and isinstance(logprob, float | int)
+    return isinstance(text, str) and isinstance(logprob, _NUMBERS)
 
 
 def _clamped(logprob: float) -> float:
@@ -152,4 +171,4 @@ def _fields(entry: Any) -> Mapping[str, Any]:
 
 
 def _get(thing: Any, key: str) -> Any:
-    return thing.get(key) if isinstance(thing, Mapping) else getattr(thing, key, None)
+    return thing.get(key) if isinstance(thing, _MAPPINGS) else getattr(thing, key, None)

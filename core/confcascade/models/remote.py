@@ -110,9 +110,12 @@ def thoughts_apart(fields: Any, content: Any = None) -> str:
             Ollama's OpenAI door, OpenRouter) or ``thinking`` (Ollama).
         content: The message's; blocks of the types "thinking" and "reasoning" are thoughts (Mistral, Anthropic).
     """
-    found = (fields.get(key) if isinstance(fields, Mapping) else getattr(fields, key, None) for key in _THOUGHTS)
-    apart = next((each for each in found if isinstance(each, str) and each), "")
-    return apart or "".join(map(_thought, content if isinstance(content, list) else ()))
+    known = fields if isinstance(fields, dict) or not isinstance(fields, Mapping) else dict(fields)
+    for key in _THOUGHTS if known else ():
+        told = known.get(key) if isinstance(known, dict) else getattr(known, key, None)
+        if isinstance(told, str) and told:
+            return told
+    return "".join(map(_thought, content)) if isinstance(content, list) else ""
 
 
 def _thought(block: Any) -> str:

@@ -13,11 +13,13 @@ from confcascade.models.base import Watcher
 from confcascade.models.continuing import Overlap, rest_of
 from confcascade.models.logprobs import TokenReader
 from confcascade.models.remote import check_continues, estimated_usage
+from confcascade.quick_init import quick_init
 from confcascade.types import Response, Token
 
 __all__ = ["Piece", "StreamReader"]
 
 
+@quick_init
 @dataclass(frozen=True)
 class Piece:
     """What one event of a stream adds.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from confcascade.asks import Flow, LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
+from confcascade.quick_init import quick_init
 from confcascade.types import Prefilled, Request, Response, Token
 
 __all__ = [
@@ -30,6 +31,7 @@ OneThreshold: TypeAlias = float | Literal["always", "never"]
 Threshold: TypeAlias = OneThreshold | Mapping[str, OneThreshold]  # one for all answers, or by the label of the answer
 
 
+@quick_init
 @dataclass(frozen=True)
 class Evidence:
     """What an attempt has shown so far.
@@ -49,6 +51,7 @@ class Evidence:
     model: LanguageModel | None = None
 
 
+@quick_init
 @dataclass(frozen=True)
 class Measurement:
     """A signal's value, higher = more likely right, and further figures worth a record.

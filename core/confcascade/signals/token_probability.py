@@ -188,7 +188,7 @@ class TokenProbability(Signal):
         return self._aggregated(value_tokens(tokens) if wants_object(evidence.request) else tokens)
 
     def _aggregated(self, tokens: Sequence[Token]) -> Measurement:
-        logprobs = _known(token.logprob for token in tokens[: self._counted])
+        logprobs = _known([token.logprob for token in tokens[: self._counted]])
         if self.aggregate == "min":
             return Measurement(math.exp(min(logprobs)))
         total = math.fsum(logprobs)
@@ -402,6 +402,7 @@ def _known(logprobs: Iterable[float]) -> list[float]:
         SignalUnavailableError: If one is NaN or infinite.
     """
     listed = list(logprobs)
-    if not all(logprob < math.inf for logprob in listed):
+    known = [logprob for logprob in listed if logprob < math.inf]
+    if len(known) < len(listed):
         raise SignalUnavailableError("a log-probability of the answer is not finite")
-    return listed
+    return known
