@@ -229,7 +229,13 @@ def _attempt(
         if problem is not None:
             return ended("escalate", problem, response.replace(problem=problem))
         evidence = Evidence(request, prefilled, response.tokens, response, stage.model)
-        yield from score_all(judges, stage, evidence, scores, bill)
+        try:
+            yield from score_all(judges, stage, evidence, scores, bill)
+        except Exception as error:
+            if not shown:
+                raise
+            log_text(stage.model.name, error)
+            return ended("accept", f"shown before it was scored ({kept_of(error)})", response)
         if aborted:
             said = response.usage.output_tokens
             early_end = f" (ended after {said} token{'' if said == 1 else 's'})"

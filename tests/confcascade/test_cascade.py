@@ -314,13 +314,20 @@ def test_a_fitted_policy_shows_early_what_its_promise_counted(counted):
     assert shown(Cascade(fitted)) == Cascade(fitted).run("q", max_tokens=2).text == said
 
 
-def test_what_was_shown_stands_whatever_its_score_becomes():
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SignalUnavailableError("forgotten"), "p_t: forgotten"),
+        (KeyError("a fault"), "shown before it was scored (KeyError)"),
+    ],
+)
+def test_what_was_shown_stands_whatever_its_score_becomes(error, reason):
     """A signal that breaks its word, and finds no score in the end, cannot withdraw what it has released."""
 
     class Forgetful(TokenProbability):
         def score(self, evidence):
             if evidence.response is not None:
-                raise SignalUnavailableError("forgotten")
+                raise error
             return super().score(evidence)
 
     small, large = ScriptedModel("small", {"q": ("one two three", 0.99)}), ScriptedModel("large", {"q": "large says"})
@@ -328,7 +335,7 @@ def test_what_was_shown_stands_whatever_its_score_becomes():
     *chunks, outcome = cascade.stream("q")
 
     assert "".join(chunk.text for chunk in chunks) == outcome.text == "one two three"
-    assert outcome.record.attempts[0].reason == "p_t: forgotten"
+    assert outcome.record.attempts[0].reason == reason
     assert cascade.run("q").text == outcome.text
 
 
