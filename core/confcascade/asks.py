@@ -12,6 +12,7 @@ awaits, never reads a clock and never touches a model; a driver does. A driver t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -30,6 +31,7 @@ __all__ = [
     "Generate",
     "LanguageModel",
     "Left",
+    "Meeting",
     "Prefill",
     "Progress",
     "Session",
@@ -349,3 +351,14 @@ class LanguageModel(Protocol):
 
     def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         """`stream`, without blocking the event loop."""
+
+
+@runtime_checkable
+class Meeting(Protocol):
+    """A model whose asks share passes by themselves, whoever brings them, so that each may come on its own."""
+
+    def begin(self, ask: Ask) -> Future[Any]:
+        """Let it answer, and return at once; the result is a value, or an exception as a value.
+
+        Cancelling the future gives the answer up.
+        """

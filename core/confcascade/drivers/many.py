@@ -1,7 +1,7 @@
 """Many flows: which ask is called next, and with which others.
 
-Asks for one local model go out together, in batches no larger than the model's own; asks for an API go out one by one,
-at once, and never wait for a batch.
+Asks for one local model go out together, in batches no larger than the model's own, or one by one where they meet in
+the model; asks for an API go out one by one, at once, and never wait for a batch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Flow, Generate, LanguageModel
-from confcascade.drivers.one import Run, acall_model, call_model
+from confcascade.asks import Answer, Ask, Flow, Generate, LanguageModel, Meeting
+from confcascade.drivers.one import Run, acall_model, answered, call_model
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.base import Waiting
 from confcascade.types import Prefilled
@@ -44,14 +44,32 @@ class _Calling:
     asks: tuple[Ask, ...]
     places: tuple[_Place, ...]
     local: bool
+    meets: bool = False
     waiting: Waiting = field(default_factory=Waiting)
+    started: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class _Met:
+    """The asks of one model in which they meet.
+
+    Attributes:
+        most: How many are under way at once.
+        under_way: How many are.
+        queue: Those that wait.
+    """
+
+    most: int
+    under_way: int = 0
+    queue: deque[tuple[_Place, Ask]] = field(default_factory=deque)
 
 
 class _Schedule(Generic[T]):
     """Decides what to call next for many flows. Knows no clock, no thread and no event loop.
 
-    One local call is under way at a time: local models share the machine. A batch that was prefilled is generated
-    before the next is prefilled, so KV caches never exceed one batch. Flows start as there is room for their asks.
+    A model whose asks meet has two batches of them, so that others take the place of those that end. Of other local
+    models, one call is under way at a time: they share the machine. A batch that was prefilled is generated before the
+    next is prefilled, so KV caches never exceed one batch. Flows start as there is room for their asks.
     """
 
     def __init__(self, flows: Iterable[Flow[T]], concurrency: int) -> None:
@@ -62,6 +80,7 @@ class _Schedule(Generic[T]):
         self._runs: dict[int, Run[T]] = {}
         self._answers: dict[int, dict[int, Answer[Any]]] = {}
         self._local: dict[int, list[tuple[_Place, Ask]]] = {}  # by id of the model
+        self._meeting: dict[int, _Met] = {}  # by id of the model, too
         self._remote: deque[tuple[_Place, Ask]] = deque()
         self._remote_calls = 0
         self._local_busy = False
@@ -81,7 +100,7 @@ class _Schedule(Generic[T]):
         if (running := self._runs.pop(index, None)) is None:
             return
         self._answers.pop(index)
-        for entries in (self._remote, *self._local.values()):
+        for entries in (self._remote, *self._local.values(), *(met.queue for met in self._meeting.values())):
             kept = [entry for entry in entries if entry[0].flow != index]
             entries.clear()
             entries.extend(kept)
@@ -100,6 +119,12 @@ class _Schedule(Generic[T]):
             self._remote_calls += 1
             self._runs[place.flow].begin()
             begun.append(_Calling(ask.model, (ask,), (place,), local=False))
+        for met in self._meeting.values():
+            while met.queue and met.under_way < met.most:
+                place, ask = met.queue.popleft()
+                met.under_way += 1
+                self._runs[place.flow].begin()
+                begun.append(_Calling(ask.model, (ask,), (place,), local=True, meets=True))
         if not self._local_busy and (partial or self._room_is_taken()) and (batch := self._next_batch()):
             self._local_busy = True
             begun.append(batch)
@@ -107,7 +132,9 @@ class _Schedule(Generic[T]):
 
     def complete(self, call: _Calling, answers: Sequence[Answer[Any]]) -> None:
         """Hand in a call's answers."""
-        if call.local:
+        if call.meets:
+            self._meeting[id(call.model)].under_way -= 1
+        elif call.local:
             self._local_busy = False
         else:
             self._remote_calls -= 1
@@ -142,9 +169,10 @@ class _Schedule(Generic[T]):
             self._queue(index, Run(flow))
 
     def _room_is_taken(self) -> bool:
-        return any(
+        batched = any(
             len(waiting) >= waiting[0][1].model.capability.batch_size for waiting in self._local.values() if waiting
         )
+        return batched or any(len(met.queue) + met.under_way >= met.most for met in self._meeting.values())
 
     def _queue(self, index: int, running: Run[T]) -> None:
         if running.done:
@@ -156,7 +184,10 @@ class _Schedule(Generic[T]):
         self._answers[index] = {}
         for i, ask in enumerate(running.asks):
             entry = _Place(index, i), ask
-            if ask.model.capability.local:
+            if isinstance(ask.model, Meeting):
+                met = self._meeting.setdefault(id(ask.model), _Met(2 * ask.model.capability.batch_size))
+                met.queue.append(entry)
+            elif ask.model.capability.local:
                 self._local.setdefault(id(ask.model), []).append(entry)
             else:
                 self._remote.append(entry)
@@ -197,23 +228,34 @@ def _discard(answers: Sequence[Answer[Any]]) -> None:
 def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, T | Exception]]:
     """Play many flows; yields each one's index and result, or error, as they end."""
     schedule = _Schedule(flows, concurrency)
-    pending: dict[Future[list[Answer[Any]]], _Calling] = {}
+    pending: dict[Future[Any], _Calling] = {}
     with closing(schedule), ThreadPoolExecutor(concurrency + 1, thread_name_prefix="confcascade") as pool:
         try:
             while True:
                 yield from schedule.ended()  # before anything new is asked: whoever keeps results has these safe then
                 for call in schedule.calls():
-                    pending[pool.submit(call.waiting.context().run, call_model, call.model, call.asks)] = call
+                    pending[_begun(call, pool)] = call
                 yield from schedule.ended()  # of those just begun, any that ask nothing
                 if schedule.done:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    schedule.complete(pending.pop(future), future.result())
+                    call = pending.pop(future)
+                    schedule.complete(call, _answers_of(call, future))
         finally:  # left early: what is under way is waited for, which is a token where the model looks
             for call in pending.values():
                 call.waiting.leave()
-            for future in [future for future in pending if not future.cancel()]:
-                _discard(future.result())
+            for future, call in [(future, call) for future, call in pending.items() if not future.cancel()]:
+                _discard(_answers_of(call, future))
+
+
+def _begun(call: _Calling, pool: ThreadPoolExecutor) -> Future[Any]:
+    if call.meets and isinstance(call.model, Meeting):
+        return call.model.begin(call.asks[0])
+    return pool.submit(call.waiting.context().run, call_model, call.model, call.asks)
+
+
+def _answers_of(call: _Calling, future: Future[Any]) -> list[Answer[Any]]:
+    return [answered(call.asks[0], future, call.started)] if call.meets else future.result()
 
 
 async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator[tuple[int, T | Exception]]:

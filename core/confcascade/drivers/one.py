@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -17,7 +18,7 @@ from confcascade.notices import log_failed_batch
 from confcascade.trace import Within
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream"]
+__all__ = ["Run", "acall_model", "answered", "arun", "astream", "call_model", "run", "stream"]
 
 T = TypeVar("T")
 
@@ -168,6 +169,11 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
         again = [call_model(model, [_alone(ask)])[0] for ask in asks]
         values = [answer.error or answer.value for answer in again]
     return _answers(asks, values, started, within)
+
+
+def answered(ask: Ask, future: Future[Any], started: float) -> Answer[Any]:
+    """The answer of a model that began with an ask then, and has ended (`Meeting`)."""
+    return _answers([ask], [future.result()], started, Within())[0]
 
 
 async def acall_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:

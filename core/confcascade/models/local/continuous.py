@@ -32,6 +32,7 @@ _PASS_TOKENS = 8192  # most tokens, padding included, of the prompts that are re
 _WINDOW = 4  # batches of waiting prompts among which those of like length are looked for
 _ALIKE = 1.5  # how many times as long the longest prompt of a pass may be as the shortest, and
 _SLACK = 32  # so many tokens more
+_PART = 0.25  # of all rows that join at a time, where more wait
 _RETURN_S = 0.005  # how long rows that have been read, and fill the batch, are waited for
 
 
@@ -311,7 +312,13 @@ class ContinuousBatching:
     # ------------------------------------------------------------------ rows that come
 
     def _let_in(self) -> None:
-        """Join what goes on from a prompt that was read, or else read prompts, as far as there is room."""
+        """Join what goes on from a prompt that was read, or else read prompts, as far as there is room.
+
+        Where more wait than there is room for, nobody joins before a part of the rows has left: each time costs a copy
+        of the cache and a pass.
+        """
+        if len(self._continuing) + len(self._new) > self._room() < self._size * _PART:
+            return
         while self._continuing and self._room() > 0:
             self._go_on()
         if self._new and (room := self._room_to_read()) > 0 and (jobs := self._next(room)):

@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -320,6 +321,9 @@ class TransformersModel:
 
     def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         return self._batching.astream(self._job(ask))
+
+    def begin(self, ask: Prefill | Generate) -> Future[Any]:
+        return self._batching.submit(self._job(ask)).future
 
     def _job(self, ask: Prefill | Generate) -> Job:
         return Job(self, self._asked(ask) if isinstance(ask, Generate) else ask, ask, Waiting.current())
