@@ -146,6 +146,10 @@ class ContinuousBatching:
         self._held: weakref.WeakSet[Batch] = weakref.WeakSet()  # that have been read, and may be gone on from
         self._full_since: float | None = None  # these fill a batch, and nothing else is to be done
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or one in another process, begins with no rows."""
+        return type(self), (self._decoder, self._size, self._device)
+
     # ------------------------------------------------------------------ asking
 
     def submit(self, job: Job) -> Job:

@@ -40,9 +40,14 @@ class Prefixes:
     def __init__(self, decoder: Decoder, device: Any, most: int) -> None:
         self._decoder = decoder
         self._device = device
+        self._bytes = most
         self._most = most // decoder.token_bytes if decoder.shares else 0  # tokens
         self._kept: list[_Kept] = []  # used last, last
         self._seen: deque[list[int]] = deque(maxlen=_SEEN)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or one in another process, has kept nothing."""
+        return type(self), (self._decoder, self._device, self._bytes)
 
     def pending(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt are still to be read."""

@@ -16,6 +16,7 @@ from confcascade import Cascade, Stage, TokenProbability, TransformersModel
 from confcascade.answers import parted
 from confcascade.asks import Chunk, Generate, Prefill
 from confcascade.models.local.continuous import ContinuousBatching
+from confcascade.models.local.prefixes import Prefixes
 from confcascade.testing import ScriptedModel
 from confcascade.thoughts import part
 from confcascade.types import Message, Request, ThoughtToken
@@ -83,7 +84,7 @@ def sentencepiece_like():
 class Script:
     """Stands for a model's passes: the next token of a fixed text, each with the probability of its place."""
 
-    batches = separable = False
+    batches = separable = shares = False
 
     def __init__(self, size):
         self.size = size
@@ -112,6 +113,7 @@ def model(make=byte_level, template=None):
     made = TransformersModel(plain, tokenizer, name="thinker", max_new_tokens=1000)
     made.script = made._decoder = Script(len(tokenizer))
     made._batching = ContinuousBatching(made.script, 1, "cpu")
+    made._prefixes = Prefixes(made.script, "cpu", 0)
     return made
 
 
