@@ -47,11 +47,11 @@ from confcascade.cascade_file.stages import (
 from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
-from confcascade.policy import Policy
 from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, located, suggestion
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
 from confcascade.stage import FittedStages, Stage
+from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import Mode, StepwiseCascade
 from confcascade.unusable import OnCut
 
@@ -235,7 +235,7 @@ class CascadeFile(Entry):
             )
 
     def _stepwise(self, stages: Sequence[Stage], **others: Any) -> StepwiseCascade:
-        steps = None if self.steps is None else self.steps.load()
+        steps = None if self.steps is None else Steps(**self.steps.model_dump())
         return StepwiseCascade(stages, steps=steps, **self._options, **others)
 
     def only_whole(self, who: str) -> None:
@@ -457,6 +457,8 @@ class CascadeFile(Entry):
 
     def _fitted(self, policy: str | Path | None, group: str | None, prompt_version: str | None) -> tuple[Stage, ...]:
         """The stages of a fitted policy, of the file's models and at its prices."""
+        from confcascade.policy import Policy
+
         place = self.policy_path if policy is None else policy
         assert place is not None
         with self._source.at(("policy",) if policy is None else ()):

@@ -8,9 +8,9 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from confcascade.cascade_file.models import ModelEntry, PricesEntry
-from confcascade.policy import StepsEntry
 from confcascade.schema import Entry, ThresholdValue, located, suggestion
 from confcascade.schema.signals import SignalEntry
+from confcascade.schema.steps import StepsEntry
 
 __all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "StepsEntry", "check_known", "names_of", "said"]
 

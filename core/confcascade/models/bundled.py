@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confcascade.errors import ConfigurationError
-from confcascade.models.local import TransformersModel
+
+if TYPE_CHECKING:
+    from confcascade.models.local import TransformersModel
 
 __all__ = ["SIZES", "WEIGHTS", "bundled_folder", "bundled_model"]
 
@@ -26,4 +29,6 @@ def bundled_folder(size: str) -> Path:
 
 def bundled_model(size: str) -> TransformersModel:
     """The bundled model called "small", "medium" or "large"."""
+    from confcascade.models.local import TransformersModel
+
     return TransformersModel.from_pretrained(bundled_folder(size), name=size, max_new_tokens=64, batch_size=64)
