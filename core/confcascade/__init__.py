@@ -36,7 +36,8 @@ if typing.TYPE_CHECKING:
     from confcascade.guarantee import Certificate, Promise
     from confcascade.models import from_string
     from confcascade.models.llamacpp import LlamaCppModel
-    from confcascade.models.local import TransformersModel
+    from confcascade.models.local import OnDemandModel, TransformersModel
+    from confcascade.models.memory import MemoryBound
     from confcascade.models.openai import OpenAICompatibleModel
     from confcascade.models.planned import PlannedModel
     from confcascade.policy import Policy
@@ -85,9 +86,11 @@ __all__ = [
     "LearnedScorer",
     "LlamaCppModel",
     "Lookback",
+    "MemoryBound",
     "Message",
     "MissingExtraError",
     "ModelError",
+    "OnDemandModel",
     "OpenAICompatibleModel",
     "Outcome",
     "OutputSchema",
@@ -151,8 +154,10 @@ _HOMES = {
     "LlamaCppModel": "confcascade.models.llamacpp",
     "Lookback": "confcascade.signals.lookback",
     "Message": "confcascade.types",
+    "MemoryBound": "confcascade.models.memory",
     "MissingExtraError": "confcascade.errors",
     "ModelError": "confcascade.errors",
+    "OnDemandModel": "confcascade.models.local",
     "OpenAICompatibleModel": "confcascade.models.openai",
     "Outcome": "confcascade.attempts",
     "OutputSchema": "confcascade.types",
