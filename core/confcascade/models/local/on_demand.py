@@ -23,9 +23,10 @@ from confcascade.models.gguf import model_name
 from confcascade.models.local.adapters import is_adapter
 from confcascade.models.local.continuous import ContinuousBatching, Job
 from confcascade.models.local.dequantised import GgufCache, dequantised
+from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.loading import chosen_dtype, gguf_in
 from confcascade.models.local.model import TransformersModel
-from confcascade.models.local.outline import UntriedDecoder, outlined
+from confcascade.models.local.outline import UntriedDecoder, outlined, stored_weights
 from confcascade.models.memory import MemoryBound, gib
 
 __all__ = ["OnDemandModel"]
@@ -40,8 +41,7 @@ class OnDemandModel(TransformersModel):
     options that its template does not have, are errors at once. Only what a trial of the weights shows, and weights
     that are missing or do not fit, are found when it is loaded: then whoever asked is told.
 
-    Answers, scores and fingerprints are those of the model loaded at once. To ask for the `fingerprint`, as probes do
-    when a cascade is made of them, loads it.
+    Answers, scores and fingerprints are those of the model loaded at once.
 
     Args:
         name_or_path: A folder, a GGUF file, or a name on the hub. A GGUF file is dequantised at once if it never was.
@@ -118,6 +118,7 @@ class OnDemandModel(TransformersModel):
             )
 
         self._weights = _Weights(name, outline.size, load, memory or MemoryBound())
+        self._place, self._revision = place, revision
         self._batching = _Batching(self._decoder, batch_size, outline.device)
         self.memory.admit(self._weights)
 
@@ -130,15 +131,22 @@ class OnDemandModel(TransformersModel):
         return self._weights.bound
 
     @property
+    def weight_bytes(self) -> int:
+        """What its weights take in memory; an estimate, by the checkpoint's sizes, until it is loaded."""
+        return self._weights.size
+
+    @property
     def is_loaded(self) -> bool:
         """Whether its weights are in memory."""
         return self._weights.model is not None
 
     @property
     def capability(self) -> Capability:
-        """What it can tell; the batch size is what was asked for, until a trial has shown that it can batch."""
-        batch_size = self._weights.batch_size or self._capability.batch_size
-        return replace(self._capability, batch_size=batch_size)
+        """What it can tell; of what only a trial shows, such as batching, the best is hoped for until it is loaded."""
+        if (tried := self._weights.capability) is None:
+            return self._capability
+        shown = {name: getattr(tried, name) for name in ("batch_size", "layers", "hidden_size", "stops")}
+        return replace(self._capability, **shown)
 
     @property
     def architecture(self) -> Architecture | None:  # type: ignore[override]  # of a mixture it is not known before
@@ -147,11 +155,18 @@ class OnDemandModel(TransformersModel):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of all that its hidden states and greedy answers depend on; loads the model.
+        """Twelve hexadecimal digits of all that its hidden states and greedy answers depend on.
+
+        Read from the checkpoint; where that does not show them (`stored_weights`), the model is loaded.
 
         Raises:
+            ConfigurationError: If a file of weights is damaged.
             ModelError: If it cannot be loaded.
         """
+        stored = stored_weights(self.model, self._place, self._revision) if self._weights.model is None else None
+        if stored is not None:
+            penalties = self._speaker.settings.penalties
+            return fingerprint_of(self.model, self.tokenizer, self._prompts.template_options, penalties, stored)
         room = self.memory.use(self._weights)
         try:
             room.result()
@@ -210,7 +225,7 @@ class _Weights:
     Attributes:
         model: While they are in memory.
         asked: It, asked as each of the models asks it.
-        batch_size: Of one pass, once a trial has shown it.
+        capability: Once a trial has shown it.
         architecture: Likewise.
     """
 
@@ -220,7 +235,7 @@ class _Weights:
         self.bound = bound
         self.model: TransformersModel | None = None
         self.asked: WeakKeyDictionary[OnDemandModel, TransformersModel] = WeakKeyDictionary()
-        self.batch_size: int | None = None
+        self.capability: Capability | None = None
         self.architecture: Architecture | None = None
         self._read = read
 
@@ -237,7 +252,7 @@ class _Weights:
         except Exception as error:
             raise ModelError(f"Model '{self.name}' cannot be loaded. {error}") from error
         self.size = sum(each.nelement() * each.element_size() for each in model.model.parameters())
-        self.batch_size, self.architecture = model.capability.batch_size, model.architecture
+        self.capability, self.architecture = model.capability, model.architecture
         self.model = model
         _log.info("Model '%s' is loaded, in %.1f seconds (%s).", self.name, time.monotonic() - began, gib(self.size))
 
