@@ -59,8 +59,8 @@ class MemoryBound:
     it before somebody began to wait; a model that others wait for takes no new questions once its turn is over, of two
     seconds or as long as its loading took. So nobody waits for ever, and loading takes at most about half of the time.
 
-    What the models read and write, their KV caches, comes on top, as do beginnings of prompts that are kept
-    (`prefix_cache_mb`, a tenth of the weights).
+    What the models read and write, their KV caches, comes on top, as do the beginnings of prompts that each keeps while
+    it is loaded (`prefix_cache_mb`).
 
     Args:
         gib: In GiB; by default there is no bound.
@@ -163,8 +163,9 @@ class MemoryBound:
     def _is_at_rest(self, weights: Weights, stay: _Stay) -> bool:
         """Whether it may be taken off. What was read stays valid without the weights, and so cannot keep them long."""
         idle_s = time.monotonic() - stay.used
-        held = weights.held > 0 and idle_s < _HELD_S
-        return stay.users == 0 and not held and (idle_s >= _IDLE_S or _is_over(stay))
+        if stay.users or (idle_s < _HELD_S and weights.held):
+            return False
+        return idle_s >= _IDLE_S or _is_over(stay)
 
     # ------------------------------------------------------------------ the keeper
 

@@ -57,8 +57,8 @@ def test_cascades_share_a_bound_that_they_are_given(tmp_path):
 
 def test_one_model_asked_in_two_ways_is_loaded_once(tmp_path):
     place = bundled_folder("small")
-    text = f"models:\n  - {{local: {place}, name: a}}\n  - {{local: {place}, name: b, max_new_tokens: 3}}\nthreshold: 1.0\n"
-    cascade = file(tmp_path, text + "memory_gib: 1\n").cascade()
+    models = f"models:\n  - {{local: {place}, name: a}}\n  - {{local: {place}, name: b, max_new_tokens: 3}}\n"
+    cascade = file(tmp_path, models + "threshold: 1.0\nmemory_gib: 1\n").cascade()
     outcome = cascade.run(QUESTION)
     memory = cascade.stages[0].model.memory  # type: ignore[attr-defined]
     assert [attempt.model for attempt in outcome.record.attempts] == ["a", "b"]
@@ -69,7 +69,7 @@ def test_one_model_asked_in_two_ways_is_loaded_once(tmp_path):
     ("text", "told"),
     [
         (THREE + "memory_gib: 0\n", r"line 3.*memory_gib.*greater than 0"),
-        (THREE + "memory_gib: 0.001\n", r"'large' takes 5.3 MiB, more than the bound of 0.001 GiB"),
+        (THREE + "memory_gib: 0.003\n", r"'large' takes 5.3 MiB, more than the bound of 0.003 GiB"),
         (
             "models:\n  - {local: x, adapter: y}\n  - bundled:large\nthreshold: 0.9\nmemory_gib: 1\n",
             r"line 2.*`adapter` is loaded at once, and not within `memory_gib`",

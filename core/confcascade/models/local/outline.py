@@ -44,7 +44,7 @@ class Outline:
     @property
     def size(self) -> int:
         """Bytes of its weights."""
-        return sum(each.nelement() for each in self._model.parameters()) * int(self.dtype.itemsize)
+        return int(sum(each.nelement() for each in self._model.parameters()) * self.dtype.itemsize)
 
 
 class UntriedDecoder:
