@@ -168,7 +168,7 @@ class LocalModelEntry(Entry):
     prefix_cache_mb: float | None = Field(
         None,
         ge=0,
-        description="Most memory, in MiB, for what prompts have in common; by default a tenth of the weights.",
+        description="Most memory, in MiB, for what prompts have in common; by default a tenth of the weights, or 256.",
     )
     template_options: dict[str, Any] = Field({}, description="Arguments of the chat template: {enable_thinking: false}")
     generation_options: dict[str, Any] = Field(
