@@ -38,7 +38,7 @@ def test_the_front_door_loads_nothing_behind_it():
     closed = ours(loaded("import confcascade"))
     opened = ours(loaded("from confcascade import Cascade"))
 
-    assert closed <= {f"confcascade.{name}" for name in ("errors", "thoughts", "trace", "types")}
+    assert closed <= {f"confcascade.{name}" for name in ("errors", "quick_init", "thoughts", "trace", "types")}
     assert "confcascade.cascade" in opened
     assert not {"confcascade.models.local", "confcascade.policy", "confcascade.cascade_file"} & opened
 
