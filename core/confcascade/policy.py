@@ -26,7 +26,7 @@ from confcascade.guarantee import Certificate, TargetCertificate
 from confcascade.models import from_string
 from confcascade.schema import Entry, ThresholdValue
 from confcascade.schema.signals import SignalEntry
-from confcascade.schema.steps import StepsEntry
+from confcascade.schema.steps import StepsFields
 from confcascade.signals import Signal, Threshold
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.ties_by_lot import LOT
@@ -176,7 +176,7 @@ class FittedStage(Entry):
         return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]
 
 
-class Stepwise(StepsEntry):
+class Stepwise(StepsFields):
     """How a policy decides within an answer, step by step: by the thresholds of its first stage, before or after each.
 
     Attributes:

@@ -52,7 +52,6 @@ from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, lo
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
 from confcascade.stage import FittedStages, Stage
-from confcascade.stepwise import Steps
 from confcascade.stepwise_cascade import Mode, StepwiseCascade
 from confcascade.unusable import OnCut
 
@@ -251,7 +250,7 @@ class CascadeFile(Entry):
             )
 
     def _stepwise(self, stages: Sequence[Stage], **others: Any) -> StepwiseCascade:
-        steps = None if self.steps is None else Steps(**self.steps.model_dump())
+        steps = None if self.steps is None else self.steps.load()
         return StepwiseCascade(stages, steps=steps, **self._options, **others)
 
     def only_whole(self, who: str) -> None:

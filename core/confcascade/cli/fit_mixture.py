@@ -87,7 +87,7 @@ def fit_mixture(
     if limit is not None:
         examples = sample(examples, limit)
     asked = prompt_from(prompt or (file.prompt if file is not None and file.prompt else "plain"))
-    steps = Steps() if file is None or file.steps is None else Steps(**file.steps.model_dump())
+    steps = Steps() if file is None or file.steps is None else file.steps.load()
     if delimiter is not None:
         steps = Steps(delimiter=delimiter.replace("\\n", "\n"), max_steps=steps.max_steps)
     small = model_for(file, model)

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from confcascade.schema import Entry
 
-__all__ = ["StepsEntry"]
+__all__ = ["StepsFields"]
 
 
-class StepsEntry(Entry):
+class StepsFields(Entry):
     """What a step of an answer is, and who ends the answer (`Steps`)."""
 
     delimiter: str = Field(default="\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")

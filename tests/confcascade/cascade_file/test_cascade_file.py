@@ -1064,7 +1064,7 @@ def test_a_file_says_that_two_models_write_in_turn(write: Write):
     assert isinstance(cascade, StepwiseCascade)
     assert (cascade.steps, cascade.on_error, cascade.policy_id) == (python.steps, "raise", python.policy_id)
     assert file.steps is not None
-    assert Steps(**file.steps.model_dump()) == python.steps
+    assert file.steps.load() == python.steps
     assert CascadeFile.load(write(IN_TURN + "threshold: 0.9\n")).cascade().steps == Steps()  # type: ignore[attr-defined]
 
 
