@@ -1,11 +1,11 @@
 """A cascade of three local models, loaded at once or on demand: time to build it, time to answer, peak memory.
 
-    python benchmarks/several_models.py                    # random Llamas of 3M, 26M and 204M parameters
+    python benchmarks/several_models.py                    # random Llamas of 0.6M, 3.5M and 86M parameters
     python benchmarks/several_models.py --rounds 5
     python benchmarks/several_models.py --models A B C     # folders or GGUF files, smallest first
 
 Each way is a process of its own, in turns. The questions that a larger model is asked are fixed beforehand: none of
-them ("never"), or one in eight goes to the largest ("now and then"). "bound" holds the largest model and nothing else.
+them ("never"), or one in four goes to the largest ("now and then"). "bound" holds the largest model and nothing else.
 The table gives medians, and quartiles in brackets; peaks are of the whole process, beyond what it takes with the
 packages imported. The script ends with an error if two ways answer differently.
 """
@@ -31,11 +31,11 @@ from confcascade.extending import Evidence, Measurement, Signal
 from confcascade.models.bundled import bundled_folder
 
 WAYS = ("at once", "on demand", "bound")
-RUNS = {"never": 0, "now and then": 8}
-SIZES = {"small": (256, 4), "medium": (512, 8), "large": (1024, 16)}  # hidden size and layers
+RUNS = {"never": 0, "now and then": 4}
+SIZES = {"small": (128, 2), "medium": (256, 4), "large": (768, 12)}  # hidden size and layers
 COLUMNS = {"built_s": ".2f", "built_cpu_s": ".2f", "first_s": ".2f", "all_s": ".1f", "peak_mib": ",.0f", "loads": ".0f"}
-QUESTIONS = 16
-TOKENS = 8
+QUESTIONS = 8
+TOKENS = 4
 
 
 class Planned(Signal):
