@@ -26,6 +26,7 @@ from confcascade.guarantee import Certificate, TargetCertificate
 from confcascade.models import from_string
 from confcascade.schema import Entry, ThresholdValue
 from confcascade.schema.signals import SignalEntry
+from confcascade.schema.steps import StepsFields
 from confcascade.signals import Signal, Threshold
 from confcascade.signals.calibrated import Calibrated, ExpectedGain
 from confcascade.signals.ties_by_lot import LOT
@@ -41,7 +42,6 @@ __all__ = [
     "MadeFrom",
     "Policy",
     "Saving",
-    "StepsEntry",
     "Stepwise",
     "question_key",
     "shown",
@@ -176,19 +176,7 @@ class FittedStage(Entry):
         return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]
 
 
-class StepsEntry(Entry):
-    """What a step of an answer is, and who ends the answer (`Steps`)."""
-
-    delimiter: str = Field(default="\n\n", min_length=1, description="What ends a step; in YAML with double quotes.")
-    max_steps: int = Field(default=64, ge=1, description="After so many, the large model writes the rest.")
-    final: Literal["author", "large"] = Field(default="author", description="Who may write the last step.")
-
-    def load(self) -> Steps:
-        """As the cascade takes them."""
-        return Steps(delimiter=self.delimiter, max_steps=self.max_steps, final=self.final)
-
-
-class Stepwise(StepsEntry):
+class Stepwise(StepsFields):
     """How a policy decides within an answer, step by step: by the thresholds of its first stage, before or after each.
 
     Attributes:
@@ -199,6 +187,10 @@ class Stepwise(StepsEntry):
     """
 
     configuration: str | None = None
+
+    def load(self) -> Steps:
+        """As the cascade takes them."""
+        return Steps(**self.model_dump(exclude={"configuration"}))
 
 
 class Saving(Entry):

@@ -47,7 +47,7 @@ from confcascade.cascade_file.stages import (
 from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
-from confcascade.policy import Policy
+from confcascade.models.memory import MemoryBound
 from confcascade.schema import Entry, PromptValue, ThresholdValues, existing, located, suggestion
 from confcascade.schema.signals import SignalEntry, TokenProbabilityEntry
 from confcascade.signals import Threshold
@@ -77,6 +77,8 @@ class CascadeFile(Entry):
         on_exhausted: As of `Cascade`.
         on_cut: As of `Cascade`.
         decoding: How its models decode, when they are collected from and when they answer.
+        memory_gib: Most memory, in GiB, for the weights of its `local` and `bundled` models, which are then loaded when
+            they are first asked (`MemoryBound`).
         prompt: Name of a prompt, or templates ``{system, user}``, as written; see
             `confcascade.bench.questions.prompts`.
     """
@@ -109,6 +111,11 @@ class CascadeFile(Entry):
     decoding: DecodingEntry | None = Field(
         None, description="How models decode, collected and live: {max_tokens: 64}; greedily, if nothing is said."
     )
+    memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Most memory for the weights of local and bundled models, which are then loaded when first asked.",
+    )
     prompt: PromptValue | None = Field(
         None, description="How questions are put: the name of a prompt, or templates {system, user}."
     )
@@ -116,6 +123,7 @@ class CascadeFile(Entry):
     _source: Source = PrivateAttr(default_factory=Source)
     _entries: tuple[StageEntry, ...] = PrivateAttr(())
     _stages: tuple[Stage, ...] | None = PrivateAttr(None)
+    _memory: MemoryBound | None = PrivateAttr(None)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -136,16 +144,20 @@ class CascadeFile(Entry):
         """A pickled file loads its models where it arrives."""
         return _again, (type(self), self._source)
 
-    def make_stages(self) -> tuple[Stage, ...]:
-        """The stages, their models loaded at the first call.
+    def make_stages(self, *, memory: MemoryBound | None = None) -> tuple[Stage, ...]:
+        """The stages, their models loaded at the first call, or within a bound when they are first asked.
 
         Where the file has no thresholds, the stages have none; signals of the last stage, which judge nothing in a
         cascade, then pass "always".
+
+        Args:
+            memory: A bound that they share with other cascades, in the place of the file's.
 
         Raises:
             ConfigurationError: If a model, a probe or a key is not there, or a stage cannot work.
             MissingExtraError: If the extra that brings a model is not installed.
         """
+        self._memory = memory or self._memory
         if self._stages is None:
             self._stages = self._load() if self.policy is None else self._fitted(None, None, None)
         return self._stages
@@ -171,6 +183,7 @@ class CascadeFile(Entry):
         group: str | None = None,
         prompt_version: str | None = None,
         audit: float | Audit = 0.0,
+        memory: MemoryBound | None = None,
     ) -> Cascade:
         """The cascade.
 
@@ -179,11 +192,13 @@ class CascadeFile(Entry):
             group: Which group of questions, with a policy that has thresholds for each; in the place of the file's.
             prompt_version: Of the prompt that will be used, which a policy must have been fitted on.
             audit: As of `Cascade`; a share guards the promise of the policy.
+            memory: As of `make_stages`.
 
         Raises:
             ConfigurationError: As by `stages`, if a threshold is missing, the policy was fitted on other models, or its
                 promise cannot be audited.
         """
+        self._memory = memory or self._memory
         if policy is not None or self.policy is not None:
             stages = self._fitted(policy, group, prompt_version)
             with self._source.at():
@@ -378,6 +393,7 @@ class CascadeFile(Entry):
         if self.group is not None and self.policy is None:
             raise located("goes with a `policy` that was fitted for each group of questions; drop `group`", "group")
         self._entries = tuple(self.stages or self._written_out())
+        self._memory = None if self.memory_gib is None else MemoryBound(self.memory_gib)
         self._check_mode()
         called = self._called()
         for i, name in enumerate(called):
@@ -457,6 +473,8 @@ class CascadeFile(Entry):
 
     def _fitted(self, policy: str | Path | None, group: str | None, prompt_version: str | None) -> tuple[Stage, ...]:
         """The stages of a fitted policy, of the file's models and at its prices."""
+        from confcascade.policy import Policy
+
         place = self.policy_path if policy is None else policy
         assert place is not None
         with self._source.at(("policy",) if policy is None else ()):
@@ -481,7 +499,7 @@ class CascadeFile(Entry):
         """The model of a stage, made of those before it wherever it can be."""
         entries = zip(self._entries, before, strict=False)
         known = [part for entry, model in entries for part in parts_of(entry.model, model)]
-        return loaded(self._entries[i].model, self.folder, known)
+        return loaded(self._entries[i].model, self.folder, known, self._memory)
 
     def _called(self) -> list[str]:
         return [entry.model.called(self._source.folder) for entry in self._entries]

@@ -27,6 +27,7 @@ from confcascade.models.body import options_problem
 from confcascade.models.continuing import Continues
 from confcascade.models.gguf import is_gguf, model_name
 from confcascade.models.llamacpp import KvType
+from confcascade.models.memory import MemoryBound
 from confcascade.models.openai import Unsupported
 from confcascade.models.planned import PlannedModel
 from confcascade.models.reading import Reads
@@ -164,6 +165,11 @@ class LocalModelEntry(Entry):
         ge=1,
         description="Most tokens of an answer, where the request does not say; by default the model's, or 512.",
     )
+    prefix_cache_mb: float | None = Field(
+        None,
+        ge=0,
+        description="Most memory, in MiB, for what prompts have in common; by default a tenth of the weights, or 256.",
+    )
     template_options: dict[str, Any] = Field({}, description="Arguments of the chat template: {enable_thinking: false}")
     generation_options: dict[str, Any] = Field(
         {}, description="What replaces settings of its generation_config: {repetition_penalty: 1.0}"
@@ -174,6 +180,24 @@ class LocalModelEntry(Entry):
         """The model's name in records."""
         return self.name or model_name(os.path.abspath(_place(folder, self.adapter or self.local)))
 
+    def on_demand(self, folder: Path, memory: MemoryBound) -> LanguageModel:
+        """The model, loaded within a bound when it is first asked."""
+        from confcascade.models.local import OnDemandModel
+
+        for key in ("adapter", "quantization", "device_map"):
+            if getattr(self, key) is not None:
+                raise ConfigurationError(
+                    f"A model with `{key}` is loaded at once, and not within `memory_gib`. Drop one of the two."
+                )
+        options = self.model_dump(exclude={"local", "name", "adapter", "gguf_cache", "quantization", "device_map"})
+        return OnDemandModel(
+            _place(folder, self.local),
+            memory=memory,
+            name=self.called(folder),
+            gguf_cache=self._cache(folder),
+            **options,
+        )
+
     def load(self, folder: Path) -> LanguageModel:
         """The model, loaded."""
         from confcascade.models.local import TransformersModel
@@ -183,9 +207,12 @@ class LocalModelEntry(Entry):
             _place(folder, self.local),
             name=self.called(folder),
             adapter=self.adapter and _place(folder, self.adapter),
-            gguf_cache=existing(folder, self.gguf_cache) if self.gguf_cache else self.gguf_cache,
+            gguf_cache=self._cache(folder),
             **options,
         )
+
+    def _cache(self, folder: Path) -> Path | Literal[False] | None:
+        return existing(folder, self.gguf_cache) if self.gguf_cache else self.gguf_cache  # type: ignore[return-value]
 
     def shares_weights(self, other: Entry) -> bool:
         """Whether it is another model of the same loaded weights: only asked in another way."""
@@ -259,6 +286,13 @@ class BundledModelEntry(Entry):
         """The model's name in records."""
         del folder
         return self.bundled
+
+    def on_demand(self, folder: Path, memory: MemoryBound) -> LanguageModel:
+        """The model, loaded within a bound when it is first asked."""
+        from confcascade.models.bundled import bundled_model
+
+        del folder
+        return bundled_model(self.bundled, memory)
 
     def load(self, folder: Path) -> LanguageModel:
         """The model, loaded."""
@@ -425,17 +459,23 @@ _AnyModel: TypeAlias = Annotated[
 ModelEntry: TypeAlias = Annotated[_AnyModel, BeforeValidator(_mapping, json_schema_input_type=str | _AnyModel)]
 
 
-def loaded(entry: ModelEntry, folder: Path, known: Sequence[tuple[ModelEntry, LanguageModel]] = ()) -> LanguageModel:
+def loaded(
+    entry: ModelEntry,
+    folder: Path,
+    known: Sequence[tuple[ModelEntry, LanguageModel]] = (),
+    memory: MemoryBound | None = None,
+) -> LanguageModel:
     """The model of an entry, made of what is loaded already wherever it can be.
 
     Args:
         entry: Of the file.
         folder: What its paths are relative to.
         known: Models that are loaded, with their entries.
+        memory: The bound within which models in this process are loaded on demand; without one they are at once.
     """
     if isinstance(entry, PlannedModelEntry):
-        planner = loaded(entry.plan, folder, known)
-        executor = loaded(entry.execute, folder, [*known, (entry.plan, planner)])
+        planner = loaded(entry.plan, folder, known, memory)
+        executor = loaded(entry.execute, folder, [*known, (entry.plan, planner)], memory)
         return entry.of(planner, executor, folder)
     same = next((model for other, model in known if other == entry), None)
     if same is not None:
@@ -443,6 +483,8 @@ def loaded(entry: ModelEntry, folder: Path, known: Sequence[tuple[ModelEntry, La
     for other, model in known:
         if isinstance(entry, LocalModelEntry) and entry.shares_weights(other):
             return entry.like(model, folder)
+    if memory is not None and isinstance(entry, LocalModelEntry | BundledModelEntry):
+        return entry.on_demand(folder, memory)
     return entry.load(folder)
 
 

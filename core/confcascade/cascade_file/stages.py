@@ -8,9 +8,10 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from confcascade.cascade_file.models import ModelEntry, PricesEntry
-from confcascade.policy import StepsEntry
 from confcascade.schema import Entry, ThresholdValue, located, suggestion
 from confcascade.schema.signals import SignalEntry
+from confcascade.schema.steps import StepsFields
+from confcascade.stepwise import Steps
 
 __all__ = ["DecodingEntry", "PricesEntry", "RateLimit", "StageEntry", "StepsEntry", "check_known", "names_of", "said"]
 
@@ -30,6 +31,14 @@ class DecodingEntry(Entry):
     top_p: float | None = Field(None, gt=0, le=1, description="Of sampling.")
     top_k: int | None = Field(None, ge=1, description="Of sampling.")
     seed: int | None = Field(None, description="Of sampling.")
+
+
+class StepsEntry(StepsFields):
+    """What a step of an answer is, and who ends the answer."""
+
+    def load(self) -> Steps:
+        """As the cascade takes them."""
+        return Steps(**self.model_dump())
 
 
 class StageEntry(Entry):

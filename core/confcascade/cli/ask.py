@@ -8,19 +8,20 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from confcascade.attempts import Outcome
-from confcascade.cascade import Cascade
 from confcascade.errors import ConfcascadeError, ConfigurationError
-from confcascade.stepwise_cascade import StepwiseCascade
 from confcascade.trace import Attempt, Record, Step, trace
 from confcascade.types import Cost, Message
+
+if TYPE_CHECKING:
+    from confcascade.attempts import Outcome
+    from confcascade.cascade import Cascade
 
 
 def ask(
@@ -77,6 +78,7 @@ def ask(
     from confcascade.bench.questions.prompts import prompt_from
     from confcascade.cascade_file import CascadeFile
     from confcascade.graders.example import Example
+    from confcascade.stepwise_cascade import StepwiseCascade
 
     console = Console()
     read = CascadeFile.load(cascade)
@@ -124,6 +126,8 @@ def _text(path: Path) -> str:
 
 
 def _answer(cascade: Cascade, messages: Sequence[Message], parameters: Mapping[str, Any], show: bool) -> Outcome:
+    from confcascade.attempts import Outcome
+
     if not show:
         return cascade.run(messages, **parameters)
     for item in cascade.stream(messages, **parameters):

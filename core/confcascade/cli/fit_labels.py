@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from confcascade.cli.hints import with_options
 from confcascade.cli.progress import duration, usd_told
 from confcascade.cli.sizes import Sizes
@@ -265,6 +263,8 @@ def _task(
     if by_text:
         same = same_text(material)
     else:
+        import numpy as np
+
         same = np.zeros((len(material), len(material.columns.models)), dtype=bool)
         same[:, material.columns.index(material.models[-1])] = True
     return LabelTask.of(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confcascade.errors import ConfigurationError
-from confcascade.models.local import TransformersModel
+
+if TYPE_CHECKING:
+    from confcascade.models.local import TransformersModel
+    from confcascade.models.memory import MemoryBound
 
 __all__ = ["SIZES", "WEIGHTS", "bundled_folder", "bundled_model"]
 
@@ -24,6 +28,16 @@ def bundled_folder(size: str) -> Path:
     return WEIGHTS / size
 
 
-def bundled_model(size: str) -> TransformersModel:
-    """The bundled model called "small", "medium" or "large"."""
-    return TransformersModel.from_pretrained(bundled_folder(size), name=size, max_new_tokens=64, batch_size=64)
+def bundled_model(size: str, memory: MemoryBound | None = None) -> TransformersModel:
+    """The bundled model called "small", "medium" or "large".
+
+    Args:
+        size: Which.
+        memory: A bound that it is loaded within, when it is first asked; by default it is loaded at once.
+    """
+    from confcascade.models.local import OnDemandModel, TransformersModel
+
+    folder, options = bundled_folder(size), {"name": size, "max_new_tokens": 64, "batch_size": 64}
+    if memory is not None:
+        return OnDemandModel(folder, memory=memory, **options)  # type: ignore[arg-type]
+    return TransformersModel.from_pretrained(folder, **options)  # type: ignore[arg-type]

@@ -335,12 +335,17 @@ class ContinuousBatching:
             return 0
         return self._size - len(rows)
 
+    @property
+    def held(self) -> int:
+        """How many prompts have been read that may be gone on from."""
+        return sum(len(batch.open) for batch in self._held)
+
     def _room_to_read(self) -> int:
         """How many prompts may be read: those that have been, and may be gone on from, count as rows."""
         rows = self._decoding.rows
         if rows and self._new[0].alone:
             return 0
-        held = sum(len(batch.open) for batch in self._held)
+        held = self.held
         if held < self._size or rows:
             self._full_since = None
             return self._room() - held

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from confcascade.errors import ConfigurationError, require
 from confcascade.models.gguf import GgufFile, model_name
 
-__all__ = ["GgufCache", "load_gguf"]
+__all__ = ["GgufCache", "dequantised", "load_gguf"]
 
 GgufCache: TypeAlias = str | Path | Literal[False] | None
 
@@ -38,14 +38,14 @@ def load_gguf(path: Path, *, dtype: Any, cache: GgufCache, **loading: Any) -> tu
         MissingExtraError: Without accelerate and gguf.
         ConfigurationError: If the file cannot be read, or transformers has no way to take it.
     """
-    transformers, torch = require("transformers", "local"), require("torch", "local")
+    require("transformers", "local")
+    torch = require("torch", "local")
     require("accelerate", "local")
     require("gguf", "local")
     file = GgufFile(path)
     _check(file)
     dtype = torch.float32 if dtype == "auto" else dtype
-    folder = _folder(cache)
-    kept = folder and folder / f"{model_name(path)}-{file.digest}-{_suffix(dtype, transformers)}"
+    kept = _kept_folder(file, dtype, cache)
     if kept and (kept / "config.json").exists():
         _log.info("'%s' was dequantised before: %s", path.name, kept)
         return _kept(kept, dtype, loading)
@@ -56,6 +56,33 @@ def load_gguf(path: Path, *, dtype: Any, cache: GgufCache, **loading: Any) -> tu
     if kept is None or told["missing_keys"] or told["mismatched_keys"] or not _keep(kept, model, tokenizer, path):
         return model, tokenizer, told
     return _kept(kept, dtype, loading) if loading else (model, tokenizer, told)
+
+
+def dequantised(path: Path, *, dtype: Any, cache: GgufCache) -> Path:
+    """The folder in which the dequantised weights of a GGUF file are kept; they are made if it is not there.
+
+    Args:
+        path: The file.
+        dtype: As of `load_gguf`.
+        cache: Likewise.
+
+    Raises:
+        MissingExtraError: Likewise.
+        ConfigurationError: Likewise, and if nothing can be kept.
+    """
+    import torch
+
+    require("gguf", "local")
+    file, wanted = GgufFile(path), torch.float32 if dtype == "auto" else dtype
+    kept = _kept_folder(file, wanted, cache)
+    if kept is not None and not (kept / "config.json").exists():
+        load_gguf(path, dtype=dtype, cache=cache)
+    if kept is None or not (kept / "config.json").exists():
+        raise ConfigurationError(
+            f"The dequantised weights of '{path.name}' are not kept, and dequantising them at every load would take "
+            f"too long. Name a folder with room for them by {_VARIABLE} or `gguf_cache`."
+        )
+    return kept
 
 
 def _kept(folder: Path, dtype: Any, loading: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -151,6 +178,14 @@ def _folder(cache: GgufCache) -> Path | None:
     if cache is not None:
         return Path(cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confcascade" / "gguf"
+
+
+def _kept_folder(file: GgufFile, dtype: Any, cache: GgufCache) -> Path | None:
+    """Where the result for a file is kept; None to keep nothing."""
+    import transformers
+
+    folder = _folder(cache)
+    return folder and folder / f"{model_name(file.path)}-{file.digest}-{_suffix(dtype, transformers)}"
 
 
 def _suffix(dtype: Any, transformers: Any) -> str:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["digest_of_words", "fingerprint_of"]
+__all__ = ["SAMPLED", "digest_of_words", "fingerprint_of"]
 
-_SAMPLE = 256  # numbers of every tensor
+SAMPLED = 256  # numbers of every tensor
 
 
 def fingerprint_of(
-    model: Any, tokenizer: Any, template_options: Mapping[str, Any], penalties: Mapping[str, Any]
+    model: Any,
+    tokenizer: Any,
+    template_options: Mapping[str, Any],
+    penalties: Mapping[str, Any],
+    weights: Iterable[Any] | None = None,
 ) -> str:
     """Twelve hexadecimal digits of all that a model's hidden states and greedy answers depend on.
 
     Configuration (with its quantisation), precision, tokenizer, chat template with its options, the scales of adapters
     in use, what is penalised or forbidden in answers, and a sample of the weights, of a quantised model with those that
     are kept as buffers. To be taken after a first pass: in it, bitsandbytes packs weights anew.
+
+    Args:
+        model: A `transformers` model.
+        tokenizer: Its tokenizer.
+        template_options: Further arguments of its chat template.
+        penalties: What of its generation_config changes greedy answers.
+        weights: At least the first `SAMPLED` numbers of each of its weights, where it has none itself.
     """
     config = model.config.to_dict()
     for volatile in ("transformers_version", "_name_or_path"):
@@ -37,7 +48,7 @@ def fingerprint_of(
     if scales := _scales(model):
         described.append(json.dumps(scales))
     digest = hashlib.sha256("\n".join(described).encode())
-    for weight in _weights(model, packed="quantization_config" in config):
+    for weight in _weights(model, packed="quantization_config" in config) if weights is None else weights:
         digest.update(_first_numbers(weight))
     return digest.hexdigest()[:12]
 
@@ -98,5 +109,5 @@ def _first_numbers(weight: Any) -> bytes:
     if is_traceable_wrapper_subclass(weight):
         names, _ = weight.__tensor_flatten__()
         return b"".join(_first_numbers(getattr(weight, name)) for name in names)
-    numbers: bytes = weight.flatten()[:_SAMPLE].float().cpu().numpy().tobytes()
+    numbers: bytes = weight.flatten()[:SAMPLED].float().cpu().numpy().tobytes()
     return numbers

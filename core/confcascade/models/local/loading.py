@@ -11,7 +11,7 @@ from confcascade.models.gguf import find_gguf, is_gguf
 from confcascade.models.local.adapters import base_of, is_adapter, with_adapter
 from confcascade.models.local.dequantised import GgufCache, load_gguf
 
-__all__ = ["DeviceMap", "Quantization", "load"]
+__all__ = ["DeviceMap", "Quantization", "chosen_device", "chosen_dtype", "gguf_in", "load", "refused"]
 
 DeviceMap: TypeAlias = str | Mapping[str, Any] | None
 Quantization: TypeAlias = Literal["8bit", "4bit"] | None
@@ -42,14 +42,14 @@ def load(
     """
     torch = require("torch", "local")
     require("transformers", "local")
-    dtype = _dtype(dtype)
+    dtype = chosen_dtype(dtype)
     if device_map is not None:
         if device is not None:
             raise ConfigurationError("`device` and `device_map` exclude each other: the map says where each part runs.")
         require("accelerate", "local")
         loading["device_map"] = device_map
     else:
-        device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = chosen_device(device)
     if quantization is not None:
         loading["quantization_config"] = _quantized(quantization, loading, dtype, device)
         if device is not None:
@@ -69,9 +69,14 @@ def load(
     except ConfigurationError:
         raise
     except Exception as error:  # of transformers, torch, safetensors, and what they call
-        raise ConfigurationError(
-            f"No causal language model can be loaded from '{name_or_path}': {_said(error)} {_remedy(error, loading)}"
-        ) from error
+        raise refused(name_or_path, error, loading) from error
+
+
+def refused(place: str | Path, error: Exception, loading: Mapping[str, Any]) -> ConfigurationError:
+    """What another library's error about a checkpoint means, and what to do."""
+    return ConfigurationError(
+        f"No causal language model can be loaded from '{place}': {_said(error)} {_remedy(error, loading)}"
+    )
 
 
 # ---------------------------------------------------------------------- the checkpoint
@@ -83,7 +88,7 @@ def _checkpoint(
     import transformers
 
     loading = dict(loading)
-    if (path := _gguf_in(name_or_path, loading.pop("gguf_file", None), common)) is not None:
+    if (path := gguf_in(name_or_path, loading.pop("gguf_file", None), common["revision"])) is not None:
         model, tokenizer, told = load_gguf(path, dtype=dtype, cache=cache, **loading)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(name_or_path), **common)
@@ -105,7 +110,7 @@ def _checkpoint(
     return model, tokenizer
 
 
-def _gguf_in(place: str | Path, named: str | None, common: dict[str, Any]) -> Path | None:
+def gguf_in(place: str | Path, named: str | None = None, revision: str = "main") -> Path | None:
     """The GGUF file that is meant; None if it is none."""
     path = Path(place).expanduser()
     if named is None:
@@ -114,13 +119,13 @@ def _gguf_in(place: str | Path, named: str | None, common: dict[str, Any]) -> Pa
         return path / named
     from transformers.utils import cached_file
 
-    return Path(cached_file(str(place), named, revision=common["revision"]))
+    return Path(cached_file(str(place), named, revision=revision))
 
 
 # ---------------------------------------------------------------------- what was asked for
 
 
-def _dtype(dtype: Any) -> Any:
+def chosen_dtype(dtype: Any) -> Any:
     """The `torch.dtype` of that name; "auto" stays."""
     import torch
 
@@ -130,10 +135,11 @@ def _dtype(dtype: Any) -> Any:
     raise ConfigurationError(f'`dtype` must be "auto", "float32", "bfloat16" or "float16". Got {dtype!r}.')
 
 
-def _device(device: str) -> str:
-    """The same, if this machine has it."""
+def chosen_device(device: str | None) -> str:
+    """The same, if this machine has it; by default a GPU if there is one."""
     import torch
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if torch.device(device).type == "meta":
             raise ValueError("it holds no weights")  # noqa: TRY301

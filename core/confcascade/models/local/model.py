@@ -99,7 +99,7 @@ class TransformersModel:
         self.tokenizer = tokenizer
         name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
         config = model.config.get_text_config(decoder=True)
-        self._decoder = Decoder(model, config)
+        self._decoder = self._decoder_of(model, config)
         if batch_size > 1 and not self._decoder.batches:
             _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", name)
         self._capability = Capability(
@@ -121,6 +121,10 @@ class TransformersModel:
         self._prefixes = Prefixes(self._decoder, model.device, kept)
         self._batching = ContinuousBatching(self._decoder, self._capability.batch_size, model.device)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
+
+    def _decoder_of(self, model: Any, config: Any) -> Decoder:
+        """What calls the model, once it has tried it."""
+        return Decoder(model, config)
 
     def _set_options(
         self,
@@ -324,6 +328,15 @@ class TransformersModel:
 
     def begin(self, ask: Prefill | Generate) -> Future[Any]:
         return self._batching.submit(self._job(ask)).future
+
+    def submit(self, job: Job) -> None:
+        """Let a job wait its turn."""
+        self._batching.submit(job)
+
+    @property
+    def held(self) -> int:
+        """How many prompts have been read that somebody may go on from."""
+        return self._batching.held
 
     def _job(self, ask: Prefill | Generate) -> Job:
         return Job(self, self._asked(ask) if isinstance(ask, Generate) else ask, ask, Waiting.current())
