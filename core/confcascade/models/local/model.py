@@ -327,6 +327,7 @@ class TransformersModel:
         return self._batching.astream(self._job(ask))
 
     def begin(self, ask: Prefill | Generate) -> Future[Any]:
+        """Let it answer, and return at once (`Meeting`)."""
         return self._batching.submit(self._job(ask)).future
 
     def submit(self, job: Job) -> None:

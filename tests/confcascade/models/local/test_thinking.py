@@ -85,6 +85,7 @@ class Script:
     """Stands for a model's passes: the next token of a fixed text, each with the probability of its place."""
 
     batches = separable = shares = False
+    blocks, row_arguments = (), None
 
     def __init__(self, size):
         self.size = size
