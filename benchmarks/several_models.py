@@ -63,7 +63,7 @@ def random_models(folder: Path) -> list[str]:
     for name, (hidden_size, layers) in SIZES.items():
         torch.manual_seed(layers)
         config = transformers.LlamaConfig(
-            vocab_size=1536,
+            vocab_size=len(tokenizer),  # every token is a text: an empty answer would escalate
             hidden_size=hidden_size,
             intermediate_size=8 * hidden_size // 3,
             num_hidden_layers=layers,
