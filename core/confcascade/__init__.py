@@ -16,6 +16,7 @@ from confcascade.cascade_model import CascadeModel
 from confcascade.checks import checking
 from confcascade.cost import Architecture, Prices
 from confcascade.decoding import Decoding
+from confcascade.diagnosis import Diagnosis, diagnose
 from confcascade.errors import (
     CascadeExhaustedError,
     ConfcascadeError,
@@ -77,6 +78,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Decoding",
+    "Diagnosis",
     "Example",
     "ExpectedGain",
     "FormatProbability",
@@ -119,6 +121,7 @@ __all__ = [
     "__version__",
     "checking",
     "collect",
+    "diagnose",
     "evaluate",
     "fit",
     "from_string",
