@@ -60,15 +60,15 @@ def check(
 
     \b
     Warnings say what would go wrong in silence, such as
-      - log-probabilities that are missing, constant, all zero, or not those of the answer's text
+      - log-probabilities that are missing, constant, all zero, or of another text
       - a temperature that is left to the server, which then samples
-      - thoughts before an answer of one letter, or thoughts that use up the limit
+      - thoughts before an answer of one letter, or that use up the limit
       - answers that were cut off and do not say so, limits that do not hold
       - usage that is not reported, so that costs are guesses
 
     \b
         confcascade check cascade.yaml
-        confcascade check cascade.yaml --question "What is the capital of Velmar?" --typical 2000,300
+        confcascade check cascade.yaml --typical 2000,300 --question "Who is he?"
 
     Ends with the code 0, warnings or not, with 1 if a stage cannot work (its server is down, the key is wrong, the
     model unknown, or no answer of it can ever be kept), with 2 if the file cannot be a cascade.

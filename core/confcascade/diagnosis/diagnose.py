@@ -14,10 +14,11 @@ from confcascade.cascade import Cascade
 from confcascade.cost import attempt_cost, break_even_retention
 from confcascade.diagnosis.abilities import Ability, abilities_of
 from confcascade.diagnosis.findings import Finding, findings_of
-from confcascade.diagnosis.probing import Judged, Probe
+from confcascade.diagnosis.probing import Judged, Probe, Probed
 from confcascade.drivers import run
 from confcascade.errors import ConfigurationError
 from confcascade.stage import Stage
+from confcascade.stepwise_cascade import StepwiseCascade
 from confcascade.types import Cost, Message, Usage
 
 __all__ = ["Diagnosis", "StageDiagnosis", "diagnose"]
@@ -161,12 +162,22 @@ def diagnose(
     if not stages:
         raise ConfigurationError("There is no stage to check; the list is empty.")
     messages = None if question is None else Message.parse(question)
-    on_error = cascade.on_error if isinstance(cascade, Cascade) else "escalate"
+    rules = _Rules(
+        cascade.on_error if isinstance(cascade, Cascade) else "escalate", isinstance(cascade, StepwiseCascade)
+    )
     found = []
     for index in range(len(stages)):
         told = None if on_call is None else partial(on_call, index)
-        found.append(_diagnosed(stages, index, on_error, Probe(_once(stages[index]), messages, told), typical))
+        found.append(_diagnosed(stages, index, rules, Probe(_once(stages[index]), messages, told), typical))
     return Diagnosis(tuple(found), typical)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Of the cascade: what follows an error, and whether its models write in turn."""
+
+    on_error: OnError
+    in_steps: bool
 
 
 def _once(stage: Stage) -> Stage:
@@ -175,7 +186,7 @@ def _once(stage: Stage) -> Stage:
     return stage if unretried is None else replace(stage, model=unretried())
 
 
-def _diagnosed(stages: Sequence[Stage], index: int, on_error: OnError, probe: Probe, typical: Usage) -> StageDiagnosis:
+def _diagnosed(stages: Sequence[Stage], index: int, rules: _Rules, probe: Probe, typical: Usage) -> StageDiagnosis:
     stage, last = probe.stage, index == len(stages) - 1
     with _logged() as notices:
         probed = run(probe.flow())
@@ -188,25 +199,36 @@ def _diagnosed(stages: Sequence[Stage], index: int, on_error: OnError, probe: Pr
         abilities=abilities,
         scores=probed.scores,
         findings=findings,
-        then=_then(stages, index, on_error, findings),
+        then=_then(stages, index, rules, findings),
         usage=probed.usage,
-        cost=attempt_cost(probed.usage, probed.seconds, stage.model.architecture, stage.prices),
+        cost=_cost(stage, probed),
         typical=attempt_cost(typical, 0.0, stage.model.architecture, stage.prices),
     )
 
 
-def _then(stages: Sequence[Stage], index: int, on_error: OnError, findings: Sequence[Finding]) -> str:
+def _cost(stage: Stage, probed: Probed) -> Cost:
+    """Of all calls; what answers tell of their own cost comes first, as in a cascade."""
+    cost = attempt_cost(probed.usage, probed.seconds, stage.model.architecture, stage.prices)
+    responses = [call.response for call in probed.calls.values() if call.response is not None]
+    told = [response.cost for response in responses if response.cost is not None]
+    if not told:
+        return cost
+    whole = sum(told, Cost())
+    return replace(cost, flops=whole.flops, usd=cost.usd if whole.usd is None else whole.usd)
+
+
+def _then(stages: Sequence[Stage], index: int, rules: _Rules, findings: Sequence[Finding]) -> str:
     """What the cascade will do at a stage."""
     fails = {finding.kind for finding in findings if finding.level == "fails"}
     last = index == len(stages) - 1
     if "error" in fails:
         return (
             "queries that come to it fail"
-            if last or on_error == "raise"
+            if last or rules.on_error == "raise"
             else f"its queries escalate to '{stages[index + 1].model.name}'"
         )
     if last:
-        return "answers whatever comes to it"
+        return "writes the steps that are not kept" if rules.in_steps else "answers whatever comes to it"
     escalates = f"to '{stages[index + 1].model.name}'"
     if fails:
         return f"every query escalates {escalates}"
@@ -217,6 +239,8 @@ def _then(stages: Sequence[Stage], index: int, on_error: OnError, findings: Sequ
     ]
     if not told:
         return f"keeps nothing: it has no threshold yet. Without one it can be collected, not asked {escalates}"
+    if rules.in_steps:
+        return f"writes each step with {' and '.join(told)}; '{stages[index + 1].model.name}' writes the others"
     whole = any(signal.phase == "post" and not signal.early for signal in stages[index].signals)
     shown = "; a stream shows it once it is whole" if whole else ""
     return f"keeps an answer with {' and '.join(told)}, else escalates {escalates}{shown}"

@@ -63,11 +63,11 @@ def findings_of(
         *_scores(stage, probed, last=last),
         *_logprobs(stage, probed, abilities, last=last),
         *_temperature(stage, last=last),
-        *_refused(stage, probed),
+        *_refused(probed),
         *_thoughts(stage, probed),
         *_ends(probed, own_question=own_question),
         *_streams(probed),
-        *_usage(stage, abilities),
+        *_usage(stage, probed, abilities),
     ]
     return tuple(sorted(found, key=lambda each: ("fails", "warning", "note").index(each.level)))
 
@@ -116,8 +116,8 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
             yield Finding(
                 "fails",
                 "never_scored",
-                f"{signal.name} needs log-probabilities, and there are none. Every answer escalates: its calls are "
-                "paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or put this "
+                f"{signal.name} needs log-probabilities, and gets none that it could use. Every answer escalates: its "
+                "calls are paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or put this "
                 "model last.",
             )
         else:
@@ -188,10 +188,9 @@ def _temperature(stage: Stage, *, last: bool) -> Iterator[Finding]:
         yield Finding("note", "sampled", f"It samples, at temperature {temperature:g}: answers and scores vary.")
 
 
-def _refused(stage: Stage, probed: Probed) -> Iterator[Finding]:
+def _refused(probed: Probed) -> Iterator[Finding]:
     """What was learned at the price of refused calls."""
-    judged = {"logprobs"} if any(signal.logprobs for signal in stage.signals) else set()  # refused when it is built
-    if learned := sorted(probed.learned - judged):
+    if learned := sorted(probed.learned - {"logprobs"}):  # a cascade asks for those only where it needs them
         yield Finding(
             "note",
             "refused",
@@ -256,6 +255,12 @@ def _ends(probed: Probed, *, own_question: bool) -> Iterator[Finding]:
                 "filtered cannot be told.",
             )
     cut = probed.calls["cut"]
+    if cut.error is not None:
+        yield Finding(
+            "note",
+            "cut_fails",
+            f"An answer of one token is an error here ({kept_of(cut.error)}): so may be any that reaches its limit.",
+        )
     if cut.response is not None and whole.usage.output_tokens > 2 and not whole.usage.estimated:
         yield from _limit(cut, whole)
     if response.finish_reason in CUT and response.answer.strip():
@@ -324,14 +329,15 @@ def _mean(tokens: Sequence[Token] | None) -> float | None:
     return exp(fsum(token.logprob for token in tokens) / len(tokens))
 
 
-def _usage(stage: Stage, abilities: dict[str, Ability]) -> Iterator[Finding]:
+def _usage(stage: Stage, probed: Probed, abilities: dict[str, Ability]) -> Iterator[Finding]:
     if abilities["usage"].can is False:
         yield Finding(
             "warning",
             "usage_missing",
             f"Usage is {abilities['usage'].how}. Costs of this stage are guesses, at four characters to a token.",
         )
-    if stage.prices is None and stage.model.architecture is None:
+    assert probed.answer is not None
+    if stage.prices is None and stage.model.architecture is None and probed.answer.cost is None:
         yield Finding(
             "note",
             "no_prices",

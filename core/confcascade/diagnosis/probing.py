@@ -10,7 +10,7 @@ from confcascade.answers import parted
 from confcascade.asks import Answer, Ask, Flow, Generate, Prefill, Verdict, ask
 from confcascade.attempts import Bill, billed
 from confcascade.decoding import asked_with
-from confcascade.errors import ConfigurationError, SignalUnavailableError
+from confcascade.errors import ConfigurationError, SignalUnavailableError, kept_of, status_of
 from confcascade.flow import begun_for, prefill_for, read_for
 from confcascade.signals import Evidence, OneThreshold, passes, threshold_of
 from confcascade.stage import Stage
@@ -162,6 +162,10 @@ class Probe:
         if (first := self._prefill()) is not None:
             prefilled = (yield from self._call("prefill", first)).prefilled
         whole = yield from self._call("whole", Generate(model, self._asked, prefilled=prefilled, **wanted))
+        if whole.error is not None and status_of(whole.error) == 400 and not self.own_question:
+            # to OpenAI's reasoning models, thoughts that use up a limit are a bad request
+            self._asked = replace(self._asked, max_tokens=self._longest)
+            whole = yield from self._call("whole", Generate(model, self._asked, **wanted))
         if whole.response is None:
             return probed
         if whole.response.finish_reason in CUT and (thinks(whole.response) or not whole.response.answer.strip()):
@@ -233,7 +237,7 @@ class Probe:
             except SignalUnavailableError as error:
                 judged = Judged(None, _least(threshold), str(error))
             except Exception as error:  # of a model that it asked
-                judged = Judged(None, _least(threshold), f"{type(error).__name__}: {error}")
+                judged = Judged(None, _least(threshold), kept_of(error))
             else:
                 own = None if threshold is None else threshold_of(threshold, measured.details.get("label"))
                 judged = Judged(measured.value, own)

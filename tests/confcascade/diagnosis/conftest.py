@@ -37,6 +37,7 @@ class Provider:
         several: Whether `n` answers come.
         answer: What it says.
         status: Of every answer.
+        least: A limit below this, in tokens, is a bad request.
     """
 
     logprobs: Logprobs = "real"
@@ -50,6 +51,7 @@ class Provider:
     several: bool = True
     answer: tuple[tuple[str, float], ...] = ANSWER
     status: int = 200
+    least: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     def respond(self, received: Received) -> Sent:
@@ -57,6 +59,8 @@ class Provider:
         self.bodies.append(body)
         if self.status != 200:
             return _error(self.status, "no", {401: "invalid_api_key", 404: "model_not_found"}.get(self.status))
+        if (body.get("max_tokens") or self.least) < self.least:
+            return _error(400, "Could not finish the message because the output limit was reached.", None)
         for name in self.refuses:
             if name in body:
                 return _error(400, f"Unsupported parameter: '{name}' is not supported with this model.", None, name)

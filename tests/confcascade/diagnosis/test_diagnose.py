@@ -11,11 +11,13 @@ pytest.importorskip("openai")
 from confcascade import (
     Architecture,
     Cascade,
+    CascadeModel,
     ConfigurationError,
     Decoding,
     OpenAICompatibleModel,
     Prices,
     Stage,
+    StepwiseCascade,
     TokenProbability,
     Usage,
     Verbalized,
@@ -206,6 +208,14 @@ def test_what_a_server_refuses_is_learned_and_said(provider):
     assert "refused" not in kinds(known, "note")
 
 
+def test_a_limit_that_is_too_small_for_a_server_is_no_failure_of_the_stage(provider):
+    """It is asked again with a larger one, and that a limit can be an error is noted."""
+    stage, server = checked(provider, least=100)
+    assert stage.works
+    assert {body["max_tokens"] for body in server.bodies if not body.get("tools")} == {16, 2048, 1}
+    assert "cut_fails" in kinds(stage, "note")
+
+
 # ---------------------------------------------------------------------- costs
 
 
@@ -258,6 +268,24 @@ def test_a_scripted_model_that_shows_its_prompt():
     assert first.abilities["hidden states"].how == "yes, of block 4 of 4, 2 numbers each"
     assert first.scores["p_t"].value == pytest.approx(0.7)
     assert model.open_caches == 0
+
+
+def test_models_that_write_in_turn():
+    """What is kept are steps, and signals that judge only between them are not asked for a whole answer."""
+    small, large = ScriptedModel("small", continues=True), ScriptedModel("large", continues=True)
+    found = diagnose(StepwiseCascade([Stage(small, [TokenProbability()], {"p_t": 0.5}), Stage(large)]))
+    assert [stage.then for stage in found.stages] == [
+        "writes each step with p_t >= 0.5; 'large' writes the others",
+        "writes the steps that are not kept",
+    ]
+
+
+def test_a_cascade_as_a_stage_tells_its_own_costs():
+    """Which no architecture and no prices of its stage could say."""
+    inner = CascadeModel(Cascade([Stage(ScriptedModel("inner"), prices=Prices(1, 1))]))
+    (stage,) = diagnose([Stage(inner)]).stages
+    assert stage.cost.usd == pytest.approx(stage.usage.total_tokens / 1e6)
+    assert "no_prices" not in kinds(stage, "note")
 
 
 def test_no_stage():
