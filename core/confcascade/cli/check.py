@@ -32,6 +32,7 @@ _CALLS = {
     "thinking": "an answer at its own limit",
     "streamed": "a streamed answer",
     "cut": "an answer of one token",
+    "continued": "the rest of an answer",
     "tools": "a tool call",
     "choices": "two answers at once",
 }
@@ -54,9 +55,9 @@ def check(
 ) -> None:
     """Ask each stage of a cascade a few tokens: what it can do, and what the cascade will therefore do.
 
-    Each stage gets up to seven short calls: an answer of three words, whole and streamed, one that is cut after a
-    token, a tool call, two answers at once, a pass over the prompt where the model shows one, and an answer at its own
-    limit if it thinks. What comes back is judged by the stage's own signals.
+    Each stage gets up to eight short calls: an answer of three words, whole and streamed, one that is cut after a
+    token, a tool call, two answers at once; where the model can, a pass over the prompt, and the rest of an answer that
+    was begun; and an answer at its own limit if it thinks. What comes back is judged by the stage's own signals.
 
     \b
     Warnings say what would go wrong in silence, such as

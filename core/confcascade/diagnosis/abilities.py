@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from confcascade.diagnosis.probing import Call, Probed, thinks
+from confcascade.diagnosis.probing import BEGUN, Call, Probed, thinks
 from confcascade.errors import SignalUnavailableError, kept_of
 from confcascade.signals.spans import call_tokens
 from confcascade.stage import Stage
@@ -27,9 +27,9 @@ class Ability:
 
 
 def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
-    """By name: "answers", "log-probabilities", "streamed", "tool calls", "thoughts", "hidden states", "usage", "n"."""
+    """What was seen, by name; only "answers" where none came."""
     whole = probed.calls["whole"]
-    found = {"answers": _answers(whole)}
+    found = {"answers": _answers(stage, whole)}
     if probed.answer is None or whole.response is None:
         return found
     found["log-probabilities"] = _logprobs(probed.answer)
@@ -37,18 +37,19 @@ def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
     found["tool calls"] = _tools(probed.calls.get("tools"))
     found["thoughts"] = _thoughts(probed)
     found["hidden states"] = _hidden_states(stage, probed.calls.get("prefill"))
+    found["continues"] = _continues(probed.calls.get("continued"))
     found["usage"] = _usage(probed)
     found["n"] = _choices(stage, probed.calls.get("choices"))
     return found
 
 
-def _answers(call: Call) -> Ability:
+def _answers(stage: Stage, call: Call) -> Ability:
     response = call.response
     if response is None:
         return Ability(False, "no: " + ("no answer" if call.error is None else kept_of(call.error)))
     usage = response.usage
     served = getattr(response.native, "model", None)
-    under = f", as '{served}'" if isinstance(served, str) and served else ""
+    under = f", as '{served}'" if isinstance(served, str) and served not in ("", stage.model.name) else ""
     ended = f"ended by '{response.finish_reason}'" if response.finish_reason else "without a reason for its end"
     return Ability(True, f"{usage.input_tokens} + {usage.output_tokens} tokens, {ended}, {call.seconds:.2f} s{under}")
 
@@ -67,8 +68,9 @@ def _streamed(call: Call) -> Ability:
     response = call.response
     if response is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
-    told = response.tokens or response.thought_tokens
-    return Ability(True, "yes, with log-probabilities" if told else "yes, without log-probabilities")
+    if response.tokens or response.thought_tokens:
+        return Ability(True, "yes, with log-probabilities")
+    return Ability(True, "yes, without log-probabilities" if response.answer.strip() else "yes, without an answer")
 
 
 def _tools(call: Call | None) -> Ability:
@@ -112,6 +114,16 @@ def _hidden_states(stage: Stage, call: Call | None) -> Ability:
     wide = len(next(iter(told.values())))
     blocks = ", ".join(map(str, sorted(told)))
     return Ability(True, f"yes, of block {blocks} of {stage.model.capability.layers}, {wide} numbers each")
+
+
+def _continues(call: Call | None) -> Ability:
+    if call is None:
+        return Ability(None, "not asked: the model is not known to (`continues`)")
+    if call.response is None:
+        return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
+    if call.response.text.strip().lower().startswith(BEGUN.lower()):
+        return Ability(False, "no: it began the answer anew")
+    return Ability(True, "yes, it goes on with an answer that was begun")
 
 
 def _usage(probed: Probed) -> Ability:

@@ -135,9 +135,9 @@ def diagnose(
 ) -> Diagnosis:
     """Ask each stage a few tokens, and say what it can do, what the cascade will therefore do and what that costs.
 
-    Up to seven short calls a stage, one after another: an answer (whole, and streamed), one that is cut after a token,
-    a tool call, two answers at once, a pass over the prompt where the model shows one, and, of a model that thinks, one
-    answer at its own limit. A stage that does not answer is asked nothing more.
+    Up to eight short calls a stage, one after another: an answer (whole, and streamed), one that is cut after a token,
+    a tool call, two answers at once; where the model can, a pass over the prompt, and the rest of an answer that was
+    begun; and, of a model that thinks, one answer at its own limit. A stage that does not answer is asked nothing more.
 
     Args:
         cascade: A `Cascade` (of `ConfidenceCascadeLLM`, its attribute ``cascade``), or stages, whose models must be
@@ -183,7 +183,8 @@ class _Rules:
 def _once(stage: Stage) -> Stage:
     """The stage, whose model tries each call once where it can: of a server that is down that is soon known."""
     unretried = getattr(stage.model, "unretried", None)
-    return stage if unretried is None else replace(stage, model=unretried())
+    # a copy of one that computes here would load its weights again
+    return stage if unretried is None or stage.model.capability.local else replace(stage, model=unretried())
 
 
 def _diagnosed(stages: Sequence[Stage], index: int, rules: _Rules, probe: Probe, typical: Usage) -> StageDiagnosis:

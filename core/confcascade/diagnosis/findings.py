@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import exp, fsum
 from typing import Literal
 
 from confcascade.decoding import asked_with
@@ -14,7 +15,7 @@ from confcascade.signals.token_probability import TokenProbability
 from confcascade.stage import Stage
 from confcascade.tools import CUT
 from confcascade.types import Response, Token
-from confcascade.unusable import FILTERED
+from confcascade.unusable import FILTERED, why_unusable
 
 __all__ = ["Finding", "findings_of"]
 
@@ -61,12 +62,14 @@ def findings_of(
         return (Finding("fails", "error", f"It does not answer: {why}. {_hint(whole.error)}".strip()),)
     found = [
         *_scores(stage, probed, last=last),
+        *_unusable(stage, probed, last=last),
         *_logprobs(stage, probed, abilities, last=last),
         *_temperature(stage, last=last),
         *_refused(probed),
         *_thoughts(stage, probed),
         *_ends(probed, own_question=own_question),
         *_streams(probed),
+        *_continues(probed, abilities),
         *_usage(stage, probed, abilities),
     ]
     return tuple(sorted(found, key=lambda each: ("fails", "warning", "note").index(each.level)))
@@ -117,8 +120,8 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
                 "fails",
                 "never_scored",
                 f"{signal.name} needs log-probabilities, and gets none that it could use. Every answer escalates: its "
-                "calls are paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or put this "
-                "model last.",
+                "calls are paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or "
+                "put this model last.",
             )
         else:
             yield Finding(
@@ -127,6 +130,17 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
                 f"{signal.name} could not score this answer: {judged.unavailable.rstrip('.')}. Such answers escalate. "
                 "Check with a question of your own.",
             )
+
+
+def _unusable(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
+    """Whether a cascade would keep such an answer, however sure; one that the check's own limit has cut aside."""
+    response = probed.answer
+    assert response is not None
+    labels = {label for signal in stage.signals for label in signal.labels}
+    problem = why_unusable(probed.calls["whole"].request, response, "keep", labels=labels)
+    if problem is not None and response.finish_reason not in CUT:
+        then = "It is shown all the same." if last else "Such answers escalate, whatever they score."
+        yield Finding("warning", "unusable", f"Its answer cannot be used: {problem}. {then}")
 
 
 def _logprobs(stage: Stage, probed: Probed, abilities: dict[str, Ability], *, last: bool) -> Iterator[Finding]:
@@ -321,11 +335,20 @@ def _streams(probed: Probed) -> Iterator[Finding]:
         )
 
 
+def _continues(probed: Probed, abilities: dict[str, Ability]) -> Iterator[Finding]:
+    if "continued" in probed.calls and not abilities["continues"].can:
+        how = abilities["continues"].how.removeprefix("no: ")
+        yield Finding(
+            "warning",
+            "not_continued",
+            f"It was to go on with an answer that had been begun, and did not ({how}): is `continues` right for its "
+            "server? Answers that are written step by step need it.",
+        )
+
+
 def _mean(tokens: Sequence[Token] | None) -> float | None:
     if not tokens:
         return None
-    from math import exp, fsum
-
     return exp(fsum(token.logprob for token in tokens) / len(tokens))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confcascade.answers import parted
-from confcascade.asks import Answer, Ask, Flow, Generate, Prefill, Verdict, ask
+from confcascade.asks import Answer, Ask, Flow, Generate, Prefill, Session, Verdict, ask
 from confcascade.attempts import Bill, billed
 from confcascade.decoding import asked_with
 from confcascade.errors import ConfigurationError, SignalUnavailableError, kept_of, status_of
@@ -17,7 +17,7 @@ from confcascade.stage import Stage
 from confcascade.tools import CUT
 from confcascade.types import Message, Prefilled, Request, Response, Token, Tool, Usage
 
-__all__ = ["Call", "Judged", "Probe", "Probed", "thinks"]
+__all__ = ["BEGUN", "Call", "Judged", "Probe", "Probed", "thinks"]
 
 _FEW = 16  # tokens, of an answer of three words
 _STATING = 96  # where a signal lets the model state its confidence, too
@@ -25,6 +25,7 @@ _THINKING = 2048  # of a model that thinks, where its stage sets no limit
 _CALLING = 64  # of a tool call
 _LISTED = 20  # alternatives, the most that OpenAI lists
 
+BEGUN = "Red,"  # with what an answer is begun that the model is to continue
 _COLOUR = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
 _NOTE = {"name": "note_colour", "description": "Notes a colour.", "parameters": _COLOUR}
 # in OpenAI's form, too, which frameworks take as a tool of their own
@@ -79,8 +80,8 @@ class Probed:
     """What came of the calls.
 
     Attributes:
-        calls: In their order: of "prefill", "whole", "thinking", "streamed", "cut", "tools" and "choices" those that
-            were made.
+        calls: In their order: of "prefill", "whole", "thinking", "streamed", "cut", "continued", "tools" and
+            "choices" those that were made.
         scores: Of the stage's signals, by name; without those that judge only the steps of an answer.
         learned: What its server was found to refuse, beyond what was known before: "temperature", say.
     """
@@ -175,6 +176,9 @@ class Probe:
         yield from self._call("streamed", Generate(model, self._asked, watch=_hold, **wanted))
         cut = replace(self._asked, max_tokens=1)
         yield from self._call("cut", Generate(model, cut, logprobs=False))
+        if model.capability.continues:
+            begun = replace(self._asked, begun="", written=BEGUN)
+            yield from self._call("continued", Generate(model, begun, logprobs=False, session=Session()))
         if model.capability.tools:
             calling = Request(
                 (Message("user", "Note the colour blue."),), _CALLING, tools=(_TOOL,), tool_choice="required"

@@ -42,7 +42,7 @@ def test_help_teaches(confcascade):
         "--question",
         "--typical",
         "--json",
-        "up to seven short calls",
+        "up to eight short calls",
         "all zero",
         "code 0",
         "with 1 if",

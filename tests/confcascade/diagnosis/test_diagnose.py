@@ -216,6 +216,16 @@ def test_a_limit_that_is_too_small_for_a_server_is_no_failure_of_the_stage(provi
     assert "cut_fails" in kinds(stage, "note")
 
 
+def test_an_answer_that_no_cascade_keeps(provider):
+    """Filtered, or empty once what the model stated of itself is taken off."""
+    stage, _ = checked(provider, finish={"stop": "content_filter"})
+    assert kinds(stage) == {"unusable"}
+    stated = {"thresholds": {"stated": 0.5}, "answer": (("<confidence>0.9</confidence>", 0.9),)}
+    stage, _ = checked(provider, [Verbalized()], **stated)
+    assert stage.scores["stated"].value == pytest.approx(0.9)
+    assert "empty answer" in next(each.text for each in stage.findings if each.kind == "unusable")
+
+
 # ---------------------------------------------------------------------- costs
 
 
@@ -262,7 +272,8 @@ def test_what_signals_ask_further_is_charged():
 
 def test_a_scripted_model_that_shows_its_prompt():
     """Its hidden states and labels are seen, and signals before the answer judge by them."""
-    model = ScriptedModel("small", lambda request: Reply("D", labels={"D": 0.7}, hidden=[1.0, 2.0]), hidden_size=2)
+    said = Reply("D", labels={"D": 0.7}, hidden=[1.0, 2.0])
+    model = ScriptedModel("small", lambda request: said, hidden_size=2, continues=True)
     first = diagnose([Stage(model, [TokenProbability("ABCD")], {"p_t": 0.5}), LAST]).stages[0]
 
     assert first.abilities["hidden states"].how == "yes, of block 4 of 4, 2 numbers each"
@@ -286,6 +297,15 @@ def test_a_cascade_as_a_stage_tells_its_own_costs():
     (stage,) = diagnose([Stage(inner)]).stages
     assert stage.cost.usd == pytest.approx(stage.usage.total_tokens / 1e6)
     assert "no_prices" not in kinds(stage, "note")
+
+
+def test_a_server_that_does_not_continue(provider):
+    """It says that it would, and begins anew; one that is not known to is not asked."""
+    _, url = provider(answer=(("Red,", 0.9), (" green", 0.9)))
+    (stage,) = diagnose([Stage(OpenAICompatibleModel("m", base_url=url, continues="trailing"))]).stages
+    assert stage.abilities["continues"].how == "no: it began the answer anew"
+    assert kinds(stage) == {"not_continued"}
+    assert checked(provider)[0].abilities["continues"].can is None
 
 
 def test_no_stage():
