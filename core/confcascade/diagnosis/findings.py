@@ -11,6 +11,7 @@ from confcascade.decoding import asked_with
 from confcascade.diagnosis.abilities import Ability
 from confcascade.diagnosis.probing import Call, Probed, thinks
 from confcascade.errors import kept_of, status_of
+from confcascade.signals import Signal
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.stage import Stage
 from confcascade.tools import CUT
@@ -115,11 +116,11 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
                 "unscored",
                 f"{signal.name} has no score ({judged.unavailable}), and keeps answers all the same.",
             )
-        elif signal.logprobs and response.tokens is None and response.answer.strip():
+        elif (lacks := _lacking(signal, stage, probed)) is not None:
             yield Finding(
                 "fails",
                 "never_scored",
-                f"{signal.name} needs log-probabilities, and gets none that it could use. Every answer escalates: its "
+                f"{signal.name} needs {lacks}, and gets none that it could use. Every answer escalates: its "
                 "calls are paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or "
                 "put this model last.",
             )
@@ -130,6 +131,16 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
                 f"{signal.name} could not score this answer: {judged.unavailable.rstrip('.')}. Such answers escalate. "
                 "Check with a question of your own.",
             )
+
+
+def _lacking(signal: Signal, stage: Stage, probed: Probed) -> str | None:
+    """What a signal needs of every attempt and did not get; None if only this answer gave it no score."""
+    response, read = probed.answer, probed.calls.get("prefill")
+    assert response is not None
+    if signal.layers(stage.model) and (read is None or read.prefilled is None or not read.prefilled.hidden_states):
+        return "hidden states"
+    told = response.tokens is not None or not response.answer.strip()
+    return "log-probabilities" if signal.logprobs and not told else None
 
 
 def _unusable(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
@@ -236,11 +247,11 @@ def _thoughts(stage: Stage, probed: Probed) -> Iterator[Finding]:
             f"It thinks before it answers, and every thought is paid for: {off}.",
         )
     if "thinking" in probed.calls and not response.answer.strip() and response.finish_reason in CUT:
-        limit = probed.calls["thinking"].request.max_tokens
+        used = response.usage.output_tokens
         yield Finding(
             "warning",
             "cut_in_thoughts",
-            f"It was still thinking when {limit} tokens were used up, and such answers escalate. Set a higher "
+            f"It was still thinking when {used} tokens were used up, and such answers escalate. Set a higher "
             f"`max_tokens`, or switch the thinking off: {off}.",
         )
 

@@ -21,7 +21,7 @@ __all__ = ["BEGUN", "Call", "Judged", "Probe", "Probed", "thinks"]
 
 _FEW = 16  # tokens, of an answer of three words
 _STATING = 96  # where a signal lets the model state its confidence, too
-_THINKING = 2048  # of a model that thinks, where its stage sets no limit
+_THINKING = 2048  # of a model behind an API that thinks, where its stage sets no limit
 _CALLING = 64  # of a tool call
 _LISTED = 20  # alternatives, the most that OpenAI lists
 
@@ -144,7 +144,8 @@ class Probe:
         own = asked_with(stage.model, stage.decoding, {}).get("max_tokens")
         few = _STATING if any(signal.rewords for signal in stage.signals) else _FEW
         self._limit = own if messages is not None else min(few, own or few)
-        self._longest = own or _THINKING
+        # a model in this process has a limit of its own; a server's may be 32,000 tokens
+        self._longest = own or (None if stage.model.capability.local else _THINKING)
         told = _question(stage) if messages is None else messages
         self._request = stage.decoding.applied(Request(tuple(told), max_tokens=self._limit))
         self._asked = begun_for(stage.model, stage.signals, self._request)

@@ -14,8 +14,10 @@ from confcascade import (
     CascadeModel,
     ConfigurationError,
     Decoding,
+    ModelError,
     OpenAICompatibleModel,
     Prices,
+    SignalUnavailableError,
     Stage,
     StepwiseCascade,
     TokenProbability,
@@ -23,6 +25,7 @@ from confcascade import (
     Verbalized,
     diagnose,
 )
+from confcascade.extending import Measurement, Signal
 from confcascade.testing import Reply, ScriptedModel
 
 GREEDY = Decoding(temperature=0)
@@ -297,6 +300,40 @@ def test_a_cascade_as_a_stage_tells_its_own_costs():
     (stage,) = diagnose([Stage(inner)]).stages
     assert stage.cost.usd == pytest.approx(stage.usage.total_tokens / 1e6)
     assert "no_prices" not in kinds(stage, "note")
+
+
+class Gate(Signal):
+    """Judges the prompt's hidden state, as a probe does."""
+
+    phase = "pre"
+    name = "p_ik"
+
+    def layers(self, model):
+        return (2,)
+
+    def check(self, model):
+        pass
+
+    def score(self, evidence):
+        if evidence.prefilled is None:
+            raise SignalUnavailableError("the model showed no hidden state")
+        return Measurement(0.9)
+
+    def identity(self):
+        return {}
+
+
+def test_hidden_states_that_do_not_come(monkeypatch):
+    """A gate that needs them never keeps an answer; where they come, it has its score."""
+    model = ScriptedModel("small", {}, hidden_size=2)
+    stages = [Stage(model, [Gate()], {"p_ik": 0.5}), LAST]
+    assert diagnose(stages).stages[0].scores["p_ik"].value == pytest.approx(0.9)
+    monkeypatch.setattr(model, "prefill", lambda asks: [ModelError("It has none.") for _ in asks])
+    first = diagnose(stages).stages[0]
+
+    assert first.abilities["hidden states"].can is False
+    assert kinds(first, "fails") == {"never_scored"}
+    assert "needs hidden states" in first.findings[0].text
 
 
 def test_a_server_that_does_not_continue(provider):
