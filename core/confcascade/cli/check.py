@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,10 @@ from confcascade.cli.progress import LINE_EVERY_S, duration
 from confcascade.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from confcascade.bench.questions.prompts import Prompt
     from confcascade.cascade_file import CascadeFile
     from confcascade.diagnosis import Diagnosis, StageDiagnosis
-    from confcascade.types import Cost, Message, Usage
+    from confcascade.types import Cost, Usage
 
 _COLOURS = {"fails": "red", "warning": "yellow", "note": "dim"}
 # what a user reads of the calls
@@ -43,6 +45,9 @@ def check(
     policy: Annotated[
         Path | None,
         typer.Option(help="A fitted policy, instead of the file's thresholds.", exists=True, dir_okay=False),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="With a policy of thresholds for each group of questions: which group.")
     ] = None,
     question: Annotated[
         str | None,
@@ -77,12 +82,15 @@ def check(
     from confcascade.cascade import Cascade
     from confcascade.cascade_file import CascadeFile
     from confcascade.diagnosis import diagnose
+    from confcascade.graders.example import Example
 
     usage = _tokens(typical)
     read = CascadeFile.load(cascade)
-    messages = None if question is None else _messages(read, question)
+    prompt = _prompt(read)
+    messages = None if question is None else prompt.messages(Example(question))
     decides = policy is not None or read.policy is not None or _has_thresholds(read)
-    asked = read.cascade(policy=policy) if decides else read.make_stages()
+    deciding = partial(read.cascade, policy=policy, group=group, prompt_version=prompt.version)
+    asked = deciding() if decides else read.make_stages()
     names = [stage.model.name for stage in (asked.stages if isinstance(asked, Cascade) else asked)]
     with _progress(names) as on_call:
         found = diagnose(asked, question=messages, typical=usage, on_call=on_call)
@@ -96,7 +104,7 @@ def check(
 def _has_thresholds(read: CascadeFile) -> bool:
     """Whether each stage but the last has them, which a file for collecting need not."""
     *judged, _ = read.signal_entries.items()
-    return all(signal.name in read.thresholds[model] for model, signals in judged for signal in signals)
+    return all(signals and {each.name for each in signals} <= set(read.thresholds[model]) for model, signals in judged)
 
 
 def _tokens(text: str) -> Usage:
@@ -111,12 +119,11 @@ def _tokens(text: str) -> Usage:
     return Usage(read, written)
 
 
-def _messages(read: CascadeFile, question: str) -> Sequence[Message]:
+def _prompt(read: CascadeFile) -> Prompt:
     from confcascade.bench.questions.prompts import prompt_from
-    from confcascade.graders.example import Example
 
     with read.at("prompt") if read.prompt is not None else contextlib.nullcontext():
-        return prompt_from(read.prompt or "plain").messages(Example(question))
+        return prompt_from(read.prompt or "plain")
 
 
 # ---------------------------------------------------------------------- while it is asked
@@ -159,7 +166,7 @@ def _show(console: Console, found: Diagnosis) -> None:
     console.print(_costs(found))
     read, written = found.typical.input_tokens, found.typical.output_tokens
     console.print(f"One query is taken to be {read} tokens read and {written} written (--typical).", highlight=False)
-    if (share := found.break_even) is not None:
+    if found.works and (share := found.break_even) is not None:
         small, large = (stage.model for stage in found.stages)
         pays = (
             f"Such queries cost less than '{large}' alone once '{small}' keeps {share:.1%} of them."

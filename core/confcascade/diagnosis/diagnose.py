@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from confcascade.asks import LanguageModel
 from confcascade.attempts import OnError
 from confcascade.cascade import Cascade
 from confcascade.cost import attempt_cost, break_even_retention
@@ -161,6 +162,13 @@ def diagnose(
     stages = cascade.stages if isinstance(cascade, Cascade) else tuple(cascade)
     if not stages:
         raise ConfigurationError("There is no stage to check; the list is empty.")
+    for stage in stages:
+        if not isinstance(stage.model, LanguageModel):
+            raise ConfigurationError(
+                f"The model of a stage to check must be a LanguageModel. Got {type(stage.model).__name__}; a Cascade, "
+                "and that of a ConfidenceCascadeLLM (its attribute `cascade`), makes one of strings and frameworks' "
+                "models."
+            )
     messages = None if question is None else Message.parse(question)
     rules = _Rules(
         cascade.on_error if isinstance(cascade, Cascade) else "escalate", isinstance(cascade, StepwiseCascade)
@@ -239,7 +247,7 @@ def _then(stages: Sequence[Stage], index: int, rules: _Rules, findings: Sequence
         if signal.name in stages[index].thresholds
     ]
     if not told:
-        return f"keeps nothing: it has no threshold yet. Without one it can be collected, not asked {escalates}"
+        return "has no threshold yet: collect its answers and fit one, or set it"
     if rules.in_steps:
         return f"writes each step with {' and '.join(told)}; '{stages[index + 1].model.name}' writes the others"
     whole = any(signal.phase == "post" and not signal.early for signal in stages[index].signals)

@@ -345,9 +345,12 @@ def test_a_server_that_does_not_continue(provider):
     assert checked(provider)[0].abilities["continues"].can is None
 
 
-def test_no_stage():
+def test_what_cannot_be_checked():
+    """Nothing, and a model that nobody has made yet."""
     with pytest.raises(ConfigurationError, match="no stage to check"):
         diagnose([])
+    with pytest.raises(ConfigurationError, match="Got str; a Cascade"):
+        diagnose([Stage("bundled:small")])
 
 
 def test_llama_cpps_own_server(served):
