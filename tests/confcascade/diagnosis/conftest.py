@@ -17,7 +17,7 @@ ANSWER = (("red", 0.9), (",", 0.99), (" green", 0.6), (",", 0.99), (" blue", 0.7
 THOUGHTS = tuple((word, 0.999) for word in "The user wants three colours , so I name some .".split())
 CALL = (('{"name": "note_colour", "arguments": {"colour": "', 0.999), ("blue", 0.8), ('"}}', 0.999))
 
-Logprobs = Literal["real", "none", "empty", "zeros", "constant", "nines", "refused", "whole only"]
+Logprobs = Literal["real", "none", "empty", "zeros", "constant", "nines", "refused", "whole only", "others streamed"]
 Thoughts = Literal["no", "apart", "apart, own list", "apart, not listed", "in the text", "hidden"]
 
 
@@ -62,7 +62,7 @@ class Provider:
         if (body.get("max_tokens") or self.least) < self.least:
             return _error(400, "Could not finish the message because the output limit was reached.", None)
         for name in self.refuses:
-            if name in body:
+            if body.get(name) is not None and body[name] is not False:
                 return _error(400, f"Unsupported parameter: '{name}' is not supported with this model.", None, name)
         if self.logprobs == "refused" and body.get("logprobs"):
             return _error(403, "You are not allowed to request logprobs from this model", None)
@@ -89,7 +89,8 @@ class Provider:
         top = min(self.listed, body.get("top_logprobs") or 0)
 
         def listed(word: str, p: float) -> dict[str, Any]:
-            logprob = odd.get(self.logprobs, math.log(p))
+            streamed = self.logprobs == "others streamed" and body.get("stream")
+            logprob = odd.get(self.logprobs, math.log(p / 2 if streamed else p))
             others = -9999.0 if self.logprobs == "zeros" else -9.5
             alternatives = [
                 {"token": word, "logprob": logprob},
