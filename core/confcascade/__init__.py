@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from confcascade.checks import checking
     from confcascade.cost import Architecture, Prices
     from confcascade.decoding import Decoding
+    from confcascade.diagnosis import Diagnosis, diagnose
     from confcascade.errors import (
         CascadeExhaustedError,
         ConfcascadeError,
@@ -78,6 +79,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Decoding",
+    "Diagnosis",
     "Example",
     "ExpectedGain",
     "FormatProbability",
@@ -122,6 +124,7 @@ __all__ = [
     "__version__",
     "checking",
     "collect",
+    "diagnose",
     "evaluate",
     "fit",
     "from_string",
@@ -145,6 +148,7 @@ _HOMES = {
     "ConfigurationError": "confcascade.errors",
     "Cost": "confcascade.types",
     "Decoding": "confcascade.decoding",
+    "Diagnosis": "confcascade.diagnosis",
     "Example": "confcascade.graders",
     "ExpectedGain": "confcascade.signals.calibrated",
     "FormatProbability": "confcascade.signals.format_probability",
@@ -184,6 +188,7 @@ _HOMES = {
     "Wording": "confcascade.signals.wording",
     "checking": "confcascade.checks",
     "collect": "confcascade.bench.collecting.collect",
+    "diagnose": "confcascade.diagnosis",
     "evaluate": "confcascade.bench.evaluation.evaluate",
     "fit": "confcascade.bench.fitting.fit",
     "from_string": "confcascade.models",

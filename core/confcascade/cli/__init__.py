@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from confcascade.cli.ask import ask
 from confcascade.cli.audit import audit
+from confcascade.cli.check import check
 from confcascade.cli.collect import collect
 from confcascade.cli.convert import convert
 from confcascade.cli.demo import demo
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's tables cut the names of options off in 80 columns
     pretty_exceptions_show_locals=False,
 )
-for _command in (demo, ask, collect, convert, fit, evaluate, train_probe, train_verbalized, fit_mixture, audit):
+for _command in (demo, ask, check, collect, convert, fit, evaluate, train_probe, train_verbalized, fit_mixture, audit):
     # told whole in the list, where typer would cut it off
     app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
