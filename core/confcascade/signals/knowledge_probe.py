@@ -208,8 +208,8 @@ class KnowledgeProbe(Signal):
             )
         if self._later and not capability.states_with_answer:
             raise ConfigurationError(
-                f"Model '{model.name}' gives no hidden state of the prompt with an answer: SGLang's is of the last token "
-                "that it wrote. Leave out `with_answer`, and the probe judges before the answer."
+                f"Model '{model.name}' gives no hidden state of the prompt with an answer: SGLang's is of the "
+                "last token that it wrote. Leave out `with_answer`, and the probe judges before the answer."
             )
         if (other := self._other_states(capability)) is not None:
             raise ConfigurationError(

@@ -337,8 +337,8 @@ def prepare(
     prompt = np.where(apart, first_read, read) if prefilled else zero
     asked = first_written if prefilled else zero
     before = np.where(apart, prompt + asked, 0)
-    if not prefilled:
-        latency, prefill_s = np.where(apart, latency - prefill_s, latency), np.where(apart, np.nan, prefill_s)
+    if not prefilled:  # how long the answer's own reading of the prompt took is not recorded
+        latency, prefill_s = np.where(apart, latency - prefill_s, latency), np.where(apart, 0.0, prefill_s)
 
     flops_told, usd_told = (np.where(failed, np.nan, told[rows, j]) for told in (columns.flops, columns.usd))
     made_by_several = ~(np.isnan(flops_told) & np.isnan(usd_told))
@@ -377,7 +377,8 @@ def prepare(
         # of an answer by several models, those of the others come first, and are all paid
         paid = np.minimum(np.where(made_by_several[at], written[at] - most[at] + tokens, tokens), written[at])
         share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
-        cut_cost = cost(read[at], asked[at] + paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share, at)
+        begun = np.where(tokens > 0, read[at], prompt[at])  # the prompt may do to tell that it would be ended
+        cut_cost = cost(begun, asked[at] + paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share, at)
         first_cost, steps = _steps(at, tokens, bounds, cut_cost, whole_cost)
     # the last stage, which has no signals, answers whatever it says
     usable = columns.usable[rows, j] if judged.signals else ~failed
