@@ -36,9 +36,16 @@ from confcascade import (
     Verbalized,
 )
 from confcascade.asks import Generate, Prefill
+from confcascade.bench.collecting import collect
+from confcascade.bench.questions.prompts import PROMPTS
+from confcascade.bench.recording import RecordingWriter, read_rows
+from confcascade.bench.recording.reading import read_columns
+from confcascade.bench.replay import PolicyStage, replay
 from confcascade.cascade_file import CascadeFile
 from confcascade.cost import forward_flops
 from confcascade.demo.world import World
+from confcascade.graders import NormalizedMatch
+from confcascade.graders.example import Example
 from confcascade.models.bundled import bundled_model
 from confcascade.testing import ScriptedModel
 from confcascade.types import Usage
@@ -556,7 +563,7 @@ def test_one_request_can_serve_both(engine: Any, way: str):
     probe = fitted(model, "vllm").with_answer()
     expected = oracle("vllm", probe)
     threshold = float(np.median(list(expected.values())))
-    cascade, asked = cascade_of(model, probe, threshold), {"max_tokens": 32, "temperature": 0}
+    cascade, asked = cascade_of(model, probe, threshold), {"max_tokens": 128, "temperature": 0}
 
     async def astreamed(prompt: str) -> Any:
         return [item async for item in cascade.astream(prompt, **asked)][-1]
@@ -686,3 +693,35 @@ def test_answers_need_no_states(engine: Any):
 
     assert answer.tokens
     assert answer.hidden_states == {}
+
+
+@ENGINES
+def test_a_recording_of_it_is_replayed_at_the_live_cost(engine: Any, kind: str):
+    """Collected whole, every query read and answered; a policy replayed on that decides and costs as the live one."""
+    served, model = engine(kind)
+    probe, large = fitted(model, kind), ScriptedModel("large", dict.fromkeys(prompts(), "from the large model"))
+    stages = [Stage(model, [probe]), Stage(large)]
+    path, asked = served.folder / "recording.jsonl", {"max_tokens": 64, "temperature": 0}
+    with RecordingWriter(path) as writer:
+        examples = [Example(prompt, id=prompt, references=("x",)) for prompt in prompts()]
+        collect(examples, stages, writer, prompt=PROMPTS["plain"], grader=NormalizedMatch(), **asked)
+    rows = {row.question: row for row in read_rows(path) if row.model == "small"}
+    assert all((row.gate_input_tokens > 0, row.gate_output_tokens) == (True, 1) for row in rows.values())
+    values = sorted(row.scores["p_ik"].value for row in rows.values())
+    threshold = values[len(values) // 2]
+    columns = read_columns(path)
+    policy = [PolicyStage("small", {"p_ik": threshold}), PolicyStage("large")]
+    sizes = {each.name: each.architecture for each in (model, large) if each.architecture is not None}
+
+    played = replay(columns, policy, architectures=sizes)
+
+    cascade = cascade_of(model, probe, threshold)
+    for i, prompt in enumerate(columns.questions):
+        first, *others = cascade.run(prompt, **asked).record.attempts
+        assert (first.usage.input_tokens, first.usage.output_tokens) == (
+            played.input_tokens[i, 0],
+            played.output_tokens[i, 0],
+        )
+        assert played.stage[i] == len(others)
+        if not others:
+            assert played.cost.flops[i] == first.cost.flops
