@@ -47,7 +47,7 @@ from confcascade.demo.world import World
 from confcascade.graders import NormalizedMatch
 from confcascade.graders.example import Example
 from confcascade.models.bundled import bundled_model
-from confcascade.testing import ScriptedModel
+from confcascade.testing import ScriptedModel, check_model
 from confcascade.types import Usage
 from pytest_httpserver import HTTPServer
 from safetensors.torch import save_file
@@ -725,3 +725,10 @@ def test_a_recording_of_it_is_replayed_at_the_live_cost(engine: Any, kind: str):
         assert played.stage[i] == len(others)
         if not others:
             assert played.cost.flops[i] == first.cost.flops
+
+
+@ENGINES
+def test_it_keeps_the_contract_of_a_language_model(engine: Any, kind: str):
+    """Answers, streams and, beside those, hidden states."""
+    _, model = engine(kind)
+    check_model(model, replace(request(prompts()[0]), max_tokens=16, temperature=0))
