@@ -338,7 +338,7 @@ class OpenAICompatibleModel(Remote):
     def _was_read(self, completion: Any, call: CallParameters, ask: Prefill) -> Prefilled:
         usage = ask.progress.paid = read(completion, call.ask, repeated=self._repeated).usage
         call.answered()
-        return read_prompt(completion, ask, usage, self._states, self._patience_s)
+        return read_prompt(completion, ask, usage, reads=self._reads, states=self._states, patience_s=self._patience_s)
 
     @property
     def _patience_s(self) -> float:

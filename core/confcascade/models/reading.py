@@ -53,8 +53,7 @@ def to_read(ask: Prefill, reads: Reads | None, states: ServedStates | None) -> R
         ModelError: If hidden states of other blocks are asked for.
     """
     request = replace(ask.request, max_tokens=1, stop=())
-    tokens = reads is not None and ask.tokens and bool(unread(ask))
-    if tokens:
+    if tokens := _reads_tokens(ask, reads):
         request = replace(request, options={**request.options, "prompt_logprobs": 1, "return_token_ids": True})
     if ask.layers:
         if states is None:
@@ -65,8 +64,18 @@ def to_read(ask: Prefill, reads: Reads | None, states: ServedStates | None) -> R
     return request if tokens or ask.layers else None
 
 
+def _reads_tokens(ask: Prefill, reads: Reads | None) -> bool:
+    return reads is not None and ask.tokens and bool(unread(ask))
+
+
 def read_prompt(
-    completion: Any, ask: Prefill, usage: Usage, states: ServedStates | None, patience_s: float
+    completion: Any,
+    ask: Prefill,
+    usage: Usage,
+    *,
+    reads: Reads | None,
+    states: ServedStates | None,
+    patience_s: float,
 ) -> Prefilled:
     """What a server told of a prompt.
 
@@ -74,14 +83,15 @@ def read_prompt(
         completion: As the client gives it.
         ask: What was asked by `to_read`.
         usage: Of the call.
-        states: How the server gives hidden states, if it does.
+        reads: As of `to_read`.
+        states: As of `to_read`.
         patience_s: Longest wait for a file with them.
 
     Raises:
         ModelError: If it told something else.
     """
     told: tuple[Token, ...] = ()
-    if ask.tokens and unread(ask):
+    if _reads_tokens(ask, reads):
         told = prompt_tokens(completion, unread(ask), ask.model.name)
         remember(ask.session, ask.request.written)
     found: Mapping[int, Any] = {}

@@ -184,8 +184,7 @@ class KnowledgeProbeEntry(SignalType):
         """The probe, read."""
         bundled, _, size = self.probe.partition("bundled:")
         place = existing(folder, self.probe) if bundled or not size else bundled_folder(size) / "probe"
-        probe = KnowledgeProbe.load(place)
-        return probe.with_answer() if self.with_answer else probe
+        return KnowledgeProbe.load(place, with_answer=self.with_answer)
 
 
 class RetrievalScoreEntry(SignalType):

@@ -351,6 +351,12 @@ class KnowledgeProbe(Signal):
         """
         from sklearn.metrics import brier_score_loss, roc_auc_score
 
+        capability = model.capability
+        if capability.engine and layer not in capability.served_layers:
+            raise ConfigurationError(
+                f"The server of model '{model.name}' gives the hidden states of block "
+                f"{', '.join(map(str, capability.served_layers))}, of {capability.layers}. Got `layer` {layer}."
+            )
         train, validation, test = parts
         card = ProbeCard(
             model=model.name,
@@ -364,8 +370,8 @@ class KnowledgeProbe(Signal):
             epochs=epochs,
             seed=seed,
             balanced=balanced,
-            engine=model.capability.engine,
-            normalised=is_normalised(model.capability, layer),
+            engine=capability.engine,
+            normalised=is_normalised(capability, layer),
         )
         blank = cls(card, weights)
         p = {part: blank.predict(hidden[rows]) for part, rows in (("validation", validation), ("test", test))}
@@ -388,8 +394,12 @@ class KnowledgeProbe(Signal):
         (path / "probe.json").write_text(json.dumps({"format": FORMAT, **asdict(self.card)}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> KnowledgeProbe:
+    def load(cls, folder: str | Path, *, with_answer: bool = False) -> KnowledgeProbe:
         """Read a saved probe.
+
+        Args:
+            folder: As of `save`.
+            with_answer: Whether it judges after the answer (`with_answer`).
 
         Raises:
             ConfigurationError: If the folder holds none, a damaged one, or one of an unknown format.
@@ -412,9 +422,10 @@ class KnowledgeProbe(Signal):
             raise ConfigurationError(f"'{path}' holds a probe of another format; this version reads format {FORMAT}.")
         try:
             card["examples"], card["auroc"] = tuple(card["examples"]), tuple(card["auroc"])
-            return cls(ProbeCard(**card), weights)
+            probe = cls(ProbeCard(**card), weights)
         except (KeyError, TypeError) as error:
             raise _damaged(path, error) from error
+        return probe.with_answer() if with_answer else probe
 
 
 def _giver(engine: str) -> str:

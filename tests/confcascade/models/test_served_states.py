@@ -63,7 +63,7 @@ FITTED: dict[Any, KnowledgeProbe] = {}
 
 @cache
 def prompts() -> list[str]:
-    return [each.prompt for each in World().questions("test", ("facts", "sums"), per_task=6)]
+    return [each.prompt for each in World().questions("test", ("facts", "sums"), per_task=4)]
 
 
 @pytest.fixture
@@ -283,12 +283,12 @@ def test_the_card_goes_with_the_probe(engine: Any, tmp_path: Path):
     probe = fitted(model, "sglang")
     probe.save(tmp_path / "probe")
 
+    assert KnowledgeProbe.load(tmp_path / "probe", with_answer=True).phase == "post"
     card = KnowledgeProbe.load(tmp_path / "probe").card
     assert (card, card.engine, card.normalised, card.layer) == (probe.card, "sglang", True, 4)
 
     fitted(bundled_model("small"), "vllm").save(tmp_path / "old")
     told = json.loads((tmp_path / "old" / "probe.json").read_text())
-    (tmp_path / "old" / "probe.json").write_text(json.dumps(told | {}))
     for name in ("engine", "normalised"):
         told.pop(name)
     (tmp_path / "old" / "probe.json").write_text(json.dumps(told))
@@ -622,6 +622,35 @@ def test_it_is_behind_an_api_all_the_same(engine: Any):
         assert (told.prefill, told.local, told.stops) == (False, False, False)
         assert (told.served_layers, told.normalised) == (((4,), True) if kind == "sglang" else (LAYERS, False))
         assert pickle.loads(pickle.dumps(model)).capability == told
+
+
+def test_a_probe_is_not_fitted_for_a_block_that_is_not_given(engine: Any):
+    """The default depth is not the last block, which is all that SGLang gives."""
+    _, model = engine("sglang")
+    states = local_states(4)
+    right = (states[:, 0] > np.median(states[:, 0])).tolist()
+
+    with pytest.raises(ConfigurationError, match=r"gives the hidden states of block 4, of 4\. Got `layer` 3"):
+        KnowledgeProbe.fit(model, normed(states), right, hidden_layers=())
+
+
+def test_a_gate_that_is_late_or_fails_in_passing(engine: Any):
+    """Late, it is an estimate, and the query escalates; what passes is tried again by the client."""
+    served, model = engine("sglang", timeout_s=0.3, max_retries=0)
+    cascade = cascade_of(model, fitted(model, "sglang"), 0.0)
+    served.refuse = lambda body: time.sleep(0.6)  # type: ignore[func-returns-value]
+
+    attempt = cascade.run(prompts()[0]).record.attempts[0]
+
+    assert attempt.decision == "fail"
+    assert attempt.reason.startswith("APITimeoutError")
+    assert attempt.usage.estimated
+    assert attempt.usage.input_tokens > 0
+    fails = [Sent("busy", 503, headers={"retry-after-ms": "1"})]
+    served.refuse = lambda body: fails.pop() if fails else None
+    patient = model_of(served, max_retries=1)
+    again = cascade_of(patient, fitted(patient, "sglang"), 0.0).run(prompts()[0], max_tokens=4)
+    assert again.record.attempts[0].decision == "accept"
 
 
 def test_a_gate_that_is_left_is_charged(engine: Any):
