@@ -18,6 +18,7 @@ import os
 import re
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,9 @@ class ServedStates:
     size: int
     layers: tuple[int, ...]
     folder: Path | None = None
-    _unwritten: list[Path] = field(default_factory=list, init=False, repr=False, compare=False)
+    _unwritten: deque[Path] = field(
+        default_factory=lambda: deque(maxlen=_MOST_UNWRITTEN), init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(
@@ -185,12 +188,14 @@ class ServedStates:
         """Remove what vLLM wrote about an answer whose states nobody asked for, if the answer names it."""
         if self.engine != "vllm":
             return
-        path = None
         with suppress(ModelError):
-            path = self._path(completion, "")
-        # it may be written only now: then it is removed with a later answer's
-        waiting = [*self._unwritten, path] if path is not None else list(self._unwritten)
-        self._unwritten[:] = [each for each in waiting if not _remove(each)][-_MOST_UNWRITTEN:]
+            if (path := self._path(completion, "")) is not None:
+                self._unwritten.append(path)
+        for _ in range(len(self._unwritten)):
+            with suppress(IndexError):  # another thread took it
+                path = self._unwritten.popleft()
+                if not _remove(path):  # it is written only now: it is removed with a later answer's
+                    self._unwritten.append(path)
 
     # ------------------------------------------------------------------ SGLang
 
