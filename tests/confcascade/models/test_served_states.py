@@ -429,7 +429,7 @@ def test_files_of_every_precision_are_read(engine: Any, dtype: str):
 def test_a_file_that_is_being_written_is_waited_for(engine: Any, way: str):
     """Its writer holds the lock; the event loop is free all the while."""
     served, model = engine("vllm")
-    served.writing_s = 0.15
+    served.writing_s = 0.6
     ask = Prefill(model, request(prompts()[0]), layers=(2,))
 
     async def waiting() -> Any:
@@ -450,7 +450,7 @@ def test_a_file_that_is_being_written_is_waited_for(engine: Any, way: str):
     (found,) = model.prefill([ask]) if way == "prefill" else (asyncio.run(waiting()),)
 
     assert found.hidden_states[2].shape == (28,)
-    assert longest < 0.14
+    assert longest < 0.5
 
 
 def test_files_are_removed_once_they_are_read(engine: Any):
@@ -467,13 +467,19 @@ def test_files_are_removed_once_they_are_read(engine: Any):
     assert left == ["chatcmpl-6.safetensors", "chatcmpl-6.safetensors.lock"]
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are waited for but a moment."""
+    monkeypatch.setattr("confcascade.models.openai._PATIENCE_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_file_elsewhere_is_neither_read_nor_removed(engine: Any, tmp_path_factory: Any):
     """A server names a path; only the folder that the user names is looked into."""
     served, model = engine("vllm")
     other = tmp_path_factory.mktemp("other") / "mine.safetensors"
     save_file({"hidden_states": torch.ones(1, 2, 28), "token_ids": torch.arange(1)}, other)
     served.change = lambda sent: sent.update(kv_transfer_params={"hidden_states_path": str(other)})
-    model._timeout_s = 0.2
 
     with pytest.raises(ModelError, match="`states_folder` must be its shared_storage_path as this machine sees it"):
         model.prefill([Prefill(model, request(prompts()[0]), layers=(2,))])
@@ -516,10 +522,11 @@ def test_files_of_another_shape_are_an_error(engine: Any, what: str):
     assert list(served.folder.iterdir()) == []
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("broken", ["cut", "no header", "no safetensors", "no tensor"])
 def test_a_damaged_file_is_an_error(engine: Any, broken: str):
     """None is waited for longer than for an answer."""
-    served, model = engine("vllm", timeout_s=0.3)
+    served, model = engine("vllm")
 
     def change(sent: dict[str, Any]) -> None:
         served.settle()
@@ -535,9 +542,10 @@ def test_a_damaged_file_is_an_error(engine: Any, broken: str):
         model.prefill([Prefill(model, request(prompts()[0]), layers=(2,))])
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_writer_that_never_ends_is_not_waited_for_ever(engine: Any):
     """A lock that stays is a time-out, and the file is left alone."""
-    served, model = engine("vllm", timeout_s=0.2)
+    served, model = engine("vllm")
     held: list[int] = []
 
     def change(sent: dict[str, Any]) -> None:
