@@ -107,6 +107,8 @@ def recorded(right: NDArray[np.bool_], rng: np.random.Generator) -> tuple[FitDat
         refused=~whole,
         input_tokens=counts,
         output_tokens=counts,
+        gate_input_tokens=np.zeros_like(counts),
+        gate_output_tokens=np.zeros_like(counts),
         told_tokens=counts,
         before_answer=np.zeros(shape, dtype=np.int64),
         latency_s=np.full(shape, np.nan),

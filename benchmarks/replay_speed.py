@@ -51,6 +51,8 @@ def made_up(questions: int, early: bool, seed: int = 0) -> Columns:
         refused=np.zeros(shape, bool),
         input_tokens=rng.integers(50, 500, shape),
         output_tokens=np.full(shape, 16),
+        gate_input_tokens=np.zeros(shape, dtype=np.int64),
+        gate_output_tokens=np.zeros(shape, dtype=np.int64),
         flops=np.full(shape, np.nan),
         usd=np.full(shape, np.nan),
         told_tokens=np.full(shape, 16),

@@ -159,6 +159,8 @@ class Generate:
             call, a model may end those that are left over with "paused", to be asked again for what follows.
         followed: A signal may ask something else in the conversation that this answers (`Signal.follows_up`).
         aside: It is asked for a signal, about an answer: nobody is shown what comes.
+        layers: Blocks whose output at the last prompt token is wanted with the answer (`Response.hidden_states`). For
+            models with `Capability.states_with_answer`; such an answer comes whole.
         progress: Of a model that asks others; theirs, too, of an ask that is made of this one by `dataclasses.replace`.
     """
 
@@ -174,6 +176,7 @@ class Generate:
     until: str = ""
     followed: bool = False
     aside: bool = False
+    layers: tuple[int, ...] = ()
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
 
@@ -237,8 +240,13 @@ class Capability:
     Attributes:
         logprobs: Log-probabilities of the tokens it generates; None if only an answer will tell.
         top_logprobs: Most alternatives it tells at each position.
-        layers: Number of blocks whose hidden states it gives; 0 means none.
+        layers: Number of its blocks, if it gives hidden states; 0 means none.
         hidden_size: Their dimension.
+        engine: The kind of server that gives the hidden states, such as "vllm": each reading of a prompt is then a call
+            of its own, which is paid for. "" where they are computed in this process.
+        served_layers: Of an `engine`, the blocks whose hidden states it gives, in its order.
+        normalised: Whether the state of the last block comes behind the model's final norm.
+        states_with_answer: Whether an `engine` gives the prompt's states with an answer, too (`Generate.layers`).
         stops: Whether a pass over a prompt ends where its gate says so (`Prefill.gate`).
         prompt_labels: Whether it answers `Prefill` even if it gives no hidden states: with labels' log-probabilities.
         batch_size: How many asks it answers in one call. A model of 1 that does not prefill is behind an API, and asked
@@ -263,6 +271,10 @@ class Capability:
     top_logprobs: int = 0
     layers: int = 0
     hidden_size: int = 0
+    engine: str = ""
+    served_layers: tuple[int, ...] = ()
+    normalised: bool = False
+    states_with_answer: bool = False
     stops: bool = False
     prompt_labels: bool = False
     batch_size: int = 1
@@ -279,8 +291,11 @@ class Capability:
 
     @property
     def prefill(self) -> bool:
-        """Whether it answers `Prefill`: only a model whose hidden states or logits can be seen does."""
-        return self.layers > 0 or self.prompt_labels
+        """Whether it reads prompts in this process, and so answers every `Prefill`.
+
+        A server that gives hidden states (`engine`) answers only those that ask for `layers`.
+        """
+        return (self.layers > 0 and not self.engine) or self.prompt_labels
 
     @property
     def local(self) -> bool:
@@ -335,7 +350,7 @@ class LanguageModel(Protocol):
         """For costs in FLOPs; None if unknown."""
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        """Read prompts, no more than `Capability.batch_size` of them; only called if it can prefill."""
+        """Read prompts, no more than `Capability.batch_size` of them; only called if it can."""
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
         """Answer, no more than `Capability.batch_size` asks."""

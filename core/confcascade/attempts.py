@@ -118,6 +118,11 @@ class Bill:
         self.elapsed_s = 0.0
         self.busy_s = 0.0
 
+    @property
+    def read_apart(self) -> Usage:
+        """Of a call of its own that read the prompt, which the usage of the answer lacks."""
+        return self.read.usage if self.read is not None and self.read.apart else Usage()
+
     def add(self, answer: Answer[Any]) -> Any:
         self.elapsed_s += answer.elapsed_s
         self.busy_s += answer.busy_s
@@ -132,11 +137,17 @@ class Bill:
             return cost
         return replace(cost, flops=self.told.flops, usd=cost.usd if self.told.usd is None else self.told.usd)
 
-    def leave(self, answer: Answer[Any]) -> None:
-        """What has come of an answer that nobody waits for any more."""
+    def leave(self, answer: Answer[Any], before: Usage | None = None) -> None:
+        """What has come of an answer that nobody waits for any more.
+
+        Args:
+            answer: With its usage.
+            before: What was used before it was asked for; by default by a call of its own that read the prompt.
+        """
         self.elapsed_s += answer.elapsed_s
         self.busy_s += answer.busy_s
-        self.usage = self.usage if answer.value is None else answer.value.usage
+        if answer.value is not None:
+            self.usage = (self.read_apart if before is None else before) + answer.value.usage
 
 
 def billed(flow: Flow[T], stage: Stage, bill: Bill) -> Flow[T]:
@@ -156,10 +167,8 @@ def billed(flow: Flow[T], stage: Stage, bill: Bill) -> Flow[T]:
             try:
                 answers = yield asks
             except Left as left:  # the answer before is paid for all the same
-                so_far, bill.usage = bill.usage, Usage()
                 for answer in left.answers:
-                    bill.leave(answer)
-                bill.usage += so_far
+                    bill.leave(answer, bill.usage)
                 raise Left(()) from left
             for ask, answer in zip(asks, answers, strict=True):
                 bill.elapsed_s += answer.elapsed_s

@@ -175,17 +175,21 @@ def attempt_cost(
         elapsed_s: Likewise.
         architecture: Of the model.
         prices: Of its tokens. A prompt whose pass was ended has all its tokens, and is priced by them.
-        prefilled: The pass over the prompt, if one was made: only the operations up to where it ended are charged.
+        prefilled: The pass over the prompt, if one was made: only the operations up to where it ended are charged. Of
+            one that was a call of its own, all are, and the answer's own reading of the prompt as well, whatever the
+            server's cache may have saved: `usage` has what it reports of that.
     """
     usd = flops = None
     unknown = usage.estimated and not usage.total_tokens  # the model told none
     if prices is not None and not unknown:
         usd = prices.of(usage)
     if architecture is not None and not unknown:
-        if prefilled is None or prefilled.depth is None:
+        read = 0 if prefilled is None else prefilled.usage.total_tokens
+        if prefilled is not None and prefilled.apart:
+            flops = token_flops(architecture, read) + token_flops(architecture, usage.total_tokens - read)
+        elif prefilled is None or prefilled.depth is None:
             flops = forward_flops(architecture, usage)
         else:
-            read = prefilled.usage.total_tokens
             flops = stopped_flops(architecture, read, prefilled.depth)
             flops += extension_flops(architecture, read, usage.total_tokens - read)
     return Cost(

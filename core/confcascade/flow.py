@@ -45,7 +45,7 @@ from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
 
-__all__ = ["begun_for", "cascade_flow", "prefill_for", "read_for"]
+__all__ = ["answer_layers", "begun_for", "cascade_flow", "prefill_for", "read_for"]
 
 
 def cascade_flow(
@@ -207,10 +207,11 @@ def _attempt(
                 live=live,
                 final=last and rules.stands,
                 followed=any(signal.follows_up for signal in judges),
+                layers=answer_layers(stage.model, judges),
             )
         )
         response = parted(asked, read_for(signals, request, bill.add(answer)))
-        bill.usage, bill.told = response.usage, response.cost
+        bill.usage, bill.told = bill.read_apart + response.usage, response.cost
 
         # after it
         labels = {label for signal in judges for label in signal.labels}
@@ -260,6 +261,11 @@ def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Reques
     following = any(signal.following for signal in signals)
     wanted = layers or following or (labels and model.capability.prefill)
     return Prefill(model, request, layers, labels, following=following) if wanted else None
+
+
+def answer_layers(model: LanguageModel, signals: Sequence[Signal]) -> tuple[int, ...]:
+    """Blocks whose hidden states `signals` want of `model` with its answer."""
+    return tuple(sorted({layer for signal in signals for layer in signal.answer_layers(model)}))
 
 
 def begun_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Request:

@@ -85,7 +85,7 @@ class Stage:
                 'or let the others ask afterwards: Verbalized("two-step").'
             )
         probing = [signal.name for signal in self.signals if signal.layers(self.model)]
-        if rewording and probing and self.model.capability.prefill:
+        if rewording and probing and self.model.capability.layers:
             raise ConfigurationError(
                 f"The signal '{rewording[0]}' of stage '{self.model.name}' changes the prompt, and '{probing[0]}' was "
                 'trained on hidden states at the prompt\'s end. Let it ask afterwards: Verbalized("two-step").'

@@ -13,6 +13,7 @@ from confcascade.asks import Chunk, Flow
 from confcascade.attempts import OnError, OnExhausted, Outcome, Tried
 from confcascade.cascade import Cascade, Messages, OnEnded, Query
 from confcascade.errors import ConfigurationError
+from confcascade.signals import Signal
 from confcascade.stage import FittedStages, Stage
 from confcascade.stepwise import Steps, stepwise_flow
 from confcascade.thoughts import ThoughtReader
@@ -46,6 +47,11 @@ class StepwiseCascade(Cascade):
 
     _in_steps = True
 
+    @staticmethod
+    def _is_whole(stage: Stage, signal: Signal) -> bool:
+        """Whether a signal judges whole answers only."""
+        return signal.rewords or signal.told or bool(signal.answer_layers(stage.model))
+
     def __init__(
         self,
         stages: Sequence[Stage],
@@ -68,7 +74,7 @@ class StepwiseCascade(Cascade):
                 f"Step by step, two models write in turn: give a small and a large one. Got {len(self.stages)}."
             )
         for stage in self.stages:
-            if whole := next((signal for signal in stage.signals if signal.rewords or signal.told), None):
+            if whole := next((signal for signal in stage.signals if self._is_whole(stage, signal)), None):
                 raise ConfigurationError(
                     f"{whole!r} judges whole answers, and this cascade judges steps. It goes with "
                     'mode="query", or Cascade.'

@@ -406,6 +406,13 @@ def check_model(model: LanguageModel, request: Request) -> None:
         )
         prefilled.close()
         prefilled.close()  # closing twice is harmless
+    if model.capability.engine:
+        layers = model.capability.served_layers
+        (served,) = model.prefill([Prefill(model, request, layers=layers)])
+        assert isinstance(served, Prefilled), f"prefill must answer with Prefilled, gave {served!r}"
+        shapes, size = {state.shape for state in served.hidden_states.values()}, model.capability.hidden_size
+        assert shapes <= {(size,)}, f"a hidden state must have the shape ({size},), has {shapes}"
+        assert served.apart, "a server reads the prompt again for the answer, so `Prefilled.apart` must be true"
     if model.capability.stops:
         _check_stops(model, request, whole)
     if model.capability.continues:

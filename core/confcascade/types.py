@@ -347,7 +347,7 @@ class Prefilled:
     """What one forward pass over the prompt gives, before anything is decoded.
 
     Attributes:
-        usage: The prompt's tokens.
+        usage: The prompt's tokens, and those that a call of its own had to write.
         hidden_states: Hidden state of the last prompt token by layer: float32 arrays of shape (hidden_size,).
         label_logprobs: Log-probability that the answer begins with each declared label, " A" and "A" pooled.
         tokens: Those of `Request.written` that were read now, with the log-probabilities that this model gives them,
@@ -357,6 +357,7 @@ class Prefilled:
         depth: The share of the model's blocks that were run, in (0, 1], where the ask's gate ended the pass behind them
             (`Prefill.gate`): there are no `label_logprobs`, no `following` and no `state` then, and only hidden states
             up to there. None of a pass that went on to its end.
+        apart: Whether it was a call of its own: the answer reads the prompt again, and both are paid for.
     """
 
     usage: Usage
@@ -366,6 +367,7 @@ class Prefilled:
     following: Position | None = None
     state: Any = None
     depth: float | None = None
+    apart: bool = False
 
     def close(self) -> None:
         """Free the state; the measured values stay."""
@@ -411,6 +413,7 @@ class Response:
             `text` and `tokens`; `native` has it still.
         corrected: The label that the model gave, where another stands in its place (`TokenProbability(corrects=True)`).
             There are no `tokens` then; `native` has the model's own answer.
+        hidden_states: As of `Prefilled`, where they were asked for with the answer (`Generate.layers`).
     """
 
     text: str
@@ -428,6 +431,7 @@ class Response:
     written_tokens: WrittenTokens | None = None
     stated: Stated | None = None
     corrected: str | None = None
+    hidden_states: Mapping[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def altered(self) -> bool:

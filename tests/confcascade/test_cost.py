@@ -86,6 +86,18 @@ def test_an_attempt_costs_what_its_tokens_cost():
     assert cost.flops == forward_flops(Architecture(1000, 2, 10), Usage(2_000, 500))
 
 
+def test_a_prompt_that_was_read_apart_is_charged_twice():
+    """Each reading with its own context: one of twice the length would have another attention."""
+    size, read, answer = Architecture(1000, 2, 10), Usage(300, 1), Usage(300, 20)
+    apart = Prefilled(read, apart=True)
+
+    cost = attempt_cost(read + answer, 1.0, size, Prices(1.0, 2.0), apart)
+
+    assert cost.flops == forward_flops(size, read) + forward_flops(size, answer)
+    assert cost.usd == pytest.approx((600 + 2 * 21) / 1e6)
+    assert attempt_cost(read, 1.0, size, None, apart).flops == forward_flops(size, read)
+
+
 def test_what_is_unknown_is_none():
     """Without an architecture there are no FLOPs, without prices no dollars; neither is made up."""
     cost = attempt_cost(Usage(10, 10), 0.0, None, None)

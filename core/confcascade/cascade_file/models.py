@@ -31,6 +31,7 @@ from confcascade.models.memory import MemoryBound
 from confcascade.models.openai import Unsupported
 from confcascade.models.planned import PlannedModel
 from confcascade.models.reading import Reads
+from confcascade.models.served_states import Engine, engine_problem
 from confcascade.schema import SECRET, Entry, existing, located, suggestion
 
 __all__ = [
@@ -102,6 +103,13 @@ class OpenAIModelEntry(Entry):
     reads: Reads | None = Field(
         None, description="How the server tells what it makes of a text of another's; by default it does not."
     )
+    hidden_states: Engine | None = Field(
+        None, description="How the server gives hidden states, for P(IK); by default it does not. Needs `architecture`."
+    )
+    states_layers: list[int] = Field([], description="The blocks that vLLM gives them of, in its order.")
+    states_folder: str | None = Field(
+        None, min_length=1, description="The folder of vLLM's files with them, relative to the file."
+    )
     name: str | None = Field(None, min_length=1, description="Shown in records; by default the model's.")
 
     @field_validator("options")
@@ -113,6 +121,17 @@ class OpenAIModelEntry(Entry):
         if (cannot := options_problem(options)) is not None:
             raise located(cannot)
         return options
+
+    @model_validator(mode="after")
+    def _gives_states(self) -> Self:
+        wrong = engine_problem(self.hidden_states, self.states_layers, self.states_folder, self._architecture)
+        if wrong is not None:
+            raise located(wrong[1], wrong[0])
+        return self
+
+    @property
+    def _architecture(self) -> Architecture | None:
+        return None if self.architecture is None else Architecture(**self.architecture.model_dump())
 
     def called(self, folder: Path) -> str:
         """The model's name in records."""
@@ -129,11 +148,14 @@ class OpenAIModelEntry(Entry):
             api_key_env=self.api_key_env,
             timeout_s=self.timeout_s,
             max_retries=self.max_retries,
-            architecture=None if self.architecture is None else Architecture(**self.architecture.model_dump()),
+            architecture=self._architecture,
             options=self.options,
             unsupported=self.unsupported,
             continues=self.continues,
             reads=self.reads,
+            hidden_states=self.hidden_states,
+            states_layers=self.states_layers,
+            states_folder=None if self.states_folder is None else existing(folder, self.states_folder),
             name=self.called(folder),
         )
 

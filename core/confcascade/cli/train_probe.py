@@ -50,8 +50,12 @@ def train_probe(
     grader: GraderOfAll = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
     depths: Annotated[
-        str, typer.Option(help="Where hidden states are read, of the model's depth: the best is kept.")
-    ] = "0.4,0.5,0.6,0.75,1.0",
+        str | None,
+        typer.Option(
+            help="Where hidden states are read, of the model's depth: the best is kept. By default "
+            "0.4,0.5,0.6,0.75,1.0, or wherever a server gives them."
+        ),
+    ] = None,
     kind: Annotated[
         Literal["auto", "linear", "mlp"], typer.Option(help="A logistic regression, a network, or the better one.")
     ] = "auto",
@@ -63,7 +67,9 @@ def train_probe(
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the networks.")] = 0,
     plots: Annotated[bool, typer.Option(help="Draw plots; needs matplotlib.")] = True,
 ) -> None:
-    """Train P(IK): a probe of what a local model knows, judged before it writes a word.
+    """Train P(IK): a probe of what a model knows, judged before it writes a word.
+
+    The model is a local one, or one of a cascade file whose server gives hidden states (`hidden_states: vllm`, say).
 
     The model answers the questions and a grader judges the answers, unless a recording has them; then the model reads
     each prompt once more, and its hidden states at several depths are kept. Probes of every depth and kind are trained
@@ -90,7 +96,7 @@ def train_probe(
 
     if plots:
         require("matplotlib", "plots")  # now, and not after the work
-    at = _depths(depths)
+    at = None if depths is None else _depths(depths)
     file = None if cascade is None else CascadeFile.load(cascade)
     if file is None and model is None:
         raise ConfigurationError("Whose probe? Give --model local:NAME or bundled:SIZE, or --cascade FILE.")

@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -28,8 +29,10 @@ from confcascade.models.continuing import (
     is_repeated,
     to_render,
 )
-from confcascade.models.reading import Reads, prompt_tokens, reads_problem, remember, to_read, unread
+from confcascade.models.masking import masked
+from confcascade.models.reading import Reads, read_prompt, reads_problem, remember, to_read
 from confcascade.models.remote import Remote, as_stream, check_continues
+from confcascade.models.served_states import Engine, ServedStates, engine_problem
 from confcascade.types import Prefilled, Response, Usage
 
 if TYPE_CHECKING:
@@ -40,7 +43,6 @@ __all__ = ["OpenAICompatibleModel"]
 Unsupported: TypeAlias = Literal["max_tokens", "temperature", "logprobs", "stream_options"]
 
 _PATIENCE_S = 10.0  # for what a server says of itself
-_LEAST_KEY = 8  # characters: what is shorter stands in the place of a key, as "none" or "EMPTY" do
 # what calls may have to do without, by the words of an error that refuses it
 _REFUSALS = {
     "logprobs": ("logprobs",),
@@ -86,13 +88,21 @@ class OpenAICompatibleModel(Remote):
             one that continues a last message of the assistant by itself.
         reads: How the server tells what it makes of a text that another has written, which `Lookback` needs:
             "prompt_logprobs", with vLLM. Each reading is a call that the prompt is paid for.
+        hidden_states: The server gives the hidden state of a prompt's last token, which `KnowledgeProbe` needs:
+            "sglang", started with ``--enable-return-hidden-states``, that of the last block, behind the final norm;
+            "vllm", started with the method ``extract_hidden_states``, those of `states_layers`, before any norm. A
+            prompt is read by a call for one token, and the answer, if it is wanted, by another, which reads the prompt
+            again, from the server's prefix cache where it has one: `Attempt.usage` counts both. `architecture` is
+            needed.
+        states_layers: The blocks that vLLM was started with, in the order of its ``eagle_aux_hidden_state_layer_ids``.
+        states_folder: vLLM's ``shared_storage_path`` as this machine sees it. Its files are removed once they are read.
 
     Raises:
         MissingExtraError: Without the package `openai`.
         ConfigurationError: Without a key for OpenAI's own server, if `api_key_env` is not set, if `options` set what
             each call sets (messages, tools, streaming, log-probabilities) or are no mapping, if `unsupported` is no
-            list or names anything else, or if `continues` or `reads` is none of these, or one does not go with the
-            other.
+            list or names anything else, or if `continues`, `reads` or `hidden_states` is none of these, or one setting
+            does not go with the other.
     """
 
     def __init__(
@@ -110,6 +120,9 @@ class OpenAICompatibleModel(Remote):
         unsupported: Collection[Unsupported] = (),
         continues: Continues | None = None,
         reads: Reads | None = None,
+        hidden_states: Engine | None = None,
+        states_layers: Sequence[int] = (),
+        states_folder: str | Path | None = None,
     ) -> None:
         from pydantic import SecretStr
 
@@ -135,6 +148,8 @@ class OpenAICompatibleModel(Remote):
             raise ConfigurationError(f"`continues` of model '{model}' {cannot}.")
         if (cannot := reads_problem(reads, continues)) is not None:
             raise ConfigurationError(f"`reads` of model '{model}' {cannot}.")
+        if (wrong := engine_problem(hidden_states, states_layers, states_folder, architecture)) is not None:
+            raise ConfigurationError(f"`{wrong[0]}` of model '{model}' {wrong[1]}.")
         self._model = model
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -147,6 +162,9 @@ class OpenAICompatibleModel(Remote):
         self._unsupported = frozenset(unsupported)
         self._continues = continues
         self._reads = reads
+        self._states: ServedStates | None = None
+        if hidden_states is not None and architecture is not None:
+            self._states = ServedStates.of(hidden_states, architecture, states_layers, states_folder)
         self._refusals = Refusals(self._name, _REFUSALS, unsupported=self._unsupported)
         self._async: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
@@ -164,15 +182,15 @@ class OpenAICompatibleModel(Remote):
     @property
     def capability(self) -> Capability:
         logprobs = False if "logprobs" in self._unsupported else None
-        continues = self._continues is not None
-        return Capability(
+        told = Capability(
             logprobs=logprobs,
             top_logprobs=20,
             tools=True,
             structured=True,
-            continues=continues,
+            continues=self._continues is not None,
             reads=self._reads is not None,
         )
+        return told if self._states is None else self._states.added_to(told)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -236,7 +254,7 @@ class OpenAICompatibleModel(Remote):
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         reading, call = Reading(ask, repeated=self._repeated), self._call(ask, streamed=True)
         with self._unsaid():
-            while (opened := self._create(call)) is not None:
+            while not ask.layers and (opened := self._create(call)) is not None:
                 try:
                     with opened as events:
                         if is_json(events):
@@ -258,7 +276,7 @@ class OpenAICompatibleModel(Remote):
     async def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         reading, call = Reading(ask, repeated=self._repeated), self._call(ask, streamed=True)
         with self._unsaid():
-            while (opened := await self._acreate(call)) is not None:
+            while not ask.layers and (opened := await self._acreate(call)) is not None:
                 try:
                     async with opened as events:
                         if is_json(events):
@@ -280,50 +298,67 @@ class OpenAICompatibleModel(Remote):
                 yield item
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        """What it makes of what was written, where its server tells that (`reads`)."""
-        return [self._prefilled(ask) for ask in asks] if self._can_read(asks) else super().prefill(asks)
+        """Hidden states (`hidden_states`), and what it makes of what was written (`reads`), one call for each ask."""
+        return [self._prefilled(ask) for ask in asks] if self._reads_prompts else super().prefill(asks)
 
     async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        if not self._can_read(asks):
+        if not self._reads_prompts:
             return await super().aprefill(asks)
         return await asyncio.gather(*map(self._aprefilled, asks))
 
     # ------------------------------------------------------------------ calls
 
-    def _can_read(self, asks: Sequence[Prefill]) -> bool:
-        return self._reads is not None and not any(ask.layers or ask.labels for ask in asks)
+    @property
+    def _reads_prompts(self) -> bool:
+        return self._reads is not None or self._states is not None
 
     def _prefilled(self, ask: Prefill) -> Prefilled:
         if (call := self._reading(ask)) is None:
             return Prefilled(Usage())
-        with self._unsaid():
+        with self._unsaid(), self._states_explained():
             return self._was_read(self._create(call), call, ask)
 
     async def _aprefilled(self, ask: Prefill) -> Prefilled:
         if (call := self._reading(ask)) is None:
             return Prefilled(Usage())
-        with self._unsaid():
-            return self._was_read(await self._acreate(call), call, ask)
+        with self._unsaid(), self._states_explained():
+            completion = await self._acreate(call)
+            if self._states is not None and self._states.folder is not None:  # a file may have to be waited for
+                return await asyncio.to_thread(self._was_read, completion, call, ask)
+            return self._was_read(completion, call, ask)
 
     def _reading(self, ask: Prefill) -> CallParameters | None:
-        """The call that reads what was written; None if it is not asked for."""
-        if not (ask.tokens and unread(ask)):
-            return None
-        return self._call(Generate(self, to_read(ask.request), logprobs=False))
+        """The call that reads a prompt, and what was written behind it; None if nothing of that is asked for."""
+        request = to_read(ask, self._reads, self._states)
+        return None if request is None else self._call(Generate(self, request, logprobs=False))
+
+    def _states_explained(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._states is None else self._states.explained(self._name)
 
     def _was_read(self, completion: Any, call: CallParameters, ask: Prefill) -> Prefilled:
         usage = ask.progress.paid = read(completion, call.ask, repeated=self._repeated).usage
         call.answered()
-        tokens = prompt_tokens(completion, unread(ask), self._name)
-        remember(ask.session, ask.request.written)
-        return Prefilled(usage, tokens=tokens)
+        return read_prompt(completion, ask, usage, reads=self._reads, states=self._states, patience_s=self._patience_s)
+
+    @property
+    def _patience_s(self) -> float:
+        """Longest wait for what a server says beside its answers."""
+        return min(self._timeout_s, _PATIENCE_S)
 
     def _answered(self, call: CallParameters, response: Response) -> Response:
         """An answer, once it is whole; with what is known of those that are written in turn."""
         if self._reads is not None:
             # what it told no log-probabilities of, it can still be asked to read
             remember(call.ask.session, call.ask.request.written, response.text if response.tokens else "")
-        return call.explained(response)
+        response = call.explained(response)
+        if self._states is None:
+            return response
+        if not call.ask.layers:
+            self._states.forget(response.native)
+            return response
+        call.ask.progress.paid = response.usage
+        found = self._states.read(response.native, response.usage, self._name, self._patience_s)
+        return response.replace(hidden_states=found)
 
     def answer(self, ask: Generate) -> Response:
         """One answer, in one piece."""
@@ -339,6 +374,8 @@ class OpenAICompatibleModel(Remote):
         with self._unsaid():
             response = read(await self._acreate(call), ask, repeated=self._repeated)
             call.answered()
+            if ask.layers:  # a file may have to be waited for
+                return await asyncio.to_thread(self._answered, call, response)
             return self._answered(call, response)
 
     def _create(self, call: CallParameters) -> Any:
@@ -392,29 +429,9 @@ class OpenAICompatibleModel(Remote):
         try:
             yield
         except Exception as error:
-            self._masked(error)
-            raise
-
-    def _masked(self, told: Any) -> Any:
-        """The same, ``***`` in the place of the keys that were sent, wherever there is text in it.
-
-        Of an error, in the error itself and in those that it came from, which a traceback shows.
-        """
-        if isinstance(told, str):
             clients = (self.__dict__.get("_client"), self._async and self._async[1])
-            for key in (client.api_key.strip() for client in clients if client is not None):
-                told = told.replace(key, "***") if len(key) >= _LEAST_KEY else told
-        elif isinstance(told, Mapping):
-            told = {self._masked(key): self._masked(value) for key, value in told.items()}
-        elif isinstance(told, list | tuple):
-            told = type(told)(self._masked(each) for each in told)
-        elif isinstance(told, BaseException):
-            told.args = self._masked(told.args)
-            for name, value in vars(told).items():  # message, body, type; the text that is no JSON
-                if isinstance(value, str | dict | list):
-                    setattr(told, name, self._masked(value))
-            self._masked(told.__cause__ or told.__context__)
-        return told
+            masked(error, [client.api_key.strip() for client in clients if client is not None])
+            raise
 
     def _call(self, ask: Generate, *, streamed: bool = False) -> CallParameters:
         check_continues(ask)

@@ -1,4 +1,5 @@
-"""What a server tells of a text that was given to it: the log-probabilities of the prompt, as tokens.
+"""What a server tells of a text that was given to it: hidden states (`served_states`), and the log-probabilities of the
+prompt, as tokens.
 
 - vLLM takes ``prompt_logprobs`` on ``/v1/chat/completions`` (not streamed) and tells at each position of the prompt the
   token that stands there and the most probable ones, by their ids, with ``decoded_token`` (its ``protocol.py``). With
@@ -18,9 +19,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from confcascade.asks import Prefill, Session
 from confcascade.errors import ModelError
-from confcascade.types import Request, Token
+from confcascade.models.served_states import ServedStates
+from confcascade.types import Prefilled, Request, Token, Usage
 
-__all__ = ["Reads", "prompt_tokens", "reads_problem", "remember", "to_read", "unread"]
+__all__ = ["Reads", "prompt_tokens", "read_prompt", "reads_problem", "remember", "to_read", "unread"]
 
 Reads: TypeAlias = Literal["prompt_logprobs"]
 
@@ -39,11 +41,63 @@ def reads_problem(reads: Any, continues: Any) -> str | None:
     return None
 
 
-def to_read(request: Request) -> Request:
-    """The request for what the model makes of the answer so far: one token is written, since none cannot be."""
-    return replace(
-        request, max_tokens=1, stop=(), options={**request.options, "prompt_logprobs": 1, "return_token_ids": True}
-    )
+def to_read(ask: Prefill, reads: Reads | None, states: ServedStates | None) -> Request | None:
+    """The request by which a prompt is read: one token is written, since none cannot be. None if nothing is wanted.
+
+    Args:
+        ask: Of its `labels` and of what is `following` a server tells nothing before it has written.
+        reads: How the server tells log-probabilities of the prompt, if it does.
+        states: How it gives hidden states, if it does.
+
+    Raises:
+        ModelError: If hidden states of other blocks are asked for.
+    """
+    request = replace(ask.request, max_tokens=1, stop=())
+    if tokens := _reads_tokens(ask, reads):
+        request = replace(request, options={**request.options, "prompt_logprobs": 1, "return_token_ids": True})
+    if ask.layers:
+        if states is None:
+            raise ModelError(f"Model '{ask.model.name}' is behind an API: its hidden states cannot be seen.")
+        if (cannot := states.missing(ask.layers)) is not None:
+            raise ModelError(f"The server of model '{ask.model.name}' {cannot}")
+        request = states.asked(request)
+    return request if tokens or ask.layers else None
+
+
+def _reads_tokens(ask: Prefill, reads: Reads | None) -> bool:
+    return reads is not None and ask.tokens and bool(unread(ask))
+
+
+def read_prompt(
+    completion: Any,
+    ask: Prefill,
+    usage: Usage,
+    *,
+    reads: Reads | None,
+    states: ServedStates | None,
+    patience_s: float,
+) -> Prefilled:
+    """What a server told of a prompt.
+
+    Args:
+        completion: As the client gives it.
+        ask: What was asked by `to_read`.
+        usage: Of the call.
+        reads: As of `to_read`.
+        states: As of `to_read`.
+        patience_s: Longest wait for a file with them.
+
+    Raises:
+        ModelError: If it told something else.
+    """
+    told: tuple[Token, ...] = ()
+    if _reads_tokens(ask, reads):
+        told = prompt_tokens(completion, unread(ask), ask.model.name)
+        remember(ask.session, ask.request.written)
+    found: Mapping[int, Any] = {}
+    if ask.layers and states is not None:
+        found = states.read(completion, usage, ask.model.name, patience_s)
+    return Prefilled(usage, {layer: found[layer] for layer in ask.layers if layer in found}, tokens=told, apart=True)
 
 
 def prompt_tokens(completion: Any, text: str, model: str) -> tuple[Token, ...]:

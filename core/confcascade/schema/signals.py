@@ -167,7 +167,7 @@ class WordingEntry(SignalType):
 
 
 class KnowledgeProbeEntry(SignalType):
-    """P(IK), what a trained probe reads from the hidden state of a local model (`KnowledgeProbe`)."""
+    """P(IK), what a trained probe reads from the hidden state of a local or served model (`KnowledgeProbe`)."""
 
     _paths: ClassVar[tuple[str, ...]] = ("probe",)
     type: Literal["knowledge_probe", "p_ik"]
@@ -175,13 +175,16 @@ class KnowledgeProbeEntry(SignalType):
         min_length=1,
         description='Folder of the probe, relative to the file, or "bundled:small" for a bundled model\'s.',
     )
+    with_answer: bool = Field(
+        False, description="Judge after the answer, by the state that came with it in one call (vLLM)."
+    )
     name: Literal["p_ik"] = "p_ik"
 
     def load(self, folder: Path) -> Signal:
         """The probe, read."""
         bundled, _, size = self.probe.partition("bundled:")
         place = existing(folder, self.probe) if bundled or not size else bundled_folder(size) / "probe"
-        return KnowledgeProbe.load(place)
+        return KnowledgeProbe.load(place, with_answer=self.with_answer)
 
 
 class RetrievalScoreEntry(SignalType):

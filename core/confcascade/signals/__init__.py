@@ -112,6 +112,11 @@ class Signal(ABC):
         del model
         return ()
 
+    def answer_layers(self, model: LanguageModel) -> tuple[int, ...]:
+        """Blocks whose hidden state it reads with the answer (`Generate.layers`), of the phase "post"."""
+        del model
+        return ()
+
     def known_at(self, model: LanguageModel) -> int | None:
         """Behind which block of `model` a score of the phase "pre" is known, so that a pass may end there.
 

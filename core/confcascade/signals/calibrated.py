@@ -71,6 +71,9 @@ class _Derived(Signal):
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         return tuple(sorted({layer for part in self.parts for layer in part.layers(model)}))
 
+    def answer_layers(self, model: LanguageModel) -> tuple[int, ...]:
+        return tuple(sorted({layer for part in self.parts for layer in part.answer_layers(model)}))
+
     def known_at(self, model: LanguageModel) -> int | None:
         blocks = [part.known_at(model) for part in self.parts]
         return None if None in blocks else max(block for block in blocks if block is not None)

@@ -3,6 +3,7 @@ the answer will be right."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from confcascade.asks import LanguageModel
+from confcascade.asks import Capability, LanguageModel
 from confcascade.errors import ConfigurationError, SignalUnavailableError
 from confcascade.signals import Evidence, Measurement, Signal
 from confcascade.signals.probe_fitting import NETWORK, Weights, fit_weights, predict
@@ -26,6 +27,7 @@ __all__ = [
     "check_parts",
     "checked_states",
     "fingerprint_of",
+    "is_normalised",
     "resolve_layer",
 ]
 
@@ -49,6 +51,8 @@ class ProbeCard:
         epochs: Passes over the training part until the validation loss was least; of a linear probe the solver's steps.
         seed: Of the split and the weights.
         balanced: Whether right and wrong answers weighed the same in training.
+        engine: The kind of server that gave the hidden states (`Capability.engine`); "" of a model in this process.
+        normalised: Whether they came from behind the model's final norm.
     """
 
     model: str
@@ -62,6 +66,8 @@ class ProbeCard:
     epochs: int
     seed: int
     balanced: bool = False
+    engine: str = ""
+    normalised: bool = False
 
 
 def resolve_layer(layer: int | float, layers: int) -> int:
@@ -77,6 +83,11 @@ def resolve_layer(layer: int | float, layers: int) -> int:
     if not 1 <= layer <= layers:
         raise ConfigurationError(f"An absolute layer must lie between 1 and the model's {layers} blocks. Got {layer}.")
     return layer
+
+
+def is_normalised(capability: Capability, layer: int) -> bool:
+    """Whether the states of a block come from behind the final norm: only those of the last block can."""
+    return capability.normalised and layer == capability.layers
 
 
 def fingerprint_of(model: LanguageModel) -> str:
@@ -147,6 +158,7 @@ class KnowledgeProbe(Signal):
     """
 
     phase: ClassVar[Literal["pre", "post"]] = "pre"
+    _later = False  # whether it judges by the state that came with the answer
 
     def __init__(self, card: ProbeCard, weights: Mapping[str, NDArray[np.float32]], name: str = "p_ik") -> None:
         self.card = card
@@ -165,18 +177,44 @@ class KnowledgeProbe(Signal):
         """Whether there are hidden layers."""
         return "linear" if self._depth == 1 else "mlp"
 
+    def with_answer(self) -> KnowledgeProbe:
+        """The same probe, which judges after the answer, by the prompt's state that came with it in one call.
+
+        For a server of vLLM that has no prefix cache, or where a second call costs more than answers that are thrown
+        away: a rejected query has then paid for the whole answer.
+        """
+        probe = copy.copy(self)
+        probe.phase = "post"  # type: ignore[misc]
+        probe._later = True
+        return probe
+
     # ------------------------------------------------------------------ as a signal
 
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         del model
-        return (self.card.layer,)
+        return () if self._later else (self.card.layer,)
+
+    def answer_layers(self, model: LanguageModel) -> tuple[int, ...]:
+        del model
+        return (self.card.layer,) if self._later else ()
 
     def check(self, model: LanguageModel) -> None:
         capability = model.capability
         if not capability.layers:
             raise ConfigurationError(
                 f"KnowledgeProbe reads hidden states, and model '{model.name}' does not give any. "
-                "Use a TransformersModel whose blocks give them, or TokenProbability with this model."
+                "Use a TransformersModel whose blocks give them, OpenAICompatibleModel(hidden_states=...) with a "
+                "server of SGLang or vLLM, or TokenProbability with this model."
+            )
+        if self._later and not capability.states_with_answer:
+            raise ConfigurationError(
+                f"Model '{model.name}' gives no hidden state of the prompt with an answer: SGLang's is of the "
+                "last token that it wrote. Leave out `with_answer`, and the probe judges before the answer."
+            )
+        if (other := self._other_states(capability)) is not None:
+            raise ConfigurationError(
+                f"This probe was trained on {other[0]}; model '{model.name}' gives {other[1]}. These are other numbers "
+                "to it. Train one on what this model gives, with `confcascade train-probe`."
             )
         fingerprint = getattr(model, "fingerprint", None)
         if (capability.hidden_size, fingerprint) != (self.card.hidden_size, self.card.fingerprint):
@@ -187,6 +225,18 @@ class KnowledgeProbe(Signal):
                 "model to it. Train one with `confcascade train-probe`."
             )
 
+    def _other_states(self, capability: Capability) -> tuple[str, str] | None:
+        """What hidden states the probe was trained on and what a model gives, if they differ in kind."""
+        card, layer = self.card, self.card.layer
+        if card.engine != capability.engine:
+            return f"hidden states {_giver(card.engine)}", f"them {_giver(capability.engine)}"
+        if capability.engine and layer not in capability.served_layers:
+            given = ", ".join(map(str, capability.served_layers))
+            return f"block {layer}", f"block {given} of {capability.layers} only"
+        if card.normalised != (normalised := is_normalised(capability, layer)):
+            return f"states {_place(card.normalised)}", f"them {_place(normalised)}"
+        return None
+
     def identity(self) -> Mapping[str, Any]:
         digest = hashlib.sha256()
         for key in sorted(self._weights):
@@ -196,7 +246,8 @@ class KnowledgeProbe(Signal):
     def score(self, evidence: Evidence) -> Measurement:
         import numpy as np
 
-        state = evidence.prefilled.hidden_states.get(self.card.layer) if evidence.prefilled else None
+        source = evidence.response if self._later else evidence.prefilled
+        state = source.hidden_states.get(self.card.layer) if source else None
         if state is None:
             raise SignalUnavailableError(f"the hidden state of layer {self.card.layer} was not given")
         if not np.isfinite(state).all():  # an overflow in half precision, say
@@ -300,6 +351,12 @@ class KnowledgeProbe(Signal):
         """
         from sklearn.metrics import brier_score_loss, roc_auc_score
 
+        capability = model.capability
+        if capability.engine and layer not in capability.served_layers:
+            raise ConfigurationError(
+                f"The server of model '{model.name}' gives the hidden states of block "
+                f"{', '.join(map(str, capability.served_layers))}, of {capability.layers}. Got `layer` {layer}."
+            )
         train, validation, test = parts
         card = ProbeCard(
             model=model.name,
@@ -313,6 +370,8 @@ class KnowledgeProbe(Signal):
             epochs=epochs,
             seed=seed,
             balanced=balanced,
+            engine=capability.engine,
+            normalised=is_normalised(capability, layer),
         )
         blank = cls(card, weights)
         p = {part: blank.predict(hidden[rows]) for part, rows in (("validation", validation), ("test", test))}
@@ -335,8 +394,12 @@ class KnowledgeProbe(Signal):
         (path / "probe.json").write_text(json.dumps({"format": FORMAT, **asdict(self.card)}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> KnowledgeProbe:
+    def load(cls, folder: str | Path, *, with_answer: bool = False) -> KnowledgeProbe:
         """Read a saved probe.
+
+        Args:
+            folder: As of `save`.
+            with_answer: Whether it judges after the answer (`with_answer`).
 
         Raises:
             ConfigurationError: If the folder holds none, a damaged one, or one of an unknown format.
@@ -359,9 +422,18 @@ class KnowledgeProbe(Signal):
             raise ConfigurationError(f"'{path}' holds a probe of another format; this version reads format {FORMAT}.")
         try:
             card["examples"], card["auroc"] = tuple(card["examples"]), tuple(card["auroc"])
-            return cls(ProbeCard(**card), weights)
+            probe = cls(ProbeCard(**card), weights)
         except (KeyError, TypeError) as error:
             raise _damaged(path, error) from error
+        return probe.with_answer() if with_answer else probe
+
+
+def _giver(engine: str) -> str:
+    return f'from a server ("{engine}")' if engine else "of a model in the same process"
+
+
+def _place(normalised: bool) -> str:
+    return "behind the final norm" if normalised else "before any final norm"
 
 
 def _damaged(path: Path, error: Exception) -> ConfigurationError:

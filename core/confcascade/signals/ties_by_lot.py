@@ -70,6 +70,9 @@ class TiesByLot(Signal):
     def layers(self, model: LanguageModel) -> tuple[int, ...]:
         return self.signal.layers(model)
 
+    def answer_layers(self, model: LanguageModel) -> tuple[int, ...]:
+        return self.signal.answer_layers(model)
+
     def check(self, model: LanguageModel) -> None:
         self.signal.check(model)
 

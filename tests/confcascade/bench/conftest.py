@@ -63,6 +63,7 @@ def made_row(
     graded: bool,
     uncounted: int = 0,
     cut: bool = False,
+    gate: tuple[int, int] = (0, 0),
     **scores: RecordedScore,
 ) -> Row:
     """A row whose scores of tokens are what the live signals make of them.
@@ -70,6 +71,7 @@ def made_row(
     Args:
         uncounted: Tokens that are paid for and not visible (the end of a text), or the reverse.
         cut: Whether it was cut off at the token limit.
+        gate: Tokens of the prompt that a call of its own read before the answer, and what it had to write.
     """
     told = None if probabilities is None else tuple(map(Token, words, map(math.log, probabilities)))
     usage = Usage(3 + len(model), max(0, len(words) + uncounted))
@@ -100,7 +102,9 @@ def made_row(
         labels=labels,
         grade=float(graded),
         scores=scores,
-        usage=usage,
+        usage=Usage(*gate) if error else usage + Usage(*gate),
+        gate_input_tokens=gate[0],
+        gate_output_tokens=gate[1],
         latency_s=0.5 + len(words),
         prefill_s=0.25,
     )
@@ -125,6 +129,7 @@ def cases(draw: Any) -> Case:
     rows = []
     for model in names:
         local = draw(st.booleans())
+        served = not local and draw(st.booleans())  # hidden states by a call of their own
         depths = {name: draw(st.sampled_from(told)) for name, told in DEPTHS.items()}
         for question in questions:
             words = draw(st.sampled_from([[], [" "], ["yes"], ["A"], ["B"], ["a", " b"], LIST, THINKING]))
@@ -133,9 +138,9 @@ def cases(draw: Any) -> Case:
                 "router": RecordedScore(value=draw(SCORES), phase="pre", depth=depths["router"]),
                 "sure": RecordedScore(value=draw(SCORES)),
             }
-            for probe in ("probe", "deeper") if local else ():
+            for probe in ("probe", "deeper") if local or served else ():
                 older = draw(st.integers(0, 9)) == 0  # a row that does not tell the depth
-                depth = None if older else depths[probe]
+                depth = None if older or served else depths[probe]
                 scores[probe] = RecordedScore(value=draw(SCORES), phase="pre", prefill=True, depth=depth)
             row = made_row(
                 question,
@@ -148,6 +153,7 @@ def cases(draw: Any) -> Case:
                 graded=draw(st.booleans()),
                 uncounted=draw(st.sampled_from([0, 0, 1, -1])),
                 # one that is nothing but a label is whole, wherever it ends
+                gate=(2 + len(model), 1) if served else (0, 0),
                 cut=words in (["yes"], ["a", " b"], LIST, THINKING) and draw(st.booleans()),
                 **scores,
             )

@@ -11,6 +11,9 @@ from confcascade import ConfigurationError
 from confcascade.cli.hints import with_options
 
 pytest.importorskip("torch")
+pytest.importorskip("openai")
+
+from ...served_engine import ServedEngine
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,46 @@ def test_ctrl_c_keeps_what_was_read(here, trained, folder, monkeypatch):
     assert done.exit_code == 0
     assert sum(passes) == recording.read_text().count("\n")
     assert read < sum(passes)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_served_model_is_probed_through_its_server(here, folder, tmp_path, httpserver, engine):
+    """Answers and hidden states both come from the server that the cascade file names; the card says of what kind."""
+    from confcascade import KnowledgeProbe
+    from confcascade.cascade_file import CascadeFile
+
+    served = ServedEngine(httpserver, engine, tmp_path, layers=(3, 2))
+    files = f"states_layers: [3, 2], states_folder: {tmp_path}, " if engine == "vllm" else ""
+    sizes = "architecture: {parameters: 80668, layers: 4, hidden_size: 28}"
+    cascade = tmp_path / "cascade.yaml"
+    cascade.write_text(
+        "decoding: {temperature: 0}\nmodels:\n"
+        f"  - {{openai: small, base_url: '{served.url}', hidden_states: {engine}, {files}{sizes}}}\n"
+        "  - bundled:large\nthreshold: 0.9\n"
+    )
+    options = ("--cascade", cascade, "--model", "small", "--grader", "normalized", "--kind", "linear", "--no-plots")
+    out = tmp_path / "probe"
+
+    done = here("questions", "-o", out, *options, "--limit", 100, "--max-tokens", 24)
+
+    assert done.exit_code == 0, done.output
+    card = KnowledgeProbe.load(out).card
+    assert (card.engine, card.normalised) == (engine, engine == "sglang")
+    told = json.loads((out / "training.json").read_text())
+    assert {each["layer"] for each in told["candidates"]} == ({2, 3} if engine == "vllm" else {4})
+    assert sum(card.examples) == 100
+    read = [body for body in served.bodies if body["max_tokens"] == 1]
+    assert (len(read), len(served.bodies)) == (100, 200)
+
+    calls = len(served.bodies)
+    again = here("questions", "-o", out, *options, "--limit", 100, "--max-tokens", 24)
+    assert again.exit_code == 0
+    assert len(served.bodies) == calls  # answers and states are kept
+
+    cascade.write_text(
+        cascade.read_text().replace("threshold: 0.9", f"signals: [{{type: p_ik, probe: {out}}}]\nthreshold: 0.5")
+    )
+    outcome = CascadeFile.load(cascade).cascade().run("Which is the capital of Vodis?", max_tokens=8)
+    assert outcome.record.attempts[0].scores["p_ik"].value is not None
+    with pytest.raises(ConfigurationError, match=r"gives the hidden states of block .*, of 4\. Got depths at block 1"):
+        here("questions", "-o", tmp_path / "other", *options, "--depths", "1")

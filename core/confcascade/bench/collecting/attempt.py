@@ -12,7 +12,7 @@ from confcascade.attempts import Bill, billed
 from confcascade.bench.recording.row import NOT_KEPT, RecordedScore, Row, judged_score
 from confcascade.checks import failed_check
 from confcascade.errors import ConfigurationError
-from confcascade.flow import begun_for, prefill_for, read_for
+from confcascade.flow import answer_layers, begun_for, prefill_for, read_for
 from confcascade.graders.example import Example
 from confcascade.graders.grade import Grade
 from confcascade.signals import Evidence, Signal
@@ -86,11 +86,12 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
                 logprobs=model.capability.logprobs is not False,
                 top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
                 followed=any(signal.follows_up for signal in signals),
+                layers=answer_layers(model, signals),
             )
         )
         seconds += answer.busy_s
         response = parted(asked, read_for(signals, request, answer.unwrap()))
-        usage = response.usage
+        usage = response.usage + (prefilled.usage if prefilled is not None and prefilled.apart else Usage())
         labels = {label for signal in signals for label in signal.labels}
         problem = why_unusable(request, response, labels=labels)
         if problem is None and stage.check is not None:
@@ -125,6 +126,8 @@ def attempt_flow(example: Example, stage: Stage, asking: CollectOptions) -> Flow
         labels={} if prefilled is None else prefilled.label_logprobs,
         scores=scores,
         usage=usage,
+        gate_input_tokens=prefilled.usage.input_tokens if prefilled is not None and prefilled.apart else 0,
+        gate_output_tokens=prefilled.usage.output_tokens if prefilled is not None and prefilled.apart else 0,
         flops=None if response is None or response.cost is None else response.cost.flops,
         usd=None if response is None or response.cost is None else response.cost.usd,
         latency_s=seconds,

@@ -24,6 +24,8 @@ from confcascade.types import Prefilled, Response, Usage
 __all__ = ["CollectStoppedError", "Pace", "PacedModel", "RateLimiter", "RateLimits"]
 
 T = TypeVar("T")
+AskT = TypeVar("AskT", Prefill, Generate)
+AnswerT = TypeVar("AnswerT", Prefilled, Response)
 
 _TRIES = 7  # with waits of 1, 2, 4, ... seconds between them: two minutes, longer than limits per minute last
 _LONGEST_S = 60.0
@@ -123,7 +125,7 @@ class PacedModel:
     and holds up all calls to the model. A call that times out twice though no other was under way is given up.
 
     Args:
-        model: Asked in `generate` alone: that is all that collecting needs.
+        model: Asked in `prefill` and `generate` only: that is all that collecting needs.
         limits: What the provider allows.
         stop: Once set, whoever waits gives up with `CollectStoppedError`.
         max_concurrency: Most calls at a time; fewer where the server answers no more of them (`Concurrency`).
@@ -163,11 +165,16 @@ class PacedModel:
     def architecture(self) -> Any:
         return self._model.architecture
 
-    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return [self._one(ask) for ask in asks]
+    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+        return [self._one(ask, 1, self._model.prefill) for ask in asks]
 
-    def _one(self, ask: Generate) -> Response | Exception:
-        tokens = estimated_usage(ask, "", ()).input_tokens + (ask.request.max_tokens or self._answer_tokens)
+    def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
+        return [self._one(ask, ask.request.max_tokens or self._answer_tokens, self._model.generate) for ask in asks]
+
+    def _one(
+        self, ask: AskT, written: float, call: Callable[[Sequence[AskT]], Sequence[AnswerT | Exception]]
+    ) -> AnswerT | Exception:
+        tokens = estimated_usage(ask, "", ()).input_tokens + written
         late_alone = 0
         for tried in range(1, _TRIES + 1):
             self._wait(self._pace.reserve(tokens))
@@ -175,17 +182,17 @@ class PacedModel:
                 raise CollectStoppedError(_STOPPED)
             begun, alone = time.monotonic(), self._turns.limit < 2
             try:
-                (answer,) = self._model.generate([replace(ask, model=self._model)])
+                (answer,) = call([replace(ask, model=self._model)])
             except Exception as error:
                 answer = error
             except BaseException:
                 self._turns.over(begun)
                 raise
             self.served_s[id(ask)] = time.monotonic() - begun
-            failed = None if isinstance(answer, Response) else answer
+            failed = answer if isinstance(answer, Exception) else None
             self._turns.over(begun, failed, refused=failed is not None and status_of(failed) in _BUSY)
             late_alone += alone and failed is not None and timed_out(failed)
-            if isinstance(answer, Response):
+            if not isinstance(answer, Exception):
                 self._answer_tokens = max(self._answer_tokens, answer.usage.output_tokens)
                 self._pace.correct(answer.usage.total_tokens - tokens)
                 return answer
@@ -213,9 +220,6 @@ class PacedModel:
             return self._concurrency
 
     # ------------------------------------------------------------------ the rest of a LanguageModel
-
-    def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        return self._model.prefill(asks)
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
         return self._model.stream(ask)
@@ -311,7 +315,7 @@ class RateLimiter:
         return replace(ask, model=self._paced[id(model)])
 
     def _received(self, ask: Ask, answer: Answer[Any]) -> Answer[Any]:
-        if isinstance(answer.value, Response):
+        if isinstance(answer.value, Response) or (isinstance(answer.value, Prefilled) and answer.value.apart):
             self.used[ask.model.name] = self.used.get(ask.model.name, Usage()) + answer.value.usage
         if not isinstance(ask.model, PacedModel):
             return answer

@@ -127,6 +127,8 @@ class Columns:
         refused: The answer says that it does not know.
         input_tokens: Paid for.
         output_tokens: Paid for.
+        gate_input_tokens: Of them, those of a call of its own before the answer (`Row.gate_input_tokens`).
+        gate_output_tokens: Likewise.
         flops: Of answers that tell it themselves, because several models made them (`Row.flops`); else NaN.
         usd: Likewise.
         told_tokens: How many the answer was known to have come to, thoughts included; -1 where none were told.
@@ -147,6 +149,8 @@ class Columns:
     refused: NDArray[np.bool_]
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    gate_input_tokens: NDArray[np.int64]
+    gate_output_tokens: NDArray[np.int64]
     flops: NDArray[np.float64]
     usd: NDArray[np.float64]
     told_tokens: NDArray[np.int64]
@@ -323,7 +327,7 @@ class Gathering:
         self.drawn: dict[int, int] = {}  # of the questions that were drawn more than once
         self.at: array[int] = array("q")  # question and model of each row
         self.by: array[int] = array("q")
-        self.numbers: array[float] = array("d")  # thirteen of each row
+        self.numbers: array[float] = array("d")  # fifteen of each row
         self.signals: dict[tuple[str, str], _Signal] = {}
 
     def add(self, row: Row) -> None:
@@ -351,6 +355,8 @@ class Gathering:
                 np.nan if row.prefill_s is None else row.prefill_s,
                 np.nan if row.flops is None else row.flops,
                 np.nan if row.usd is None else row.usd,
+                row.gate_input_tokens,
+                row.gate_output_tokens,
             )
         )
         for name, score in row.scores.items():
@@ -365,7 +371,7 @@ class Gathering:
         drawn: Sequence[int],
         numbers: NDArray[np.float64],
     ) -> int:
-        """Many rows without their scores; `numbers` has the shape (rows, thirteen). Returns the first row's number."""
+        """Many rows without their scores; `numbers` has the shape (rows, fifteen). Returns the first row's number."""
         first = len(self.at)
         self.at.extend(self.questions.setdefault(question, len(self.questions)) for question in questions)
         self.by.extend(self.models.setdefault(model, len(self.models)) for model in models)
@@ -405,11 +411,12 @@ class Gathering:
         at, by = np.array(self.at, dtype=np.intp), np.array(self.by, dtype=np.intp)
         last = np.full(shape, -1)
         last[at, by] = np.arange(len(at))
-        numbers = np.array(self.numbers).reshape(-1, 13)
-        absent = np.array([[np.nan, 0, 0, 0, 0, 0, 0, -1, 0, *[np.nan] * 4]])
-        grade, usable, said, failed, refused, read, written, told, before, latency, prefill, flops, usd = np.moveaxis(
+        numbers = np.array(self.numbers).reshape(-1, 15)
+        absent = np.array([[np.nan, 0, 0, 0, 0, 0, 0, -1, 0, *[np.nan] * 4, 0, 0]])
+        grade, usable, said, failed, refused, read, written, told, before, *others = np.moveaxis(
             np.concatenate([numbers, absent])[last], -1, 0
         )
+        latency, prefill, flops, usd, gate_read, gate_written = others
         columns = Columns(
             questions=tuple(self.questions),
             models=tuple(self.models),
@@ -422,6 +429,8 @@ class Gathering:
             refused=refused.astype(bool),
             input_tokens=read.astype(np.int64),
             output_tokens=written.astype(np.int64),
+            gate_input_tokens=gate_read.astype(np.int64),
+            gate_output_tokens=gate_written.astype(np.int64),
             flops=flops.copy(),
             usd=usd.copy(),
             told_tokens=told.astype(np.int64),

@@ -30,11 +30,18 @@ _ROWS = 8_192  # at a time: a row group
 _SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # what `str.strip` takes away; none lies beyond
 _PLAIN = tuple(
     "question model group prompt reference answer grade refused predicted error problem finish_reason latency_s "
-    "prefill_s build prompt_version drawn before_answer thoughts flops usd".split()
+    "prefill_s build prompt_version drawn before_answer thoughts flops usd gate_input_tokens gate_output_tokens".split()
 )
 _USAGE = ("input_tokens", "output_tokens", "estimated", "usage_details")
 # of files that were written before there were such columns
-_LATER = {"drawn": 1, "before_answer": 0, "thoughts": "", "usage_details": "{}"}
+_LATER = {
+    "drawn": 1,
+    "before_answer": 0,
+    "thoughts": "",
+    "usage_details": "{}",
+    "gate_input_tokens": 0,
+    "gate_output_tokens": 0,
+}
 _LATER_NULL = ("problem", "flops", "usd")
 _DETAILS = ("input_details", "output_details")
 _NUMBERS = (
@@ -53,6 +60,8 @@ _NUMBERS = (
     "flops",
     "usd",
     "drawn",
+    "gate_input_tokens",
+    "gate_output_tokens",
 )
 
 
@@ -76,6 +85,7 @@ def _schema() -> Any:
     kinds = dict.fromkeys(_PLAIN, text) | {"grade": number, "refused": pa.bool_()}
     kinds |= {"flops": number, "usd": number}
     kinds |= {"latency_s": number, "prefill_s": number, "drawn": pa.int64(), "before_answer": pa.int64()}
+    kinds |= {"gate_input_tokens": pa.int64(), "gate_output_tokens": pa.int64()}
     kinds |= {"input_tokens": pa.int64(), "output_tokens": pa.int64(), "estimated": pa.bool_()}
     kinds["usage_details"] = text
     kinds["labels"] = rows_of(label=text, logprob=number)
@@ -288,6 +298,7 @@ def _gather(gathering: Gathering, batch: Any) -> None:
             _numbers(known["before_answer"]),
             _numbers(known["latency_s"]),
             *(_numbers(known[name]) for name in ("prefill_s", "flops", "usd")),
+            *(_numbers(known[name]) for name in ("gate_input_tokens", "gate_output_tokens")),
         ]
     )
     models = known["model"].to_pylist()

@@ -157,7 +157,8 @@ class PlaybackModel(InThreads):
             raise ModelError(row.error)
         if row.tokens is None or not ask.logprobs:
             yield Chunk(row.answer, released=watcher.verdict == "release")
-            yield Response(row.answer, None, row.usage, row.finish_reason, thoughts=row.thoughts, cost=_told_cost(row))
+            usage, told_cost = _of_answer(row), _told_cost(row)
+            yield Response(row.answer, None, usage, row.finish_reason, thoughts=row.thoughts, cost=told_cost)
             return
         tokens = tuple(replace(token, top=token.top[: ask.top_logprobs]) for token in row.tokens)
         shown = ""
@@ -167,18 +168,21 @@ class PlaybackModel(InThreads):
             yield Chunk(token.text, (token,), released=verdict == "release")
             if verdict == "abort":
                 cost = _told_cost(row)
-                told = row.usage.output_tokens - len(tokens) if cost is not None else row.before_answer
-                written = min(told + count, row.usage.output_tokens)
-                usage = Usage(row.usage.input_tokens, written, row.usage.estimated)
+                whole = _of_answer(row)
+                told = whole.output_tokens - len(tokens) if cost is not None else row.before_answer
+                usage = replace(whole, output_tokens=min(told + count, whole.output_tokens), input_details={})
                 yield Response(shown, tokens[:count], usage, "aborted", thoughts=row.thoughts, cost=cost)
                 return
-        yield Response(row.answer, tokens, row.usage, row.finish_reason, thoughts=row.thoughts, cost=_told_cost(row))
+        usage, told_cost = _of_answer(row), _told_cost(row)
+        yield Response(row.answer, tokens, usage, row.finish_reason, thoughts=row.thoughts, cost=told_cost)
 
     def _prefill(self, ask: Prefill) -> Prefilled:
         row = self.row(ask.request)
         scores = [row.scores[name].value if name in row.scores else None for name in self._probed]
+        apart = row.gate_input_tokens > 0
+        read = row.gate_input_tokens if apart else row.usage.input_tokens
         usage, state = (
-            Usage(row.usage.input_tokens, 0, row.usage.estimated),
+            Usage(read, row.gate_output_tokens, row.usage.estimated),
             np.array([math.nan if s is None else s for s in scores]),
         )
         states: dict[int, Any] = {}
@@ -189,6 +193,7 @@ class PlaybackModel(InThreads):
         return Prefilled(
             usage=usage,
             hidden_states=states,
+            apart=apart,
             label_logprobs={label: row.labels[label] for label in ask.labels if label in row.labels},
         )
 
@@ -204,6 +209,16 @@ def _one_depth(name: str, rows: Iterable[Row]) -> float | None:
     """That of all recorded scores of a signal; None if they differ, as older ones do, which have none."""
     depths = {row.scores[name].depth for row in rows if name in row.scores}
     return depths.pop() if len(depths) == 1 else None
+
+
+def _of_answer(row: Row) -> Usage:
+    """What the answer used, without a call of its own that had read the prompt before."""
+    used = row.usage
+    return replace(
+        used,
+        input_tokens=used.input_tokens - row.gate_input_tokens,
+        output_tokens=used.output_tokens - row.gate_output_tokens,
+    )
 
 
 def _told_cost(row: Row) -> Cost | None:

@@ -92,6 +92,9 @@ class Row(BaseModel):
         labels: Log-probability that the answer begins with each label, read off the prompt (`Prefilled`).
         scores: By the name of the signal.
         usage: Tokens paid for.
+        gate_input_tokens: Those of the prompt's tokens that a call of its own read before the answer, which read the
+            prompt again (`Prefilled.apart`); 0 where one pass served both.
+        gate_output_tokens: What that call had to write.
         flops: Floating-point operations, where several models made the answer (`Response.cost`); None where sizes and
             tokens of its one model say.
         usd: US dollars, likewise.
@@ -124,6 +127,8 @@ class Row(BaseModel):
     labels: Mapping[str, float] = Field(default_factory=dict)
     scores: Mapping[str, RecordedScore] = Field(default_factory=dict)
     usage: Usage = Usage()
+    gate_input_tokens: int = Field(default=0, ge=0)
+    gate_output_tokens: int = Field(default=0, ge=0)
     flops: float | None = Field(default=None, ge=0)
     usd: float | None = Field(default=None, ge=0)
     latency_s: float | None = Field(default=None, ge=0)

@@ -288,6 +288,10 @@ class PreparedStage:
         post: Those that judge by it.
         shown: There is an answer which a stream may have shown before its end.
         floors: What the scores of `post` could no longer fall below before it ended; None if no draft is shown before.
+        gate_input_tokens: Of an attempt that is rejected before it is generated: those of the prompt, if it was read.
+        gate_output_tokens: What a call of its own that read it had to write (`Row.gate_output_tokens`).
+        input_tokens: Of an attempt that is generated, the same and its own.
+        output_tokens: Likewise.
         gate_cost: Of an attempt that is rejected before it is generated: of a pass that ended behind the block where
             that was known, where all its scores were.
         first_cost: Of one that ends at its first step; of a whole one where there is no step.
@@ -301,7 +305,8 @@ class PreparedStage:
     usable: NDArray[np.bool_]
     failed: NDArray[np.bool_]
     grades: Figures
-    prefilled: bool
+    gate_input_tokens: NDArray[np.int64]
+    gate_output_tokens: NDArray[np.int64]
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     gate_cost: Figures
@@ -322,9 +327,18 @@ def prepare(
     architecture, price = architectures.get(judged.name), prices.get(judged.name)
     failed = columns.failed[rows, j]
     prefilled = any(column.prefill for _, column in judged.signals)
-    read = columns.input_tokens[rows, j]
-    written = np.where(failed, 0, columns.output_tokens[rows, j])
+    zero = np.zeros_like(columns.input_tokens[rows, j])
     latency, prefill_s = columns.latency_s[rows, j], columns.prefill_s[rows, j]
+    # a call of its own that read the prompt before the answer: paid for where a signal wants it
+    first_read, first_written = columns.gate_input_tokens[rows, j], columns.gate_output_tokens[rows, j]
+    apart = first_read > 0
+    read = columns.input_tokens[rows, j] - (0 if prefilled else first_read)
+    written = np.where(failed, 0, columns.output_tokens[rows, j] - first_written)
+    prompt = np.where(apart, first_read, read) if prefilled else zero
+    asked = first_written if prefilled else zero
+    before = np.where(apart, prompt + asked, 0)
+    if not prefilled:  # how long the answer's own reading of the prompt took is not recorded
+        latency, prefill_s = np.where(apart, latency - prefill_s, latency), np.where(apart, 0.0, prefill_s)
 
     flops_told, usd_told = (np.where(failed, np.nan, told[rows, j]) for told in (columns.flops, columns.usd))
     made_by_several = ~(np.isnan(flops_told) & np.isnan(usd_told))
@@ -332,16 +346,19 @@ def prepare(
     def cost(i: NDArray[np.int64], o: NDArray[np.int64], seconds: Figures, at: Any = None) -> Figures:
         """`at`: Of whose answers, whole or in part; what these tell of their cost holds. None: nothing is answered."""
         unknown = np.where(i + o == 0, 0.0, np.nan) if made_by_several.any() else np.full(len(i), np.nan)
-        flops = unknown if architecture is None else token_flops(architecture, (i + o).astype(np.float64))
+        if architecture is None:
+            flops = unknown
+        else:
+            own = before if at is None else before[at]
+            flops = token_flops(architecture, own.astype(np.float64))
+            flops = flops + token_flops(architecture, (i + o - own).astype(np.float64))
         usd = unknown if price is None else (i * price.input_usd + o * price.output_usd) / 1e6
         if at is not None:  # one that is ended early is charged whole: whose part was saved is not recorded
             flops = np.where(np.isnan(flops_told[at]), flops, flops_told[at])
             usd = np.where(np.isnan(usd_told[at]), usd, usd_told[at])
         return np.stack([flops, usd, (i + o).astype(np.float64), seconds], axis=1)  # as in `UNITS`
 
-    zero = np.zeros_like(read)
-    prompt = read if prefilled else zero
-    gate_cost = cost(prompt, zero, prefill_s if prefilled else np.zeros(len(read)))
+    gate_cost = cost(prompt, asked, prefill_s if prefilled else np.zeros(len(read)))
     if (depth := _depth(judged)) is not None:
         ends = ~np.any([np.isnan(c.values[rows]) for _, c in judged.signals if c.phase == "pre"], axis=0)
         if architecture is not None:
@@ -349,7 +366,7 @@ def prepare(
             gate_cost[ends, 0] = np.where(np.isnan(gate_cost[ends, 0]), np.nan, stopped[ends])
         gate_cost[ends, 3] *= depth
     # of a failed call only the time is known, and the tokens of a prompt that was read before it
-    whole_cost = cost(np.where(failed, prompt, read), written, latency, slice(None))
+    whole_cost = cost(np.where(failed, prompt, read), asked + written, latency, slice(None))
     judges = [(s, column) for s, (_, column) in enumerate(judged.signals) if column.phase == "post"]
     whole = [(s, column) for s, column in judges if judged.signals[s][0].label is None]  # no label is known early
     first_cost: Figures = whole_cost
@@ -360,7 +377,8 @@ def prepare(
         # of an answer by several models, those of the others come first, and are all paid
         paid = np.minimum(np.where(made_by_several[at], written[at] - most[at] + tokens, tokens), written[at])
         share = np.divide(paid, written[at], out=np.zeros(len(at)), where=written[at] > 0)
-        cut_cost = cost(read[at], paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share, at)
+        begun = np.where(tokens > 0, read[at], prompt[at])  # the prompt may do to tell that it would be ended
+        cut_cost = cost(begun, asked[at] + paid, prefill_s[at] + (latency[at] - prefill_s[at]) * share, at)
         first_cost, steps = _steps(at, tokens, bounds, cut_cost, whole_cost)
     # the last stage, which has no signals, answers whatever it says
     usable = columns.usable[rows, j] if judged.signals else ~failed
@@ -373,9 +391,10 @@ def prepare(
         usable=usable,
         failed=failed,
         grades=np.where(usable, columns.grades[rows, j] if judged.grades is None else judged.grades[rows], 0.0),
-        prefilled=prefilled,
+        gate_input_tokens=prompt,
+        gate_output_tokens=asked,
         input_tokens=read,
-        output_tokens=written,
+        output_tokens=asked + written,
         gate_cost=gate_cost,
         first_cost=first_cost,
         whole_cost=whole_cost,

@@ -360,7 +360,7 @@ def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[s
     shown_early = np.zeros(n, dtype=bool)
     for j, (stage, reaches, goes, passed, keeps) in enumerate(_ascend(stages, limits)):
         reach, go, keep = reaches[0], goes[0], keeps[0]
-        tokens, generated_cost = stage.output_tokens.copy(), stage.whole_cost.copy()
+        tokens, generated_cost = stage.output_tokens - stage.gate_output_tokens, stage.whole_cost.copy()
         ended = np.zeros(n, dtype=bool)
         for step, passes in zip(stage.steps, passed, strict=True):
             first = ~passes[0] & ~ended[step.rows]
@@ -374,8 +374,10 @@ def _details(stages: Sequence[PreparedStage], limits: StageThresholds) -> dict[s
         decision[keep, j] = ACCEPT
         aborted[:, j] = ended & (tokens > 0)
         generated = go & ~(ended & (tokens == 0))
-        read[:, j] = np.where(reach & (stage.prefilled | (generated & ~stage.failed)), stage.input_tokens, 0)
-        written[:, j] = np.where(generated, np.minimum(tokens, stage.output_tokens), 0)
+        answered = generated & ~stage.failed
+        read[:, j] = np.where(reach, np.where(answered, stage.input_tokens, stage.gate_input_tokens), 0)
+        of_answer = np.minimum(tokens, stage.output_tokens - stage.gate_output_tokens)
+        written[:, j] = np.where(reach, stage.gate_output_tokens + np.where(generated, of_answer, 0), 0)
         cost[reach] += attempt[reach]
         if stage.floors is not None:
             shown_early |= all_pass(stage.floors, limits[j][0], keeps & stage.shown)[0]

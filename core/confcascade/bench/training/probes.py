@@ -136,19 +136,30 @@ class TrainedProbe:
     split_by: str
 
 
-def layers_of(model: LanguageModel, depths: Sequence[int | float]) -> tuple[int, ...]:
-    """The blocks at some depths, each once.
+def layers_of(model: LanguageModel, depths: Sequence[int | float] | None = None) -> tuple[int, ...]:
+    """The blocks at some depths, each once; by default at `DEPTHS`, or all that a server gives.
 
     Raises:
-        ConfigurationError: If there is none, the model gives no hidden states, or a depth is none.
+        ConfigurationError: If there is none, the model gives no hidden states, or not those at a depth.
     """
-    if not depths:
+    capability = model.capability
+    if depths is not None and not depths:
         raise ConfigurationError("Name at least one depth.")
-    if not model.capability.layers:
+    if not capability.layers:
         raise ConfigurationError(
-            f"A probe reads hidden states, and model '{model.name}' does not give any. It needs a local model."
+            f"A probe reads hidden states, and model '{model.name}' does not give any. It needs a local model, or "
+            "OpenAICompatibleModel(hidden_states=...) with a server of SGLang or vLLM."
         )
-    return tuple(sorted({resolve_layer(depth, model.capability.layers) for depth in depths}))
+    if depths is None and capability.engine:
+        return tuple(sorted(capability.served_layers))
+    layers = {resolve_layer(depth, capability.layers) for depth in depths or DEPTHS}
+    if capability.engine and (others := sorted(layers - set(capability.served_layers))):
+        given = ", ".join(map(str, sorted(capability.served_layers)))
+        raise ConfigurationError(
+            f"The server of model '{model.name}' gives the hidden states of block {given}, of {capability.layers}. "
+            f"Got depths at block {', '.join(map(str, others))}; leave them out, and all that it gives are tried."
+        )
+    return tuple(sorted(layers))
 
 
 def train_probe(

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ __all__ = ["StateCache", "key_of", "read_states"]
 FORMAT = 1
 _SHARD_ROWS = 1024  # and at the latest
 _SHARD_S = 20.0  # seconds of reading, which is what a kill can lose
+_AT_ONCE = 16  # calls of a server
+_OF_THE_PROMPT = (400, 413, 422)  # what a server answers to one that it cannot read, because it is too long, say
 
 
 def key_of(request: Request) -> str:
@@ -58,7 +61,10 @@ class StateCache:
         self.layers = tuple(layers)
         self._size = model.capability.hidden_size
         self._places: dict[str, tuple[Path, int]] = {}
-        self._bind({"format": FORMAT, "model": fingerprint_of(model), "layers": list(layers), "size": self._size})
+        identity = {"format": FORMAT, "model": fingerprint_of(model), "layers": list(layers), "size": self._size}
+        if model.capability.engine:
+            identity |= {"engine": model.capability.engine, "normalised": model.capability.normalised}
+        self._bind(identity)
         for path in sorted(self.folder.glob("*.safetensors")):
             self._places.update({key: (path, row) for row, key in enumerate(self._keys(path))})
 
@@ -130,6 +136,8 @@ def read_states(
 ) -> dict[str, str]:
     """Have `model` read the prompts whose states the cache lacks, all blocks in one pass, longest prompts first.
 
+    A server is asked for several at a time.
+
     Args:
         model: With hidden states.
         requests: Prompts.
@@ -139,6 +147,9 @@ def read_states(
 
     Returns:
         Why states are missing, by `key_of` a prompt: those the model could not read, or whose states are not finite.
+
+    Raises:
+        Exception: The model's, if it fails whatever it is asked to read; what was read is kept.
     """
     wanted = {key_of(request): request for request in requests}
     todo = [key for key in wanted if key not in cache]
@@ -154,16 +165,19 @@ def read_states(
         shard.clear()
         began = time.monotonic()
 
-    size = max(1, model.capability.batch_size)
+    size = _AT_ONCE if model.capability.engine else max(1, model.capability.batch_size)
     try:
         for start in range(0, len(todo), size):
             if stop is not None and stop.is_set():
                 break
             keys = todo[start : start + size]
-            answers = model.prefill([Prefill(model, wanted[key], cache.layers) for key in keys])
+            answers = _answers(model, [Prefill(model, wanted[key], cache.layers) for key in keys])
             for key, answer in zip(keys, answers, strict=True):
                 if not isinstance(answer, Prefilled):
                     problems[key] = f"{type(answer).__name__}: {answer}"
+                    continue
+                if missing := [layer for layer in cache.layers if layer not in answer.hidden_states]:
+                    problems[key] = f"the hidden state of block {missing[0]} was not given"
                     continue
                 states = np.stack([np.asarray(answer.hidden_states[layer], np.float32) for layer in cache.layers])
                 answer.close()
@@ -179,3 +193,23 @@ def read_states(
     finally:  # where the model fails, too
         keep()
     return problems
+
+
+def _answers(model: LanguageModel, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
+    """What the model makes of the prompts: in one pass, or of a server, each in a call of its own, side by side."""
+    if not model.capability.engine:
+        return model.prefill(asks)
+
+    def one(ask: Prefill) -> Prefilled | Exception:
+        try:
+            (answer,) = model.prefill([ask])
+        except Exception as error:
+            return error
+        return answer
+
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="confcascade") as pool:
+        answers = list(pool.map(one, asks))
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(errors) == len(answers) and not any(getattr(e, "status_code", None) in _OF_THE_PROMPT for e in errors):
+        raise errors[0]
+    return answers

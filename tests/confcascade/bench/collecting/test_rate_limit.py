@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 from confcascade import ConfigurationError, Message, Request, drivers
-from confcascade.asks import Generate, ask
+from confcascade.asks import Generate, Prefill, ask
 from confcascade.bench.collecting.rate_limit import CollectStoppedError, Pace, PacedModel, RateLimiter
 from confcascade.testing import Reply, ScriptedModel
+from confcascade.types import Prefilled, Usage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,12 @@ class Unsteady(ScriptedModel):
             self.calls.append(tuple(asks))
             raise self.errors.pop(0)
         return super().generate(asks)
+
+    def prefill(self, asks):
+        self.calls.append(tuple(asks))
+        if self.errors:
+            raise self.errors.pop(0)
+        return [Prefilled(Usage(5, 1), apart=True) for _ in asks]
 
 
 def question(model, text="q"):
@@ -161,3 +168,19 @@ def test_local_models_are_not_paced():
 
     assert len(list(drivers.run_many((lines.play(one()) for _ in range(8)), 4))) == 8
     assert [len(call) for call in model.calls] == [8]
+
+
+def test_reading_a_prompt_of_a_server_is_paced_too():
+    """It is a call like any other: errors that pass are waited out, and what it used is added up."""
+    model = Unsteady(StatusError(429, retry_after="0"))
+    lines = RateLimiter()
+
+    def flow():
+        answer = yield from ask(Prefill(model, question(model).request, layers=(2,)))
+        return answer.unwrap()
+
+    read = drivers.run(lines.play(flow()))
+
+    assert read.usage == Usage(5, 1)
+    assert len(model.calls) == 2
+    assert lines.used == {"m": Usage(5, 1)}

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from confcascade.asks import Prefill
 from confcascade.bench.training import StateCache, read_states
 from confcascade.bench.training.states import key_of
 from confcascade.testing import Reply, ScriptedModel
+from confcascade.types import Prefilled, Usage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -177,3 +179,67 @@ def test_prompts_that_cannot_be_read_are_told_and_the_others_kept(tmp_path):
         key_of(asked[5]): "its hidden states are not finite",
     }
     assert [i for i, request in enumerate(asked) if key_of(request) not in cache] == [3, 5]
+
+
+# ---------------------------------------------------------------------- of a server
+
+
+class TooLongError(Exception):
+    status_code = 400
+
+
+class Served(ScriptedModel):
+    """A server gives the states of two blocks of four, in a call for each prompt."""
+
+    def __init__(self, **fails):
+        super().__init__("m")
+        given = {"layers": 4, "hidden_size": 6, "engine": "vllm", "served_layers": (3, 2)}
+        self._capability = replace(self._capability, **given)
+        self.fails = fails
+        self.together = threading.Barrier(16)
+
+    def prefill(self, asks):
+        (ask,) = asks
+        self.together.wait(timeout=10)
+        number = ask.request.messages[-1].content.split()[1]
+        if (error := self.fails.get(f"of{number}"[:-1])) or (error := self.fails.get("every")):
+            raise error
+        layers = ask.layers[: 1 if f"of{number}"[:-1] == "of7" else 2]
+        state = np.full(6, float(number[:-1]), np.float32)
+        return [Prefilled(Usage(3, 1), dict.fromkeys(layers, state), apart=True)]
+
+
+def test_a_server_reads_several_at_a_time(tmp_path):
+    """Prompts that it cannot read, or gives no state of, are told; the others are kept."""
+    model = Served(of5=TooLongError("context"), of9=TooLongError("context"))
+    asked = requests(16)
+    cache = StateCache(tmp_path, model, (2, 3))
+
+    problems = read_states(model, asked, cache)
+
+    assert problems == {
+        key_of(asked[5]): "TooLongError: context",
+        key_of(asked[9]): "TooLongError: context",
+        key_of(asked[7]): "the hidden state of block 3 was not given",
+    }
+    assert np.array_equal(cache.read([key_of(asked[12])], 3), np.full((1, 6), 12.0))
+
+
+def test_a_server_that_is_gone_is_not_asked_for_all(tmp_path):
+    """What it says to the first prompts is raised, and not counted as a fault of each."""
+    model = Served(every=ConnectionError("refused"))
+
+    with pytest.raises(ConnectionError, match="refused"):
+        read_states(model, requests(160), StateCache(tmp_path, model, (2, 3)))
+
+
+def test_states_of_a_server_are_no_others(tmp_path):
+    """Of the same name and blocks, they are not mixed with those of a model here, nor of another engine."""
+    served, other = Served(), Served()
+    other._capability = replace(other._capability, engine="sglang", normalised=True)
+    local = ScriptedModel("m", hidden_size=6)
+    StateCache(tmp_path, served, (2, 3))
+
+    for model in (other, local):
+        with pytest.raises(ConfigurationError, match="another model or other depths"):
+            StateCache(tmp_path, model, (2, 3))
