@@ -302,8 +302,12 @@ class LangChainModel(Remote):
         if not ask.logprobs:  # nothing was added to the call: the message is the model's own
             return True
         own = vars(self._chat)
-        settings = [ask.request.options, *(layer.kwargs for layer in self._layers), own, own.get("model_kwargs")]
-        return any(each.get(name) for each in settings if each for name in _LOGPROBS_WANTED)
+        for each in (ask.request.options, *[layer.kwargs for layer in self._layers], own, own.get("model_kwargs")):
+            if each:
+                for name in _LOGPROBS_WANTED:
+                    if each.get(name):
+                        return True
+        return False
 
     async def _ainvoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if not self._blocks:
@@ -463,7 +467,7 @@ class _Apart:
         self._variables = [var_child_runnable_config, tracers.tracing_v2_callback_var, *hooks]
         traced = self._langsmith.get_tracing_context()
         # mostly nothing is traced, and to say so again takes longer than to see it
-        self._traced = any(value is not None for value in traced.values()) or is_enabled(traced)
+        self._traced = any([value is not None for value in traced.values()]) or is_enabled(traced)
 
     def __enter__(self) -> None:
         self._tokens = [(each, each.set(None)) for each in self._variables if each.get() is not None]

@@ -54,7 +54,9 @@ class Run(Generic[T]):
     def send(self, answers: Sequence[Answer[Any]]) -> None:
         """Answer the open asks, in their order."""
         self._asked = self.draft = None
-        self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
+        for answer in answers:
+            if isinstance(answer.value, Prefilled):
+                self._held.append(answer.value)
         self._advance(tuple(answers))
         if self._held:
             self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
@@ -208,18 +210,24 @@ async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
 
 def run(flow: Flow[T]) -> T:
     """Play a flow to its end."""
-    with closing(Run(flow)) as running:
+    running = Run(flow)
+    try:
         while not running.done:
             running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])
         return running.unwrap()
+    finally:
+        running.close()
 
 
 async def arun(flow: Flow[T]) -> T:
     """Play a flow to its end without blocking the event loop; asks of one step run concurrently."""
-    with closing(Run(flow)) as running:
+    running = Run(flow)
+    try:
         while not running.done:
             running.send(await _aanswers(running.begin()))
         return running.unwrap()
+    finally:
+        running.close()
 
 
 class _Draft:
