@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeVar
 
 from confcascade import Cascade, Message, Request
@@ -182,10 +183,15 @@ def seen_from(llm: L, replaced: Mapping[str, Any]) -> L:
 
 def cascade_in(llm: LLM) -> Cascade | None:
     """The cascade that an LLM is; None if it is none."""
-    if not (hasattr(type(llm), "cascade") or "cascade" in vars(llm)):  # pydantic takes long to find nothing
+    if not (_may_be_one(type(llm)) or "cascade" in vars(llm)):  # pydantic takes long to find nothing
         return None
     found = getattr(llm, "cascade", None)
     return found if isinstance(found, Cascade) else None
+
+
+@lru_cache(maxsize=512)
+def _may_be_one(kind: type) -> bool:
+    return any("cascade" in vars(cls) for cls in kind.__mro__)
 
 
 def wanting(ask: Generate) -> Generate:

@@ -44,6 +44,7 @@ from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
+from confcascade.wants import NOTHING
 
 __all__ = ["begun_for", "cascade_flow", "prefill_for", "read_for"]
 
@@ -137,7 +138,8 @@ def _attempt(
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = Bill()
-    signals = () if last else tuple(stage.signals)
+    wants = NOTHING if last else stage.wants
+    signals, judges = wants.signals, wants.after
     scores: dict[str, Score] = {}
 
     def ended(
@@ -164,22 +166,23 @@ def _attempt(
 
     if reason := inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
-    asked = begun_for(stage.model, signals, stage.decoding.applied(request))
+    asked = stage.decoding.applied(request)
+    if wants.asks:
+        asked = begun_for(stage.model, signals, asked)
     if request.output is not None and not stage.model.capability.structured:
         asked = in_words(asked)
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
-        gates = [signal for signal in signals if signal.phase == "pre"]
-        gate = _gate_of(gates, stage, request) if gates else None
-        if (first := prefill_for(stage.model, signals, asked)) is not None:
+        gate = _gate_of(wants.before, stage, request) if wants.before else None
+        if wants.prefill and (first := prefill_for(stage.model, signals, asked)) is not None:
             prefilled = bill.read = bill.add((yield from ask(replace(first, gate=gate))))
             bill.usage = prefilled.usage
         evidence = Evidence(request, prefilled, model=stage.model)
         if gate is not None and prefilled is not None and (judged := gate.scores(prefilled)) is not None:
             scores |= judged
-        elif gates:
-            yield from score_all(gates, stage, evidence, scores, bill)
+        elif wants.before:
+            yield from score_all(wants.before, stage, evidence, scores, bill)
         if any_failed(scores):
             hopeless = _hopeless(stage, scores)
             return ended(
@@ -187,11 +190,9 @@ def _attempt(
             )
 
         # generation, ended early where the rest cannot change the decision
-        judges = [signal for signal in signals if signal.phase == "post"]
         checks = () if last else (*rules.checks, *([stage.check] if stage.check is not None else []))
         whole = request.judged_whole or bool(checks) or response_schema(request) is not None
-        early = not whole and any([each.early for each in judges]) and not any([each.rewords for each in judges])
-        watch = _Watch(judges, stage, evidence, rules.shows_early) if early else None
+        watch = _Watch(judges, stage, evidence, rules.shows_early) if wants.early and not whole else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
             yield from score_all(judges, stage, evidence, scores, bill)
             return ended("escalate", explained(scores) + " (before generating)")
@@ -202,21 +203,22 @@ def _attempt(
                 stage.model,
                 asked,
                 prefilled=prefilled,
-                logprobs=any([signal.logprobs for signal in signals]),
-                top_logprobs=max([signal.top_logprobs for signal in signals], default=0),
+                logprobs=wants.logprobs,
+                top_logprobs=wants.top_logprobs,
                 watch=watch,
                 live=live,
                 final=last and rules.stands,
-                followed=any([signal.follows_up for signal in judges]),
+                followed=wants.follows_up,
             ),
         )
-        response = parted(asked, read_for(signals, request, bill.add(answer)))
+        told = bill.add(answer)
+        response = parted(asked, read_for(signals, request, told) if wants.reads else told)
         bill.usage, bill.told = response.usage, response.cost
 
         # after it
-        labels = {label for signal in judges for label in signal.labels}
         aborted = response.finish_reason == "aborted"
-        problem = None if aborted else why_unusable(request, response, "keep" if last else rules.on_cut, labels=labels)
+        on_cut = "keep" if last else rules.on_cut
+        problem = None if aborted else why_unusable(request, response, on_cut, labels=wants.labels)
         if checks and problem is None and not (aborted or response.calls_tools):
             problem = failed_check(checks, response.text)
         shown = not last and (live or (watch is not None and watch.released)) and bool(response.text.strip())

@@ -120,6 +120,8 @@ class Run(Generic[T]):
 
 def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within: Within) -> list[Answer[Any]]:
     elapsed = time.perf_counter() - started
+    if len(asks) == len(values) == 1 and not isinstance(values[0], Exception):  # nearly always
+        return [Answer(values[0], elapsed_s=elapsed, busy_s=asks[0].progress.busy_s or elapsed)]
     return [
         Answer(error=value, elapsed_s=elapsed, busy_s=busy, usage=within.usage or _usage_of(value, ask))
         if isinstance(value, Exception)
@@ -224,7 +226,8 @@ async def arun(flow: Flow[T]) -> T:
     running = Run(flow)
     try:
         while not running.done:
-            running.send(await _aanswers(running.begin()))
+            asks = running.begin()
+            running.send(await (acall_model(asks[0].model, asks) if len(asks) == 1 else _aanswers(asks)))
         return running.unwrap()
     finally:
         running.close()
