@@ -1,10 +1,11 @@
 """Where an accepted call's time goes, by step and by room, in both frameworks; and what entering a stage costs.
 
 The first table is of clocks around the steps of whole calls, without a profiler: medians over calls of what each step
-takes without those within it. Every clock adds about half a microsecond. The second counts the seconds that the profiler sees in each function for the room that it is of; what is of none
-(builtins, the standard library) counts for whoever called it.  Profiling makes small functions look dearer than they
-are, so look at the shares; `langchain_overhead.py` and `llamaindex_overhead.py` measure ratios.  The third table is of
-CPU time without a profiler: blocks in turns, medians and quartiles.
+takes without those within it.  Every clock adds about half a microsecond.  The second counts the seconds that the
+profiler sees in each function for the room that it is of; what is of none (builtins, the standard library) counts for
+whoever called it.  Profiling makes small functions look dearer than they are, so look at the shares;
+`langchain_overhead.py` and `llamaindex_overhead.py` measure ratios.  The third is of CPU time without a profiler:
+blocks in turns, medians and quartiles.
 """
 
 from __future__ import annotations
@@ -225,7 +226,9 @@ def main(
     steps = {kind: by_step(asked[kind][1], kind, 5 * count) for kind in STEPS}
     print("| step of an accepted call, µs | " + " | ".join(steps) + " |\n|---|" + "---:|" * len(steps))
     for step in dict.fromkeys([AROUND, *(each[-1] for kind in STEPS.values() for each in kind)]):
-        print(f"| {step} | " + " | ".join(f"{told[step]:.0f}" if step in told else "" for told in steps.values()) + " |")
+        print(
+            f"| {step} | " + " | ".join(f"{told[step]:.0f}" if step in told else "" for told in steps.values()) + " |"
+        )
     print("| all | " + " | ".join(f"{sum(told.values()):.0f}" for told in steps.values()) + " |\n")
     names = [*ROOMS]
     print("| profiled, µs a call | | " + " | ".join(names) + " |\n|---|---|" + "---:|" * len(names))

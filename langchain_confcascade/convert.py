@@ -91,7 +91,7 @@ def request_from(
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
     asked = Asked(messages)
     asked.seen = tuple([_message(message) for message in messages])
-    media = any([_holds_media(message) for message in messages])
+    media = any(map(_holds_media, messages))
     if not (parameters or stop):
         return Request(asked.seen, media=media, native=asked)
     options = {key: value for key, value in parameters.items() if key != "stream"}

@@ -98,7 +98,7 @@ def _is_watched(
         or bool(chat.callbacks or chat.verbose)
         or get_debug()
         or not parameters.keys().isdisjoint(_HANDLER_PARAMETERS)
-        or any([isinstance(message.content, list) for message in messages])  # blocks are normalised on the way
+        or any(isinstance(message.content, list) for message in messages)  # blocks are normalised on the way
     )
 
 

@@ -467,7 +467,7 @@ class _Apart:
         self._variables = [var_child_runnable_config, tracers.tracing_v2_callback_var, *hooks]
         traced = self._langsmith.get_tracing_context()
         # mostly nothing is traced, and to say so again takes longer than to see it
-        self._traced = any([value is not None for value in traced.values()]) or is_enabled(traced)
+        self._traced = any(value is not None for value in traced.values()) or is_enabled(traced)
 
     def __enter__(self) -> None:
         self._tokens = [(each, each.set(None)) for each in self._variables if each.get() is not None]

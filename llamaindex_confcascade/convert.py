@@ -58,7 +58,7 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
         )
     options = {**(asked.template.parameters if asked.template else {}), **kwargs}
     messages = tuple([_plain(message) for message in asked])
-    media = any([not is_plain(each) and any(isinstance(block, _MEDIA) for block in each.blocks) for each in asked])
+    media = any(map(_holds_media, asked))
     if not options:
         return Request(messages, retrieved=retrieved_scores(), media=media, native=asked)
     stop = options.pop("stop", None) or ()
@@ -83,6 +83,10 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
     )
 
 
+def _holds_media(message: ChatMessage) -> bool:
+    return not is_plain(message) and any(isinstance(block, _MEDIA) for block in message.blocks)
+
+
 def _plain(message: ChatMessage) -> Message:
     role = _ROLES.get(message.role, "user")
     return Message(
@@ -105,6 +109,7 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
     told = counts if native is None else native.additional_kwargs | counts
+
     def late() -> tuple[list[list[LogProb]] | None, dict[str, Any]]:
         # the record is not on the message: from there it would leak into prompts and memories
         return None if tokens is None else _logprobs(tokens), {**told, "confcascade": record.as_dict()}
@@ -116,8 +121,8 @@ def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
         outcome.response.thoughts_apart,
         altered=outcome.response.altered,
     )
-    usages = counts | in_detail
-    response = late_response(message, {"usage": usages} if raw is None else {"usage": usages, "native": raw}, delta, late)
+    accounts = {"usage": counts | in_detail}
+    response = late_response(message, accounts if raw is None else {**accounts, "native": raw}, delta, late)
     return native.carried_by(response) if isinstance(native, Parsed) else response
 
 
@@ -181,7 +186,7 @@ def _message(
 
 def _logprobs(tokens: Sequence[Token]) -> list[list[LogProb]]:
     """Of each token: it, and its alternatives."""
-    if not any([token.top for token in tokens]):
+    if not any(token.top for token in tokens):
         return [[each] for each in _made_logprobs([(token.text, token.logprob) for token in tokens])]
     return [
         _made_logprobs([(token.text, token.logprob), *(other for other in token.top if other[0] != token.text)])

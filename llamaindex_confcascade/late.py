@@ -2,8 +2,8 @@
 
 Most callers read the text of an answer, and neither its record nor its log-probabilities. Attributes are looked for
 in the instance's own mapping, where these two are not yet. Everything else that reads a pydantic object (dumps, events,
-pickles, copies, comparisons, `vars`) asks it for its ``__dict__``, which makes them. From then on it is a `ChatResponse`
-like any other, its class included.
+pickles, copies, comparisons, `vars`) asks it for its ``__dict__``, which makes them. From then on it is a
+`ChatResponse` like any other, its class included.
 """
 
 from __future__ import annotations

@@ -228,10 +228,7 @@ def _shown(value: float, threshold: float) -> str:
 
 def any_failed(scores: Mapping[str, Score]) -> bool:
     """Whether some score did not pass."""
-    for score in scores.values():
-        if not score.passed:
-            return True
-    return False
+    return not all(score.passed for score in scores.values())
 
 
 def explained(scores: Mapping[str, Score]) -> str:

@@ -260,7 +260,7 @@ def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Reques
     """The pass over the prompt that `signals` want of `model`; None if they want none, or it can make none."""
     layers = {layer for signal in signals for layer in signal.layers(model)}
     labels = [label for signal in signals for label in signal.labels]
-    following = any([signal.following for signal in signals])
+    following = any(signal.following for signal in signals)
     if not (layers or following or (labels and model.capability.prefill)):
         return None
     return Prefill(model, request, tuple(sorted(layers)), tuple(dict.fromkeys(labels)), following=following)

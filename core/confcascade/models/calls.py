@@ -231,10 +231,10 @@ class CallParameters:
         """Of the next try."""
         told = self._given.copy()
         for each in self._added.values():
-            told |= each
-        for name, each in self._instead.items():
+            told.update(each)
+        for name, other in self._instead.items():
             if name in self._asked and name not in self._added:
-                told |= each
+                told.update(other)
         return told
 
     @property
