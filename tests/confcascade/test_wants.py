@@ -27,7 +27,7 @@ def test_an_answer_that_is_asked_for_in_other_words_is_judged_whole():
 def test_free_text_wants_log_probabilities_only():
     wants = Wants([TokenProbability()])
     assert (wants.logprobs, wants.top_logprobs) == (True, 0)
-    assert not (wants.prefill or wants.asks or wants.reads or wants.early or wants.follows_up or wants.labels)
+    assert not any((wants.prefill, wants.asks, wants.reads, wants.early, wants.follows_up, wants.labels))
 
 
 def test_who_judges_nothing_wants_nothing():
