@@ -31,6 +31,7 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.llms.callbacks import llm_chat_callback
@@ -56,6 +57,7 @@ from rich.console import Console
 from rich.progress import track
 
 from llamaindex_confcascade import ConfidenceCascadeLLM
+from llamaindex_confcascade.bare import bare
 
 ClientName: TypeAlias = Literal["instant", "openai"]
 THRESHOLD = 0.7
@@ -215,6 +217,40 @@ class ByHand:
         self.small.callback_manager = manager
 
 
+class Nothing(LLM):
+    """The floor: an LLM that hands on what another answers, which it asks beneath LlamaIndex's decorators.
+
+    They run for it instead, as they do for the cascade.
+    """
+
+    _inner: LLM = PrivateAttr()
+
+    def __init__(self, small: LLM, _: LLM) -> None:
+        super().__init__()
+        self._inner = small
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return self._inner.metadata
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return bare(self._inner, "chat")(messages, **kwargs)  # type: ignore[no-any-return]
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await bare(self._inner, "achat")(messages, **kwargs)  # type: ignore[no-any-return]
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return bare(self._inner, "stream_chat")(messages, **kwargs)  # type: ignore[no-any-return]
+
+    def complete(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError  # not measured
+
+    acomplete = stream_complete = astream_complete = astream_chat = complete
+
+
 def _confcascade(small: LLM, large: LLM) -> Any:
     return ConfidenceCascadeLLM(models=[small, large], threshold=THRESHOLD)
 
@@ -228,6 +264,7 @@ CONTENDERS: dict[str, Callable[[LLM, LLM], Any]] = {
     DIRECT: lambda small, _: small,
     "confcascade": _confcascade,
     "confcascade, aggregate='first'": _first_token,
+    "a wrapper that does nothing": Nothing,
     "by hand": ByHand,
 }
 

@@ -1,9 +1,11 @@
-"""Where an accepted call's time goes, by room, whole and streamed in both frameworks; and what entering a stage costs.
+"""Where an accepted call's time goes, by step and by room, in both frameworks; and what entering a stage costs.
 
-The first table counts the seconds that the profiler sees in each function for the room that it is of; what is of none
-(builtins, the standard library) counts for whoever called it.  Profiling makes small functions look dearer than they
-are, so look at the shares; `langchain_overhead.py` and `llamaindex_overhead.py` measure ratios.  The second table is of
-CPU time without a profiler: blocks in turns, medians and quartiles.
+The first table is of clocks around the steps of whole calls, without a profiler: medians over calls of what each step
+takes without those within it.  Every clock adds about half a microsecond.  The second counts the seconds that the
+profiler sees in each function for the room that it is of; what is of none (builtins, the standard library) counts for
+whoever called it.  Profiling makes small functions look dearer than they are, so look at the shares;
+`langchain_overhead.py` and `llamaindex_overhead.py` measure ratios.  The third is of CPU time without a profiler:
+blocks in turns, medians and quartiles.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from importlib import import_module
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import langchain_overhead as langchain
 import llamaindex_overhead as llamaindex
@@ -55,6 +61,68 @@ def calls() -> dict[str, tuple[Call, Call]]:
             lambda: list(ours.stream_chat(messages)),
         ),
     }
+
+
+# the functions at which the steps of a whole call begin, outermost first: module, class or "", function, step
+STEPS = {
+    "LlamaIndex, chat": (
+        ("llamaindex_confcascade.llm", "ConfidenceCascadeLLM", "metadata", "metadata for LlamaIndex's events"),
+        ("llamaindex_confcascade.llm", "ConfidenceCascadeLLM", "_request", "messages to a request"),
+        ("confcascade.cascade", "Cascade", "run", "flow, drivers, signal, record"),
+        ("llamaindex_confcascade.model", "LlamaIndexModel", "answer", "a stage's call: gate, ways, parameters, copies"),
+        ("llamaindex_overhead", "Client", "_request", "the client"),
+        ("llamaindex_overhead", "Client", "_response", "the client"),
+        ("llamaindex_confcascade.model", "", "response_from", "what it answered to a response"),
+        ("llamaindex_confcascade.reading", "", "whole_tokens", "log-probabilities to tokens"),
+        ("llamaindex_confcascade.llm", "", "response_of", "outcome to the framework's answer"),
+    ),
+    "LangChain, invoke": (
+        ("langchain_confcascade.chat_model", "", "request_from", "messages to a request"),
+        ("confcascade.cascade", "Cascade", "run", "flow, drivers, signal, record"),
+        ("langchain_confcascade.model", "LangChainModel", "answer", "a stage's call: gate, ways, parameters, copies"),
+        ("langchain_overhead", "Client", "_generate", "the client"),
+        ("langchain_confcascade.model", "", "response_from", "what it answered to a response"),
+        ("langchain_confcascade.convert", "", "whole_tokens", "log-probabilities to tokens"),
+        ("langchain_confcascade.chat_model", "", "_result", "outcome to the framework's answer"),
+        ("langchain_confcascade.runs", "CascadeRun", "report", "the attempt's run, told to handlers"),
+    ),
+}
+AROUND = "the framework, around it all"
+
+
+def by_step(call: Call, kind: str, count: int) -> dict[str, float]:
+    """Microseconds of each step of a call, without those of the steps within it: medians over calls."""
+    spent: dict[str, float] = defaultdict(float)
+    within = [0.0]
+
+    def timed(function: Any, step: str) -> Any:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            within.append(0.0)
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - began
+                spent[step] += whole - within.pop()
+                within[-1] += whole
+
+        return run
+
+    found: dict[str, list[float]] = defaultdict(list)
+    with ExitStack() as patches:
+        for module, kind_of, name, step in STEPS[kind]:
+            owner = getattr(import_module(module), kind_of) if kind_of else import_module(module)
+            its = vars(owner)[name]
+            clocked = property(timed(its.fget, step)) if isinstance(its, property) else timed(its, step)
+            patches.enter_context(patch.object(owner, name, clocked))
+        clocked_call = timed(call, AROUND)
+        for turn in range(count + 100):
+            spent.clear()
+            clocked_call()
+            for step, seconds in spent.items() if turn >= 100 else ():
+                found[step].append(seconds * 1e6)
+    return {step: statistics.median(times) for step, times in found.items()}
 
 
 def _lc(name: str) -> Any:
@@ -148,15 +216,23 @@ def main(
     count: Annotated[int, typer.Option(min=1, help="Calls that are profiled, of each kind.")] = 500,
     turns: Annotated[int, typer.Option(min=2, help="Turns of the ways in.")] = 15,
 ) -> None:
-    """Print where the time of an accepted call goes, and what the ways into a stage's model cost.
+    """Print where the time of an accepted call goes, by step and by room, and what the ways into a stage's model cost.
 
     Example (a minute):
 
         python benchmarks/wrapper_profile.py
     """
+    asked = calls()
+    steps = {kind: by_step(asked[kind][1], kind, 5 * count) for kind in STEPS}
+    print("| step of an accepted call, µs | " + " | ".join(steps) + " |\n|---|" + "---:|" * len(steps))
+    for step in dict.fromkeys([AROUND, *(each[-1] for kind in STEPS.values() for each in kind)]):
+        print(
+            f"| {step} | " + " | ".join(f"{told[step]:.0f}" if step in told else "" for told in steps.values()) + " |"
+        )
+    print("| all | " + " | ".join(f"{sum(told.values()):.0f}" for told in steps.values()) + " |\n")
     names = [*ROOMS]
     print("| profiled, µs a call | | " + " | ".join(names) + " |\n|---|---|" + "---:|" * len(names))
-    for kind, pair in calls().items():
+    for kind, pair in asked.items():
         for who, call in zip(("small model", "confcascade"), pair, strict=True):
             found = by_room(call, count)
             print(f"| {kind} | {who} | " + " | ".join(f"{found.get(name, 0.0):,.0f}" for name in names) + " |")

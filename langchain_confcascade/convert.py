@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from confcascade import ConfigurationError, Message, ModelError, Request, ToolCall, Usage
@@ -88,12 +89,15 @@ def request_from(
     """
     if "model" in parameters:
         raise ConfigurationError("`model` cannot be given per call: a cascade's models are its stages.")
+    asked = Asked(messages)
+    asked.seen = tuple([_message(message) for message in messages])
+    media = any(map(_holds_media, messages))
+    if not (parameters or stop):
+        return Request(asked.seen, media=media, native=asked)
     options = {key: value for key, value in parameters.items() if key != "stream"}
     chosen = {key: options.pop(key) for key in PER_CALL if key in options}
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     structured: Structured | None = options.pop("structured_output", None)
-    asked = Asked(messages)
-    asked.seen = tuple(map(_message, messages))
     return Request(
         messages=asked.seen,
         max_tokens=options.pop("max_tokens", None),
@@ -103,7 +107,7 @@ def request_from(
         tool_choice=options.pop("tool_choice", None) if tools else None,
         output=None if structured is None else structured.output,
         options=options,
-        media=any(map(_holds_media, messages)),
+        media=media,
         native=asked,
         **chosen,
     )
@@ -116,8 +120,11 @@ def _holds_media(message: BaseMessage) -> bool:
 
 
 def _message(message: BaseMessage) -> Message:
+    role = _role(type(message))
+    if role in ("user", "system"):
+        return Message(role, _text(message))
     return Message(
-        _role(message),
+        role or message.role,  # type: ignore[attr-defined]  # a ChatMessage says its own
         _text(message),
         _calls(message) if isinstance(message, AIMessage) else (),
         message.tool_call_id if isinstance(message, ToolMessage) else None,
@@ -133,16 +140,16 @@ def _calls(message: AIMessage) -> tuple[ToolCall, ...]:
     return tuple(ToolCall(call["name"], call["args"], call.get("id")) for call in told) if told else ()
 
 
-def _role(message: BaseMessage) -> str:
-    match message:
-        case SystemMessage():
-            return "system"
-        case HumanMessage():
-            return "user"
-        case AIMessage():
-            return "assistant"
-        case ChatMessage():
-            return message.role
+@lru_cache(maxsize=128)
+def _role(kind: type[BaseMessage]) -> str:
+    """Of messages of a class, once for each: pydantic's classes take long to say whose instance a message is.
+
+    Returns:
+        "" for a `ChatMessage`, which says it itself.
+    """
+    for cls, role in ((SystemMessage, "system"), (HumanMessage, "user"), (AIMessage, "assistant"), (ChatMessage, "")):
+        if issubclass(kind, cls):
+            return role
     return "tool"
 
 
@@ -328,7 +335,7 @@ def _thoughts(message: BaseMessage) -> str:
 def _response(message: BaseMessage, tokens: tuple[Token, ...] | None = None, unscored: str | None = None) -> Response:
     """What a message says; of a stream, its tokens are still to be told."""
     problem = _unread_call(message)
-    if isinstance(message, AIMessageChunk):
+    if type(message) is not AIMessage and isinstance(message, AIMessageChunk):
         message = message_chunk_to_message(message)
     if not isinstance(message, AIMessage):
         raise ModelError(f"A chat model must answer with an AIMessage. Got {type(message).__name__}.")
@@ -377,7 +384,7 @@ def _with_usage(response: Response, ask: Generate) -> Response:
 
 def _unread_call(message: BaseMessage) -> str | None:
     """Says if a tool call could not be read, which streams forgive: they complete what was cut off."""
-    if isinstance(message, AIMessageChunk):
+    if type(message) is not AIMessage and isinstance(message, AIMessageChunk):
         readable = all(_is_object(chunk["args"] or "{}") for chunk in message.tool_call_chunks)
     else:
         readable = not (isinstance(message, AIMessage) and message.invalid_tool_calls)

@@ -105,7 +105,10 @@ def _is_watched(
 def _is_langchains(chat: BaseChatModel, methods: Mapping[str, Any]) -> bool:
     """Whether none of these methods is overridden or patched."""
     kind = type(chat)
-    return methods.keys().isdisjoint(vars(chat)) and all(getattr(kind, each) is its for each, its in methods.items())
+    for name, its in methods.items():
+        if getattr(kind, name) is not its:
+            return False
+    return methods.keys().isdisjoint(vars(chat))
 
 
 def _only_generates(

@@ -302,8 +302,12 @@ class LangChainModel(Remote):
         if not ask.logprobs:  # nothing was added to the call: the message is the model's own
             return True
         own = vars(self._chat)
-        settings = [ask.request.options, *(layer.kwargs for layer in self._layers), own, own.get("model_kwargs")]
-        return any(each.get(name) for each in settings if each for name in _LOGPROBS_WANTED)
+        for each in (ask.request.options, *[layer.kwargs for layer in self._layers], own, own.get("model_kwargs")):
+            if each:
+                for name in _LOGPROBS_WANTED:
+                    if each.get(name):
+                        return True
+        return False
 
     async def _ainvoke(self, way: _Way, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]) -> Any:
         if not self._blocks:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, Self, TypeVar
 
 from confcascade import Cascade, Message, Request
 from confcascade.extending import Generate
@@ -34,6 +35,7 @@ from llama_index.core.types import PydanticProgramMode
 
 from llamaindex_confcascade.bare import bare
 from llamaindex_confcascade.closing import aclose, close
+from llamaindex_confcascade.made import copied, text_of
 from llamaindex_confcascade.tools import call_blocks
 
 __all__ = [
@@ -67,6 +69,14 @@ _UNSET: dict[str, Any] = {
 
 # parameters of a call that are the cascade's own
 _OWN = ("stage", "threshold")
+
+
+_METHODS = {
+    (is_async, streams, kind): f"{'a' * is_async}{'stream_' * streams}{kind}"
+    for is_async in (False, True)
+    for streams in (False, True)
+    for kind in ("chat", "complete")
+}
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,10 @@ class Asked(list[ChatMessage]):
     def of(cls, told: Any, messages: Sequence[ChatMessage], **attributes: Any) -> Self:
         """`messages` with some attributes, and what `told`, by which the caller asks, says of the others."""
         asked = cls(messages)
-        asked.template = getattr(told, "template", None)
-        asked.top_logprobs = getattr(told, "top_logprobs", None)
-        vars(asked).update(attributes)
+        if isinstance(told, Asked | AskedPrompt):
+            asked.template, asked.top_logprobs = told.template, told.top_logprobs
+        if attributes:
+            vars(asked).update(attributes)
         return asked
 
 
@@ -157,7 +168,7 @@ def _core_messages(told: Sequence[Message]) -> list[ChatMessage]:
 def settings_of_caller(llm: LLM) -> dict[str, Any]:
     """What the user of an LLM has set of the fields by which LlamaIndex writes and reads prompts."""
     values = llm.__dict__
-    return {name: values[name] for name, unset in _UNSET.items() if values[name] != unset}
+    return {name: value for name, unset in _UNSET.items() if (value := values[name]) is not unset and value != unset}
 
 
 def seen_from(llm: L, replaced: Mapping[str, Any]) -> L:
@@ -172,8 +183,15 @@ def seen_from(llm: L, replaced: Mapping[str, Any]) -> L:
 
 def cascade_in(llm: LLM) -> Cascade | None:
     """The cascade that an LLM is; None if it is none."""
+    if not (_may_be_one(type(llm)) or "cascade" in vars(llm)):  # pydantic takes long to find nothing
+        return None
     found = getattr(llm, "cascade", None)
     return found if isinstance(found, Cascade) else None
+
+
+@lru_cache(maxsize=512)
+def _may_be_one(kind: type) -> bool:
+    return any("cascade" in vars(cls) for cls in kind.__mro__)
 
 
 def wanting(ask: Generate) -> Generate:
@@ -187,8 +205,7 @@ def wanting(ask: Generate) -> Generate:
 # ---------------------------------------------------------------------- how a stage is asked
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """One way to ask an LLM: by its methods for chats, or by those for completions.
 
     Attributes:
@@ -207,7 +224,7 @@ class Way:
 
     def method(self, *, streams: bool = False, is_async: bool = False) -> str:
         """The name of the method by which it is asked."""
-        return f"{'a' * is_async}{'stream_' * streams}{self.kind}"
+        return _METHODS[is_async, streams, self.kind]
 
     def whole(self, **parameters: Any) -> ChatResponse:
         prompt = self._completed_prompt("chat")
@@ -295,9 +312,11 @@ def _more(request: Request, asked: Asked) -> tuple[str, str, Sequence[ChatMessag
         What is said before and behind the last message of the user's, and messages that follow.
     """
     before = after = ""
-    users = (i for i in range(len(asked) - 1, -1, -1) if request.messages[i].role == "user")
-    for i in {len(asked) - 1, next(users, 0)}:
-        was, now = asked[i].content or "", request.messages[i].content
+    last = user = len(asked) - 1
+    while user > 0 and request.messages[user].role != "user":
+        user -= 1
+    for i in {last, user}:
+        was, now = text_of(asked[i]), request.messages[i].content
         if was != now:
             before, _, after = now.partition(was) if was else (now, "", "")
     if not (before or after) and len(request.messages) == len(asked):
@@ -337,17 +356,16 @@ def _told(what: Any, top_logprobs: int | None, llm: LLM) -> Any:
 
 def owner_of(kind: type, method: str) -> type:
     """The class that defines a method. Spans wrap methods, so functions cannot be compared."""
-    return next(cls for cls in kind.__mro__ if method in vars(cls))
+    for cls in kind.__mro__:
+        if method in cls.__dict__:
+            return cls
+    raise AttributeError(f"{kind.__name__} has no method {method}.")
 
 
 def _copied(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Messages that an LLM may edit: some append to their list, or change a message."""
     fresh: list[ChatMessage] = [] if type(messages) is list else Asked.of(messages, ())
-    for message in messages:
-        copied = message.model_copy()
-        copied.__dict__["blocks"] = [block.model_copy() for block in message.blocks]
-        copied.__dict__["additional_kwargs"] = dict(message.additional_kwargs)
-        fresh.append(copied)
+    fresh += [copied(message, blocks=True) for message in messages]
     return fresh
 
 

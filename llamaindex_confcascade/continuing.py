@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from confcascade import ConfigurationError
@@ -52,7 +52,7 @@ class Continuing:
         """A way to chat, with what has been written of the answer as the last message."""
         if not (text := written.rstrip() if self.trims else written):
             return way
-        return replace(way, messages=[*way.messages, ChatMessage(role=MessageRole.ASSISTANT, content=text)])
+        return way._replace(messages=[*way.messages, ChatMessage(role=MessageRole.ASSISTANT, content=text)])
 
     def so_far(self, ask: Generate) -> bool:
         """Whether usage is told as it goes: a stream of one step is left before its end."""
@@ -69,4 +69,4 @@ class Continuing:
             return way
         own = getattr(way.llm, "additional_kwargs", None) or {}  # they come before a call's own parameters
         body = {**(own.get("extra_body") or {}), **(options.pop("extra_body", None) or {}), **fields}
-        return replace(way, llm=seen_from(way.llm, {"additional_kwargs": {**own, "extra_body": body}}))
+        return way._replace(llm=seen_from(way.llm, {"additional_kwargs": {**own, "extra_body": body}}))

@@ -22,7 +22,8 @@ from llama_index.core.base.llms.types import (
 )
 
 from llamaindex_confcascade.asking import Asked
-from llamaindex_confcascade.made import copied, made
+from llamaindex_confcascade.late import late_response
+from llamaindex_confcascade.made import copied, is_plain, made, made_all, text_of
 from llamaindex_confcascade.retrieval import retrieved_scores
 from llamaindex_confcascade.structured import BoundSchema, Parsed
 from llamaindex_confcascade.tools import call_blocks, plain_tool, read_calls, tool_messages
@@ -49,19 +50,24 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
     Raises:
         ConfigurationError: If they are not messages of LlamaIndex's.
     """
-    if wrong := next((message for message in asked if not isinstance(message, ChatMessage)), None):
+    wrong = [message for message in asked if not isinstance(message, ChatMessage)]
+    if wrong:
         raise ConfigurationError(
             f'`messages` must be a list of ChatMessage, such as [ChatMessage(role="user", content="...")]. Got a '
-            f"list of {type(wrong).__name__}. A text goes into `complete`."
+            f"list of {type(wrong[0]).__name__}. A text goes into `complete`."
         )
     options = {**(asked.template.parameters if asked.template else {}), **kwargs}
+    messages = tuple([_plain(message) for message in asked])
+    media = any(map(_holds_media, asked))
+    if not options:
+        return Request(messages, retrieved=retrieved_scores(), media=media, native=asked)
     stop = options.pop("stop", None) or ()
     tools = tuple(plain_tool(tool) for tool in options.pop("tools", None) or ())
     wanted = options.get("response_format")
     if isinstance(wanted, BoundSchema):
         del options["response_format"]
     return Request(
-        tuple(_plain(message) for message in asked),
+        messages,
         tools=tools,
         tool_choice=options.pop("tool_choice", None) if tools else None,
         output=wanted.output if isinstance(wanted, BoundSchema) else None,
@@ -72,56 +78,56 @@ def request_from(asked: Asked, kwargs: Mapping[str, Any]) -> Request:
         threshold=options.pop("threshold", None),
         options=options,
         retrieved=retrieved_scores(),
-        media=any(
-            type(block) is not TextBlock and isinstance(block, _MEDIA) for each in asked for block in each.blocks
-        ),
+        media=media,
         native=asked,
     )
 
 
+def _holds_media(message: ChatMessage) -> bool:
+    return not is_plain(message) and any(isinstance(block, _MEDIA) for block in message.blocks)
+
+
 def _plain(message: ChatMessage) -> Message:
+    role = _ROLES.get(message.role, "user")
     return Message(
-        _ROLES.get(message.role, "user"),
-        message.content or "",
+        role,
+        text_of(message),
         read_calls(message)[0],
-        message.additional_kwargs.get("tool_call_id") if _ROLES.get(message.role) == "tool" else None,
+        message.additional_kwargs.get("tool_call_id") if role == "tool" else None,
     )
 
 
 def response_of(outcome: Outcome, delta: str | None = None) -> ChatResponse:
-    usage, tokens = outcome.record.usage, outcome.response.tokens
+    record, tokens = outcome.record, outcome.response.tokens
+    usage = record.usage
     counts = {
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.total_tokens,
     }
-    in_detail = {name: told for name, told in _details(usage).items() if told}
+    in_detail = _details(usage) if usage.input_details or usage.output_details else {}
     native = _native(outcome.response)
     raw = outcome.response.native if native is None else native.raw
-    response = made(
-        ChatResponse,
-        message=_message(
-            native,
-            outcome.text,
-            outcome.response.tool_calls,
-            outcome.response.thoughts_apart,
-            altered=outcome.response.altered,
-        ),
-        raw={"usage": counts | in_detail} | ({} if raw is None else {"native": raw}),
-        delta=delta,
-        logprobs=None if tokens is None else [_logprobs(token) for token in tokens],
-        # not on the message: from there it would leak into prompts and memories
-        additional_kwargs={
-            **(native.additional_kwargs if native is not None else {}),
-            **counts,
-            "confcascade": outcome.record.as_dict(),
-        },
+    told = counts if native is None else native.additional_kwargs | counts
+
+    def late() -> tuple[list[list[LogProb]] | None, dict[str, Any]]:
+        # the record is not on the message: from there it would leak into prompts and memories
+        return None if tokens is None else _logprobs(tokens), {**told, "confcascade": record.as_dict()}
+
+    message = _message(
+        native,
+        outcome.text,
+        outcome.response.tool_calls,
+        outcome.response.thoughts_apart,
+        altered=outcome.response.altered,
     )
+    accounts = {"usage": counts | in_detail}
+    response = late_response(message, accounts if raw is None else {**accounts, "native": raw}, delta, late)
     return native.carried_by(response) if isinstance(native, Parsed) else response
 
 
 def _details(usage: Usage) -> dict[str, dict[str, int]]:
-    """Under OpenAI's names, by which tracers know them."""
+    """Those that are told, under OpenAI's names, by which tracers know them."""
     names = {"cache_read": "cached_tokens", "reasoning": "reasoning_tokens", "audio": "audio_tokens"}
     return {
         name: {names.get(key, f"{key}_tokens"): count for key, count in details.items()}
@@ -129,6 +135,7 @@ def _details(usage: Usage) -> dict[str, dict[str, int]]:
             ("prompt_tokens_details", usage.input_details),
             ("completion_tokens_details", usage.output_details),
         )
+        if details
     }
 
 
@@ -169,22 +176,32 @@ def _message(
         blocks = [*thought, *([TextBlock(text=text)] if text or not calls else []), *call_blocks(calls)]
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=tool_messages(calls))
     message = copied(native.message)
-    if (message.content or "") != text and (altered or all(isinstance(block, TextBlock) for block in message.blocks)):
+    message.model_fields_set.update(("blocks", "additional_kwargs"))
+    if text_of(message) != text and (altered or all(isinstance(block, TextBlock) for block in message.blocks)):
         # some streams repeat the increment where the whole belongs, or the message is as the model wrote it
         others = [block for block in message.blocks if not isinstance(block, TextBlock)]
         message.blocks = [*others, TextBlock(text=text)]
     return message
 
 
-def _logprobs(token: Token) -> list[LogProb]:
-    """The chosen token and its alternatives."""
-    told = [(token.text, token.logprob)]
-    if token.top:
-        told += [other for other in token.top if other[0] != token.text]
+def _logprobs(tokens: Sequence[Token]) -> list[list[LogProb]]:
+    """Of each token: it, and its alternatives."""
+    if not any(token.top for token in tokens):
+        return [[each] for each in _made_logprobs([(token.text, token.logprob) for token in tokens])]
     return [
-        made(LogProb, token=text, logprob=logprob, bytes=list(text.encode("utf-8", "surrogatepass")))
-        for text, logprob in told
+        _made_logprobs([(token.text, token.logprob), *(other for other in token.top if other[0] != token.text)])
+        for token in tokens
     ]
+
+
+def _made_logprobs(told: Sequence[tuple[str, float]]) -> list[LogProb]:
+    return made_all(
+        LogProb,
+        [
+            {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "surrogatepass"))}
+            for text, logprob in told
+        ],
+    )
 
 
 def completion_of(chat: ChatResponse) -> CompletionResponse:

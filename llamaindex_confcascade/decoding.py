@@ -83,6 +83,8 @@ class ClientSettings:
 
     def for_the_client(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given`, under the client's names, and what it does not know in the body."""
+        if not self._strange:
+            return dict(given)
         sent = {key: value for key, value in given.items() if key not in self._strange}
         if self._responses and "max_tokens" in sent:
             sent = {"max_output_tokens": sent.pop("max_tokens"), **sent}

@@ -7,6 +7,7 @@ tracing back-ends count and price it. The cascade's own event of its end then te
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any
 from uuid import uuid4
 
@@ -112,10 +113,9 @@ def _said(response: Response | None) -> ChatMessage | None:
 
 def counted_once(event: BaseEvent) -> BaseEvent:
     """`event`; the end of a cascade's call without its usage, if the attempts told theirs."""
-    if not isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent) or event.response is None:
+    if not _is_end(type(event)) or (response := event.response) is None:  # type: ignore[attr-defined]
         return event
-    response = event.response
-    if "confcascade" not in response.additional_kwargs or not _listened():
+    if not _listened() or "confcascade" not in response.additional_kwargs:
         return event
     kept = {key: value for key, value in response.additional_kwargs.items() if key not in _COUNTS}
     raw = (
@@ -127,11 +127,19 @@ def counted_once(event: BaseEvent) -> BaseEvent:
     return event.model_copy(update={"response": uncounted})
 
 
+@lru_cache(maxsize=128)
+def _is_end(kind: type) -> bool:
+    """Whether events of this class end a call."""
+    return issubclass(kind, LLMChatEndEvent | LLMCompletionEndEvent)
+
+
 def _listened() -> bool:
     """Whether any handler wants spans; without, nothing is prepared."""
     each = _dispatcher
-    while all(isinstance(handler, NullSpanHandler) for handler in each.span_handlers):
+    while True:
+        for handler in each.span_handlers:
+            if type(handler) is not NullSpanHandler and not isinstance(handler, NullSpanHandler):
+                return True
         if not each.propagate:
             return False
         each = each.parent
-    return True

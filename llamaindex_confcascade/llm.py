@@ -69,6 +69,7 @@ Object = TypeVar("Object", bound=BaseModel)
 
 dispatcher = get_dispatcher(__name__)
 _UNTOLD = LLMMetadata()
+_TELLING = (LlamaIndexModel, HuggingFaceModel)  # models with `metadata`
 
 
 class ConfidenceCascadeLLM(FunctionCallingLLM):
@@ -203,7 +204,10 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
     @property
     def cascade(self) -> Cascade:
         """The core's cascade, which answers: its `stages`, `policy_id` and `auditor`."""
-        return self._cascade
+        private = self.__pydantic_private__  # pydantic finds a private attribute only where no other is of its name
+        assert private is not None
+        cascade: Cascade = private["_cascade"]
+        return cascade
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # the stages, which hold clients that cannot be copied, are never changed and so can be shared
@@ -242,22 +246,26 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
         tools are asked for, so each such request is answered if the last can; if it cannot, LlamaIndex's agents and
         programs ask in words.
         """
-        cascade = self._cascade
-        models = [stage.model for stage in cascade.stages]
-        theirs = [model.metadata for model in models if isinstance(model, LlamaIndexModel | HuggingFaceModel)]
-        known = [metadata for metadata in theirs if metadata is not None]
-        capabilities = [model.capability for model in models]
-        last = getattr(models[-1], "metadata", None)
-        windows = [metadata.context_window for metadata in known]
-        windows += [each.context_window for each in capabilities if each.context_window is not None]
+        windows, outputs = [], []
+        cascade = self.cascade
+        for stage in cascade.stages:
+            model = stage.model
+            theirs = model.metadata if isinstance(model, _TELLING) else None
+            chats = theirs is None or theirs.is_chat_model
+            if theirs is not None:
+                windows.append(theirs.context_window)
+                if theirs.num_output > 0:  # -1 is LlamaIndex's word for "not set"
+                    outputs.append(theirs.num_output)
+            if (capability := model.capability).context_window is not None:
+                windows.append(capability.context_window)
         window = min(windows, default=_UNTOLD.context_window)
-        # -1 is LlamaIndex's word for "not set"; its default may be more than a small window holds
-        outputs = [metadata.num_output for metadata in known if metadata.num_output > 0]
+        # LlamaIndex's default may be more than a small window holds
+        output = min(outputs, default=min(_UNTOLD.num_output, window // 4))
         return LLMMetadata(
             context_window=window,
-            num_output=min(outputs, default=min(_UNTOLD.num_output, window // 4)),
-            is_chat_model=last is None or last.is_chat_model,
-            is_function_calling_model=capabilities[-1].tools,
+            num_output=output,
+            is_chat_model=chats,
+            is_function_calling_model=capability.tools,
             model_name=f"confcascade-{cascade.policy_id}",
         )
 
@@ -265,11 +273,11 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return response_of(self._cascade.run(self._request(messages, kwargs)))
+        return response_of(self.cascade.run(self._request(messages, kwargs)))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return response_of(await self._cascade.arun(self._request(messages, kwargs)))
+        return response_of(await self.cascade.arun(self._request(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -281,11 +289,11 @@ class ConfidenceCascadeLLM(FunctionCallingLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return completion_of(response_of(self._cascade.run(self._completion(prompt, formatted, kwargs))))
+        return completion_of(response_of(self.cascade.run(self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return completion_of(response_of(await self._cascade.arun(self._completion(prompt, formatted, kwargs))))
+        return completion_of(response_of(await self.cascade.arun(self._completion(prompt, formatted, kwargs))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:

@@ -11,7 +11,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Generator,
     Iterator,
     Mapping,
@@ -311,7 +310,12 @@ class LlamaIndexModel(Remote):
     async def aanswer(self, ask: Generate) -> Response:
         ask = wanting(ask)
         if ask.request.output is not None:
-            return await self._or_in_a_thread("achat", self._aobject(ask), lambda: self._object(ask))
+            if not self._blocks("achat"):
+                try:
+                    return await self._aobject(ask)
+                except NotImplementedError:
+                    pass
+            return await self._in_a_thread("achat", lambda: self._object(ask))
         for way, last in self._ways(ask):
             try:
                 return await self._aanswer(way, ask)
@@ -321,23 +325,17 @@ class LlamaIndexModel(Remote):
         raise AssertionError
 
     async def _aanswer(self, way: Way, ask: Generate) -> Response:
-        async def asked() -> Response:
-            asking, call = self._call(way, ask)
-            return call.explained(response_from(await _aanswered(call, asking.awhole), ask, way.llm))
-
-        return await self._or_in_a_thread(way.method(is_async=True), asked(), lambda: self._answer(way, ask))
-
-    async def _or_in_a_thread(
-        self, method: str, answered: Coroutine[Any, Any, Response], blocking: Callable[[], Response]
-    ) -> Response:
-        """What an asynchronous method answers, or the synchronous one in a thread, where the LLM lacks it."""
-        if self._blocks(method):
-            answered.close()
-        else:
+        method = way.method(is_async=True)
+        if not self._blocks(method):
             try:
-                return await answered
+                asking, call = self._call(way, ask)
+                return call.explained(response_from(await _aanswered(call, asking.awhole), ask, way.llm))
             except NotImplementedError:
                 pass
+        return await self._in_a_thread(method, lambda: self._answer(way, ask))
+
+    async def _in_a_thread(self, method: str, blocking: Callable[[], Response]) -> Response:
+        """What the synchronous method answers in a thread, where the LLM lacks the asynchronous one."""
         response = await asyncio.to_thread(blocking)
         self._lacks.add(method)
         return response

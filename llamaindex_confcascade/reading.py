@@ -24,6 +24,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageR
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
+from llamaindex_confcascade.made import is_plain, text_of
 from llamaindex_confcascade.tools import read_calls, refusal
 
 __all__ = ["Reading", "response_from"]
@@ -80,12 +81,12 @@ def _usage(response: ChatResponse) -> Usage | None:
 
 
 def _counted(counts: Any) -> Usage | None:
+    if type(counts) is dict and counts.keys() <= _TOTALS:  # nothing is told apart
+        return _totals(counts.get("prompt_tokens"), counts.get("completion_tokens"))
     read = _first(counts, "prompt_tokens", "input_tokens", "prompt_token_count")
     written = _first(counts, "completion_tokens", "output_tokens", "candidates_token_count")
     if read is None and written is None:
         return None
-    if isinstance(counts, dict) and counts.keys() <= _TOTALS:  # nothing is told apart
-        return Usage(read or 0, written or 0, estimated=read is None or written is None)
     of_input = _get(counts, "prompt_tokens_details") or _get(counts, "input_tokens_details")
     of_output = _get(counts, "completion_tokens_details") or _get(counts, "output_tokens_details")
     cached = _first(counts, "cache_read_input_tokens"), _first(counts, "cache_creation_input_tokens")  # Anthropic's
@@ -103,6 +104,11 @@ def _counted(counts: Any) -> Usage | None:
             reasoning=thoughts or _first(of_output, "reasoning_tokens"), audio=_first(of_output, "audio_tokens")
         ),
     )
+
+
+def _totals(read: Any, written: Any) -> Usage | None:
+    known = isinstance(read, int), isinstance(written, int)
+    return Usage(read if known[0] else 0, written if known[1] else 0, not all(known)) if any(known) else None
 
 
 def _first(counts: Any, *keys: str) -> int | None:
@@ -135,8 +141,12 @@ def _finish_reason(choice: Any) -> str | None:
 
 def _thoughts(response: ChatResponse, choice: Any) -> str:
     """Of a whole answer, those that are told apart: in blocks, or as the raw answer has them."""
-    blocks = [block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock)]
-    return "".join(blocks) or thoughts_apart(_get(choice, "message"))
+    message = response.message
+    if not is_plain(message):
+        blocks = [block.content or "" for block in message.blocks if isinstance(block, ThinkingBlock)]
+        if thought := "".join(blocks):
+            return thought
+    return thoughts_apart(_get(choice, "message"))
 
 
 def _read(
@@ -170,7 +180,7 @@ def _read(
 
 def response_from(response: ChatResponse, ask: Generate, native: LLM) -> Response:
     """A whole answer to `ask`; `native` is the LLM that gave it."""
-    text, choice = response.message.content or "", _choice(response)
+    text, choice = text_of(response.message), _choice(response)
     tokens, unscored = whole_tokens(_logprobs(response, choice), ask.top_logprobs)
     thoughts = _thoughts(response, choice)
     return _read(
@@ -214,7 +224,7 @@ class Reading(StreamReader):
         if calls or not _is_call(self._last):
             self._last = response  # some tell the calls in the middle only, and the accounts at the end
         self._usage = _usage(response) or self._usage
-        whole = response.message.content or ""
+        whole = text_of(response.message)
         text = whole[self._came :] if response.delta is None else response.delta
         self._came += len(text)
         choice = _choice(response)
@@ -236,4 +246,4 @@ class Reading(StreamReader):
 def _is_call(response: ChatResponse) -> bool:
     message = response.message
     beside = message.additional_kwargs.get("tool_calls")
-    return bool(beside) or any(isinstance(block, ToolCallBlock) for block in message.blocks)
+    return bool(beside) or (not is_plain(message) and any(isinstance(block, ToolCallBlock) for block in message.blocks))

@@ -15,6 +15,8 @@ from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
 from llama_index.core.tools.types import BaseTool
 
+from llamaindex_confcascade.made import is_plain
+
 __all__ = [
     "BoundTool",
     "bound_tool",
@@ -95,6 +97,8 @@ def _mapping(tool: Tool) -> Any:
 
 def read_calls(message: ChatMessage) -> tuple[tuple[ToolCall, ...], str | None]:
     """The calls in a message, and why one of them could not be read; None if all could."""
+    if "tool_calls" not in message.additional_kwargs and is_plain(message):
+        return (), None
     calls, problem = [], None
     for key, name, told in _told(message):
         arguments = told

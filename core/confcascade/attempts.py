@@ -192,8 +192,11 @@ def score_all(
     for signal in signals:
         threshold = stage.thresholds[signal.name]
         try:
-            judging = signal.judge(evidence)
-            measured = yield from judging if bill is None else billed(judging, stage, bill)
+            if type(signal).judge is Signal.judge:  # it asks nothing
+                measured = signal.score(evidence)
+            else:
+                judging = signal.judge(evidence)
+                measured = yield from judging if bill is None else billed(judging, stage, bill)
         except SignalUnavailableError as error:
             least, _ = ends_of(threshold)
             scores[signal.name] = Score(None, least, threshold == "always", {"unavailable": str(error)})
@@ -225,8 +228,9 @@ def confidence_of(signals: Sequence[Signal], scores: Mapping[str, Score]) -> flo
 
 def _shown(value: float, threshold: float) -> str:
     """With three digits, or as many as show that it is not the threshold."""
-    if value == threshold or f"{value:.3g}" != f"{threshold:.3g}":
-        return f"{value:.3g}"
+    shown = f"{value:.3g}"
+    if value == threshold or shown != f"{threshold:.3g}":
+        return shown
     digits = next((n for n in range(4, 17) if f"{value:.{n}g}" != f"{threshold:.{n}g}"), 17)
     return f"{value:.{digits}g}"
 

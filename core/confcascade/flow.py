@@ -44,6 +44,7 @@ from confcascade.tools import in_words, response_schema
 from confcascade.trace import Attempt, Record, Score
 from confcascade.types import Prefilled, Request, Response, Token, Usage
 from confcascade.unusable import OnCut, why_unusable
+from confcascade.wants import NOTHING
 
 __all__ = ["answer_layers", "begun_for", "cascade_flow", "prefill_for", "read_for"]
 
@@ -137,7 +138,8 @@ def _attempt(
 ) -> Flow[tuple[Attempt, Response | None, Exception | None]]:
     """One stage's try: its record, its answer if it finished one, and the error if it failed."""
     bill = Bill()
-    signals = () if last else tuple(stage.signals)
+    wants = NOTHING if last else stage.wants
+    signals, judges = wants.signals, wants.after
     scores: dict[str, Score] = {}
 
     def ended(
@@ -164,22 +166,23 @@ def _attempt(
 
     if reason := inability(stage.model, request):
         return ended("fail" if last else "escalate", reason)
-    asked = begun_for(stage.model, signals, stage.decoding.applied(request))
+    asked = stage.decoding.applied(request)
+    if wants.asks:
+        asked = begun_for(stage.model, signals, asked)
     if request.output is not None and not stage.model.capability.structured:
         asked = in_words(asked)
     try:
         # before anything is generated
         prefilled: Prefilled | None = None
-        gates = tuple(signal for signal in signals if signal.phase == "pre")
-        gate = _gate_of(gates, stage, request)
-        if (first := prefill_for(stage.model, signals, asked)) is not None:
+        gate = _gate_of(wants.before, stage, request) if wants.before else None
+        if wants.prefill and (first := prefill_for(stage.model, signals, asked)) is not None:
             prefilled = bill.read = bill.add((yield from ask(replace(first, gate=gate))))
             bill.usage = prefilled.usage
         evidence = Evidence(request, prefilled, model=stage.model)
         if gate is not None and prefilled is not None and (judged := gate.scores(prefilled)) is not None:
             scores |= judged
-        else:
-            yield from score_all(gates, stage, evidence, scores, bill)
+        elif wants.before:
+            yield from score_all(wants.before, stage, evidence, scores, bill)
         if any_failed(scores):
             hopeless = _hopeless(stage, scores)
             return ended(
@@ -187,37 +190,38 @@ def _attempt(
             )
 
         # generation, ended early where the rest cannot change the decision
-        judges = tuple(signal for signal in signals if signal.phase == "post")
         checks = () if last else (*rules.checks, *([stage.check] if stage.check is not None else []))
         whole = request.judged_whole or bool(checks) or response_schema(request) is not None
-        early = not whole and any(signal.early for signal in judges) and not any(signal.rewords for signal in judges)
-        watch = _Watch(judges, stage, evidence, rules.shows_early) if early else None
+        watch = _Watch(judges, stage, evidence, rules.shows_early) if wants.early and not whole else None
         if watch is not None and prefilled is not None and watch(()) == "abort":
             yield from score_all(judges, stage, evidence, scores, bill)
             return ended("escalate", explained(scores) + " (before generating)")
         live = last or (rules.shows_early and not (judges or whole))
-        answer: Answer[Response] = yield from ask(
+        answer: Answer[Response]
+        (answer,) = yield (
             Generate(
                 stage.model,
                 asked,
                 prefilled=prefilled,
-                logprobs=any(signal.logprobs for signal in signals),
-                top_logprobs=max((signal.top_logprobs for signal in signals), default=0),
+                logprobs=wants.logprobs,
+                top_logprobs=wants.top_logprobs,
                 watch=watch,
                 live=live,
                 final=last and rules.stands,
-                followed=any(signal.follows_up for signal in judges),
-                layers=answer_layers(stage.model, judges),
-            )
+                followed=wants.follows_up,
+                layers=answer_layers(stage.model, judges) if wants.states else (),
+            ),
         )
-        response = parted(asked, read_for(signals, request, bill.add(answer)))
-        bill.usage, bill.told = bill.read_apart + response.usage, response.cost
+        told = bill.add(answer)
+        response = parted(asked, read_for(signals, request, told) if wants.reads else told)
+        usage = response.usage
+        bill.usage, bill.told = usage if prefilled is None else bill.read_apart + usage, response.cost
 
         # after it
-        labels = {label for signal in judges for label in signal.labels}
         aborted = response.finish_reason == "aborted"
-        problem = None if aborted else why_unusable(request, response, "keep" if last else rules.on_cut, labels=labels)
-        if problem is None and not (aborted or response.calls_tools):
+        on_cut = "keep" if last else rules.on_cut
+        problem = None if aborted else why_unusable(request, response, on_cut, labels=wants.labels)
+        if checks and problem is None and not (aborted or response.calls_tools):
             problem = failed_check(checks, response.text)
         shown = not last and (live or (watch is not None and watch.released)) and bool(response.text.strip())
         if shown:
@@ -256,11 +260,12 @@ def _attempt(
 
 def prefill_for(model: LanguageModel, signals: Sequence[Signal], request: Request) -> Prefill | None:
     """The pass over the prompt that `signals` want of `model`; None if they want none, or it can make none."""
-    layers = tuple(sorted({layer for signal in signals for layer in signal.layers(model)}))
-    labels = tuple(dict.fromkeys(label for signal in signals for label in signal.labels))
+    layers = {layer for signal in signals for layer in signal.layers(model)}
+    labels = [label for signal in signals for label in signal.labels]
     following = any(signal.following for signal in signals)
-    wanted = layers or following or (labels and model.capability.prefill)
-    return Prefill(model, request, layers, labels, following=following) if wanted else None
+    if not (layers or following or (labels and model.capability.prefill)):
+        return None
+    return Prefill(model, request, tuple(sorted(layers)), tuple(dict.fromkeys(labels)), following=following)
 
 
 def answer_layers(model: LanguageModel, signals: Sequence[Signal]) -> tuple[int, ...]:
@@ -272,9 +277,11 @@ def begun_for(model: LanguageModel, signals: Sequence[Signal], request: Request)
     """`request` as `signals` want it asked, and the answer begun so, where `model` can be made to begin it."""
     for signal in signals:
         request = signal.asks(request)
-    prefix = next((signal.prefix for signal in signals if signal.prefix is not None), None)
-    free = not request.judged_whole and response_schema(request) is None
-    return replace(request, begun=prefix) if prefix is not None and free and model.capability.prefill else request
+    for signal in signals:
+        if signal.prefix is not None:
+            free = not request.judged_whole and response_schema(request) is None
+            return replace(request, begun=signal.prefix) if free and model.capability.prefill else request
+    return request
 
 
 def read_for(signals: Sequence[Signal], request: Request, response: Response) -> Response:
@@ -362,6 +369,8 @@ class _Watch(Watch):
 
 def _hopeless(stage: Stage, scores: Mapping[str, Score]) -> str:
     """Which scores send the query straight to the last stage: "p_ik 0.05 < 0.2"; empty if none does."""
+    if not stage.skip:
+        return ""
     known = {name: score.value for name, score in scores.items() if score.value is not None}
     low = [(name, known[name], least) for name, least in stage.skip.items() if known.get(name, least) < least]
     return ", ".join(f"{name} {value:.3g} < {least:g}" for name, value, least in low)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from confcascade.asks import LanguageModel
@@ -15,6 +16,7 @@ from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
 from confcascade.signals import Signal, Threshold, plain
 from confcascade.unusable import OnCut
+from confcascade.wants import Wants
 
 __all__ = ["FittedStages", "Stage", "policy_id"]
 
@@ -43,6 +45,11 @@ class Stage:
     skip: Mapping[str, float] = field(default_factory=dict)
     check: Check | None = None
     decoding: Decoding = field(default_factory=Decoding)
+
+    @cached_property
+    def wants(self) -> Wants:
+        """What its signals want of each attempt."""
+        return Wants(self.signals)
 
     def validate(self) -> None:
         """Raise `ConfigurationError` unless every signal has a threshold, and its model can serve it."""

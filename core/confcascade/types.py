@@ -446,7 +446,7 @@ class Response:
     @property
     def thoughts_apart(self) -> str:
         """The thoughts, where they are not in the text as well."""
-        return self.thoughts if self.answer == self.text else ""
+        return self.thoughts if self.thoughts and self.answer == self.text else ""
 
     @property
     def is_empty(self) -> bool:

@@ -43,3 +43,16 @@ def test_the_ways_in_take_turns_and_all_are_measured(wrapper_profile):
     began = time.process_time()
     ((first, second),) = wrapper_profile.spent((lambda: sum(range(100_000)),), 2, 1)
     assert 0 < first + second <= (time.process_time() - began) * 1e6
+
+
+def test_the_steps_of_a_call_add_up_to_it(wrapper_profile):
+    """And nothing stays of the clocks."""
+    asked = wrapper_profile.calls()
+    for kind, its in wrapper_profile.STEPS.items():
+        found = wrapper_profile.by_step(asked[kind][1], kind, 5)
+        assert found.keys() == {wrapper_profile.AROUND, *(step for *_, step in its)}
+        assert min(found.values()) > 0
+        for module, owner, name, _ in its:
+            place = importlib.import_module(module)
+            clocked = vars(getattr(place, owner) if owner else place)[name]
+            assert "by_step" not in getattr(clocked, "fget", clocked).__code__.co_qualname

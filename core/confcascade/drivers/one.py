@@ -54,7 +54,9 @@ class Run(Generic[T]):
     def send(self, answers: Sequence[Answer[Any]]) -> None:
         """Answer the open asks, in their order."""
         self._asked = self.draft = None
-        self._held += [answer.value for answer in answers if isinstance(answer.value, Prefilled)]
+        for answer in answers:
+            if isinstance(answer.value, Prefilled):
+                self._held.append(answer.value)
         self._advance(tuple(answers))
         if self._held:
             self._keep([ask.prefilled for ask in self.asks if isinstance(ask, Generate) and ask.prefilled is not None])
@@ -118,6 +120,8 @@ class Run(Generic[T]):
 
 def _answers(asks: Sequence[Ask], values: Sequence[Any], started: float, within: Within) -> list[Answer[Any]]:
     elapsed = time.perf_counter() - started
+    if len(asks) == len(values) == 1 and not isinstance(values[0], Exception):  # nearly always
+        return [Answer(values[0], elapsed_s=elapsed, busy_s=asks[0].progress.busy_s or elapsed)]
     return [
         Answer(error=value, elapsed_s=elapsed, busy_s=busy, usage=within.usage or _usage_of(value, ask))
         if isinstance(value, Exception)
@@ -208,18 +212,25 @@ async def _aanswers(asks: Sequence[Ask]) -> list[Answer[Any]]:
 
 def run(flow: Flow[T]) -> T:
     """Play a flow to its end."""
-    with closing(Run(flow)) as running:
+    running = Run(flow)
+    try:
         while not running.done:
             running.send([call_model(ask.model, [ask])[0] for ask in running.begin()])
         return running.unwrap()
+    finally:
+        running.close()
 
 
 async def arun(flow: Flow[T]) -> T:
     """Play a flow to its end without blocking the event loop; asks of one step run concurrently."""
-    with closing(Run(flow)) as running:
+    running = Run(flow)
+    try:
         while not running.done:
-            running.send(await _aanswers(running.begin()))
+            asks = running.begin()
+            running.send(await (acall_model(asks[0].model, asks) if len(asks) == 1 else _aanswers(asks)))
         return running.unwrap()
+    finally:
+        running.close()
 
 
 class _Draft:

@@ -204,7 +204,8 @@ class CallParameters:
         if refusals.any:
             self._known = {name: why for name in wanted if (why := refusals.why(name, self._kind_of(name))) is not None}
         self._added = {name: dict(value) for name, value in wanted.items() if name not in self._known}
-        self._limit()
+        if refusals.most_alternatives is not None:
+            self._limit()
 
     @cached_property
     def _kind(self) -> Hashable:
@@ -228,8 +229,13 @@ class CallParameters:
     @property
     def parameters(self) -> dict[str, Any]:
         """Of the next try."""
-        instead = [self._instead[name] for name in self._instead if name in self._asked and name not in self._added]
-        return self._given | {key: value for each in (*self._added.values(), *instead) for key, value in each.items()}
+        told = self._given.copy()
+        for each in self._added.values():
+            told.update(each)
+        for name, other in self._instead.items():
+            if name in self._asked and name not in self._added:
+                told.update(other)
+        return told
 
     @property
     def whole(self) -> bool:

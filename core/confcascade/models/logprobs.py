@@ -60,20 +60,23 @@ class TokenReader:
         if not isinstance(entries, list):
             return None
         tokens = []
+        certain, others = self._certain, bool(self._top_logprobs)
+        top: tuple[tuple[str, float], ...] = ()
         for entry in entries:
-            told = entry if isinstance(entry, dict) else _fields(entry)
+            told = entry if type(entry) is dict else _fields(entry)
             text: Any = told.get("token")
             logprob: Any = told.get("logprob")
-            if not (isinstance(text, str) and isinstance(logprob, _NUMBERS) and self._is_one(logprob)):
+            usual = type(logprob) is float and _LEAST <= logprob <= 0  # nearly always
+            if not (isinstance(text, str) and (usual or (isinstance(logprob, _NUMBERS) and self._is_one(logprob)))):
                 return None
-            if self._certain is not False:
-                self._certain = logprob == 0 and _stands_alone(text, told)
+            if certain is not False:
+                certain = self._certain = logprob == 0 and _stands_alone(text, told)
             spelling = told.get("bytes")
             if text and spelling != []:
                 if spelling is not None:
                     text = self._spelled(text, spelling)
-                top = self._alternatives(told.get("top_logprobs")) if self._top_logprobs else ()
-                usual = type(logprob) is float and _LEAST <= logprob <= 0
+                if others:
+                    top = self._alternatives(told.get("top_logprobs"))
                 tokens.append(kind(text, logprob if usual else _clamped(logprob), top))
         return tuple(tokens)
 
@@ -102,17 +105,16 @@ class TokenReader:
 
     def _spelled(self, text: str, spelling: Any) -> str:
         """What an entry adds to the answer; of an incomplete character, `text` is an escape such as ``\\xf0``."""
-        if not isinstance(spelling, _BYTES):
+        if type(spelling) is not list and not isinstance(spelling, _BYTES):
             return text
         try:
             told = bytes(spelling)
+            if not self._within:
+                return told.decode()  # nearly always: whole characters
+        except UnicodeDecodeError:
+            pass
         except (TypeError, ValueError):  # no bytes
             return text
-        if not self._within:
-            try:
-                return told.decode()  # nearly always: whole characters
-            except UnicodeDecodeError:
-                pass
         spelled = self._decoder.decode(told)
         self._within = self._decoder.getstate()[0] != b""
         return spelled

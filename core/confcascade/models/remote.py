@@ -56,14 +56,12 @@ class Remote:
         return [_last(list(self.stream(ask))) if _comes_in_pieces(ask) else self.answer(ask) for ask in asks]
 
     async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        async def one(ask: Generate) -> Response:
-            if _comes_in_pieces(ask):
-                return _last([item async for item in self.astream(ask)])
-            return await self.aanswer(ask)
-
-        if len(asks) == 1:  # as ever, but for batches of one's own making: no task is needed
-            return [await one(asks[0])]
-        return await asyncio.gather(*map(one, asks))
+        if len(asks) != 1:
+            return [one for (one,) in await asyncio.gather(*(self.agenerate([ask]) for ask in asks))]
+        (ask,) = asks  # as ever, but for batches of one's own making: no task is needed
+        if _comes_in_pieces(ask):
+            return [_last([item async for item in self.astream(ask)])]
+        return [await self.aanswer(ask)]
 
 
 def _comes_in_pieces(ask: Generate) -> bool:
