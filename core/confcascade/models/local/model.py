@@ -35,6 +35,7 @@ from confcascade.models.local.prompts import Prompt, Prompts
 from confcascade.models.local.sampling import GenerationSettings
 from confcascade.models.local.sessions import Sessions, position_of
 from confcascade.models.local.stopping import StoppablePass
+from confcascade.models.local.worker import in_passing
 from confcascade.thoughts import may_open_mark
 from confcascade.types import Prefilled, Request, Response, Usage
 
@@ -99,7 +100,7 @@ class TransformersModel:
         self.tokenizer = tokenizer
         name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
         config = model.config.get_text_config(decoder=True)
-        self._decoder = self._decoder_of(model, config)
+        self._decoder = in_passing(lambda: self._decoder_of(model, config))
         if batch_size > 1 and not self._decoder.batches:
             _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", name)
         self._capability = Capability(
@@ -216,17 +217,19 @@ class TransformersModel:
             ConfigurationError: If nothing can be loaded from there, weights are missing, or this machine lacks what was
                 asked for.
         """
-        model, tokenizer = load(
-            name_or_path,
-            adapter=adapter,
-            device=device,
-            device_map=device_map,
-            dtype=dtype,
-            quantization=quantization,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            gguf_cache=gguf_cache,
-            **loading,
+        model, tokenizer = in_passing(
+            lambda: load(
+                name_or_path,
+                adapter=adapter,
+                device=device,
+                device_map=device_map,
+                dtype=dtype,
+                quantization=quantization,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                gguf_cache=gguf_cache,
+                **loading,
+            )
         )
         return cls(
             model,
