@@ -26,7 +26,7 @@ def test_types_are_compared_once(
 
     found = {each["kind"]: each for each in json.loads(capsys.readouterr().out)}
     assert (found["llama"]["verdict"], found["llama"]["hidden"]) == ("equal", "equal")
-    assert set(found["llama"]["differences"]) == {"alone", "one pass", "batch", "ends", "parts"}
+    assert set(found["llama"]["differences"]) == {"alone", "one pass", "batch", "ends", "parts", "stopped"}
     counted = found["llama"]["products"]
     assert counted[0] == pytest.approx(counted[1], rel=0.05)
     assert (found["bert"]["verdict"], found["bert"]["why"]) == ("refused", "it returned no KV cache")
