@@ -33,7 +33,6 @@ from confcascade.models import memory
 from confcascade.models.bundled import SIZES, bundled_folder, bundled_model
 from confcascade.types import Message, Request
 
-ONLY_ONE = MemoryBound(5.5 / 1024)  # the large one fits in alone
 TEXTS = [f"Where was {name} born?" for name in ("Bren", "Tasu", "Ilo", "Mira", "Oda", "Peki")]
 
 
@@ -55,7 +54,8 @@ def at_once():
 
 @pytest.fixture
 def on_demand():
-    bound = MemoryBound(ONLY_ONE.gib)
+    largest = bundled_model("large", MemoryBound()).weight_bytes
+    bound = MemoryBound((largest + 1) / 2**30)  # the large one fits in, and no other with it
     return {size: bundled_model(size, bound) for size in SIZES}
 
 

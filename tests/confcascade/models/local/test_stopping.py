@@ -62,6 +62,8 @@ def bundled_tokenizer() -> Any:
 def model_of(kind: str) -> TransformersModel:
     own = bundled_tokenizer()
     options = {**EACH_ROW, **WHOLE_PASS}[kind]
+    if kind == "jamba" and transformers.__version__ < "5.1":
+        pytest.skip("the rows of its cache cannot be selected in this version of transformers")
     try:
         return TransformersModel(
             random_model(configuration(kind, len(own), **options)), own, name=kind, max_new_tokens=6
