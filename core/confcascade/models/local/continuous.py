@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -109,11 +109,11 @@ class Job:
 
     def end(self, value: Any) -> None:
         """Hand over a value, or an error as a value."""
-        if isinstance(value, Prefilled) and self.future.cancelled():
-            value.close()
-            return
-        with suppress(Exception):  # cancelled in between
+        try:
             self.future.set_result(value)
+        except InvalidStateError:  # cancelled
+            if isinstance(value, Prefilled):
+                value.close()
 
 
 class ContinuousBatching:

@@ -160,11 +160,10 @@ class Decoding:
             if self.rows:
                 self.advance()
 
-    def clear(self) -> list[Any]:
-        """Give up; returns the rows that have not ended."""
-        rows, self.rows = self.rows, []
+    def clear(self) -> None:
+        """Give up all rows."""
+        self.rows = []
         self._batch = self._chosen = None
-        return rows
 
     def _drop_ended(self) -> None:
         assert self._batch is not None

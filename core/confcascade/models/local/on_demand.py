@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -60,6 +61,7 @@ class OnDemandModel(TransformersModel):
 
     Raises:
         MissingExtraError: Without torch and transformers.
+        ConfigurationError: With transformers 5.0.
         ConfigurationError: If there is no such model, it is an adapter, it cannot have such options, or it does not fit
             into the bound.
     """
@@ -81,6 +83,11 @@ class OnDemandModel(TransformersModel):
         template_options: Mapping[str, Any] | None = None,
         generation_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if version("transformers").startswith("5.0."):
+            raise ConfigurationError(
+                "Models are not loaded on demand with transformers 5.0, which shows neither their blocks nor their size "
+                "without weights. Use TransformersModel, or a newer transformers."
+            )
         if is_adapter(name_or_path):
             raise ConfigurationError(
                 f"'{name_or_path}' is an adapter, and those are not loaded on demand. Use TransformersModel."

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from confcascade import ConfigurationError, Message, MissingExtraError, Request, TransformersModel
+from confcascade import ConfigurationError, Message, MissingExtraError, OnDemandModel, Request, TransformersModel
 from confcascade.asks import Generate
 from confcascade.models.bundled import WEIGHTS
 
@@ -240,3 +240,10 @@ def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtraError, match=r'quantization="8bit".*pip install "confcascade\[quantized\]"'):
         TransformersModel.from_pretrained(BASE, quantization="8bit")
+
+
+def test_a_version_that_shows_nothing_without_weights_is_refused(monkeypatch):
+    """With transformers 5.0, a model on demand would give no hidden states, and nobody would know why."""
+    monkeypatch.setattr("confcascade.models.local.on_demand.version", lambda _name: "5.0.0")
+    with pytest.raises(ConfigurationError, match="not loaded on demand with transformers 5"):
+        OnDemandModel("anything")

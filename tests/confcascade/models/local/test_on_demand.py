@@ -33,6 +33,9 @@ from confcascade.models import memory
 from confcascade.models.bundled import SIZES, bundled_folder, bundled_model
 from confcascade.types import Message, Request
 
+pytestmark = pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."), reason="models are refused there (test_loading.py)"
+)
 TEXTS = [f"Where was {name} born?" for name in ("Bren", "Tasu", "Ilo", "Mira", "Oda", "Peki")]
 
 
