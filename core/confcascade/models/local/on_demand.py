@@ -85,7 +85,7 @@ class OnDemandModel(TransformersModel):
     ) -> None:
         if version("transformers").startswith("5.0."):
             raise ConfigurationError(
-                "Models are not loaded on demand with transformers 5.0, which shows neither their blocks nor their size "
+                "Models are not loaded on demand with transformers 5.0, which shows neither blocks nor size "
                 "without weights. Use TransformersModel, or a newer transformers."
             )
         if is_adapter(name_or_path):
