@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from confcascade import KnowledgeProbe, Outcome, Prices, Stage, TransformersModel
 from confcascade.asks import Generate, Prefill
+from confcascade.bench.collecting.attempt import known_depth
 from confcascade.bench.metrics.frontier import gap_closed
 from confcascade.bench.metrics.ranking import drop_points, drop_relative, hallucination_rate, macro_scores
 from confcascade.bench.metrics.significance import discordant, mcnemar, paired_difference, saving
@@ -185,7 +186,12 @@ def record(model: TransformersModel, asked: QuestionSet, signals: Sequence[Signa
                     finish_reason=said.finish_reason,
                     labels=read.label_logprobs,
                     scores={
-                        signal.name: score_of(signal, evidence, prefill=bool(signal.layers(model) or signal.labels))
+                        signal.name: score_of(
+                            signal,
+                            evidence,
+                            prefill=bool(signal.layers(model) or signal.labels),
+                            depth=known_depth(signal, model),
+                        )
                         for signal in signals
                     },
                     usage=said.usage,

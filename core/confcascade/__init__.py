@@ -23,8 +23,7 @@ if typing.TYPE_CHECKING:
     from confcascade.checks import checking
     from confcascade.cost import Architecture, Prices
     from confcascade.decoding import Decoding
-    from confcascade.diagnosis import Diagnosis
-    from confcascade.diagnosis.diagnose import diagnose
+    from confcascade.diagnosis import Diagnosis, diagnose
     from confcascade.errors import (
         CascadeExhaustedError,
         ConfcascadeError,

@@ -153,7 +153,7 @@ def _scores(
         prefill = bool(signal.layers(model)) or signal.following or read
         if prefill and prefilled is None:  # that pass is what failed
             continue
-        depth = _depth(signal, model)
+        depth = known_depth(signal, model)
         try:
             judging = judged_score(signal, evidence, prefill=prefill, depth=depth, whole=whole)
             scores[signal.name] = yield from billed(judging, stage, bill)
@@ -167,7 +167,7 @@ def _scores(
     return scores
 
 
-def _depth(signal: Signal, model: LanguageModel) -> float | None:
+def known_depth(signal: Signal, model: LanguageModel) -> float | None:
     """Behind which share of the model's blocks a live cascade may end the pass, as far as this signal is concerned."""
     block = signal.known_at(model) if model.capability.stops else None
     return None if block is None else block / model.capability.layers

@@ -159,7 +159,9 @@ class Row(BaseModel):
             return re.sub("[\ud800-\udfff]", "\ufffd", told).encode() + b"\n"
 
 
-def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> RecordedScore:
+def score_of(
+    signal: Signal, evidence: Evidence, *, prefill: bool = False, depth: float | None = None
+) -> RecordedScore:
     """What `signal` makes of a finished attempt, with the bounds that it would have given along the way.
 
     Args:
@@ -167,6 +169,7 @@ def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Re
         evidence: The whole attempt: what was prefilled, the tokens and the response.
         prefill: Whether the prompt is read in a pass of its own for this signal: as in the flow, because it names
             layers, or labels that the model can tell from the prompt.
+        depth: As of `RecordedScore`.
 
     Returns:
         Its score; `RecordedScore.value` is None, and the detail ``unavailable`` says why, if it cannot be computed.
@@ -174,7 +177,7 @@ def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False) -> Re
     Raises:
         ConfigurationError: If the signal asks for a further call.
     """
-    flow = judged_score(signal, evidence, prefill=prefill)
+    flow = judged_score(signal, evidence, prefill=prefill, depth=depth)
     try:
         next(flow)
     except StopIteration as ended:
