@@ -159,9 +159,7 @@ class Row(BaseModel):
             return re.sub("[\ud800-\udfff]", "\ufffd", told).encode() + b"\n"
 
 
-def score_of(
-    signal: Signal, evidence: Evidence, *, prefill: bool = False, depth: float | None = None
-) -> RecordedScore:
+def score_of(signal: Signal, evidence: Evidence, *, prefill: bool = False, depth: float | None = None) -> RecordedScore:
     """What `signal` makes of a finished attempt, with the bounds that it would have given along the way.
 
     Args:
