@@ -8,11 +8,13 @@ from confcascade.attempts import Outcome
 from confcascade.bench.questions.prompts import PROMPTS
 from confcascade.cascade import Cascade
 from confcascade.demo.questions import ShortAnswer
+from confcascade.errors import ConfcascadeError, ModelError
 from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
-from confcascade.types import Response
+from confcascade.trace import Attempt
+from confcascade.types import Cost, Response
 
-__all__ = ["Answered", "answer"]
+__all__ = ["Answered", "answer", "known_cost"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,30 @@ class Answered:
     outcome: Outcome
     right: tuple[bool, ...]
 
+    @property
+    def cost(self) -> Cost:
+        """Of every model that ran; what a call cost that failed nobody tells, and it counts as nothing."""
+        return sum((known_cost(attempt) for attempt in self.outcome.record.attempts), start=Cost())
+
+
+def known_cost(attempt: Attempt) -> Cost:
+    """An attempt's cost; of one that failed only the seconds."""
+    return attempt.cost if attempt.error is None else Cost(seconds=attempt.cost.seconds)
+
 
 def answer(cascade: Cascade, example: Example) -> Answered:
     """Ask the cascade one question, greedily.
 
     Raises:
-        CascadeExhaustedError: If the last model fails.
+        CascadeExhaustedError: If the last model fails, behind others.
+        ModelError: If the only model fails.
     """
-    outcome = cascade.run(PROMPTS["plain"].messages(example), temperature=0.0)
+    try:
+        outcome = cascade.run(PROMPTS["plain"].messages(example), temperature=0.0)
+    except ConfcascadeError:
+        raise
+    except Exception as error:  # a model's own may be of any type; its text is for whoever runs the demo
+        raise ModelError(f"Model '{cascade.stages[-1].model.name}' failed. {type(error).__name__}: {error}") from error
     return Answered(example, outcome, tuple(_is_right(example, response) for response in outcome.responses))
 
 

@@ -79,9 +79,7 @@ class Comparison:
     unit: str
 
     @classmethod
-    def of(
-        cls, smallest: Contender, cascade: Contender, largest: Contender, *, in_dollars: bool = False
-    ) -> Comparison:
+    def of(cls, smallest: Contender, cascade: Contender, largest: Contender, *, in_dollars: bool = False) -> Comparison:
         """In dollars if wanted, else in the first of `UNITS` that is known of all.
 
         Raises:
@@ -143,8 +141,7 @@ class Comparison:
                 axes.plot([answering], [100 * each.accuracy], "o", color=point.get_color(), fillstyle="none",
                           label=f"{each.name}, answering stage only (the papers' accounting)")  # fmt: skip
         if curve:
-            costs, accuracies, thresholds = zip(*curve, strict=True)
-            axes.plot([100 * cost for cost in costs], [100 * accuracy for accuracy in accuracies], "-", color="gray",
+            axes.plot([100 * cost for cost, _, _ in curve], [100 * accuracy for _, accuracy, _ in curve], color="gray",
                       linewidth=1, zorder=1, label="cascade at other thresholds")  # fmt: skip
             for cost, accuracy, threshold in curve:
                 axes.annotate(threshold, (100 * cost, 100 * accuracy), textcoords="offset points", xytext=(4, -10),
@@ -162,14 +159,12 @@ class Comparison:
 
 
 def amount(value: float, unit: str) -> str:
-    """A cost in words: "1.2 GFLOP", "$0.000150", "35 tokens", "1.5 s"."""
+    """A cost at a glance: "1.2 GFLOP", "340 MFLOP", "$0.000150", "35 tokens", "1.5 s"."""
     if unit == "usd":
         return f"${value:.6f}" if value < 0.01 else f"${value:.4f}"
     if unit == "tokens":
         return f"{value:.0f} tokens"
     if unit == "seconds":
         return f"{value:.1f} s"
-    for size, prefix in ((1e12, "T"), (1e9, "G")):
-        if value >= size:
-            return f"{value / size:.1f} {prefix}FLOP"
-    return f"{value / 1e6:.1f} MFLOP"
+    size, prefix = next((each for each in ((1e12, "T"), (1e9, "G")) if value >= each[0]), (1e6, "M"))
+    return f"{value / size:.{1 if value < 100 * size else 0}f} {prefix}FLOP"

@@ -13,7 +13,9 @@ from confcascade.demo.comparison import Comparison
 from confcascade.guarantee.planner import fewest_examples
 from confcascade.guarantee.promise import Promise
 
-__all__ = ["drafts_of", "next_steps", "verdict"]
+__all__ = ["caution", "drafts_of", "next_steps", "verdict"]
+
+_PROMISE = Promise(max_drop=0.01)
 
 
 def drafts_of(answered: Sequence[Answered], stage: int, name: str) -> str:
@@ -25,6 +27,8 @@ def drafts_of(answered: Sequence[Answered], stage: int, name: str) -> str:
     told += f", {_count(sum(kept))} of them right" if kept else ""
     told += f", and escalated {_count(len(escalated))}"
     told += f", {_count(sum(escalated))} of which would have been right." if escalated else "."
+    if failed := sum(attempt.error is not None for attempt, _ in drafts):
+        told += f" {failed} of its calls failed, and count as free."
     scores = [(attempt.scores["p_t"].value, right) for attempt, right in drafts if "p_t" in attempt.scores]
     known = [(value, right) for value, right in scores if value is not None]
     if drafts and not known:
@@ -66,9 +70,9 @@ def verdict(compared: Comparison, *, models: int) -> str:
         remedy = " A higher --threshold loses fewer and saves less." if fewer > 0 else ""
         return f"The cascade saved {1 - share:.0%} of what {largest.name} alone costs, and got {got}.{remedy}"
     told = f"The cascade does not pay here: it cost {share:.0%} of what {largest.name} alone costs, and got {got}."
-    if models > 2:
-        return told
     even = break_even_retention(compared.share(smallest), 1.0)
+    if models > 2 or not even:
+        return told
     if even >= 1:
         return f"{told} {smallest.name} alone costs more than that, so no threshold can save anything."
     return (
@@ -77,32 +81,37 @@ def verdict(compared: Comparison, *, models: int) -> str:
     )
 
 
-def next_steps(n: int, models: Sequence[str], threshold: float) -> str:
-    """How to know it of one's own questions, and how to use it: what to write, and what to type.
+def caution(n: int) -> str:
+    """What so few questions of ours are worth, and how many of one's own a promise takes."""
+    return (
+        f"{n} questions of ours promise nothing about yours. To promise, with {_PROMISE.confidence:.0%} confidence, "
+        f"that at most {_PROMISE.max_drop:.0%} of accuracy is lost takes at least {fewest_examples(_PROMISE)} graded "
+        "questions of your own, and usually more. So it is done:"
+    )
+
+
+def next_steps(models: Sequence[str], threshold: float) -> str:
+    """How to fit a cascade of the models on one's own questions, and to use it: what to write, and what to type.
 
     Args:
-        n: Questions asked here.
         models: Model strings, as the command got them.
         threshold: Likewise.
     """
-    promise = Promise(max_drop=0.01)
-    listed = "\n".join(f"  - {json.dumps(_from_anywhere(model), ensure_ascii=False)}" for model in models)
+    listed = "\n".join(f"    - {json.dumps(_from_anywhere(model), ensure_ascii=False)}" for model in models)
     return f"""\
-{n} questions of ours promise nothing about yours. To promise, with {promise.confidence:.0%} confidence, that at most
-{promise.max_drop:.0%} of accuracy is lost takes at least {fewest_examples(promise)} graded questions of your own, and usually more:
-
 cascade.yaml
   models:
 {listed}
   threshold: {threshold:g}
+
 questions.jsonl, a line for each
   {{"question": "...", "reference": "..."}}
 
 confcascade collect questions.jsonl -o rec.jsonl --cascade cascade.yaml --grader normalized
-confcascade fit rec.jsonl -o policy.json --max-drop {promise.max_drop:g}
+confcascade fit rec.jsonl -o policy.json --max-drop {_PROMISE.max_drop:g}
 confcascade ask "..." --cascade cascade.yaml --policy policy.json
 
-Other graders: `confcascade collect --help`. In LangChain and LlamaIndex:
+Other graders: confcascade collect --help. In LangChain and LlamaIndex:
 ConfidenceCascadeLLM(models=[...], policy="policy.json")
 """
 

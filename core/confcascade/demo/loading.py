@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -78,7 +79,7 @@ def load_models(models: Sequence[str], console: Console) -> list[LanguageModel]:
         if tokenizer is not None and tokenizer.chat_template is None:
             raise _no_template(found.name)
         console.print(
-            f"  {size_of(found.architecture)}, loaded in {time.perf_counter() - started:.1f} s", highlight=False
+            f"  {size_of(found.architecture)}, ready in {time.perf_counter() - started:.1f} s", highlight=False
         )
         loaded.append(found)
     if not all(_gguf(*model.partition(":")[::2]) for model in models):  # of GGUF files it was known before
@@ -120,15 +121,12 @@ def _gguf(kind: str, place: str) -> GgufFile | None:
 
 
 def _warn_of_order(models: Sequence[str], architectures: Sequence[Architecture | None]) -> None:
-    for (first, before), (second, after) in zip(
-        list(zip(models, architectures, strict=True))[:-1],
-        list(zip(models, architectures, strict=True))[1:],
-        strict=True,
-    ):
+    names = [model_name(model.partition(":")[2]) for model in models]
+    for (first, before), (second, after) in pairwise(zip(names, architectures, strict=True)):
         if before is not None and after is not None and before.parameters > after.parameters:
             warnings.warn(
-                f"Models go smallest first, and '{model_name(first)}' ({size_of(before)}) stands before "
-                f"'{model_name(second)}' ({size_of(after)}). Give --models the other way around.",
+                f"Models go smallest first, and '{first}' ({size_of(before)}) stands before '{second}' "
+                f"({size_of(after)}). Give --models the other way around.",
                 stacklevel=3,
             )
 

@@ -1,4 +1,4 @@
-"""What ``confcascade demo --models`` shows: shipped questions, asked live through a cascade of the user's own models."""
+"""What ``confcascade demo --models`` shows: shipped questions, asked live through a cascade of one's own models."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from confcascade.asks import LanguageModel
 from confcascade.building import build_stages
 from confcascade.cascade import Cascade
 from confcascade.cost import Prices
-from confcascade.demo.asking import Answered, answer
+from confcascade.demo.asking import Answered, answer, known_cost
 from confcascade.demo.comparison import Comparison, Contender, amount
-from confcascade.demo.conclusion import drafts_of, next_steps, verdict
+from confcascade.demo.conclusion import caution, drafts_of, next_steps, verdict
 from confcascade.demo.loading import check_models, load_models, quiet, size_of
 from confcascade.demo.questions import shipped_questions
 from confcascade.demo.thresholds import LISTED, AtThreshold, at_thresholds, thresholds_table
 from confcascade.errors import ConfigurationError
-from confcascade.graders.example import LETTERS
+from confcascade.graders.example import LETTERS, Example
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.stage import Stage
 from confcascade.types import Cost
 
-__all__ = ["short_names", "show_own_models"]
+__all__ = ["ask_all", "short_names", "show_conclusion", "show_own_models", "stages_of"]
+
+# of a console: for the time in which it is open, what is called with what is done, how much of it, and of how much
+Progress: TypeAlias = Callable[[Console], AbstractContextManager[Callable[[str, int, int], None]]]
 
 WIDEST = 120  # columns, beyond which a line is hard to follow
 P_T = TokenProbability().name
@@ -44,7 +49,7 @@ def show_own_models(
     questions: int | None = None,
     prices: Mapping[str, Prices] | None = None,
     plot: Path | None = None,
-    progress: Callable[[Console], AbstractContextManager[Callable[[str, int, int], None]]],
+    progress: Progress,
 ) -> None:
     """Ask a cascade of the models the shipped questions one by one, then say what it saved and what it lost.
 
@@ -65,47 +70,73 @@ def show_own_models(
     console = Console(width=min(console.width, WIDEST))
     quiet()
     check_models(models)
-    stages = _stages(load_models(models, console), threshold, prices or {})
-    examples = shipped_questions()[:questions]
-    names = short_names([stage.model.name for stage in stages])
-    _print_stages(console, stages, names)
-    rows = _Rows(console, names)
-    cascade, answered = Cascade(stages), []
-    for number, example in enumerate(examples, start=1):
-        answered.append(answer(cascade, example))
-        rows.print(f"{number}/{len(examples)}", answered[-1])
-    largest = _largest_alone(console, stages, names[-1], answered, progress)
-    compared = _compared(answered, largest, names, in_dollars=bool(prices))
-    console.print(compared.table(f"{len(answered)} questions"))
-    console.print(
-        f"{compared.unit_name} relative to {escape(names[-1])} alone, {amount(largest.spent(compared.unit), compared.unit)}.\n",
-        highlight=False,
-    )
-    for stage, name in enumerate(names[:-1]):
-        console.print(escape(drafts_of(answered, stage, name)), highlight=False)
-    console.print(f"\n[bold]{escape(verdict(compared, models=len(stages)))}[/]\n", highlight=False)
-    curve = _curve(compared, answered, threshold) if len(stages) == 2 else []
-    if curve:
-        console.print(thresholds_table(curve, names[0]))
-        console.print("A threshold that was chosen by looking back promises nothing.\n")
-    console.print(escape(next_steps(len(answered), models, threshold)), highlight=False, soft_wrap=True)
+    stages = stages_of(load_models(models, console), threshold, prices or {})
+    answered, compared = ask_all(console, stages, shipped_questions()[:questions], progress)
+    curve = show_conclusion(console, stages, answered, compared)
+    console.print(f"{caution(len(answered))}\n", highlight=False)
+    console.print(escape(next_steps(models, threshold)), highlight=False, soft_wrap=True)
     if plot is not None:
         compared.plot(plot, [(row.share, row.right / len(answered), f"{row.threshold:g}") for row in curve])
         console.print(f"Plot written to {plot}")
     console.print(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
-def _stages(models: Sequence[object], threshold: float, prices: Mapping[str, Prices]) -> list[Stage]:
+def stages_of(models: Sequence[LanguageModel], threshold: float, prices: Mapping[str, Prices]) -> list[Stage]:
+    """A cascade by P(T), with prices.
+
+    Raises:
+        ConfigurationError: If prices are of no model, or not of all, or the last model's are 0.
+    """
     stages = build_stages(models=models, threshold=threshold)
     names = [stage.model.name for stage in stages]
     if unknown := sorted(set(prices) - set(names)):
         raise ConfigurationError(f"There are prices for '{unknown[0]}'; the models are {', '.join(names)}.")
     if prices and (unpriced := [name for name in names if name not in prices]):
         raise ConfigurationError(
-            f"Costs in dollars need the prices of every model; those of '{unpriced[0]}' are missing. "
-            f"A model of your own may cost nothing: --prices {unpriced[0]}=0"
+            f"Costs in dollars need the prices of every model; those of '{unpriced[0]}' are missing. A model that "
+            "costs nothing has the price 0."
         )
+    if prices and prices[names[-1]].input_usd == prices[names[-1]].output_usd == 0:
+        raise ConfigurationError(f"'{names[-1]}' is the last model and costs nothing, so a cascade can save nothing.")
     return [replace(stage, prices=prices.get(stage.model.name)) for stage in stages]
+
+
+def ask_all(
+    console: Console, stages: Sequence[Stage], examples: Sequence[Example], progress: Progress
+) -> tuple[list[Answered], Comparison]:
+    """Ask the cascade question by question, and show each as it is answered; then what its largest model was spared.
+
+    Raises:
+        ModelError, CascadeExhaustedError: If the last model fails.
+    """
+    names = short_names([stage.model.name for stage in stages])
+    _print_stages(console, stages, names)
+    rows, cascade = _Rows(console, names), Cascade(stages)
+    answered = []
+    for number, example in enumerate(examples, start=1):
+        answered.append(answer(cascade, example))
+        rows.print(f"{number}/{len(examples)}", answered[-1])
+    largest = _largest_alone(console, stages, names[-1], answered, progress)
+    in_dollars = stages[-1].prices is not None
+    return answered, _compared(answered, largest, names, in_dollars=in_dollars)
+
+
+def show_conclusion(
+    console: Console, stages: Sequence[Stage], answered: Sequence[Answered], compared: Comparison
+) -> list[AtThreshold]:
+    """The cascade compared with one model only, in a table and in words; of two models, other thresholds, too."""
+    *smaller, last = short_names([stage.model.name for stage in stages])
+    spent = amount(compared.largest.spent(compared.unit), compared.unit)
+    console.print(compared.table(f"{len(answered)} questions"))
+    console.print(f"{compared.unit_name} relative to {escape(last)} alone, {spent}.\n", highlight=False)
+    for stage, name in enumerate(smaller):
+        console.print(escape(drafts_of(answered, stage, name)), highlight=False)
+    console.print(f"\n[bold]{escape(verdict(compared, models=len(stages)))}[/]\n", highlight=False)
+    curve = _curve(compared, answered, stages[0].thresholds[P_T]) if len(stages) == 2 else []
+    if curve:
+        console.print(thresholds_table(curve, smaller[0]))
+        console.print("A threshold that was chosen by looking back promises nothing.\n")
+    return curve
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -151,7 +182,7 @@ class _Rows:
         table.add_column(width=max(map(len, self._names)), overflow="fold")
         table.add_column(ratio=1, overflow="fold")
         table.add_column(width=5)
-        table.add_column(width=16, overflow="fold")
+        table.add_column(width=18, overflow="fold")
         table.add_column(width=10, justify="right")
         attempts = answered.outcome.record.attempts
         for attempt, response, right in zip(attempts, answered.outcome.responses, answered.right, strict=True):
@@ -159,10 +190,10 @@ class _Rows:
             table.add_row(
                 "",
                 escape(self._names[attempt.stage]),
-                "" if response is None else escape(_shortened(response.answer)),
+                escape(attempt.reason if response is None else _shortened(response.answer)),
                 "" if response is None else f"[{colour}]{'right' if right else 'wrong'}[/]",
-                escape(attempt.reason),
-                _cost(attempt.cost),
+                "no answer" if response is None else escape(attempt.reason),
+                "" if attempt.error is not None else _cost(attempt.cost),
                 style="" if attempt.decision == "accept" else "dim",
             )
         if not answered.right[-1]:
@@ -189,7 +220,7 @@ def _largest_alone(
     stages: Sequence[Stage],
     name: str,
     answered: Sequence[Answered],
-    progress: Callable[[Console], AbstractContextManager[Callable[[str, int, int], None]]],
+    progress: Progress,
 ) -> Contender:
     """The largest model's answers to all questions: those that it gave in the cascade, and the others, asked now."""
     last = len(stages) - 1
@@ -208,7 +239,7 @@ def _largest_alone(
     return Contender(name, tuple(each.right[-1] for each in own), costs, costs)
 
 
-def _curve(compared: Comparison, answered: Sequence[Answered], threshold: float) -> list[AtThreshold]:
+def _curve(compared: Comparison, answered: Sequence[Answered], threshold: Any) -> list[AtThreshold]:
     """The cascade at usual thresholds and at the one that was given, where the smaller model has scores."""
     drafts = [each.outcome.record.attempts[0].scores.get(P_T) for each in answered]
     scores = [None if score is None else score.value for score in drafts]
@@ -220,7 +251,12 @@ def _curve(compared: Comparison, answered: Sequence[Answered], threshold: float)
 def _compared(
     answered: Sequence[Answered], largest: Contender, names: Sequence[str], *, in_dollars: bool
 ) -> Comparison:
-    first = tuple(each.outcome.record.attempts[0].cost for each in answered)
+    first = tuple(known_cost(each.outcome.record.attempts[0]) for each in answered)
     smallest = Contender(names[0], tuple(each.right[0] for each in answered), first, first)
-    cascade = Contender.of("cascade", [each.right[-1] for each in answered], [each.outcome for each in answered])
+    cascade = Contender(
+        "cascade",
+        tuple(each.right[-1] for each in answered),
+        tuple(each.cost for each in answered),
+        tuple(each.outcome.record.cost_answering_stage for each in answered),
+    )
     return Comparison.of(smallest, cascade, largest, in_dollars=in_dollars)

@@ -48,9 +48,7 @@ def at_thresholds(
         right = [
             small if kept else large for kept, small, large in zip(keeps, smallest.right, largest.right, strict=True)
         ]
-        escalated = sum(
-            getattr(cost, unit) for kept, cost in zip(keeps, largest.every, strict=True) if not kept
-        )
+        escalated = sum(getattr(cost, unit) for kept, cost in zip(keeps, largest.every, strict=True) if not kept)
         share = (smallest.spent(unit) + escalated) / largest.spent(unit)
         found.append(AtThreshold(threshold, sum(keeps), sum(right), share))
     return found
@@ -58,9 +56,7 @@ def at_thresholds(
 
 def thresholds_table(rows: Sequence[AtThreshold], small: str) -> Table:
     """One line for each threshold."""
-    table = Table(
-        title="Other thresholds, on the same answers", title_justify="left", title_style="bold"
-    )
+    table = Table(title="Other thresholds, on the same answers", title_justify="left", title_style="bold")
     for column in ("threshold", f"{small} keeps", "right", "every model that ran"):
         table.add_column(column, justify="right")
     for row in rows:
