@@ -29,7 +29,7 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="With --models: ask at most so many, by default all 44. Without: how many per task are compared, by "
+            help="With --models: ask at most so many, by default all. Without: how many per task are compared, by "
             "default 60.",
         ),
     ] = None,
@@ -42,11 +42,11 @@ def demo(
 
         confcascade demo --plot demo.png
 
-    With --models, your own models answer 44 short questions (sums, facts, words, Python, letters, choices), which come
-    with the package and are graded by code. They have to be trained to follow instructions.
+    With --models, your own models answer a few dozen short questions (sums, facts, words, Python, letters, choices),
+    which come with the package and are graded by code. The models have to be trained to follow instructions.
 
+    \b
         confcascade demo --models llamacpp:small.gguf --models llamacpp:large.gguf
-
         confcascade demo --models local:Qwen/Qwen3-0.6B --models openai:gpt-4o-mini
     """
     if models:

@@ -15,7 +15,7 @@ from confcascade.bench.replay.costs import UNITS, Costs, chosen_unit
 from confcascade.errors import require
 from confcascade.types import Cost
 
-__all__ = ["Comparison", "Contender", "amount"]
+__all__ = ["Comparison", "Contender", "amount", "ready_to_plot"]
 
 _UNIT_NAMES = {"flops": "Compute (FLOPs)", "usd": "Dollars", "tokens": "Tokens", "seconds": "Seconds"}
 
@@ -118,16 +118,12 @@ class Comparison:
         return table
 
     def plot(self, path: Path, curve: Sequence[tuple[float, float, str]] = ()) -> None:
-        """Write a PNG of accuracy over cost.
+        """Write a PNG of accuracy over cost; see `ready_to_plot`.
 
         Args:
             path: Where.
             curve: Of the cascade at other thresholds: cost relative to the largest model, accuracy, and the threshold.
-
-        Raises:
-            MissingExtraError: Without matplotlib.
         """
-        require("matplotlib", "plots")
         import matplotlib
 
         matplotlib.use("Agg")
@@ -146,7 +142,9 @@ class Comparison:
             for cost, accuracy, threshold in curve:
                 axes.annotate(threshold, (100 * cost, 100 * accuracy), textcoords="offset points", xytext=(4, -10),
                               fontsize=7, color="gray")  # fmt: skip
-        axes.axhline(100 * self.largest.accuracy - 1, linestyle=":", linewidth=1, color="gray")
+        axes.axhline(100 * self.largest.accuracy - 1, linestyle=":", linewidth=1, color="gray",
+                     label=f"1 point below {self.largest.name}")  # fmt: skip
+        axes.margins(0.1)
         axes.set(
             xlabel=f"{self.unit_name.lower().replace('flops', 'FLOPs')}, % of {self.largest.name} alone",
             ylabel="accuracy, %",
@@ -156,6 +154,17 @@ class Comparison:
         axes.legend(frameon=False, fontsize=8)
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
+
+
+def ready_to_plot(path: Path | None) -> None:
+    """Before anybody is asked: that a picture can be drawn and written, if one is wanted.
+
+    Raises:
+        MissingExtraError: Without matplotlib.
+    """
+    if path is not None:
+        require("matplotlib", "plots")
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def amount(value: float, unit: str) -> str:

@@ -86,7 +86,7 @@ def caution(n: int) -> str:
     return (
         f"{n} questions of ours promise nothing about yours. To promise, with {_PROMISE.confidence:.0%} confidence, "
         f"that at most {_PROMISE.max_drop:.0%} of accuracy is lost takes at least {fewest_examples(_PROMISE)} graded "
-        "questions of your own, and usually more. So it is done:"
+        "questions of your own, and usually more. This is how:"
     )
 
 
@@ -108,7 +108,7 @@ questions.jsonl, a line for each
   {{"question": "...", "reference": "..."}}
 
 confcascade collect questions.jsonl -o rec.jsonl --cascade cascade.yaml --grader normalized
-confcascade fit rec.jsonl -o policy.json --max-drop {_PROMISE.max_drop:g}
+confcascade fit rec.jsonl -o policy.json --cascade cascade.yaml --max-drop {_PROMISE.max_drop:g}
 confcascade ask "..." --cascade cascade.yaml --policy policy.json
 
 Other graders: confcascade collect --help. In LangChain and LlamaIndex:

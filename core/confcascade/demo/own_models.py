@@ -19,7 +19,7 @@ from confcascade.building import build_stages
 from confcascade.cascade import Cascade
 from confcascade.cost import Prices
 from confcascade.demo.asking import Answered, answer, known_cost
-from confcascade.demo.comparison import Comparison, Contender, amount
+from confcascade.demo.comparison import Comparison, Contender, amount, ready_to_plot
 from confcascade.demo.conclusion import caution, drafts_of, next_steps, verdict
 from confcascade.demo.loading import check_models, load_models, quiet, size_of
 from confcascade.demo.questions import shipped_questions
@@ -70,6 +70,7 @@ def show_own_models(
     console = Console(width=min(console.width, WIDEST))
     quiet()
     check_models(models)
+    ready_to_plot(plot)
     stages = stages_of(load_models(models, console), threshold, prices or {})
     answered, compared = ask_all(console, stages, shipped_questions()[:questions], progress)
     curve = show_conclusion(console, stages, answered, compared)

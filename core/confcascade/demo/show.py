@@ -16,7 +16,7 @@ from confcascade.attempts import Outcome
 from confcascade.bench.metrics.significance import mcnemar
 from confcascade.cascade import Cascade
 from confcascade.demo import bundled_stages
-from confcascade.demo.comparison import Comparison, Contender, amount
+from confcascade.demo.comparison import Comparison, Contender, amount, ready_to_plot
 from confcascade.demo.loading import quiet, show_bars
 from confcascade.demo.world import TASKS, Question, World
 from confcascade.errors import require
@@ -40,6 +40,7 @@ def show(questions: int = 60, plot: Path | None = None) -> None:
     started = time.perf_counter()
     console = Console()
     quiet()
+    ready_to_plot(plot)
     show_bars(False)
     torch = require("torch", "demo")
     torch.set_num_threads(1)  # such small models are slower on more

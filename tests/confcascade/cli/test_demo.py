@@ -19,15 +19,8 @@ main()
 def test_help_names_every_option(confcascade):
     """`--help` tells what each option takes and shows an example."""
     shown = confcascade("demo", "--help").stdout
-    for word in (
-        "--models",
-        "--threshold",
-        "--prices",
-        "--questions",
-        "--plot",
-        "llamacpp:small.gguf",
-        "confcascade demo --plot demo.png",
-    ):
+    options = "--models", "--threshold", "--prices", "--questions", "--plot"
+    for word in (*options, "llamacpp:small.gguf", "confcascade demo --plot demo.png"):
         assert word in shown
 
 

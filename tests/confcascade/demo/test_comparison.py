@@ -2,13 +2,14 @@
 
 import io
 import math
+import sys
 
 import pytest
 from confcascade import Cascade, Stage, TokenProbability
 from confcascade.cost import Architecture
-from confcascade.demo.comparison import Comparison, Contender, amount
+from confcascade.demo.comparison import Comparison, Contender, amount, ready_to_plot
 from confcascade.demo.thresholds import at_thresholds, thresholds_table
-from confcascade.errors import ConfigurationError
+from confcascade.errors import ConfigurationError, MissingExtraError
 from confcascade.testing import Reply, ScriptedModel
 from confcascade.types import Cost
 from rich.console import Console
@@ -98,6 +99,17 @@ def test_tables_show_every_contender_and_threshold():
     for part in ("5 questions", "4 (80.0%)", "3 (60.0%)", "100.0%", "0.95", "small keeps"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_anybody_is_asked(tmp_path, monkeypatch):
+    """And its folder is made."""
+    ready_to_plot(None)
+    monkeypatch.setitem(sys.modules, "matplotlib", sys)
+    ready_to_plot(tmp_path / "a" / "b" / "plot.png")
+    assert (tmp_path / "a" / "b").is_dir()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"confcascade\[plots\]"):
+        ready_to_plot(tmp_path / "plot.png")
 
 
 def test_a_plot_is_written(tmp_path):

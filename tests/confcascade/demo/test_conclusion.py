@@ -97,4 +97,6 @@ def test_the_next_steps_can_be_taken(tmp_path):
         "models": [f"llamacpp:{Path(tmp_path).resolve() / 'a b.gguf'}", "local:Qwen/Qwen3-0.6B"],
         "threshold": 0.75,
     }
-    assert "confcascade fit rec.jsonl -o policy.json --max-drop 0.01" in shown
+    assert "confcascade collect questions.jsonl -o rec.jsonl --cascade cascade.yaml" in shown
+    # only with --cascade does the policy say how its signals are made
+    assert "confcascade fit rec.jsonl -o policy.json --cascade cascade.yaml --max-drop 0.01" in shown

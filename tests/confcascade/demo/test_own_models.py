@@ -144,7 +144,7 @@ def test_a_model_that_fails_is_shown_and_escalates(progress):
 def test_the_last_model_that_fails_is_one_error(progress):
     """Of ours, with the model's name, behind others or when it is asked for comparison."""
     broken = ScriptedModel("broken", lambda _: Reply("", error=TimeoutError("after 60 s")))
-    with pytest.raises(ModelError, match="'broken' failed. TimeoutError: after 60 s"):
+    with pytest.raises(ModelError, match=r"'broken' failed\. TimeoutError: after 60 s"):
         played([small(), broken], progress, count=1)
 
 
