@@ -11,10 +11,13 @@ from confcascade.demo.questions import ShortAnswer
 from confcascade.errors import ConfcascadeError, ModelError
 from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
+from confcascade.signals.token_probability import TokenProbability
 from confcascade.trace import Attempt
 from confcascade.types import Cost, Response
 
-__all__ = ["Answered", "answer", "known_cost"]
+__all__ = ["P_T", "Answered", "answer", "known_cost"]
+
+P_T = TokenProbability().name  # by which the cascade decides
 
 
 @dataclass(frozen=True)

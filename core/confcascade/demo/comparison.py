@@ -17,6 +17,7 @@ from confcascade.types import Cost
 
 __all__ = ["Comparison", "Contender", "amount", "ready_to_plot"]
 
+WIDEST_NAME = 30  # columns of the table, beyond which a name is folded
 _UNIT_NAMES = {"flops": "Compute (FLOPs)", "usd": "Dollars", "tokens": "Tokens", "seconds": "Seconds"}
 
 
@@ -105,8 +106,10 @@ class Comparison:
     def table(self, title: str) -> Table:
         """Accuracy, both accountings of cost relative to the largest model, and seconds."""
         table = Table(title=title, title_justify="left", title_style="bold")
-        for column in ("who", "right", "every model that ran", "answering stage only", "seconds"):
-            table.add_column(column, justify="left" if column == "who" else "right")
+        longest = max(len(each.name) for each in self.contenders)
+        table.add_column("who", min_width=min(longest, WIDEST_NAME), overflow="fold")
+        for column in ("right", "every model that ran", "answering stage only", "seconds"):
+            table.add_column(column, justify="right")
         for each in self.contenders:
             table.add_row(
                 escape(each.name),

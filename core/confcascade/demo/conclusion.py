@@ -8,7 +8,7 @@ from pathlib import Path
 
 from confcascade.bench.metrics.ranking import auroc
 from confcascade.cost import break_even_retention
-from confcascade.demo.asking import Answered
+from confcascade.demo.asking import P_T, Answered
 from confcascade.demo.comparison import Comparison
 from confcascade.guarantee.planner import fewest_examples
 from confcascade.guarantee.promise import Promise
@@ -29,7 +29,7 @@ def drafts_of(answered: Sequence[Answered], stage: int, name: str) -> str:
     told += f", {_count(sum(escalated))} of which would have been right." if escalated else "."
     if failed := sum(attempt.error is not None for attempt, _ in drafts):
         told += f" {failed} of its calls failed, and count as free."
-    scores = [(attempt.scores["p_t"].value, right) for attempt, right in drafts if "p_t" in attempt.scores]
+    scores = [(attempt.scores[P_T].value, right) for attempt, right in drafts if P_T in attempt.scores]
     known = [(value, right) for value, right in scores if value is not None]
     if drafts and not known:
         return f"{told} None of its answers had a P(T): `confcascade check` says why."
@@ -56,9 +56,10 @@ def verdict(compared: Comparison, *, models: int) -> str:
     if not any(largest.right + cascade.right):
         return "Not one answer was right, so that nothing can be said of the cascade."
     if sum(smallest.right) >= sum(largest.right):
+        at_a_cost = "" if compared.unit == "tokens" else f". It costs {compared.share(smallest):.0%} of that"
         return (
             f"No cascade is needed here: {smallest.name} alone gets {sum(smallest.right)} of {n} right, and "
-            f"{largest.name} {sum(largest.right)}."
+            f"{largest.name} {sum(largest.right)}{at_a_cost}."
         )
     if compared.unit == "tokens":
         return (
@@ -77,7 +78,7 @@ def verdict(compared: Comparison, *, models: int) -> str:
         return f"{told} {smallest.name} alone costs more than that, so no threshold can save anything."
     return (
         f"{told} {smallest.name} alone costs {even:.0%} of it, and so has to keep more than {even:.0%} of its answers "
-        "before anything is saved."
+        "before anything is saved. A lower --threshold keeps more."
     )
 
 

@@ -18,7 +18,7 @@ from confcascade.asks import LanguageModel
 from confcascade.building import build_stages
 from confcascade.cascade import Cascade
 from confcascade.cost import Prices
-from confcascade.demo.asking import Answered, answer, known_cost
+from confcascade.demo.asking import P_T, Answered, answer, known_cost
 from confcascade.demo.comparison import Comparison, Contender, amount, ready_to_plot
 from confcascade.demo.conclusion import caution, drafts_of, next_steps, verdict
 from confcascade.demo.loading import check_models, load_models, quiet, size_of
@@ -26,7 +26,6 @@ from confcascade.demo.questions import shipped_questions
 from confcascade.demo.thresholds import LISTED, AtThreshold, at_thresholds, thresholds_table
 from confcascade.errors import ConfigurationError
 from confcascade.graders.example import LETTERS, Example
-from confcascade.signals.token_probability import TokenProbability
 from confcascade.stage import Stage
 from confcascade.types import Cost
 
@@ -36,7 +35,6 @@ __all__ = ["ask_all", "short_names", "show_conclusion", "show_own_models", "stag
 Progress: TypeAlias = Callable[[Console], AbstractContextManager[Callable[[str, int, int], None]]]
 
 WIDEST = 120  # columns, beyond which a line is hard to follow
-P_T = TokenProbability().name
 _LONGEST = 160  # characters shown of an answer: some go on and on
 # the quantisation and the kind of training that a file's name ends with
 _ENDING = re.compile(r"([-_.](instruct|it|chat))?([-_.](i?q\d\w*|f16|f32|bf16))?$", re.IGNORECASE)
@@ -228,7 +226,8 @@ def _largest_alone(
     spared = [each for each in answered if each.outcome.stage != last]
     given = {}
     if spared:
-        console.print(f"\nFor comparison, {escape(name)} answers the {len(spared)} questions that it was spared.")
+        questions = f"{len(spared)} questions" if len(spared) > 1 else "question"
+        console.print(f"\nFor comparison, {escape(name)} answers the {questions} that it was spared.")
         alone = Cascade(stages[-1:])
         with progress(console) as told:
             for done, each in enumerate(spared, start=1):

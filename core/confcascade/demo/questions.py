@@ -13,7 +13,7 @@ from typing import ClassVar
 from confcascade.bench.questions import read_examples
 from confcascade.graders.choice import ChoiceLetter
 from confcascade.graders.example import Example
-from confcascade.graders.grade import Grade
+from confcascade.graders.grade import Grade, is_right
 from confcascade.graders.grader import Grader
 from confcascade.graders.numeric import Numeric
 
@@ -31,8 +31,9 @@ def shipped_questions() -> list[Example]:
 class ShortAnswer(Grader):
     """Right if the answer gives a reference, alone or in a sentence.
 
-    Of a question with choices, it is read as `ChoiceLetter` reads it, and of a number as `Numeric` does. A word must
-    stand in the answer as a whole word, whatever its case; an answer of more than 25 words is no short answer.
+    Of a question with choices, it is read as `ChoiceLetter` reads it. A number is read as `Numeric` does, of the whole
+    or of its first line, behind which small models go on talking. A word must stand in the answer as a whole word,
+    whatever its case; an answer of more than 25 words is no short answer.
 
     >>> ShortAnswer().grade(Example("Which city?", references=("Paris",)), "It is Paris.").value
     1.0
@@ -50,7 +51,9 @@ class ShortAnswer(Grader):
                 if reference not in numbers and _within(_words(reference), said):
                     return Grade(1.0, predicted=reference)
         if numbers:
-            return Numeric().compare(Example(example.question, references=numbers), answer)
+            asked = Example(example.question, references=numbers)
+            first_line = Numeric().compare(asked, answer.strip().partition("\n")[0])
+            return first_line if is_right(first_line.value) else Numeric().compare(asked, answer)
         return Grade(0.0)
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 from confcascade import Cascade, Stage, TokenProbability
@@ -99,6 +100,16 @@ def test_tables_show_every_contender_and_threshold():
     for part in ("5 questions", "4 (80.0%)", "3 (60.0%)", "100.0%", "0.95", "small keeps"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-Coder-0.5B", "a-model-of-a-name-that-is-too-long-for-any-table"])
+def test_no_name_is_cut_off(name):
+    """Of the model's that is long, every letter is there in 80 columns."""
+    found, _ = compared()
+    console = Console(width=80, file=io.StringIO())
+    console.print(replace(found, largest=replace(found.largest, name=name)).table("5 questions"))
+    cells = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if "│" in line]
+    assert name in "".join(cells)
 
 
 def test_a_plot_that_cannot_be_written_is_refused_before_anybody_is_asked(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def concluded(small, cascade, large=(9, 100.0), models=2, **options):
         ((5, 30.0), (9, 120.0), "does not pay here: it cost 120% of what large alone costs, and got as many right. "
          "small alone costs 30% of it, and so has to keep more than 30% of its answers"),
         ((5, 130.0), (9, 220.0), "small alone costs more than that, so no threshold can save anything."),
-        ((9, 10.0), (9, 40.0), "No cascade is needed here: small alone gets 9 of 10 right, and large 9."),
+        ((9, 10.0), (9, 40.0), "small alone gets 9 of 10 right, and large 9. It costs 10% of that."),
     ],
 )  # fmt: skip
 def test_the_verdict_is_what_the_figures_say(small, cascade, told):

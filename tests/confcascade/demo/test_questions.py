@@ -57,12 +57,15 @@ def test_a_list_of_everything_is_no_answer():
     assert right(capital, "The capital is PARIS, of course.")
 
 
-def test_a_number_may_be_the_end_of_a_working():
-    """Of which it is the last number; in words, where the references have it so."""
+def test_a_number_may_end_a_working_or_a_first_line():
+    """The last number counts, or that of the first line; in words, where the references have it so."""
     legs = next(question for question in QUESTIONS if "spider" in question.question)
     assert right(legs, "Eight")
     assert right(legs, "2 * 4 = 8 legs")
+    assert right(legs, "A spider has 8.\n\nAn insect has 6 legs.")
+    assert right(legs, "2 * 3 = 6\n6 + 2 = 8")
     assert not right(legs, "8 or 6")
+    assert not right(legs, "6 legs.\nAn octopus has 8 arms, and 2 eyes.")
 
 
 def test_kinds_are_spread_over_the_file():
