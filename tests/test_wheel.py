@@ -57,8 +57,8 @@ def test_wheel_holds_all_that_is_not_code(wheel):
             "probe/probe.safetensors",
         ):
             assert f"{demo}/weights/{size}/{file}" in names
-    for file in (f"{demo}/weights/policy.json", f"{demo}/documents/questions.tsv"):
-        assert file in names
+    for file in ("weights/policy.json", "documents/questions.tsv", "questions.jsonl"):
+        assert f"{demo}/{file}" in names
     for package in ("confcascade", "langchain_confcascade", "llamaindex_confcascade"):
         assert f"{package}/py.typed" in names
     assert not any(name.startswith(("tests/", "core/", "benchmarks/")) for name in names)

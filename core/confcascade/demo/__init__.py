@@ -2,7 +2,8 @@
 
 They are loaded by the code that loads any model. `world` holds what they were taught, `lessons` is that as tokens,
 `train` made them, `measure` trained their probes and chose the demo's thresholds, `show` is what ``confcascade demo``
-prints.
+prints of them. `own_models` is what it prints of the user's models, which `loading` checks and loads: their answers to
+`questions`, asked by `asking`, compared by `comparison` and `thresholds`, and summed up by `conclusion`.
 """
 
 from __future__ import annotations
