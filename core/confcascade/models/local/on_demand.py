@@ -22,9 +22,9 @@ from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.gguf import model_name
 from confcascade.models.local.adapters import is_adapter
-from confcascade.models.local.continuous import ContinuousBatching, Job
 from confcascade.models.local.dequantised import GgufCache, dequantised
 from confcascade.models.local.identity import fingerprint_of
+from confcascade.models.local.jobs import Job
 from confcascade.models.local.loading import chosen_dtype, gguf_in
 from confcascade.models.local.model import TransformersModel
 from confcascade.models.local.outline import UntriedDecoder, outlined, stored_weights
@@ -126,7 +126,6 @@ class OnDemandModel(TransformersModel):
 
         self._weights = _Weights(name, outline.size, load, memory or MemoryBound())
         self._place, self._revision = place, revision
-        self._batching = _Batching(self._decoder, batch_size, outline.device)
         self.memory.admit(self._weights)
 
     def _decoder_of(self, model: Any, config: Any) -> Any:
@@ -193,7 +192,7 @@ class OnDemandModel(TransformersModel):
             )
         return found
 
-    def wait_for_weights(self, job: Job) -> None:
+    def _submit(self, job: Job) -> None:
         """Let a job wait for the weights, and then its turn; returns at once."""
         room = self.memory.use(self._weights, goes_on=job.continues)
 
@@ -202,22 +201,14 @@ class OnDemandModel(TransformersModel):
                 return
             try:
                 room.result()
-                job.model = self.with_weights()
-                self.with_weights().submit(job)
+                model = self.with_weights()
+                job.runner = model._runner
+                model._submit(job)
             except Exception as error:
                 job.end(error)
 
         job.future.add_done_callback(lambda _: self.memory.leave(self._weights, room))
         room.add_done_callback(start)
-
-
-class _Batching(ContinuousBatching):
-    """Asks for weights before anything is computed with them."""
-
-    def submit(self, job: Job) -> Job:
-        assert isinstance(job.model, OnDemandModel)
-        job.model.wait_for_weights(job)
-        return job
 
 
 class _Weights:
