@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill, Session
 from confcascade.cost import Architecture
@@ -36,10 +36,21 @@ from confcascade.models.local.sampling import GenerationSettings
 from confcascade.models.local.worker import in_passing
 from confcascade.types import Prefilled, Request, Response
 
-__all__ = ["TransformersModel"]
+__all__ = ["ModelOptions", "TransformersModel"]
 
 _log = logging.getLogger("confcascade")
 _KEPT_SHARE, _KEPT_LEAST = 0.1, 256 * 2**20  # of the weights' memory, or bytes, for the beginnings of prompts
+
+
+class ModelOptions(TypedDict, total=False):
+    """The options of a `TransformersModel`, which says what each means."""
+
+    name: str | None
+    max_new_tokens: int | None
+    batch_size: int
+    prefix_cache_mb: float | None
+    template_options: Mapping[str, Any] | None
+    generation_options: Mapping[str, Any] | None
 
 
 class TransformersModel:

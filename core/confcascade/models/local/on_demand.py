@@ -7,14 +7,14 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 from confcascade.asks import Capability
@@ -26,7 +26,7 @@ from confcascade.models.local.dequantised import GgufCache, dequantised
 from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.jobs import Job
 from confcascade.models.local.loading import chosen_dtype, gguf_in
-from confcascade.models.local.model import TransformersModel
+from confcascade.models.local.model import ModelOptions, TransformersModel
 from confcascade.models.local.outline import UntriedDecoder, outlined, stored_weights
 from confcascade.models.memory import MemoryBound, gib
 
@@ -45,19 +45,12 @@ class OnDemandModel(TransformersModel):
     Answers, scores and fingerprints are those of the model loaded at once.
 
     Args:
-        name_or_path: A folder, a GGUF file, or a name on the hub. A GGUF file is dequantised at once if it never was.
+        name_or_path: A folder, a GGUF file, or a name on the hub. A GGUF file is dequantised at once if it never was,
+            so `gguf_cache` cannot be False.
         memory: The bound that it shares with other models; by default its weights stay once they are loaded.
-        device: As of `TransformersModel.from_pretrained`.
-        dtype: Likewise.
-        revision: Likewise.
-        trust_remote_code: Likewise.
-        gguf_cache: Likewise, but something must be kept.
-        name: As of `TransformersModel`.
-        max_new_tokens: Likewise.
-        batch_size: Likewise.
-        prefix_cache_mb: Likewise; what it holds goes with the weights.
-        template_options: Likewise.
-        generation_options: Likewise.
+        **options: Those of `TransformersModel`. What `prefix_cache_mb` allows goes with the weights.
+
+    The other arguments are those of `TransformersModel.from_pretrained`.
 
     Raises:
         MissingExtraError: Without torch and transformers.
@@ -76,12 +69,7 @@ class OnDemandModel(TransformersModel):
         revision: str | None = None,
         trust_remote_code: bool = False,
         gguf_cache: GgufCache = None,
-        name: str | None = None,
-        max_new_tokens: int | None = None,
-        batch_size: int = 32,
-        prefix_cache_mb: float | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        generation_options: Mapping[str, Any] | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
         if version("transformers").startswith("5.0."):
             raise ConfigurationError(
@@ -92,39 +80,20 @@ class OnDemandModel(TransformersModel):
             raise ConfigurationError(
                 f"'{name_or_path}' is an adapter, and those are not loaded on demand. Use TransformersModel."
             )
-        name = name or model_name(name_or_path)
+        options["name"] = name = options.get("name") or model_name(name_or_path)
         place: str | Path = name_or_path
         if (file := gguf_in(name_or_path)) is not None:
             place = dequantised(file, dtype=chosen_dtype(dtype), cache=gguf_cache)
-        common: dict[str, Any] = {
+        checkpoint: dict[str, Any] = {
             "device": device,
             "dtype": dtype,
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
-        outline, tokenizer = outlined(place, **common)
-        super().__init__(
-            outline,
-            tokenizer,
-            name=name,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            prefix_cache_mb=prefix_cache_mb,
-            template_options=template_options,
-            generation_options=generation_options,
-        )
-
-        def load() -> TransformersModel:
-            return TransformersModel.from_pretrained(
-                name_or_path,
-                **common,
-                gguf_cache=gguf_cache,
-                name=name,
-                batch_size=batch_size,
-                prefix_cache_mb=prefix_cache_mb,
-            )
-
-        self._weights = _Weights(name, outline.size, load, memory or MemoryBound())
+        outline, tokenizer = outlined(place, **checkpoint)
+        super().__init__(outline, tokenizer, **options)
+        read = partial(TransformersModel.from_pretrained, name_or_path, **checkpoint, gguf_cache=gguf_cache, **options)
+        self._weights = _Weights(name, outline.size, read, memory or MemoryBound())
         self._place, self._revision = place, revision
         self.memory.admit(self._weights)
 

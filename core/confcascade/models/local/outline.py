@@ -97,10 +97,8 @@ def outlined(
 
     Args:
         place: A folder, or a name on the hub.
-        device: As of `TransformersModel.from_pretrained`, as are the others.
-        dtype: Likewise.
-        revision: Likewise.
-        trust_remote_code: Likewise.
+
+    The other arguments are those of `TransformersModel.from_pretrained`.
 
     Raises:
         MissingExtraError: Without torch and transformers.
