@@ -207,7 +207,7 @@ class ContinuousBatching:
         return self._size - len(rows)
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that may be gone on from."""
         return sum(len(batch.open) for batch in self._held)
 
@@ -216,7 +216,7 @@ class ContinuousBatching:
         rows = self._decoding.rows
         if rows and self._new[0].alone:
             return 0
-        held = self.held
+        held = self.open_prefills
         if held < self._size or rows:
             self._full_since = None
             return self._room() - held
@@ -284,7 +284,7 @@ class ContinuousBatching:
                 if type(job.ask) is type(first.ask) and job.runner is first.runner and not job.alone
             ]
             alike = [first] if first.alone else alike
-            widths = {id(job): job.runner.pending(job.prompt) for job in alike if job.prompt is not None}
+            widths = {id(job): job.runner.unread(job.prompt) for job in alike if job.prompt is not None}
             alike.sort(key=lambda job: abs(widths[id(job)] - widths[id(first)]))
             for job in alike:
                 lengths = [widths[id(each)] for each in (*chosen, job)]

@@ -29,11 +29,11 @@ from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.jobs import Job, aresults, astreamed, results, streamed
 from confcascade.models.local.loading import DeviceMap, Quantization, load
-from confcascade.models.local.prefixes import Prefixes
+from confcascade.models.local.prefix_cache import PrefixCache
 from confcascade.models.local.prompts import Prompts
 from confcascade.models.local.runner import ModelRunner
 from confcascade.models.local.sampling import GenerationSettings
-from confcascade.models.local.worker import in_passing
+from confcascade.models.local.worker import in_own_thread
 from confcascade.types import Prefilled, Request, Response
 
 __all__ = ["ModelOptions", "TransformersModel"]
@@ -105,7 +105,7 @@ class TransformersModel:
         self.tokenizer = tokenizer
         name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
         config = model.config.get_text_config(decoder=True)
-        self._decoder = in_passing(lambda: self._decoder_of(model, config))
+        self._decoder = in_own_thread(lambda: self._decoder_of(model, config))
         if batch_size > 1 and not self._decoder.batches:
             _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", name)
         self._capability = Capability(
@@ -124,7 +124,7 @@ class TransformersModel:
         )
         weights = sum(each.nelement() * each.element_size() for each in model.parameters())
         kept = max(int(weights * _KEPT_SHARE), _KEPT_LEAST) if prefix_cache_mb is None else int(prefix_cache_mb * 2**20)
-        self._prefixes = Prefixes(self._decoder, model.device, kept)
+        self._prefix_cache = PrefixCache(self._decoder, model.device, kept)
         self._batching = ContinuousBatching(self._decoder, self._capability.batch_size, model.device)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
 
@@ -173,7 +173,7 @@ class TransformersModel:
             self._decoder,
             self._prompts,
             self._speaker,
-            self._prefixes,
+            self._prefix_cache,
             render=self.render,
             device=self.model.device,
         )
@@ -229,7 +229,7 @@ class TransformersModel:
             ConfigurationError: If nothing can be loaded from there, weights are missing, or this machine lacks what was
                 asked for.
         """
-        model, tokenizer = in_passing(
+        model, tokenizer = in_own_thread(
             lambda: load(
                 name_or_path,
                 adapter=adapter,
@@ -341,16 +341,16 @@ class TransformersModel:
     def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
         return astreamed(self._job(ask), self._submit)
 
-    def begin(self, ask: Prefill | Generate) -> Future[Any]:
-        """Let it answer, and return at once (`Meeting`)."""
+    def submit(self, ask: Prefill | Generate) -> Future[Any]:
+        """Let it answer, and return at once (`SelfBatching`)."""
         job = self._job(ask)
         self._submit(job)
         return job.future
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that somebody may go on from."""
-        return self._batching.held
+        return self._batching.open_prefills
 
     def _job(self, ask: Prefill | Generate) -> Job:
         return Job(self._runner, self._asked(ask) if isinstance(ask, Generate) else ask, ask, Waiting.current())

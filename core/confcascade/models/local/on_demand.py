@@ -27,7 +27,7 @@ from confcascade.models.local.identity import fingerprint_of
 from confcascade.models.local.jobs import Job
 from confcascade.models.local.loading import chosen_dtype, gguf_in
 from confcascade.models.local.model import ModelOptions, TransformersModel
-from confcascade.models.local.outline import UntriedDecoder, outlined, stored_weights
+from confcascade.models.local.outline import UntriedDecoder, load_outline, stored_samples
 from confcascade.models.memory import MemoryBound, gib
 
 __all__ = ["OnDemandModel"]
@@ -90,12 +90,12 @@ class OnDemandModel(TransformersModel):
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
-        outline, tokenizer = outlined(place, **checkpoint)
+        outline, tokenizer = load_outline(place, **checkpoint)
         super().__init__(outline, tokenizer, **options)
         read = partial(TransformersModel.from_pretrained, name_or_path, **checkpoint, gguf_cache=gguf_cache, **options)
         self._weights = _Weights(name, outline.size, read, memory or MemoryBound())
         self._place, self._revision = place, revision
-        self.memory.admit(self._weights)
+        self.memory.check_fits(self._weights)
 
     def _decoder_of(self, model: Any, config: Any) -> Any:
         return UntriedDecoder(model, config)
@@ -132,22 +132,22 @@ class OnDemandModel(TransformersModel):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of all that its hidden states and greedy answers depend on.
 
-        Read from the checkpoint; where that does not show them (`stored_weights`), the model is loaded.
+        Read from the checkpoint; where that does not show them (`stored_samples`), the model is loaded.
 
         Raises:
             ConfigurationError: If a file of weights is damaged.
             ModelError: If it cannot be loaded.
         """
-        stored = stored_weights(self.model, self._place, self._revision) if self._weights.model is None else None
+        stored = stored_samples(self.model, self._place, self._revision) if self._weights.model is None else None
         if stored is not None:
             penalties = self._speaker.settings.penalties
             return fingerprint_of(self.model, self.tokenizer, self._prompts.template_options, penalties, stored)
-        room = self.memory.use(self._weights)
+        room = self.memory.acquire(self._weights)
         try:
             room.result()
             return self.with_weights().fingerprint
         finally:
-            self.memory.leave(self._weights, room)
+            self.memory.release(self._weights, room)
 
     def with_weights(self) -> TransformersModel:
         """The model that answers in its place, while its weights are in memory."""
@@ -163,7 +163,7 @@ class OnDemandModel(TransformersModel):
 
     def _submit(self, job: Job) -> None:
         """Let a job wait for the weights, and then its turn; returns at once."""
-        room = self.memory.use(self._weights, goes_on=job.continues)
+        room = self.memory.acquire(self._weights, goes_on=job.continues)
 
         def start(room: Future[None]) -> None:
             if room.cancelled():
@@ -176,7 +176,7 @@ class OnDemandModel(TransformersModel):
             except Exception as error:
                 job.end(error)
 
-        job.future.add_done_callback(lambda _: self.memory.leave(self._weights, room))
+        job.future.add_done_callback(lambda _: self.memory.release(self._weights, room))
         room.add_done_callback(start)
 
 
@@ -223,7 +223,7 @@ class _Weights:
         self.model = model
         _log.info("Model '%s' is loaded, in %.1f seconds (%s).", self.name, time.monotonic() - began, gib(self.size))
 
-    def take_off(self) -> None:
+    def unload(self) -> None:
         """Free their memory."""
         self.model = None
         self.asked.clear()
@@ -231,9 +231,9 @@ class _Weights:
         _return_memory()
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that somebody may go on from."""
-        return 0 if self.model is None else self.model.held
+        return 0 if self.model is None else self.model.open_prefills
 
 
 def _return_memory() -> None:

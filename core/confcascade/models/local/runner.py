@@ -11,7 +11,7 @@ from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Decoder
 from confcascade.models.local.decoding import not_finite
 from confcascade.models.local.generation import DecoderSettings, GrowingAnswer
-from confcascade.models.local.prefixes import Prefixes
+from confcascade.models.local.prefix_cache import PrefixCache
 from confcascade.models.local.prompts import Prompt, Prompts
 from confcascade.models.local.sessions import Sessions, position_of
 from confcascade.models.local.stopping import StoppablePass
@@ -33,7 +33,7 @@ class ModelRunner:
         decoder: Calls the weights.
         prompts: Encodes for the model.
         settings: How it writes.
-        prefixes: What prompts had in common at their beginning.
+        prefix_cache: What prompts had in common at their beginning.
         render: The prompt as the model reads it.
         device: Where it computes.
     """
@@ -43,7 +43,7 @@ class ModelRunner:
         decoder: Decoder,
         prompts: Prompts,
         settings: DecoderSettings,
-        prefixes: Prefixes,
+        prefix_cache: PrefixCache,
         *,
         render: Callable[[Request], str],
         device: Any,
@@ -51,7 +51,7 @@ class ModelRunner:
         self._decoder = decoder
         self._prompts = prompts
         self._settings = settings
-        self._prefixes = prefixes
+        self._prefix_cache = prefix_cache
         self._render = render
         self._device = device
         self._sessions = Sessions(decoder, prompts, settings, device)
@@ -70,9 +70,9 @@ class ModelRunner:
         text = self._render(request)
         return Prompt(text, self._prompts.encode(text), self._prompts.opened(request, text))
 
-    def pending(self, prompt: Prompt) -> int:
+    def unread(self, prompt: Prompt) -> int:
         """How many tokens of a prompt are still to be read."""
-        return self._prefixes.pending(prompt.ids)
+        return self._prefix_cache.unread(prompt.ids)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse layers whose hidden states the model does not give.
@@ -141,7 +141,7 @@ class ModelRunner:
             ModelError: If the request has options that local generation does not know.
         """
         opened = prompt.opened if prompt is not None else ask.prefilled.state.opened  # type: ignore[union-attr]
-        return GrowingAnswer(ask, self._settings, opened, self._prefixes.keep)
+        return GrowingAnswer(ask, self._settings, opened, self._prefix_cache.keep)
 
     def in_sessions(
         self, asks: Sequence[Any], wanted: Callable[[Any], bool], emit: Callable[[Chunk], None] | None
@@ -182,7 +182,7 @@ class ModelRunner:
         """
         import torch
 
-        known, cache = self._prefixes.begun(encoded)
+        known, cache = self._prefix_cache.look_up(encoded)
         past, longest = max(known), max(len(row) - its for row, its in zip(encoded, known, strict=True))
         ids = torch.zeros(len(encoded), longest, dtype=torch.long)
         mask = torch.zeros(len(encoded), past + longest, dtype=torch.long)
