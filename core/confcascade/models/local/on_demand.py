@@ -151,9 +151,9 @@ class OnDemandModel(TransformersModel):
 
     def with_weights(self) -> TransformersModel:
         """The model that answers in its place, while its weights are in memory."""
-        if (found := self._weights.asked.get(self)) is None:
+        if (found := self._weights.variants.get(self)) is None:
             assert self._weights.model is not None
-            found = self._weights.asked[self] = self._weights.model.with_options(
+            found = self._weights.variants[self] = self._weights.model.with_options(
                 name=self._name,
                 max_new_tokens=self._speaker.max_new_tokens,
                 template_options=self.template_options,
@@ -191,7 +191,7 @@ class _Weights:
 
     Attributes:
         model: While they are in memory.
-        asked: It, asked as each of the models asks it.
+        variants: It, with the options of each of the models.
         capability: Once a trial has shown it.
         architecture: Likewise.
     """
@@ -201,7 +201,7 @@ class _Weights:
         self.size = size
         self.bound = bound
         self.model: TransformersModel | None = None
-        self.asked: WeakKeyDictionary[OnDemandModel, TransformersModel] = WeakKeyDictionary()
+        self.variants: WeakKeyDictionary[OnDemandModel, TransformersModel] = WeakKeyDictionary()
         self.capability: Capability | None = None
         self.architecture: Architecture | None = None
         self._read = read
@@ -226,7 +226,7 @@ class _Weights:
     def unload(self) -> None:
         """Free their memory."""
         self.model = None
-        self.asked.clear()
+        self.variants.clear()
         gc.collect()  # a model and its parts know each other
         _return_memory()
 

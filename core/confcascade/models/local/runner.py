@@ -25,9 +25,9 @@ __all__ = ["ModelRunner"]
 
 
 class ModelRunner:
-    """Reads prompts for one model, and begins its answers. What is read when, and with what, batching decides.
+    """Reads prompts for one model, and begins its answers; batching decides what is read when, and together with what.
 
-    Models that have their weights in common, and are asked in different ways, have a runner each.
+    Models that share their weights, and are asked in different ways, have a runner each.
 
     Args:
         decoder: Calls the weights.
