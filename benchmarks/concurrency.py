@@ -31,7 +31,7 @@ import transformers
 from confcascade import Cascade, Stage, TokenProbability, TransformersModel
 from confcascade.extending import Evidence, Measurement, Signal
 from confcascade.models.bundled import bundled_model
-from confcascade.models.local.worker import Worker, in_passing
+from confcascade.models.local.worker import Worker, in_own_thread
 from confcascade.testing import ScriptedModel
 
 BATCH = 32
@@ -51,7 +51,7 @@ def random_llama(*, vocabulary: int = 32_000) -> TransformersModel:
         tie_word_embeddings=True,
     )
     config.eos_token_id = config.bos_token_id = config.pad_token_id = None
-    model = in_passing(lambda: transformers.LlamaForCausalLM(config).eval())
+    model = in_own_thread(lambda: transformers.LlamaForCausalLM(config).eval())
     return TransformersModel(model, bundled_model("small").tokenizer, name="random Llama", batch_size=BATCH)
 
 

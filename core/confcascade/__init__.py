@@ -23,7 +23,7 @@ if typing.TYPE_CHECKING:
     from confcascade.checks import checking
     from confcascade.cost import Architecture, Prices
     from confcascade.decoding import Decoding
-    from confcascade.diagnosis import Diagnosis, diagnose
+    from confcascade.diagnosis.diagnose import Diagnosis, diagnose
     from confcascade.errors import (
         CascadeExhaustedError,
         ConfcascadeError,
@@ -148,7 +148,7 @@ _HOMES = {
     "ConfigurationError": "confcascade.errors",
     "Cost": "confcascade.types",
     "Decoding": "confcascade.decoding",
-    "Diagnosis": "confcascade.diagnosis",
+    "Diagnosis": "confcascade.diagnosis.diagnose",
     "Example": "confcascade.graders",
     "ExpectedGain": "confcascade.signals.calibrated",
     "FormatProbability": "confcascade.signals.format_probability",
@@ -188,7 +188,7 @@ _HOMES = {
     "Wording": "confcascade.signals.wording",
     "checking": "confcascade.checks",
     "collect": "confcascade.bench.collecting.collect",
-    "diagnose": "confcascade.diagnosis",
+    "diagnose": "confcascade.diagnosis.diagnose",
     "evaluate": "confcascade.bench.evaluation.evaluate",
     "fit": "confcascade.bench.fitting.fit",
     "from_string": "confcascade.models",

@@ -31,9 +31,9 @@ __all__ = [
     "Generate",
     "LanguageModel",
     "Left",
-    "Meeting",
     "Prefill",
     "Progress",
+    "SelfBatching",
     "Session",
     "Verdict",
     "Watch",
@@ -369,10 +369,10 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
-class Meeting(Protocol):
-    """A model whose asks share passes by themselves, whoever brings them, so that each may come on its own."""
+class SelfBatching(Protocol):
+    """A model that batches asks by itself, whoever brings them, so that each may come on its own."""
 
-    def begin(self, ask: Ask) -> Future[Any]:
+    def submit(self, ask: Ask) -> Future[Any]:
         """Let it answer, and return at once; the result is a value, or an exception as a value.
 
         Cancelling the future gives the answer up.

@@ -373,10 +373,11 @@ class Query:
 
 
 class Batching:
-    """A cascade's `run` and `arun` for callers that each wait for one query, and whose queries share calls.
+    """A cascade's `run` and `arun` for callers that each wait for one query, with a bound on the calls to APIs.
 
-    As in `run_batch`, local models are asked in batches, APIs concurrently. `run` is for threads, `arun` for the tasks
-    of one event loop.
+    A `TransformersModel` batches what many callers ask by itself. This is for models that take batches and do not make
+    them, and for callers that are many more than an API allows calls. `run` is for threads, `arun` for the tasks of one
+    event loop.
 
     Args:
         cascade: Which answers.

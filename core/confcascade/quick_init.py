@@ -2,6 +2,9 @@
 
 A call of a cascade makes dozens of values. `dataclass(frozen=True)` sets each field by `object.__setattr__`, which
 takes most of that; their ``__init__`` is written anew here, to set them in the instance's ``__dict__``.
+
+It is compiled from source, as `dataclasses` does it, because one function of ``*args, **kwargs`` for all classes takes
+×1.3 of the dataclass's time for a value of four fields, where this takes ×0.5.
 """
 
 from __future__ import annotations

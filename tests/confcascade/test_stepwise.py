@@ -728,7 +728,9 @@ def test_sessions_are_freed_however_a_flow_ends(monkeypatch: Any):
 
     asyncio.run(cancelled())
     none_left()
-    monkeypatch.setattr(models()[2]._sessions, "_decoded", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(
+        models()[2]._runner._sessions, "_decoded", lambda *_: (_ for _ in ()).throw(RuntimeError("broken"))
+    )
     with pytest.raises(CascadeExhaustedError):
         bundled({"draft": 1.0}).run(prompts[0])
     none_left()

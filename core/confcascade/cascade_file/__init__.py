@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
-from pydantic_core import ErrorDetails
 
 from confcascade.asks import LanguageModel
 from confcascade.attempts import OnError, OnExhausted
@@ -25,13 +24,11 @@ from confcascade.audit import Audit
 from confcascade.building import thresholds_of
 from confcascade.cascade import Cascade
 from confcascade.cascade_file.models import (
-    BundledModelEntry,
-    CascadeModelEntry,
-    LocalModelEntry,
     ModelEntry,
-    PlannedModelEntry,
     PricesEntry,
+    is_greedy,
     loaded,
+    own_decoding,
     parts_of,
 )
 from confcascade.cascade_file.source import Source
@@ -136,7 +133,7 @@ class CascadeFile(Entry):
         try:
             return cls.model_validate(source.data, context=source)
         except ValidationError as error:
-            problems = sorted(_problem(source, each) for each in error.errors(include_url=False))
+            problems = sorted(source.problem(each) for each in error.errors(include_url=False))
         # outside of the block: its error holds the file's values, and a traceback would show them
         raise ConfigurationError("\n".join(told for _, told in problems))
 
@@ -284,20 +281,17 @@ class CascadeFile(Entry):
     @property
     def rate_limits(self) -> Mapping[str, RateLimit]:
         """What the providers allow, by the model's name; without the models that have no limit."""
-        named = zip(self._called(), self._entries, strict=True)
-        return {name: entry.rate_limit for name, entry in named if entry.rate_limit is not None}
+        return {name: entry.rate_limit for name, entry in self._named.items() if entry.rate_limit is not None}
 
     @property
     def thresholds(self) -> Mapping[str, Mapping[str, Threshold]]:
         """By the model's name, smallest first, and the signal's; no model is loaded for it."""
-        named = zip(self._called(), self._entries, strict=True)
-        return {name: dict(entry.thresholds) for name, entry in named}
+        return {name: dict(entry.thresholds) for name, entry in self._named.items()}
 
     @property
     def signal_entries(self) -> Mapping[str, Sequence[SignalEntry]]:
         """The signals by the model's name, as the file describes them."""
-        named = zip(self._called(), self._entries, strict=True)
-        return {name: entry.signals for name, entry in named}
+        return {name: entry.signals for name, entry in self._named.items()}
 
     @property
     def folder(self) -> Path:
@@ -312,45 +306,30 @@ class CascadeFile(Entry):
     @property
     def skips(self) -> Mapping[str, Mapping[str, Threshold]]:
         """What sends a query straight to the last stage, by the model's name; without the models that have none."""
-        named = zip(self._called(), self._entries, strict=True)
-        return {name: dict(entry.skip) for name, entry in named if entry.skip}
+        return {name: dict(entry.skip) for name, entry in self._named.items() if entry.skip}
 
     @property
     def prices(self) -> Mapping[str, Prices]:
         """By the model's name; without the models whose prices the file does not say."""
-        named = zip(self._called(), self._entries, strict=True)
-        return {name: Prices(**entry.prices.model_dump()) for name, entry in named if entry.prices is not None}
+        return {name: entry.prices.load() for name, entry in self._named.items() if entry.prices is not None}
 
     @property
     def architectures(self) -> Mapping[str, Architecture]:
         """By the model's name; without the models whose sizes the file does not say. No model is loaded for it."""
-        named = zip(self._called(), self._entries, strict=True)
-        told = {name: getattr(entry.model, "architecture", None) for name, entry in named}
-        return {name: Architecture(**each.model_dump()) for name, each in told.items() if each is not None}
+        told = {name: getattr(entry.model, "architecture", None) for name, entry in self._named.items()}
+        return {name: each.load() for name, each in told.items() if each is not None}
 
     @property
     def decodings(self) -> Mapping[str, Decoding]:
         """How each model decodes, by name: as the file says, else greedily. No model is loaded for it."""
-        asked = {}
-        for entry, (name, settings) in zip(self._entries, self._said_decodings.items(), strict=True):
-            asked[name] = Decoding(**(({} if _is_greedy(entry.model) else {"temperature": 0.0}) | settings))
-        return asked
+        greedy = {name: {} if is_greedy(entry.model) else {"temperature": 0.0} for name, entry in self._named.items()}
+        return {name: Decoding(**(greedy[name] | settings)) for name, settings in self._said_decodings.items()}
 
     @property
     def _said_decodings(self) -> dict[str, dict[str, Any]]:
         """What the file says of decoding, by the model's name; a temperature that is left to the model is said, too."""
-        named = zip(self._called(), self._entries, strict=True)
-        return {name: self._own(entry.model) | said(self.decoding) | said(entry.decoding) for name, entry in named}
-
-    @staticmethod
-    def _own(model: ModelEntry) -> dict[str, Any]:
-        """That the temperature is a model's own affair: its options say one, or its server takes none."""
-        if isinstance(model, PlannedModelEntry):
-            return CascadeFile._own(model.plan) | CascadeFile._own(model.execute)
-        if isinstance(model, CascadeModelEntry):
-            return {"temperature": None}  # its own models', as its file says
-        own = "temperature" in getattr(model, "options", ()) or "temperature" in getattr(model, "unsupported", ())
-        return {"temperature": None} if own else {}
+        entries, of_all = self._named.items(), said(self.decoding)
+        return {name: own_decoding(entry.model) | of_all | said(entry.decoding) for name, entry in entries}
 
     @property
     def digest(self) -> str:
@@ -358,6 +337,7 @@ class CascadeFile(Entry):
 
         Paths count as they are written, and what they lead to does not count.
         """
+        steps = self.steps or StepsEntry.model_validate({})
         told = {
             "stages": [
                 entry.model_dump(mode="json", exclude=None if entry.decoding else {"decoding"})
@@ -367,11 +347,7 @@ class CascadeFile(Entry):
             **({} if self.decoding is None else {"decoding": said(self.decoding)}),
             **({} if self.policy is None else {"policy": self.policy}),
             **({} if self.group is None else {"group": self.group}),
-            **(
-                {}
-                if self.mode == "query"
-                else {"mode": self.mode, "steps": (self.steps or StepsEntry.model_validate({})).model_dump()}
-            ),
+            **({} if self.mode == "query" else {"mode": self.mode, "steps": steps.model_dump()}),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -501,6 +477,11 @@ class CascadeFile(Entry):
         known = [part for entry, model in entries for part in parts_of(entry.model, model)]
         return loaded(self._entries[i].model, self.folder, known, self._memory)
 
+    @property
+    def _named(self) -> dict[str, StageEntry]:
+        """Its stages, by the model's name."""
+        return dict(zip(self._called(), self._entries, strict=True))
+
     def _called(self) -> list[str]:
         return [entry.model.called(self._source.folder) for entry in self._entries]
 
@@ -513,30 +494,5 @@ class CascadeFile(Entry):
         return ("signals", *more) if part == "signals" else ("models", stage)
 
 
-def _is_greedy(model: ModelEntry) -> bool:
-    """Whether it decodes greedily by itself, unless asked otherwise."""
-    if isinstance(model, PlannedModelEntry):
-        return _is_greedy(model.plan) and _is_greedy(model.execute)
-    return isinstance(model, LocalModelEntry | BundledModelEntry)
-
-
 def _again(kind: type[CascadeFile], source: Source) -> CascadeFile:
     return kind.model_validate(source.data, context=source)
-
-
-def _problem(source: Source, error: ErrorDetails) -> tuple[int, str]:
-    """Which line, and in words: where, and what is wrong there."""
-    keys: tuple[str | int, ...] = ()
-    node: Any = source.data
-    for key in error["loc"]:
-        inside = isinstance(node, Mapping) and key in node
-        if inside or (isinstance(node, list) and isinstance(key, int) and key < len(node)):
-            keys, node = (*keys, key), node[key]  # anything else is a tag of a union, or a key that is missing
-    if error["type"] == "missing":
-        keys, told = (*keys, error["loc"][-1]), "is missing"
-    elif error["type"] == "cascade_file":
-        keys, told = (*keys, *error["ctx"]["keys"]), error["ctx"]["problem"]
-    else:
-        told = error["msg"].replace("Input should be", "must be")
-        told += f". Got {node!r}" if error["type"] == "literal_error" else ""
-    return source.line(keys), f"{source.where(keys)}: {told}" + ("" if told.endswith("?") else ".")

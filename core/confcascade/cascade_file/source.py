@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
+from pydantic_core import ErrorDetails
 
 from confcascade.errors import ConfigurationError
 
@@ -82,6 +83,23 @@ class Source:
             yield
         except ConfigurationError as error:
             raise type(error)(f"{self.where(keys)}: {error}") from error
+
+    def problem(self, error: ErrorDetails) -> tuple[int, str]:
+        """What pydantic finds wrong: the line of the file, and in words the place and what is wrong there."""
+        keys: KeyPath = ()
+        node: Any = self.data
+        for key in error["loc"]:
+            inside = isinstance(node, Mapping) and key in node
+            if inside or (isinstance(node, list) and isinstance(key, int) and key < len(node)):
+                keys, node = (*keys, key), node[key]  # anything else is a tag of a union, or a key that is missing
+        if error["type"] == "missing":
+            keys, told = (*keys, error["loc"][-1]), "is missing"
+        elif error["type"] == "cascade_file":
+            keys, told = (*keys, *error["ctx"]["keys"]), error["ctx"]["problem"]
+        else:
+            told = error["msg"].replace("Input should be", "must be")
+            told += f". Got {node!r}" if error["type"] == "literal_error" else ""
+        return self.line(keys), f"{self.where(keys)}: {told}" + ("" if told.endswith("?") else ".")
 
     @cached_property
     def _lines(self) -> Mapping[KeyPath, int]:

@@ -1,7 +1,7 @@
 """Many flows: which ask is called next, and with which others.
 
-Asks for one local model go out together, in batches no larger than the model's own, or one by one where they meet in
-the model; asks for an API go out one by one, at once, and never wait for a batch.
+Asks for one local model go out together, in batches no larger than the model's own, or one by one where the model
+batches them itself; asks for an API go out one by one, at once, and never wait for a batch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from confcascade.asks import Answer, Ask, Flow, Generate, LanguageModel, Meeting
-from confcascade.drivers.one import Run, acall_model, answered, call_model
+from confcascade.asks import Answer, Ask, Flow, Generate, LanguageModel, SelfBatching
+from confcascade.drivers.one import Run, acall_model, call_model, submitted_answer
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.base import Waiting
 from confcascade.types import Prefilled
@@ -37,39 +37,39 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Calling:
-    """Asks of one kind for one model that go out in one call."""
+class _Call:
+    """Asks of one kind for one model that go out in one call, or one that is submitted to a model that batches."""
 
     model: LanguageModel
     asks: tuple[Ask, ...]
     places: tuple[_Place, ...]
     local: bool
-    meets: bool = False
+    submitted: bool = False
     waiting: Waiting = field(default_factory=Waiting)
     started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass
-class _Met:
-    """The asks of one model in which they meet.
+class _Queue:
+    """The asks of one model that batches by itself.
 
     Attributes:
-        most: How many are under way at once.
-        under_way: How many are.
-        queue: Those that wait.
+        limit: How many may be in flight.
+        in_flight: How many are.
+        waiting: The others.
     """
 
-    most: int
-    under_way: int = 0
-    queue: deque[tuple[_Place, Ask]] = field(default_factory=deque)
+    limit: int
+    in_flight: int = 0
+    waiting: deque[tuple[_Place, Ask]] = field(default_factory=deque)
 
 
 class _Schedule(Generic[T]):
     """Decides what to call next for many flows. Knows no clock, no thread and no event loop.
 
-    A model whose asks meet has two batches of them, so that others take the place of those that end. Of other local
-    models, one call is under way at a time: they share the machine. A batch that was prefilled is generated before the
-    next is prefilled, so KV caches never exceed one batch. Flows start as there is room for their asks.
+    A model that batches by itself has two batches of asks, so that others take the place of those that end. Of other
+    local models, one call is under way at a time: they share the machine. A batch that was prefilled is generated
+    before the next is prefilled, so KV caches never exceed one batch. Flows start as there is room for their asks.
     """
 
     def __init__(self, flows: Iterable[Flow[T]], concurrency: int) -> None:
@@ -80,7 +80,7 @@ class _Schedule(Generic[T]):
         self._runs: dict[int, Run[T]] = {}
         self._answers: dict[int, dict[int, Answer[Any]]] = {}
         self._local: dict[int, list[tuple[_Place, Ask]]] = {}  # by id of the model
-        self._meeting: dict[int, _Met] = {}  # by id of the model, too
+        self._queues: dict[int, _Queue] = {}  # likewise, of models that batch by themselves
         self._remote: deque[tuple[_Place, Ask]] = deque()
         self._remote_calls = 0
         self._local_busy = False
@@ -100,13 +100,13 @@ class _Schedule(Generic[T]):
         if (running := self._runs.pop(index, None)) is None:
             return
         self._answers.pop(index)
-        for entries in (self._remote, *self._local.values(), *(met.queue for met in self._meeting.values())):
+        for entries in (self._remote, *self._local.values(), *(queue.waiting for queue in self._queues.values())):
             kept = [entry for entry in entries if entry[0].flow != index]
             entries.clear()
             entries.extend(kept)
         running.close()
 
-    def calls(self, *, partial: bool = True) -> list[_Calling]:
+    def calls(self, *, partial: bool = True) -> list[_Call]:
         """Calls to begin now.
 
         Args:
@@ -118,22 +118,22 @@ class _Schedule(Generic[T]):
             place, ask = self._remote.popleft()
             self._remote_calls += 1
             self._runs[place.flow].begin()
-            begun.append(_Calling(ask.model, (ask,), (place,), local=False))
-        for met in self._meeting.values():
-            while met.queue and met.under_way < met.most:
-                place, ask = met.queue.popleft()
-                met.under_way += 1
+            begun.append(_Call(ask.model, (ask,), (place,), local=False))
+        for queue in self._queues.values():
+            while queue.waiting and queue.in_flight < queue.limit:
+                place, ask = queue.waiting.popleft()
+                queue.in_flight += 1
                 self._runs[place.flow].begin()
-                begun.append(_Calling(ask.model, (ask,), (place,), local=True, meets=True))
+                begun.append(_Call(ask.model, (ask,), (place,), local=True, submitted=True))
         if not self._local_busy and (partial or self._room_is_taken()) and (batch := self._next_batch()):
             self._local_busy = True
             begun.append(batch)
         return begun
 
-    def complete(self, call: _Calling, answers: Sequence[Answer[Any]]) -> None:
+    def complete(self, call: _Call, answers: Sequence[Answer[Any]]) -> None:
         """Hand in a call's answers."""
-        if call.meets:
-            self._meeting[id(call.model)].under_way -= 1
+        if call.submitted:
+            self._queues[id(call.model)].in_flight -= 1
         elif call.local:
             self._local_busy = False
         else:
@@ -172,7 +172,7 @@ class _Schedule(Generic[T]):
         batched = any(
             len(waiting) >= waiting[0][1].model.capability.batch_size for waiting in self._local.values() if waiting
         )
-        return batched or any(len(met.queue) + met.under_way >= met.most for met in self._meeting.values())
+        return batched or any(len(queue.waiting) + queue.in_flight >= queue.limit for queue in self._queues.values())
 
     def _queue(self, index: int, running: Run[T]) -> None:
         if running.done:
@@ -184,15 +184,15 @@ class _Schedule(Generic[T]):
         self._answers[index] = {}
         for i, ask in enumerate(running.asks):
             entry = _Place(index, i), ask
-            if isinstance(ask.model, Meeting):
-                met = self._meeting.setdefault(id(ask.model), _Met(2 * ask.model.capability.batch_size))
-                met.queue.append(entry)
+            if isinstance(ask.model, SelfBatching):
+                queue = self._queues.setdefault(id(ask.model), _Queue(2 * ask.model.capability.batch_size))
+                queue.waiting.append(entry)
             elif ask.model.capability.local:
                 self._local.setdefault(id(ask.model), []).append(entry)
             else:
                 self._remote.append(entry)
 
-    def _next_batch(self) -> _Calling | None:
+    def _next_batch(self) -> _Call | None:
         """What was prefilled is generated first; then the batch that is nearest to full."""
         waiting = [entries for entries in self._local.values() if entries]
         if not waiting:
@@ -208,14 +208,14 @@ class _Schedule(Generic[T]):
         kind = type(entries[0][1])
         return self._take(entries, [entry for entry in entries if isinstance(entry[1], kind)])
 
-    def _take(self, entries: list[tuple[_Place, Ask]], eligible: list[tuple[_Place, Ask]]) -> _Calling:
+    def _take(self, entries: list[tuple[_Place, Ask]], eligible: list[tuple[_Place, Ask]]) -> _Call:
         model = eligible[0][1].model
         chosen = eligible[: model.capability.batch_size]
         taken = {place for place, _ in chosen}
         entries[:] = [entry for entry in entries if entry[0] not in taken]
         for place in taken:
             self._runs[place.flow].begin()
-        return _Calling(model, tuple(ask for _, ask in chosen), tuple(place for place, _ in chosen), local=True)
+        return _Call(model, tuple(ask for _, ask in chosen), tuple(place for place, _ in chosen), local=True)
 
 
 def _discard(answers: Sequence[Answer[Any]]) -> None:
@@ -228,7 +228,7 @@ def _discard(answers: Sequence[Answer[Any]]) -> None:
 def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, T | Exception]]:
     """Play many flows; yields each one's index and result, or error, as they end."""
     schedule = _Schedule(flows, concurrency)
-    pending: dict[Future[Any], _Calling] = {}
+    pending: dict[Future[Any], _Call] = {}
     with closing(schedule), ThreadPoolExecutor(concurrency + 1, thread_name_prefix="confcascade") as pool:
         try:
             while True:
@@ -248,20 +248,20 @@ def run_many(flows: Iterable[Flow[T]], concurrency: int) -> Iterator[tuple[int, 
                 _discard(_answers_of(call, future))
 
 
-def _begun(call: _Calling, pool: ThreadPoolExecutor) -> Future[Any]:
-    if call.meets and isinstance(call.model, Meeting):
-        return call.model.begin(call.asks[0])
+def _begun(call: _Call, pool: ThreadPoolExecutor) -> Future[Any]:
+    if call.submitted and isinstance(call.model, SelfBatching):
+        return call.model.submit(call.asks[0])
     return pool.submit(call.waiting.context().run, call_model, call.model, call.asks)
 
 
-def _answers_of(call: _Calling, future: Future[Any]) -> list[Answer[Any]]:
-    return [answered(call.asks[0], future, call.started)] if call.meets else future.result()
+def _answers_of(call: _Call, future: Future[Any]) -> list[Answer[Any]]:
+    return [submitted_answer(call.asks[0], future, call.started)] if call.submitted else future.result()
 
 
 async def arun_many(flows: Iterable[Flow[T]], concurrency: int) -> AsyncIterator[tuple[int, T | Exception]]:
     """`run_many`, without blocking the event loop."""
     schedule = _Schedule(flows, concurrency)
-    pending: dict[asyncio.Task[list[Answer[Any]]], _Calling] = {}
+    pending: dict[asyncio.Task[list[Answer[Any]]], _Call] = {}
     with closing(schedule):
         try:
             while True:
@@ -299,7 +299,7 @@ class Batcher(Generic[T]):
     def __init__(self, concurrency: int) -> None:
         self._schedule: _Schedule[T] = _Schedule((), concurrency)
         self._changed = threading.Condition()
-        self._ready: deque[_Calling] = deque()
+        self._ready: deque[_Call] = deque()
         self._results: dict[int, T | Exception] = {}
         self._indices = itertools.count()
         self._arrived = 0.0
@@ -355,7 +355,7 @@ class AsyncBatcher(Generic[T]):
     def __init__(self, concurrency: int) -> None:
         self._schedule: _Schedule[T] = _Schedule((), concurrency)
         self._waiting: dict[int, asyncio.Future[T]] = {}
-        self._calling: dict[asyncio.Task[list[Answer[Any]]], _Calling] = {}
+        self._calling: dict[asyncio.Task[list[Answer[Any]]], _Call] = {}
         self._indices = itertools.count()
         self._planned = False
 

@@ -18,7 +18,7 @@ from confcascade.notices import log_failed_batch
 from confcascade.trace import Within
 from confcascade.types import Prefilled, Response, Token, Usage
 
-__all__ = ["Run", "acall_model", "answered", "arun", "astream", "call_model", "run", "stream"]
+__all__ = ["Run", "acall_model", "arun", "astream", "call_model", "run", "stream", "submitted_answer"]
 
 T = TypeVar("T")
 
@@ -175,8 +175,8 @@ def call_model(model: LanguageModel, asks: Sequence[Any]) -> list[Answer[Any]]:
     return _answers(asks, values, started, within)
 
 
-def answered(ask: Ask, future: Future[Any], started: float) -> Answer[Any]:
-    """The answer of a model that began with an ask then, and has ended (`Meeting`)."""
+def submitted_answer(ask: Ask, future: Future[Any], started: float) -> Answer[Any]:
+    """The answer to an ask that was submitted then, and has ended (`SelfBatching`)."""
     return _answers([ask], [future.result()], started, Within())[0]
 
 

@@ -19,7 +19,7 @@ __all__ = ["MemoryBound", "Weights", "gib"]
 _log = logging.getLogger("confcascade")
 _TURN_S = 2.0  # what a model is sure of once it is loaded, or as long as its loading took, if that is longer
 _IDLE_S = 0.05  # after so long without a question, it gives way before its turn is over
-_HELD_S = 1.0  # after so long, prompts that it has read and nobody goes on from no longer keep it
+_PREFILL_S = 1.0  # after so long, prompts that it has read and nobody goes on from no longer keep it
 _LOOK_S = 0.02  # how often it is looked whether somebody who waits can have what he waits for
 _OFTEN = 5  # loads of what was taken off before, after which a warning says that the bound is too narrow
 
@@ -33,16 +33,16 @@ class Weights(Protocol):
     def load(self) -> None:
         """Bring them into memory."""
 
-    def take_off(self) -> None:
+    def unload(self) -> None:
         """Free the memory."""
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that somebody may go on from."""
 
 
 @dataclass
-class _Stay:
+class _Loaded:
     """Weights that are in memory."""
 
     since: float
@@ -75,10 +75,10 @@ class MemoryBound:
         self.gib = gib
         self._most = gib * 2**30
         self._changed = threading.Condition()
-        self._stays: WeakKeyDictionary[Weights, _Stay] = WeakKeyDictionary()  # of models that are still there
+        self._in_memory: WeakKeyDictionary[Weights, _Loaded] = WeakKeyDictionary()  # of models that are still there
         self._waiting: dict[Weights, list[Future[None]]] = {}  # in the order in which their first came
-        self._keeper: threading.Thread | None = None
-        self._taken_off: WeakKeyDictionary[Weights, int] = WeakKeyDictionary()  # how often
+        self._loader: threading.Thread | None = None
+        self._unloads: WeakKeyDictionary[Weights, int] = WeakKeyDictionary()  # how often
         self._warned = False
 
     def __repr__(self) -> str:
@@ -88,9 +88,9 @@ class MemoryBound:
     def loaded(self) -> tuple[str, ...]:
         """The names of the models in memory, the one that was asked last at the end."""
         with self._changed:
-            return tuple(weights.name for weights, _ in sorted(self._stays.items(), key=lambda each: each[1].used))
+            return tuple(weights.name for weights, _ in sorted(self._in_memory.items(), key=lambda each: each[1].used))
 
-    def admit(self, weights: Weights) -> None:
+    def check_fits(self, weights: Weights) -> None:
         """Refuse what could never be loaded.
 
         Raises:
@@ -102,8 +102,8 @@ class MemoryBound:
                 "bound, or load it in fewer bits."
             )
 
-    def use(self, weights: Weights, *, goes_on: bool = False) -> Future[None]:
-        """Have weights in memory, from when the result is there until it is given to `leave`.
+    def acquire(self, weights: Weights, *, goes_on: bool = False) -> Future[None]:
+        """Have weights in memory, from when the result is there until it is given to `release`.
 
         Args:
             weights: Whose.
@@ -114,77 +114,77 @@ class MemoryBound:
         """
         room: Future[None] = Future()
         with self._changed:
-            stay = self._stays.get(weights)
-            if stay is None or not (goes_on or self._is_open(weights, stay)):
+            loaded = self._in_memory.get(weights)
+            if loaded is None or not (goes_on or self._is_open(weights, loaded)):
                 self._waiting.setdefault(weights, []).append(room)
-                if self._keeper is None or not self._keeper.is_alive():
-                    self._keeper = threading.Thread(target=self._keep, name="loads local models")
-                    self._keeper.start()
+                if self._loader is None or not self._loader.is_alive():
+                    self._loader = threading.Thread(target=self._load_and_unload, name="loads local models")
+                    self._loader.start()
                 self._changed.notify()
                 return room
-            self._begin(stay)
+            self._begin(loaded)
         room.set_result(None)
         return room
 
-    def leave(self, weights: Weights, room: Future[None]) -> None:
+    def release(self, weights: Weights, room: Future[None]) -> None:
         """Need weights no more, or wait for them no more."""
         if room.cancel() or room.exception() is not None:
             return
         with self._changed:
-            if (stay := self._stays.get(weights)) is not None:
-                stay.users -= 1
-                stay.used = time.monotonic()
+            if (loaded := self._in_memory.get(weights)) is not None:
+                loaded.users -= 1
+                loaded.used = time.monotonic()
             self._changed.notify()
 
     @staticmethod
-    def _begin(stay: _Stay) -> None:
-        stay.users += 1
-        stay.used = time.monotonic()
+    def _begin(loaded: _Loaded) -> None:
+        loaded.users += 1
+        loaded.used = time.monotonic()
 
     # ------------------------------------------------------------------ who has to wait, and who gives way
 
-    def _is_open(self, weights: Weights, stay: _Stay) -> bool:
+    def _is_open(self, weights: Weights, loaded: _Loaded) -> bool:
         """Whether new questions are taken: nobody waits for the room, or its turn is not over."""
-        wanted = next((each for each in self._waiting if each not in self._stays), None)
-        return wanted is None or not _is_over(stay) or weights not in self._in_the_way(wanted)
+        wanted = next((each for each in self._waiting if each not in self._in_memory), None)
+        return wanted is None or not _is_over(loaded) or weights not in self._to_unload(wanted)
 
-    def _in_the_way(self, wanted: Weights) -> list[Weights]:
+    def _to_unload(self, wanted: Weights) -> list[Weights]:
         """What is to be taken off before it is loaded: what is at rest, and was used longest ago, before all else."""
-        stays = list(self._stays.items())
-        missing = wanted.size + sum(each.size for each, _ in stays) - self._most
+        in_memory = list(self._in_memory.items())
+        missing = wanted.size + sum(each.size for each, _ in in_memory) - self._most
         found = []
-        for weights, _ in sorted(stays, key=lambda each: (not self._is_at_rest(*each), each[1].used)):
+        for weights, _ in sorted(in_memory, key=lambda each: (not self._is_at_rest(*each), each[1].used)):
             if missing <= 0:
                 break
             found.append(weights)
             missing -= weights.size
         return found
 
-    def _is_at_rest(self, weights: Weights, stay: _Stay) -> bool:
+    def _is_at_rest(self, weights: Weights, loaded: _Loaded) -> bool:
         """Whether it may be taken off. What was read stays valid without the weights, and so cannot keep them long."""
-        idle_s = time.monotonic() - stay.used
-        if stay.users or (idle_s < _HELD_S and weights.held):
+        idle_s = time.monotonic() - loaded.used
+        if loaded.users or (idle_s < _PREFILL_S and weights.open_prefills):
             return False
-        return idle_s >= _IDLE_S or _is_over(stay)
+        return idle_s >= _IDLE_S or _is_over(loaded)
 
     # ------------------------------------------------------------------ the keeper
 
-    def _keep(self) -> None:
+    def _load_and_unload(self) -> None:
         """Load and take off, as long as somebody waits."""
         while True:
             with self._changed:
                 while (plan := self._plan()) is None:
                     if not self._waiting:
-                        self._keeper = None
+                        self._loader = None
                         return
                     self._changed.wait(_LOOK_S)
-                wanted, in_the_way = plan
-                for weights in in_the_way:
-                    del self._stays[weights]
+                wanted, to_unload = plan
+                for weights in to_unload:
+                    del self._in_memory[weights]
             error = None
-            for weights in in_the_way:
-                self._take_off(weights, wanted)
-            if wanted not in self._stays:
+            for weights in to_unload:
+                self._unload(weights, wanted)
+            if wanted not in self._in_memory:
                 error = self._load(wanted)
             for room in self._admitted(wanted):
                 if error is None:
@@ -198,19 +198,19 @@ class MemoryBound:
             if all(room.cancelled() for room in rooms):
                 del self._waiting[weights]
         for weights in self._waiting:
-            if (stay := self._stays.get(weights)) is not None and self._is_open(weights, stay):
+            if (loaded := self._in_memory.get(weights)) is not None and self._is_open(weights, loaded):
                 return weights, []
-        wanted = next((each for each in self._waiting if each not in self._stays), None)
+        wanted = next((each for each in self._waiting if each not in self._in_memory), None)
         if wanted is None:
             return None
-        in_the_way = self._in_the_way(wanted)
-        ready = all(self._is_at_rest(each, self._stays[each]) for each in in_the_way)
-        return (wanted, in_the_way) if ready else None
+        to_unload = self._to_unload(wanted)
+        ready = all(self._is_at_rest(each, self._in_memory[each]) for each in to_unload)
+        return (wanted, to_unload) if ready else None
 
-    def _take_off(self, weights: Weights, wanted: Weights) -> None:
+    def _unload(self, weights: Weights, wanted: Weights) -> None:
         _log.info("Model '%s' is taken out of memory, for '%s'.", weights.name, wanted.name)
-        weights.take_off()
-        self._taken_off[weights] = self._taken_off.get(weights, 0) + 1
+        weights.unload()
+        self._unloads[weights] = self._unloads.get(weights, 0) + 1
 
     def _load(self, weights: Weights) -> Exception | None:
         began = time.monotonic()
@@ -220,14 +220,14 @@ class MemoryBound:
             return error
         took_s = time.monotonic() - began
         with self._changed:
-            self._stays[weights] = _Stay(time.monotonic(), max(_TURN_S, took_s))
-        if self._taken_off.get(weights, 0) >= _OFTEN and not self._warned:
+            self._in_memory[weights] = _Loaded(time.monotonic(), max(_TURN_S, took_s))
+        if self._unloads.get(weights, 0) >= _OFTEN and not self._warned:
             self._warned = True
             _log.warning(
                 "Model '%s' was loaded again %d times: the models that are asked in turn do not fit into %g GiB "
                 "together. Each load of it takes %.1f seconds.",
                 weights.name,
-                self._taken_off[weights],
+                self._unloads[weights],
                 self.gib,
                 took_s,
             )
@@ -237,9 +237,9 @@ class MemoryBound:
         """Those that wait for weights, as far as they still do."""
         with self._changed:
             rooms = [room for room in self._waiting.pop(weights, ()) if room.set_running_or_notify_cancel()]
-            if (stay := self._stays.get(weights)) is not None:
+            if (loaded := self._in_memory.get(weights)) is not None:
                 for _ in rooms:
-                    self._begin(stay)
+                    self._begin(loaded)
         yield from rooms
 
 
@@ -248,5 +248,5 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
-def _is_over(stay: _Stay) -> bool:
-    return time.monotonic() - stay.since >= stay.turn_s
+def _is_over(loaded: _Loaded) -> bool:
+    return time.monotonic() - loaded.since >= loaded.turn_s

@@ -18,10 +18,10 @@ GIB = 2**30
 class Weights:
     """Of one GiB; notes what is done with it."""
 
-    def __init__(self, name, log, *, size=GIB, held=0, error=None):
+    def __init__(self, name, log, *, size=GIB, open_prefills=0, error=None):
         self.name = name
         self.size = size
-        self.held = held
+        self.open_prefills = open_prefills
         self.error = error
         self._log = log
 
@@ -30,7 +30,7 @@ class Weights:
             raise self.error
         self._log.append(f"+{self.name}")
 
-    def take_off(self):
+    def unload(self):
         self._log.append(f"-{self.name}")
 
 
@@ -44,15 +44,15 @@ def quick(monkeypatch):
     """Turns and waits of hundredths of a second."""
     monkeypatch.setattr(memory, "_TURN_S", 0.2)
     monkeypatch.setattr(memory, "_IDLE_S", 0.01)
-    monkeypatch.setattr(memory, "_HELD_S", 0.3)
+    monkeypatch.setattr(memory, "_PREFILL_S", 0.3)
     monkeypatch.setattr(memory, "_LOOK_S", 0.005)
 
 
 def ask(bound, weights, **options):
     """Ask once, wait, and leave."""
-    room = bound.use(weights, **options)
+    room = bound.acquire(weights, **options)
     room.result(5)
-    bound.leave(weights, room)
+    bound.release(weights, room)
 
 
 def test_weights_are_loaded_when_needed_and_stay(log):
@@ -85,13 +85,13 @@ def test_as_many_go_as_must(log):
 def test_nothing_goes_while_it_computes(log):
     """However long its turn is over."""
     bound, a, b = MemoryBound(1), Weights("a", log), Weights("b", log)
-    computing = bound.use(a)
+    computing = bound.acquire(a)
     computing.result(5)
-    waiting = bound.use(b)
+    waiting = bound.acquire(b)
     time.sleep(0.4)
     assert not waiting.done()
     assert log == ["+a"]
-    bound.leave(a, computing)
+    bound.release(a, computing)
     waiting.result(5)
     assert log == ["+a", "-a", "+b"]
 
@@ -104,10 +104,10 @@ def test_in_its_turn_a_model_goes_on_taking_questions_and_then_gives_way(log):
 
     def loop(weights):
         while time.monotonic() < until:
-            room = bound.use(weights)
+            room = bound.acquire(weights)
             room.result(5)
             time.sleep(0.002)
-            bound.leave(weights, room)
+            bound.release(weights, room)
             asked[weights.name] += 1
 
     threads = [threading.Thread(target=loop, args=[each]) for each in (a, b) for _ in range(2)]
@@ -124,19 +124,19 @@ def test_who_waits_gets_what_was_asked_before_others_again(log):
     """First come, first served, also between what has to be loaded."""
     bound = MemoryBound(1)
     a, b, c = (Weights(name, log) for name in "abc")
-    computing = bound.use(a)
+    computing = bound.acquire(a)
     computing.result(5)
-    rooms = [(each, bound.use(each)) for each in (c, b)]
-    bound.leave(a, computing)
+    rooms = [(each, bound.acquire(each)) for each in (c, b)]
+    bound.release(a, computing)
     for each, room in rooms:
         room.result(5)
-        bound.leave(each, room)
+        bound.release(each, room)
     assert log == ["+a", "-a", "+c", "-c", "+b"]
 
 
 def test_prompts_that_were_read_keep_weights_for_a_while_only(log):
     """Nobody may go on from them for ever, as one that waits for the other model cannot."""
-    bound, a, b = MemoryBound(1), Weights("a", log, held=1), Weights("b", log)
+    bound, a, b = MemoryBound(1), Weights("a", log, open_prefills=1), Weights("b", log)
     ask(bound, a)
     began = time.monotonic()
     ask(bound, b)
@@ -145,31 +145,31 @@ def test_prompts_that_were_read_keep_weights_for_a_while_only(log):
 
 def test_what_goes_on_from_a_prompt_goes_first(log):
     """Although the model takes no new questions."""
-    bound, a, b = MemoryBound(1), Weights("a", log, held=1), Weights("b", log)
-    computing = bound.use(a)
+    bound, a, b = MemoryBound(1), Weights("a", log, open_prefills=1), Weights("b", log)
+    computing = bound.acquire(a)
     computing.result(5)
     time.sleep(0.25)
-    waiting = bound.use(b)
-    new, continued = bound.use(a), bound.use(a, goes_on=True)
+    waiting = bound.acquire(b)
+    new, continued = bound.acquire(a), bound.acquire(a, goes_on=True)
     assert continued.done()
     assert not new.done()
-    a.held = 0
+    a.open_prefills = 0
     for room in (continued, computing):
-        bound.leave(a, room)
+        bound.release(a, room)
     waiting.result(5)
-    bound.leave(b, waiting)
+    bound.release(b, waiting)
     new.result(5)
     assert log == ["+a", "-a", "+b", "-b", "+a"]
 
 
 def test_who_waits_no_more_loads_nothing(log):
     bound, a, b = MemoryBound(1), Weights("a", log), Weights("b", log)
-    computing = bound.use(a)
+    computing = bound.acquire(a)
     computing.result(5)
-    waiting = bound.use(b)
-    bound.leave(b, waiting)
+    waiting = bound.acquire(b)
+    bound.release(b, waiting)
     assert waiting.cancelled()
-    bound.leave(a, computing)
+    bound.release(a, computing)
     time.sleep(0.1)
     ask(bound, a)
     assert log == ["+a"]
@@ -177,10 +177,10 @@ def test_who_waits_no_more_loads_nothing(log):
 
 def test_an_error_is_that_of_all_who_wait_and_the_next_tries_again(log):
     bound, a = MemoryBound(1), Weights("a", log, error=OSError("cut off"))
-    rooms = [bound.use(a) for _ in range(3)]
+    rooms = [bound.acquire(a) for _ in range(3)]
     for room in rooms:
         assert str(room.exception(5)) == "cut off"
-        bound.leave(a, room)
+        bound.release(a, room)
     a.error = None
     ask(bound, a)
     assert log == ["+a"]
@@ -198,9 +198,9 @@ def test_what_nobody_has_any_more_takes_no_room(log):
 def test_what_could_never_be_loaded_is_refused():
     large = Weights("large", [], size=2 * GIB)
     with pytest.raises(ConfigurationError, match=r"'large' takes 2.00 GiB, more than the bound of 1.5 GiB"):
-        MemoryBound(1.5).admit(large)
-    MemoryBound(2).admit(large)
-    MemoryBound().admit(large)
+        MemoryBound(1.5).check_fits(large)
+    MemoryBound(2).check_fits(large)
+    MemoryBound().check_fits(large)
 
 
 @pytest.mark.parametrize("gib", [0, -1, math.nan, "8", True])

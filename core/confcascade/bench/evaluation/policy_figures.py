@@ -16,8 +16,8 @@ from confcascade.bench.metrics.significance import discordant, mcnemar, mean_int
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costs import UNITS, Costs, chosen_unit, known
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.bench.replay.prepared import corrects
 from confcascade.bench.replay.replay import Replay, Sweep, replay, sweep
+from confcascade.bench.replay.stage_columns import corrects
 from confcascade.cost import Architecture, Prices, break_even_retention
 from confcascade.graders.grade import is_right
 from confcascade.signals import Threshold

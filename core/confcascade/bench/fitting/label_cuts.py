@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confcascade.bench.recording.columns import Columns, Labels
-from confcascade.bench.replay.prepared import corrects
+from confcascade.bench.replay.stage_columns import corrects
 from confcascade.calibration.fitting import drawn_logistic, log_odds
 from confcascade.errors import ConfigurationError
 from confcascade.graders.grade import is_right

@@ -18,8 +18,8 @@ from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.replay.derived import with_confidence, with_gain
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.bench.replay.prepared import counts_shown
 from confcascade.bench.replay.replay import replay
+from confcascade.bench.replay.stage_columns import counts_shown
 from confcascade.errors import ConfigurationError
 from confcascade.policy import (
     AnyCertificate,

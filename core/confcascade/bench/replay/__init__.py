@@ -1,8 +1,8 @@
 """Any policy over a recording, as array arithmetic: the decisions and costs of the live cascade, without a call.
 
-`policy` is what is replayed, `prepared` makes stages ready, `replay` plays one policy or sweeps over many, `derived`
-adds what calibrators make of recorded scores, `costs` has the units, `costing` says which of them counts, `ray` spreads
-a sweep over a cluster.
+`policy` is what is replayed, `stage_columns` says what its stages read, `prepared` makes them ready, `replay` plays one
+policy or sweeps over many, `derived` adds what calibrators make of recorded scores, `costs` has the units, `costing`
+says which of them counts, `ray` spreads a sweep over a cluster.
 """
 
 from confcascade.bench.replay.costing import Costing

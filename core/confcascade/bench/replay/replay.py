@@ -23,18 +23,13 @@ from numpy.typing import NDArray
 from confcascade.bench.recording.columns import Columns
 from confcascade.bench.replay.costs import UNITS, Costs, Figures
 from confcascade.bench.replay.policy import PolicyStage
-from confcascade.bench.replay.prepared import (
+from confcascade.bench.replay.prepared import Masks, PreparedStage, all_pass, any_below, prepare, summable
+from confcascade.bench.replay.stage_columns import (
     Compared,
-    Masks,
-    PreparedStage,
     StageColumns,
-    all_pass,
-    any_below,
     compared_in,
-    prepare,
     skips_of,
     structure_of,
-    summable,
     threshold_arrays,
 )
 from confcascade.cost import Architecture, Prices

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import queue
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
-from confcascade.asks import Chunk, Generate, Prefill
+from confcascade.asks import Generate, Prefill
 from confcascade.errors import ModelError
-from confcascade.models.base import Waiting
 from confcascade.models.local.batch import Batch, RowState
 from confcascade.models.local.decoder import Decoder
 from confcascade.models.local.decoding import Decoding
-from confcascade.models.local.generation import GrowingAnswer
-from confcascade.models.local.prompts import Prompt
+from confcascade.models.local.jobs import Job
 from confcascade.models.local.worker import Worker
 from confcascade.notices import log_failed_batch
 from confcascade.types import Prefilled, Response
 
-__all__ = ["ContinuousBatching", "Job", "Reader"]
+__all__ = ["ContinuousBatching"]
 
 _PASS_TOKENS = 8192  # most tokens, padding included, of the prompts that are read in one pass of several
 _WINDOW = 4  # batches of waiting prompts among which those of like length are looked for
@@ -34,86 +29,6 @@ _ALIKE = 1.5  # how many times as long the longest prompt of a pass may be as th
 _SLACK = 32  # so many tokens more
 _PART = 0.25  # of all rows that join at a time, where more wait
 _RETURN_S = 0.005  # how long rows that have been read, and fill the batch, are waited for
-
-
-class Reader(Protocol):
-    """A model, as batching asks it."""
-
-    @property
-    def name(self) -> str:
-        """For the log."""
-
-    def prompt(self, request: Any) -> Prompt:
-        """As the model reads it."""
-
-    def pending(self, prompt: Prompt) -> int:
-        """How many tokens of it are still to be read."""
-
-    def read_asks(self, asks: Sequence[Prefill], prompts: Sequence[Prompt]) -> list[Prefilled | Exception]:
-        """What is asked of prompts, in one pass."""
-
-    def read_prompts(self, prompts: Sequence[Prompt]) -> Batch:
-        """A batch to answer from, in one pass."""
-
-    def in_sessions(
-        self,
-        asks: Sequence[Any],
-        wanted: Callable[[Any], bool],
-        emit: Callable[[Chunk], None] | None,
-    ) -> list[Any]:
-        """What asks with a `Session` are answered; chunks of a single one are emitted."""
-
-    def growing(self, ask: Generate, prompt: Prompt | None) -> GrowingAnswer:
-        """An answer that begins."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One ask, and whoever waits for its answer.
-
-    Attributes:
-        model: Who is asked.
-        ask: It.
-        given: The ask as it came.
-        waiting: Of the call that it is part of, if any of its asks may be left.
-        future: The answer's; cancelled by somebody who does not want it any more.
-        emit: Takes the chunks of an answer that is streamed.
-        prompt: Once it has been rendered.
-        row: The answer, once it grows.
-        alone: It was in a pass that failed, and shares no other.
-        shown: Whether a chunk has been emitted.
-    """
-
-    model: Reader
-    ask: Prefill | Generate
-    given: Prefill | Generate
-    waiting: Waiting | None
-    future: Future[Any] = field(default_factory=Future)
-    emit: Callable[[Chunk], None] | None = None
-    prompt: Prompt | None = None
-    row: GrowingAnswer | None = None
-    alone: bool = False
-    shown: bool = False
-
-    @property
-    def continues(self) -> bool:
-        """Whether it goes on from a prompt that has been read."""
-        return isinstance(self.ask, Generate) and self.ask.prefilled is not None
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for it."""
-        if self.future.cancelled():
-            return False
-        return self.waiting is None or not self.waiting.is_left or self.waiting.wants(self.given)
-
-    def end(self, value: Any) -> None:
-        """Hand over a value, or an error as a value."""
-        try:
-            self.future.set_result(value)
-        except InvalidStateError:  # cancelled
-            if isinstance(value, Prefilled):
-                value.close()
 
 
 class ContinuousBatching:
@@ -150,53 +65,9 @@ class ContinuousBatching:
         """A copy, or one in another process, begins with no rows."""
         return type(self), (self._decoder, self._size, self._device)
 
-    # ------------------------------------------------------------------ asking
-
-    def submit(self, job: Job) -> Job:
-        """Let a job wait its turn."""
+    def submit(self, job: Job) -> None:
+        """Let a job wait its turn; returns at once."""
         Worker.of(self._device).submit(self, job)
-        return job
-
-    def answers(self, jobs: Sequence[Job]) -> list[Any]:
-        """The answers to jobs, in their order."""
-        with _wanting(jobs):
-            for job in jobs:
-                self.submit(job)
-            return [job.future.result() for job in jobs]
-
-    async def aanswers(self, jobs: Sequence[Job]) -> list[Any]:
-        """`answers`, without blocking the event loop."""
-        with _wanting(jobs):
-            futures = [asyncio.wrap_future(self.submit(job).future) for job in jobs]
-            return [await future for future in futures]
-
-    def stream(self, job: Job) -> Iterator[Any]:
-        """The chunks of one answer, and last the answer."""
-        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        job.emit = items.put
-        job.future.add_done_callback(lambda _: items.put(_END))
-        with _wanting([job]):
-            self.submit(job)
-            while (item := items.get()) is not _END:
-                yield item
-            yield _raised(job.future.result())
-
-    async def astream(self, job: Job) -> AsyncIterator[Any]:
-        """`stream`, without blocking the event loop."""
-        loop = asyncio.get_running_loop()
-        items: asyncio.Queue[Any] = asyncio.Queue()
-
-        def put(item: Any) -> None:
-            with suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(items.put_nowait, item)
-
-        job.emit = put
-        job.future.add_done_callback(lambda _: put(_END))
-        with _wanting([job]):
-            self.submit(job)
-            while (item := await items.get()) is not _END:
-                yield item
-            yield _raised(job.future.result())
 
     # ------------------------------------------------------------------ what the worker calls
 
@@ -236,7 +107,7 @@ class ContinuousBatching:
         if not self._in_sessions:
             return
         first = self._in_sessions[0]
-        jobs = [job for job in self._in_sessions if job.model is first.model and type(job.ask) is type(first.ask)]
+        jobs = [job for job in self._in_sessions if job.runner is first.runner and type(job.ask) is type(first.ask)]
         if first.alone or first.emit is not None:
             jobs = [first]
         else:
@@ -249,7 +120,7 @@ class ContinuousBatching:
         by_ask = {id(job.ask): job for job in jobs}
         try:
             with _busy(jobs):
-                values = first.model.in_sessions(
+                values = first.runner.in_sessions(
                     [job.ask for job in jobs], lambda row: by_ask[id(row.ask)].wanted, first.emit
                 )
         except Exception as error:
@@ -298,7 +169,7 @@ class ContinuousBatching:
         if len(jobs) == 1 or isinstance(error, ModelError) or any(job.alone for job in jobs):
             self._ended += [(job, error) for job in jobs]
             return
-        log_failed_batch(jobs[0].model.name, error, len(jobs))
+        log_failed_batch(jobs[0].runner.name, error, len(jobs))
         for job in reversed(jobs):
             if job.shown:  # what comes could differ from what was shown
                 self._ended.append((job, error))
@@ -336,7 +207,7 @@ class ContinuousBatching:
         return self._size - len(rows)
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that may be gone on from."""
         return sum(len(batch.open) for batch in self._held)
 
@@ -345,7 +216,7 @@ class ContinuousBatching:
         rows = self._decoding.rows
         if rows and self._new[0].alone:
             return 0
-        held = self.held
+        held = self.open_prefills
         if held < self._size or rows:
             self._full_since = None
             return self._room() - held
@@ -388,7 +259,7 @@ class ContinuousBatching:
         """Whether a job's answer can begin."""
         try:
             assert isinstance(job.ask, Generate)
-            job.row = job.model.growing(job.ask, job.prompt)
+            job.row = job.runner.answer(job.ask, job.prompt)
         except Exception as error:  # an option that is not known, say
             self._ended.append((job, error))
             return False
@@ -408,10 +279,12 @@ class ContinuousBatching:
         if window:
             first = window[0]
             alike = [
-                job for job in window if type(job.ask) is type(first.ask) and job.model is first.model and not job.alone
+                job
+                for job in window
+                if type(job.ask) is type(first.ask) and job.runner is first.runner and not job.alone
             ]
             alike = [first] if first.alone else alike
-            widths = {id(job): job.model.pending(job.prompt) for job in alike if job.prompt is not None}
+            widths = {id(job): job.runner.unread(job.prompt) for job in alike if job.prompt is not None}
             alike.sort(key=lambda job: abs(widths[id(job)] - widths[id(first)]))
             for job in alike:
                 lengths = [widths[id(each)] for each in (*chosen, job)]
@@ -429,7 +302,7 @@ class ContinuousBatching:
             return False
         if job.prompt is None:
             try:
-                job.prompt = job.model.prompt(job.ask.request)
+                job.prompt = job.runner.prompt(job.ask.request)
             except Exception as error:
                 self._ended.append((job, error))
                 return False
@@ -442,13 +315,13 @@ class ContinuousBatching:
             jobs = [job for job in jobs if self._begins(job)]
         if not jobs:
             return
-        model, prompts = jobs[0].model, [job.prompt for job in jobs if job.prompt is not None]
+        runner, prompts = jobs[0].runner, [job.prompt for job in jobs if job.prompt is not None]
         try:
             with _busy(jobs):
                 if reads:
-                    values = model.read_asks([job.ask for job in jobs if isinstance(job.ask, Prefill)], prompts)
+                    values = runner.prefill([job.ask for job in jobs if isinstance(job.ask, Prefill)], prompts)
                 else:
-                    self._join(jobs, model.read_prompts(prompts))
+                    self._join(jobs, runner.read(prompts))
                     return
         except Exception as error:
             self._retry(jobs, error)
@@ -460,25 +333,6 @@ class ContinuousBatching:
 
 
 _LEFT = ModelError("Nobody waits for this any more.")
-_END = object()
-
-
-@contextmanager
-def _wanting(jobs: Sequence[Job]) -> Iterator[None]:
-    """Wait for jobs; if that is left early, they end, and nothing that they hold is kept."""
-    try:
-        yield
-    except BaseException:
-        for job in jobs:
-            if not job.future.cancel() and isinstance(value := job.future.result(), Prefilled):
-                value.close()
-        raise
-
-
-def _raised(value: Any) -> Any:
-    if isinstance(value, Exception):
-        raise value
-    return value
 
 
 def _state(job: Job) -> RowState:

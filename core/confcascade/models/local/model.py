@@ -9,43 +9,48 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from confcascade.asks import Capability, Chunk, Generate, Prefill, Session
 from confcascade.cost import Architecture
-from confcascade.errors import ConfigurationError, ModelError
+from confcascade.errors import ConfigurationError
 from confcascade.models.base import Waiting
 from confcascade.models.gguf import model_name
-from confcascade.models.local.batch import Batch, RowState
-from confcascade.models.local.continuous import ContinuousBatching, Job
+from confcascade.models.local.continuous import ContinuousBatching
 from confcascade.models.local.decoder import Decoder
-from confcascade.models.local.decoding import not_finite
 from confcascade.models.local.dequantised import GgufCache
 from confcascade.models.local.detokenizer import call_marks_of, marks_of
-from confcascade.models.local.generation import DecoderSettings, GrowingAnswer
+from confcascade.models.local.generation import DecoderSettings
 from confcascade.models.local.identity import fingerprint_of
+from confcascade.models.local.jobs import Job, aresults, astreamed, results, streamed
 from confcascade.models.local.loading import DeviceMap, Quantization, load
-from confcascade.models.local.prefixes import Prefixes
-from confcascade.models.local.prompts import Prompt, Prompts
+from confcascade.models.local.prefix_cache import PrefixCache
+from confcascade.models.local.prompts import Prompts
+from confcascade.models.local.runner import ModelRunner
 from confcascade.models.local.sampling import GenerationSettings
-from confcascade.models.local.sessions import Sessions, position_of
-from confcascade.models.local.stopping import StoppablePass
-from confcascade.models.local.worker import in_passing
-from confcascade.thoughts import may_open_mark
-from confcascade.types import Prefilled, Request, Response, Usage
+from confcascade.models.local.worker import in_own_thread
+from confcascade.types import Prefilled, Request, Response
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["TransformersModel"]
+__all__ = ["ModelOptions", "TransformersModel"]
 
 _log = logging.getLogger("confcascade")
 _KEPT_SHARE, _KEPT_LEAST = 0.1, 256 * 2**20  # of the weights' memory, or bytes, for the beginnings of prompts
+
+
+class ModelOptions(TypedDict, total=False):
+    """The options of a `TransformersModel`, which says what each means."""
+
+    name: str | None
+    max_new_tokens: int | None
+    batch_size: int
+    prefix_cache_mb: float | None
+    template_options: Mapping[str, Any] | None
+    generation_options: Mapping[str, Any] | None
 
 
 class TransformersModel:
@@ -100,7 +105,7 @@ class TransformersModel:
         self.tokenizer = tokenizer
         name = name or Path(str(getattr(model, "name_or_path", "") or "model")).name
         config = model.config.get_text_config(decoder=True)
-        self._decoder = in_passing(lambda: self._decoder_of(model, config))
+        self._decoder = in_own_thread(lambda: self._decoder_of(model, config))
         if batch_size > 1 and not self._decoder.batches:
             _log.warning("Model '%s' does not answer in a batch as it does alone. It is asked one by one.", name)
         self._capability = Capability(
@@ -119,7 +124,7 @@ class TransformersModel:
         )
         weights = sum(each.nelement() * each.element_size() for each in model.parameters())
         kept = max(int(weights * _KEPT_SHARE), _KEPT_LEAST) if prefix_cache_mb is None else int(prefix_cache_mb * 2**20)
-        self._prefixes = Prefixes(self._decoder, model.device, kept)
+        self._prefix_cache = PrefixCache(self._decoder, model.device, kept)
         self._batching = ContinuousBatching(self._decoder, self._capability.batch_size, model.device)
         self._set_options(name, max_new_tokens, template_options or {}, generation_options or {})
 
@@ -164,7 +169,14 @@ class TransformersModel:
             ),
             dtype=self.model.dtype,
         )
-        self._sessions = Sessions(self._decoder, self._prompts, self._speaker, self.model.device)
+        self._runner = ModelRunner(
+            self._decoder,
+            self._prompts,
+            self._speaker,
+            self._prefix_cache,
+            render=self.render,
+            device=self.model.device,
+        )
 
     def __repr__(self) -> str:
         settings = "".join(f", {key}={value!r}" for key, value in self.generation_settings.items())
@@ -217,7 +229,7 @@ class TransformersModel:
             ConfigurationError: If nothing can be loaded from there, weights are missing, or this machine lacks what was
                 asked for.
         """
-        model, tokenizer = in_passing(
+        model, tokenizer = in_own_thread(
             lambda: load(
                 name_or_path,
                 adapter=adapter,
@@ -312,122 +324,45 @@ class TransformersModel:
     # ------------------------------------------------------------------ LanguageModel
 
     def prefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        return self._batching.answers([self._job(ask) for ask in asks])
+        return results([self._job(ask) for ask in asks], self._submit)
 
     def generate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return self._batching.answers([self._job(ask) for ask in asks])
+        return results([self._job(ask) for ask in asks], self._submit)
 
     def stream(self, ask: Generate) -> Iterator[Chunk | Response]:
-        return self._batching.stream(self._job(ask))
+        return streamed(self._job(ask), self._submit)
 
     async def aprefill(self, asks: Sequence[Prefill]) -> Sequence[Prefilled | Exception]:
-        return await self._batching.aanswers([self._job(ask) for ask in asks])
+        return await aresults([self._job(ask) for ask in asks], self._submit)
 
     async def agenerate(self, asks: Sequence[Generate]) -> Sequence[Response | Exception]:
-        return await self._batching.aanswers([self._job(ask) for ask in asks])
+        return await aresults([self._job(ask) for ask in asks], self._submit)
 
     def astream(self, ask: Generate) -> AsyncIterator[Chunk | Response]:
-        return self._batching.astream(self._job(ask))
+        return astreamed(self._job(ask), self._submit)
 
-    def begin(self, ask: Prefill | Generate) -> Future[Any]:
-        """Let it answer, and return at once (`Meeting`)."""
-        return self._batching.submit(self._job(ask)).future
-
-    def submit(self, job: Job) -> None:
-        """Let a job wait its turn."""
-        self._batching.submit(job)
+    def submit(self, ask: Prefill | Generate) -> Future[Any]:
+        """Let it answer, and return at once (`SelfBatching`)."""
+        job = self._job(ask)
+        self._submit(job)
+        return job.future
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that somebody may go on from."""
-        return self._batching.held
+        return self._batching.open_prefills
 
     def _job(self, ask: Prefill | Generate) -> Job:
-        return Job(self, self._asked(ask) if isinstance(ask, Generate) else ask, ask, Waiting.current())
+        return Job(self._runner, self._asked(ask) if isinstance(ask, Generate) else ask, ask, Waiting.current())
 
     def _asked(self, ask: Generate) -> Generate:
         """An ask with all that its answer needs; one that goes on from what was written needs a session."""
         goes_on = ask.session is not None or bool(ask.request.written or ask.until)
         return replace(ask, session=Session()) if goes_on and ask.session is None else ask
 
-    # ------------------------------------------------------------------ what its batching asks of it
-
-    def prompt(self, request: Request) -> Prompt:
-        """What the model reads, up to where its answer begins.
-
-        Raises:
-            ModelError: If it does not fit the context.
-        """
-        text = self.render(request)
-        return Prompt(text, self._prompts.encode(text), self._prompts.opened(request, text))
-
-    def pending(self, prompt: Prompt) -> int:
-        """How many tokens of a prompt are still to be read."""
-        return self._prefixes.pending(prompt.ids)
-
-    def read_asks(self, asks: Sequence[Prefill], prompts: Sequence[Prompt]) -> list[Prefilled | Exception]:
-        """Answer asks about prompts, in one pass."""
-        found: list[Any] = [None] * len(asks)
-        readable: list[tuple[int, dict[str, tuple[int, ...]]]] = []
-        for i, (ask, prompt) in enumerate(zip(asks, prompts, strict=True)):  # one that cannot be fails alone
-            try:
-                self._check_layers(ask.layers)
-                readable.append((i, {label: self._prompts.label_ids(prompt.text, label) for label in ask.labels}))
-            except Exception as error:
-                found[i] = error
-        if not readable:
-            return found
-        batch, passed = self._read_gated([prompts[i].ids for i, _ in readable], [asks[i] for i, _ in readable])
-        for row, layer in passed.ended.items():
-            i = readable[row][0]
-            depth = layer / self._capability.layers
-            found[i] = Prefilled(Usage(len(prompts[i].ids), 0), hidden_states=passed.states[row], depth=depth)
-        if batch is None:
-            return found
-        logprobs = batch.logits.float().log_softmax(-1)
-        broken = not_finite(logprobs)
-        likeliest = logprobs.argmax(-1).tolist()
-        for row, read in enumerate(passed.rows):
-            i, ids = readable[read]
-            ask, opened = asks[i], prompts[i].opened
-            if broken[row]:
-                RowState(batch, row).close()
-                found[i] = self._speaker.overflow()
-                continue
-            if opened or (ids and self._begins_thoughts(likeliest[row])):
-                ids = {}  # what comes first are thoughts, so that labels are read behind them
-            label_logprobs = {label: logprobs[row, list(which)].logsumexp(-1) for label, which in ids.items()}
-            found[i] = Prefilled(
-                usage=Usage(len(batch.prompts[row]), 0),
-                hidden_states=passed.states[read],
-                label_logprobs={label: float(logprob) for label, logprob in label_logprobs.items()},
-                following=position_of(batch.logits[row]) if ask.following else None,
-                state=RowState(batch, row, opened),
-            )
-        return found
-
-    def read_prompts(self, prompts: Sequence[Prompt]) -> Batch:
-        """Read prompts in one pass, to answer them."""
-        encoded = [prompt.ids for prompt in prompts]
-        ids, mask, positions, cache = self._padded(encoded)
-        batch = Batch(encoded, mask)
-        batch.logits, batch.cache = self._decoder(ids, mask, positions, cache)
-        return batch
-
-    def growing(self, ask: Generate, prompt: Prompt | None) -> GrowingAnswer:
-        """An answer that begins, to a prompt or behind what has been prefilled."""
-        opened = prompt.opened if prompt is not None else ask.prefilled.state.opened  # type: ignore[union-attr]
-        return GrowingAnswer(ask, self._speaker, opened, self._prefixes.keep)
-
-    def in_sessions(
-        self, asks: Sequence[Any], wanted: Callable[[Any], bool], emit: Callable[[Chunk], None] | None
-    ) -> list[Any]:
-        """What asks that belong to sessions are answered; the chunks of a single one are emitted."""
-        if isinstance(asks[0], Prefill):
-            return self._sessions.read(asks)
-        if emit is None:
-            return self._sessions.write(asks, wanted)
-        return [self._sessions.stream(asks[0], wanted, emit)]
+    def _submit(self, job: Job) -> None:
+        """Let a job wait its turn; returns at once."""
+        self._batching.submit(job)
 
     # ------------------------------------------------------------------ prompts
 
@@ -456,7 +391,7 @@ class TransformersModel:
         """Hidden states of the last prompt token after block `layer`, before any final norm: (n, hidden_size)."""
         import numpy as np
 
-        self._check_layers([layer])
+        self._runner.check_layers([layer])
         found = []
         for start in range(0, len(requests), self._capability.batch_size):
             part = requests[start : start + self._capability.batch_size]
@@ -466,64 +401,6 @@ class TransformersModel:
                 read.close()
                 found.append(read.hidden_states[layer])
         return np.stack(found)
-
-    # ------------------------------------------------------------------ forward passes
-
-    def _check_layers(self, layers: Sequence[int]) -> None:
-        blocks = self._capability.layers
-        if not all(1 <= layer <= blocks for layer in layers):
-            known = f"1 to {blocks}" if blocks else "of no block: they do not have the shape (tokens, hidden size)"
-            raise ModelError(f"Model '{self._name}' gives hidden states {known}. Got the layers {tuple(layers)}.")
-
-    def _read_gated(
-        self, encoded: Sequence[Sequence[int]], asks: Sequence[Prefill]
-    ) -> tuple[Batch | None, StoppablePass]:
-        """One forward pass over prompts, which goes no further than the asks' gates let it.
-
-        Returns:
-            The batch of the rows that went to the end, None if there are none; and the pass: what was seen of each row.
-        """
-        ids, mask, positions, cache = self._padded(encoded)
-        layers, gates = [ask.layers for ask in asks], [ask.gate for ask in asks]
-        logits = None
-        with StoppablePass(self._decoder.blocks, layers, gates, self._decoder.row_arguments) as passed:
-            logits, cache = self._decoder(ids, mask, positions, cache, hooked=any(layers))
-        self._check_seen(set(layers[row]) <= set(passed.states[row]) for row in passed.rows)
-        if not passed.rows:
-            return None, passed
-        return Batch([encoded[row] for row in passed.rows], mask[passed.rows], cache, logits), passed
-
-    def _padded(self, encoded: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
-        """Prompts side by side.
-
-        Returns:
-            Tokens that are to be read; the mask of all; positions of those to be read, each of shape (rows, tokens);
-            and a cache of what need not be read, or None.
-        """
-        import torch
-
-        known, cache = self._prefixes.begun(encoded)
-        past, longest = max(known), max(len(row) - its for row, its in zip(encoded, known, strict=True))
-        ids = torch.zeros(len(encoded), longest, dtype=torch.long)
-        mask = torch.zeros(len(encoded), past + longest, dtype=torch.long)
-        for i, (row, its) in enumerate(zip(encoded, known, strict=True)):
-            new = len(row) - its
-            ids[i, longest - new :] = torch.tensor(row[its:])  # on the right, so that all answers begin in one column
-            mask[i, past - its : past] = 1
-            mask[i, past + longest - new :] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, past:], cache
-
-    def _check_seen(self, seen: Iterable[bool]) -> None:
-        if not all(seen):
-            raise ModelError(
-                f"Model '{self._name}' shows no hidden states: parts of it are compiled, and compiled code passes over "
-                "hooks. Compile it as a whole, by `torch.compile(model)` or `model.compile()`."
-            )
-
-    def _begins_thoughts(self, token: int) -> bool:
-        """Whether an answer that begins with this token begins with a mark of thoughts."""
-        return may_open_mark(self.tokenizer.decode([token]))
 
 
 def _check_count(argument: str, value: Any) -> None:

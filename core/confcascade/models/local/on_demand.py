@@ -7,14 +7,14 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 from confcascade.asks import Capability
@@ -22,12 +22,12 @@ from confcascade.cost import Architecture
 from confcascade.errors import ConfigurationError, ModelError
 from confcascade.models.gguf import model_name
 from confcascade.models.local.adapters import is_adapter
-from confcascade.models.local.continuous import ContinuousBatching, Job
 from confcascade.models.local.dequantised import GgufCache, dequantised
 from confcascade.models.local.identity import fingerprint_of
+from confcascade.models.local.jobs import Job
 from confcascade.models.local.loading import chosen_dtype, gguf_in
-from confcascade.models.local.model import TransformersModel
-from confcascade.models.local.outline import UntriedDecoder, outlined, stored_weights
+from confcascade.models.local.model import ModelOptions, TransformersModel
+from confcascade.models.local.outline import UntriedDecoder, load_outline, stored_samples
 from confcascade.models.memory import MemoryBound, gib
 
 __all__ = ["OnDemandModel"]
@@ -45,19 +45,12 @@ class OnDemandModel(TransformersModel):
     Answers, scores and fingerprints are those of the model loaded at once.
 
     Args:
-        name_or_path: A folder, a GGUF file, or a name on the hub. A GGUF file is dequantised at once if it never was.
+        name_or_path: A folder, a GGUF file, or a name on the hub. A GGUF file is dequantised at once if it never was,
+            so `gguf_cache` cannot be False.
         memory: The bound that it shares with other models; by default its weights stay once they are loaded.
-        device: As of `TransformersModel.from_pretrained`.
-        dtype: Likewise.
-        revision: Likewise.
-        trust_remote_code: Likewise.
-        gguf_cache: Likewise, but something must be kept.
-        name: As of `TransformersModel`.
-        max_new_tokens: Likewise.
-        batch_size: Likewise.
-        prefix_cache_mb: Likewise; what it holds goes with the weights.
-        template_options: Likewise.
-        generation_options: Likewise.
+        **options: Those of `TransformersModel`. What `prefix_cache_mb` allows goes with the weights.
+
+    The other arguments are those of `TransformersModel.from_pretrained`.
 
     Raises:
         MissingExtraError: Without torch and transformers.
@@ -76,12 +69,7 @@ class OnDemandModel(TransformersModel):
         revision: str | None = None,
         trust_remote_code: bool = False,
         gguf_cache: GgufCache = None,
-        name: str | None = None,
-        max_new_tokens: int | None = None,
-        batch_size: int = 32,
-        prefix_cache_mb: float | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        generation_options: Mapping[str, Any] | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
         if version("transformers").startswith("5.0."):
             raise ConfigurationError(
@@ -92,42 +80,22 @@ class OnDemandModel(TransformersModel):
             raise ConfigurationError(
                 f"'{name_or_path}' is an adapter, and those are not loaded on demand. Use TransformersModel."
             )
-        name = name or model_name(name_or_path)
+        options["name"] = name = options.get("name") or model_name(name_or_path)
         place: str | Path = name_or_path
         if (file := gguf_in(name_or_path)) is not None:
             place = dequantised(file, dtype=chosen_dtype(dtype), cache=gguf_cache)
-        common: dict[str, Any] = {
+        checkpoint: dict[str, Any] = {
             "device": device,
             "dtype": dtype,
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
-        outline, tokenizer = outlined(place, **common)
-        super().__init__(
-            outline,
-            tokenizer,
-            name=name,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            prefix_cache_mb=prefix_cache_mb,
-            template_options=template_options,
-            generation_options=generation_options,
-        )
-
-        def load() -> TransformersModel:
-            return TransformersModel.from_pretrained(
-                name_or_path,
-                **common,
-                gguf_cache=gguf_cache,
-                name=name,
-                batch_size=batch_size,
-                prefix_cache_mb=prefix_cache_mb,
-            )
-
-        self._weights = _Weights(name, outline.size, load, memory or MemoryBound())
+        outline, tokenizer = load_outline(place, **checkpoint)
+        super().__init__(outline, tokenizer, **options)
+        read = partial(TransformersModel.from_pretrained, name_or_path, **checkpoint, gguf_cache=gguf_cache, **options)
+        self._weights = _Weights(name, outline.size, read, memory or MemoryBound())
         self._place, self._revision = place, revision
-        self._batching = _Batching(self._decoder, batch_size, outline.device)
-        self.memory.admit(self._weights)
+        self.memory.check_fits(self._weights)
 
     def _decoder_of(self, model: Any, config: Any) -> Any:
         return UntriedDecoder(model, config)
@@ -164,28 +132,28 @@ class OnDemandModel(TransformersModel):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of all that its hidden states and greedy answers depend on.
 
-        Read from the checkpoint; where that does not show them (`stored_weights`), the model is loaded.
+        Read from the checkpoint; where that does not show them (`stored_samples`), the model is loaded.
 
         Raises:
             ConfigurationError: If a file of weights is damaged.
             ModelError: If it cannot be loaded.
         """
-        stored = stored_weights(self.model, self._place, self._revision) if self._weights.model is None else None
+        stored = stored_samples(self.model, self._place, self._revision) if self._weights.model is None else None
         if stored is not None:
             penalties = self._speaker.settings.penalties
             return fingerprint_of(self.model, self.tokenizer, self._prompts.template_options, penalties, stored)
-        room = self.memory.use(self._weights)
+        room = self.memory.acquire(self._weights)
         try:
             room.result()
             return self.with_weights().fingerprint
         finally:
-            self.memory.leave(self._weights, room)
+            self.memory.release(self._weights, room)
 
     def with_weights(self) -> TransformersModel:
         """The model that answers in its place, while its weights are in memory."""
-        if (found := self._weights.asked.get(self)) is None:
+        if (found := self._weights.variants.get(self)) is None:
             assert self._weights.model is not None
-            found = self._weights.asked[self] = self._weights.model.with_options(
+            found = self._weights.variants[self] = self._weights.model.with_options(
                 name=self._name,
                 max_new_tokens=self._speaker.max_new_tokens,
                 template_options=self.template_options,
@@ -193,31 +161,23 @@ class OnDemandModel(TransformersModel):
             )
         return found
 
-    def wait_for_weights(self, job: Job) -> None:
+    def _submit(self, job: Job) -> None:
         """Let a job wait for the weights, and then its turn; returns at once."""
-        room = self.memory.use(self._weights, goes_on=job.continues)
+        room = self.memory.acquire(self._weights, goes_on=job.continues)
 
         def start(room: Future[None]) -> None:
             if room.cancelled():
                 return
             try:
                 room.result()
-                job.model = self.with_weights()
-                self.with_weights().submit(job)
+                model = self.with_weights()
+                job.runner = model._runner
+                model._submit(job)
             except Exception as error:
                 job.end(error)
 
-        job.future.add_done_callback(lambda _: self.memory.leave(self._weights, room))
+        job.future.add_done_callback(lambda _: self.memory.release(self._weights, room))
         room.add_done_callback(start)
-
-
-class _Batching(ContinuousBatching):
-    """Asks for weights before anything is computed with them."""
-
-    def submit(self, job: Job) -> Job:
-        assert isinstance(job.model, OnDemandModel)
-        job.model.wait_for_weights(job)
-        return job
 
 
 class _Weights:
@@ -231,7 +191,7 @@ class _Weights:
 
     Attributes:
         model: While they are in memory.
-        asked: It, asked as each of the models asks it.
+        variants: It, with the options of each of the models.
         capability: Once a trial has shown it.
         architecture: Likewise.
     """
@@ -241,7 +201,7 @@ class _Weights:
         self.size = size
         self.bound = bound
         self.model: TransformersModel | None = None
-        self.asked: WeakKeyDictionary[OnDemandModel, TransformersModel] = WeakKeyDictionary()
+        self.variants: WeakKeyDictionary[OnDemandModel, TransformersModel] = WeakKeyDictionary()
         self.capability: Capability | None = None
         self.architecture: Architecture | None = None
         self._read = read
@@ -263,17 +223,17 @@ class _Weights:
         self.model = model
         _log.info("Model '%s' is loaded, in %.1f seconds (%s).", self.name, time.monotonic() - began, gib(self.size))
 
-    def take_off(self) -> None:
+    def unload(self) -> None:
         """Free their memory."""
         self.model = None
-        self.asked.clear()
+        self.variants.clear()
         gc.collect()  # a model and its parts know each other
         _return_memory()
 
     @property
-    def held(self) -> int:
+    def open_prefills(self) -> int:
         """How many prompts have been read that somebody may go on from."""
-        return 0 if self.model is None else self.model.held
+        return 0 if self.model is None else self.model.open_prefills
 
 
 def _return_memory() -> None:

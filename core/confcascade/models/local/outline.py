@@ -15,7 +15,7 @@ from confcascade.models.local.identity import SAMPLED
 from confcascade.models.local.loading import chosen_device, chosen_dtype, refused
 from confcascade.models.local.stopping import RowArguments
 
-__all__ = ["Outline", "UntriedDecoder", "outlined", "stored_weights"]
+__all__ = ["Outline", "UntriedDecoder", "load_outline", "stored_samples"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -90,17 +90,15 @@ class UntriedDecoder:
         self.multiplied, self.outside_blocks = weights.count, weights.outside
 
 
-def outlined(
+def load_outline(
     place: str | Path, *, device: str | None, dtype: Any, revision: str | None, trust_remote_code: bool
 ) -> tuple[Outline, Any]:
     """A model without weights, and its tokenizer.
 
     Args:
         place: A folder, or a name on the hub.
-        device: As of `TransformersModel.from_pretrained`, as are the others.
-        dtype: Likewise.
-        revision: Likewise.
-        trust_remote_code: Likewise.
+
+    The other arguments are those of `TransformersModel.from_pretrained`.
 
     Raises:
         MissingExtraError: Without torch and transformers.
@@ -130,7 +128,7 @@ def outlined(
     return Outline(model, torch.device(device), dtype), tokenizer
 
 
-def stored_weights(outline: Outline, place: str | Path, revision: str | None) -> list[Any] | None:
+def stored_samples(outline: Outline, place: str | Path, revision: str | None) -> list[Any] | None:
     """The first `SAMPLED` numbers of each weight, as they are once it is loaded, read from its files.
 
     None where that cannot be told: files that are not here or are not safetensors, and checkpoints whose weights are

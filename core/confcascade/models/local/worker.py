@@ -18,14 +18,14 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from confcascade.errors import ModelError
 
-__all__ = ["Work", "Worker", "in_passing"]
+__all__ = ["Work", "Worker", "in_own_thread"]
 
 _log = logging.getLogger("confcascade")
 T = TypeVar("T")
 _IDLE_S = 60.0  # after so long without work, the thread ends
 
 
-def in_passing(function: Callable[[], T]) -> T:
+def in_own_thread(function: Callable[[], T]) -> T:
     """What a function returns, called in a thread that ends with it.
 
     PyTorch keeps a pool of threads for each thread that has ever computed, and while there are two of them, both wait
@@ -91,7 +91,7 @@ class Worker:
         """
         if threading.current_thread() is self._thread:
             raise ModelError("A local model was asked from within a local model's pass, such as from a watch.")
-        self._follow_threads()
+        self._copy_thread_count()
         with self._changed:
             self._inbox.append((work, job))
             if self._thread is None:
@@ -99,7 +99,7 @@ class Worker:
                 self._thread.start()
             self._changed.notify()
 
-    def _follow_threads(self) -> None:
+    def _copy_thread_count(self) -> None:
         """Compute with as many threads as whoever asks: PyTorch keeps that number for each thread."""
         import torch
 
@@ -107,12 +107,12 @@ class Worker:
 
     def _run(self) -> None:
         works: dict[int, Work] = {}
-        while self._takes_in(works):
+        while self._take_jobs(works):
             for key in list(works):
-                if not _steps(works[key]):
+                if not _step(works[key]):
                     del works[key]
 
-    def _takes_in(self, works: dict[int, Work]) -> bool:
+    def _take_jobs(self, works: dict[int, Work]) -> bool:
         """Hand out what has come; waits if there is nothing else to do. False if the thread is to end."""
         import torch
 
@@ -152,7 +152,7 @@ class Worker:
         cls._of.clear()
 
 
-def _steps(work: Work) -> bool:
+def _step(work: Work) -> bool:
     """A step; whether another is to follow."""
     try:
         return work.step()

@@ -47,7 +47,7 @@ def request(text, **parameters):
 def quick(monkeypatch):
     monkeypatch.setattr(memory, "_TURN_S", 0.1)
     monkeypatch.setattr(memory, "_IDLE_S", 0.01)
-    monkeypatch.setattr(memory, "_HELD_S", 0.3)
+    monkeypatch.setattr(memory, "_PREFILL_S", 0.3)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ tokenizers = pytest.importorskip("tokenizers")
 from confcascade import Cascade, Stage, TokenProbability, TransformersModel
 from confcascade.answers import parted
 from confcascade.asks import Chunk, Generate, Prefill
-from confcascade.models.local.continuous import ContinuousBatching
-from confcascade.models.local.prefixes import Prefixes
 from confcascade.testing import ScriptedModel
 from confcascade.thoughts import part
 from confcascade.types import Message, Request, ThoughtToken
@@ -84,8 +82,9 @@ def sentencepiece_like():
 class Script:
     """Stands for a model's passes: the next token of a fixed text, each with the probability of its place."""
 
-    batches = separable = shares = False
+    batches = stops = separable = shares = False
     blocks, row_arguments = (), None
+    multiplied = outside_blocks = token_bytes = 0
 
     def __init__(self, size):
         self.size = size
@@ -101,9 +100,16 @@ class Script:
         return self.logits(step).repeat(len(ids), 1), step
 
 
+class Scripted(TransformersModel):
+    """A model whose passes are replaced by a script."""
+
+    def _decoder_of(self, model, config):
+        return Script(config.vocab_size)
+
+
 @cache
 def model(make=byte_level, template=None):
-    """A tiny Llama, whose passes are replaced by a script."""
+    """A tiny Llama that is never called."""
     tokenizer = copy.deepcopy(make())
     tokenizer.chat_template = template
     config = transformers.LlamaConfig(
@@ -111,17 +117,13 @@ def model(make=byte_level, template=None):
         num_key_value_heads=1, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip
     plain = transformers.LlamaForCausalLM(config).eval()
-    made = TransformersModel(plain, tokenizer, name="thinker", max_new_tokens=1000)
-    made.script = made._decoder = Script(len(tokenizer))
-    made._batching = ContinuousBatching(made.script, 1, "cpu")
-    made._prefixes = Prefixes(made.script, "cpu", 0)
-    return made
+    return Scripted(plain, tokenizer, name="thinker", max_new_tokens=1000)
 
 
 def asked(made, said, prompt="Q", **parameters):
     """An ask of a model that will write `said`: a text, or token ids."""
     ids = made.tokenizer(said)["input_ids"] if isinstance(said, str) else list(said)
-    made.script.said = [*ids, made.tokenizer.eos_token_id]
+    made._decoder.said = [*ids, made.tokenizer.eos_token_id]
     return Generate(made, Request(Message.parse(prompt), **parameters))
 
 
@@ -364,7 +366,7 @@ def test_the_score_is_that_of_the_answer():
     large = ScriptedModel("large")
     signals = [TokenProbability(), TokenProbability(part="thoughts", name="thoughts")]
     outcome = Cascade([Stage(made, signals, {"p_t": "always", "thoughts": "always"}), Stage(large)]).run(ask.request)
-    logprobs = [float(made.script.logits(step).log_softmax(-1).max()) for step in range(6)]
+    logprobs = [float(made._decoder.logits(step).log_softmax(-1).max()) for step in range(6)]
     attempt = outcome.record.attempts[0]
 
     assert outcome.text == "Ly"

@@ -144,16 +144,16 @@ def test_memory_is_bounded(widths):
     for system in systems:
         for name in NAMES[:2]:
             read(model, [request(name, system)])
-    (tokens,) = {len(kept.ids) for kept in model._prefixes._kept}
+    (tokens,) = {len(kept.ids) for kept in model._prefix_cache._kept}
     tight = made(2.5 * tokens * model._decoder.token_bytes / 2**20)
     for system in systems:
         for name in NAMES[:2]:
             read(tight, [request(name, system)])
-    assert [kept.ids for kept in tight._prefixes._kept] == [kept.ids for kept in model._prefixes._kept][-2:]
+    assert [kept.ids for kept in tight._prefix_cache._kept] == [kept.ids for kept in model._prefix_cache._kept][-2:]
     nothing = made(0)
     for name in NAMES[:3]:
         read(nothing, [request(name)])
-    assert not nothing._prefixes._kept
+    assert not nothing._prefix_cache._kept
 
 
 def test_a_negative_size_is_refused():

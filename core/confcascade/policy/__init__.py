@@ -19,17 +19,15 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from confcascade.asks import LanguageModel
-from confcascade.calibration import Calibrator, calibrator_from_dict
-from confcascade.decoding import Decoding, asked_with
+from confcascade.decoding import Decoding
 from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Certificate, TargetCertificate
 from confcascade.models import from_string
-from confcascade.schema import Entry, ThresholdValue
-from confcascade.schema.signals import SignalEntry
+from confcascade.policy.description import described, shown
+from confcascade.policy.fitted_stage import CalibratedEntry, ExpectedGainEntry, FittedStage
+from confcascade.schema import Entry
 from confcascade.schema.steps import StepsFields
-from confcascade.signals import Signal, Threshold
-from confcascade.signals.calibrated import Calibrated, ExpectedGain
-from confcascade.signals.ties_by_lot import LOT
+from confcascade.signals import Signal
 from confcascade.stage import FittedStages, Stage
 from confcascade.stepwise import Steps
 
@@ -49,131 +47,7 @@ __all__ = [
 
 _KEY = 6  # bytes of a question's hash: of 10,000 and 10,000 others two agree by chance once in three million
 
-
-class CalibratedEntry(Entry):
-    """A confidence (`Calibrated`), its parts named by the calibrator."""
-
-    type: Literal["calibrated"]
-    name: str = Field(min_length=1)
-    calibrator: dict[str, Any]
-
-    @property
-    def calibrators(self) -> tuple[Calibrator, ...]:
-        """What it is computed by."""
-        return (calibrator_from_dict(self.calibrator),)
-
-    def made_of(self, parts: Mapping[str, Signal]) -> Signal:
-        """The signal, from its parts by name."""
-        (calibrator,) = self.calibrators
-        return Calibrated([parts[name] for name in calibrator.signals], calibrator, name=self.name)
-
-
-class ExpectedGainEntry(Entry):
-    """What a larger model would gain (`ExpectedGain`), its parts named by the calibrators."""
-
-    type: Literal["expected_gain"]
-    name: str = Field(min_length=1)
-    own: dict[str, Any]
-    larger: dict[str, Any]
-
-    @property
-    def calibrators(self) -> tuple[Calibrator, ...]:
-        """What it is computed by."""
-        return calibrator_from_dict(self.own), calibrator_from_dict(self.larger)
-
-    def made_of(self, parts: Mapping[str, Signal]) -> Signal:
-        """The signal, from its parts by name."""
-        own, larger = self.calibrators
-        names = dict.fromkeys((*own.signals, *larger.signals))
-        return ExpectedGain([parts[name] for name in names], own, larger, name=self.name)
-
-
-DerivedEntry: TypeAlias = Annotated[CalibratedEntry | ExpectedGainEntry, Field(discriminator="type")]
 AnyCertificate: TypeAlias = Annotated[Certificate | TargetCertificate, Field(discriminator="kind")]
-
-
-class FittedStage(Entry):
-    """A model and what its answers must reach to be kept.
-
-    Attributes:
-        model: Its name in records.
-        build: Its fingerprint when it was recorded; None if it told none.
-        prompt_version: Of the prompt that it was asked with; None if that was not recorded.
-        signals: How to make those that are needed; those that are missing here are handed to `Policy.make_stages`.
-        identities: What decides the values of the recorded signals (`Signal.identity`), as far as it was recorded.
-        derived: Signals made of others.
-        thresholds: By the name of the signal; none for the last stage.
-        skip: As of `Stage`: scores below which a query goes straight to the last stage.
-        shows_early: Whether a draft is streamed before its end where its scores can no longer fail. Such a draft
-            stands, even if it is cut off later, so only where the fit counted those, as wrong.
-        decoding: The settings that its answers came about with (`Decoding`); None if that was not recorded.
-    """
-
-    model: str = Field(min_length=1)
-    build: str | None = None
-    prompt_version: str | None = None
-    signals: list[SignalEntry] = Field(default_factory=list)
-    identities: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    derived: list[DerivedEntry] = Field(default_factory=list)
-    thresholds: dict[str, ThresholdValue] = Field(default_factory=dict)
-    skip: dict[str, float] = Field(default_factory=dict)
-    shows_early: bool = False
-    decoding: dict[str, Any] | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Names of the recorded signals that it judges by, those of which others are made included."""
-        made = {each.name: each for each in self.derived}
-        found: dict[str, None] = {}
-        for name in self.thresholds:
-            parts = [part for each in made[name].calibrators for part in each.signals] if name in made else [name]
-            found.update(dict.fromkeys(parts))
-        return tuple(found)
-
-    def decodes(self, model: LanguageModel, asked: Decoding) -> tuple[Decoding, list[str]]:
-        """How its model is to decode, and which of the settings are not known of it.
-
-        Args:
-            model: Which may have settings of its own.
-            asked: What is asked of the stage.
-
-        Raises:
-            ConfigurationError: If a setting is known to be another than the recorded one.
-        """
-        if self.decoding is None:
-            return asked, []
-        known = asked_with(model, asked, {})
-        for name in dict.fromkeys([*self.decoding, *asked.settings, "temperature"]):
-            was, now = self.decoding.get(name), known.get(name)
-            if now is not None and was != now:
-                raise ConfigurationError(
-                    f"The policy was fitted on answers of '{self.model}' with {name} "
-                    f"{'left to the model' if was is None else was}; here it is {now}. Answers that come about "
-                    "otherwise have other scores, so nothing is promised: set it as it was, or collect and fit again."
-                )
-        if model.capability.set_per_call:
-            return Decoding(**self.decoding), []
-        return asked, [name for name in self.decoding if name not in known]
-
-    def load(self, folder: Path, given: Mapping[str, Signal]) -> list[Signal]:
-        """Its signals, in the order of the thresholds; those `given` go before those described here."""
-        described = {entry.name: entry for entry in self.signals}
-        parts: dict[str, Signal] = {}
-        for name in self.needs:
-            if name not in given and name not in described:
-                raise ConfigurationError(
-                    f"The policy judges '{self.model}' by the signal '{name}' and does not say how to make it: hand it "
-                    "over in `signals`, or fit with `described=...`, whose signals the policy then keeps."
-                )
-            parts[name] = given[name] if name in given else described[name].load(folder)
-            was = self.identities.get(name)
-            if was is not None and was != _plain(parts[name].identity()):
-                raise ConfigurationError(
-                    f"The policy was fitted on another signal '{name}' of '{self.model}': "
-                    f"{_differing(was, parts[name])}. Its thresholds mean nothing for this one; fit again."
-                )
-        made = {each.name: each for each in self.derived}
-        return [made[name].made_of(parts) if name in made else parts[name] for name in self.thresholds]
 
 
 class Stepwise(StepsFields):
@@ -293,7 +167,7 @@ class Policy(Entry):
                 raise ValueError("a policy of groups has the largest model as its stage, and is not stepwise")
             for name, group in self.groups.items():
                 self._check_stages(group.stages)
-                if [stage.model for stage in group.stages] != names and not self._promised(name):
+                if [stage.model for stage in group.stages] != names and not self.promised(name):
                     raise ValueError(f"it promises nothing of the group '{name}', which smaller models may answer")
         elif not self.certificates and names != self.models[-1:]:
             raise ValueError("it promises nothing, and smaller models may answer")
@@ -309,7 +183,7 @@ class Policy(Entry):
             if not stage.thresholds:
                 raise ValueError(f"stage '{stage.model}' has no threshold, so it could never escalate a query")
 
-    def _promised(self, group: str) -> list[AnyCertificate]:
+    def promised(self, group: str) -> list[AnyCertificate]:
         """What is promised of one group."""
         return [each for each in self.certificates if isinstance(each, Certificate) and each.group == group]
 
@@ -371,7 +245,7 @@ class Policy(Entry):
             found = FittedGroup(stages=self.stages, saving=alone)
         update = {
             "stages": found.stages,
-            "certificates": self._promised(group),
+            "certificates": self.promised(group),
             "saving": found.saving,
             "groups": {},
         }
@@ -509,94 +383,17 @@ class Policy(Entry):
 
     def describe(self) -> str:
         """What it does, what it promises under which assumptions, and what it saves, in several lines."""
-        count = len(self.certificates)
-        lines = [*self._decisions(), *self._saving()]
-        if self.groups:
-            return "\n".join([*lines, *self._of_groups()])
-        if count == len(self.accuracy_certificates) or count == 1:
-            return "\n".join([*lines, *(each.describe() for each in self.certificates)])
-        lines.append(f"{count} promises, which hold together with {self.certificates[0].confidence:.4g} confidence:")
-        lines += [each.evidence for each in self.certificates]
-        assumptions = dict.fromkeys(sentence for each in self.certificates for sentence in each.assumptions)
-        return "\n".join([*lines, "They hold as long as:", *(f"- {sentence}" for sentence in assumptions)])
+        return described(self)
 
     @property
     def accuracy_certificates(self) -> list[Certificate]:
         """Those of accuracy or agreement: what an audit can guard."""
         return [each for each in self.certificates if isinstance(each, Certificate)]
 
-    def _of_groups(self) -> list[str]:
-        """What is promised of how many groups, and once what that assumes."""
-        of_all = sum(bool(self._promised(name)) for name in self.groups)
-        lines = [f"Promised of {of_all} of {len(self.groups)} groups, all at once; on the others it loses nothing."]
-        if self.certificates:
-            first = self.certificates[0]
-            lines += [f"The first of these promises: {first.evidence}", "They hold as long as:"]
-            lines += [f"- {sentence}" for sentence in first.assumptions]
-        return lines
-
-    def _decisions(self) -> list[str]:
-        *gated, last = self.stages
-        if self.groups:
-            return [f"Policy: a cascade for each of {len(self.groups)} groups, or {last.model} alone."]
-        how = {stage.model: Decoding(**stage.decoding).describe() for stage in self.stages if stage.decoding}
-        if not gated:
-            return [f"Policy: ask {last.model} alone."]
-        if self.stepwise is not None:
-            rule = " and ".join(f"{name} >= {shown(value)}" for name, value in gated[0].thresholds.items())
-            lines = [f"Policy: {self.name}, step by step", f"  {gated[0].model} writes the steps with {rule}"]
-            return [
-                *lines,
-                f"  {last.model} writes the others" + (", and the last" if self.stepwise.final == "large" else ""),
-            ]
-        lines = [f"Policy: {self.name}"]
-        for stage in gated:
-            rules = [f"{name} >= {shown(value)}" for name, value in stage.thresholds.items()]
-            lines.append(f"  keep the answer of {stage.model} if {' and '.join(rules)}")
-            for name, value in stage.skip.items():
-                lines.append(f"  ask {last.model} at once if its {name} < {shown(value)}")
-        lines.append(f"  else ask {last.model}")
-        if len(set(how.values())) == 1 and len(how) == len(self.stages):
-            lines.append(f"  answers: {next(iter(how.values()))}")
-        else:
-            lines += [f"  answers of {model}: {each}" for model, each in how.items()]
-        if skipped := [name for name in self.models if name not in {stage.model for stage in self.stages}]:
-            lines.append(f"  (not asked at all: {', '.join(skipped)})")
-        return lines
-
-    def _saving(self) -> list[str]:
-        s = self.saving
-        return [
-            f"Expected: {s.share:.1%} of the cost of {self.models[-1]} alone is saved (95 % interval {s.low:.1%} to "
-            f"{s.high:.1%}; in {s.unit}, every model that ran)"
-            + ("." if s.spared is None else f", and it is spared {s.spared:.1%} of the questions.")
-        ]
-
 
 def question_key(text: str) -> bytes:
     """The hash by which a question is known again; texts that differ in case and white space alone have the same."""
     return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:_KEY]
-
-
-def _plain(identity: Mapping[str, Any]) -> Any:
-    import json
-
-    return json.loads(json.dumps(dict(identity)))
-
-
-def _differing(was: Mapping[str, Any], signal: Signal) -> str:
-    now = _plain(signal.identity())
-    key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
-    return f"its `{key}` was {was.get(key)!r} and is now {now.get(key)!r}"
-
-
-def shown(value: Threshold) -> str:
-    """A threshold with four digits, more where it keeps a part of equal scores (`TiesByLot`), or one for each label."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{shown(each)} ({label})" for label, each in value.items())
-    if isinstance(value, str):
-        return value
-    return f"{value:.11g}" if 0 < abs(value - round(value, 2)) <= LOT else f"{value:.4g}"
 
 
 def _maker(build: str) -> str:
