@@ -171,7 +171,7 @@ def llamaindex(stages: Sequence[Stage], asked: QuestionSet, examples: Sequence[E
         return await asyncio.gather(*(llm.achat(each, max_tokens=asked.max_tokens) for each in turns))
 
     answers = asyncio.run(ask())
-    return [(each.message.content or "", each.message.additional_kwargs["confcascade"]) for each in answers]
+    return [(each.message.content or "", each.additional_kwargs["confcascade"]) for each in answers]
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:

@@ -326,7 +326,7 @@ def _halves(each: Recorded, pair: FitData, signals: Sequence[str], drop: float, 
             for at in _quantiles(looking, small, name)
         ]
         tried.append([PolicyStage(large)])
-        lost = losses(looking.columns, tried, large).mean(axis=1)
+        lost = losses(looking.columns, tried, large, None).mean(axis=1)
         cost = bill.means(looking.columns, tried)
         best.append(float((1 - cost / cost[-1])[lost <= drop].max()))
     broken = sum(loss > drop for loss in summary.loss)
