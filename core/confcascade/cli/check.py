@@ -189,12 +189,12 @@ def _show_stage(console: Console, stage: StageDiagnosis, place: str) -> None:
     for name, judged in stage.scores.items():
         rows.add_row(f"score {escape(name)}", "none" if judged.value is None else f"{judged.value:.3g}")
     rows.add_row("so it", escape(stage.then))
-    console.print(Padding(rows, (0, 0, 0, 2)), highlight=False)
+    console.print(Padding(rows, (0, 0, 0, 2), expand=False), highlight=False)
     for finding in stage.findings:
         colour = _COLOURS[finding.level]
         told = Table.grid(padding=(0, 2))
         told.add_row(f"[{colour}]{finding.level}[/]", escape(finding.text))
-        console.print(Padding(told, (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(told, (0, 0, 0, 2), expand=False), highlight=False)
     console.print()
 
 
@@ -207,7 +207,7 @@ def _costs(found: Diagnosis) -> Table:
         guessed = " est." if usage.estimated else ""
         table.add_row(
             escape(stage.model),
-            f"{usage.input_tokens} + {usage.output_tokens} tokens{guessed}",
+            f"{usage.input_tokens} read, {usage.output_tokens} written{guessed}",
             f"{_worth(stage.cost)}, {stage.cost.seconds:.1f} s",
             _worth(stage.typical),
             _worth(found.answered_by(index)),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from confcascade.diagnosis.probing import BEGUN, Call, Probed, thinks
 from confcascade.errors import SignalUnavailableError, kept_of
+from confcascade.models.logprobs import are_none
+from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.signals.spans import call_tokens
 from confcascade.stage import Stage
 from confcascade.types import Response
@@ -29,10 +31,10 @@ class Ability:
 def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
     """What was seen, by name; only "answers" where none came."""
     whole = probed.calls["whole"]
-    found = {"answers": _answers(stage, whole)}
+    found = {"answers": _answers(stage, probed.ended)}
     if probed.answer is None or whole.response is None:
         return found
-    found["log-probabilities"] = _logprobs(probed.answer)
+    found["log-probabilities"] = _logprobs(probed.answer, probed.calls["cut"].response)
     found["streamed"] = _streamed(probed.calls["streamed"])
     found["tool calls"] = _tools(probed.calls.get("tools"))
     found["thoughts"] = _thoughts(probed)
@@ -49,17 +51,22 @@ def _answers(stage: Stage, call: Call) -> Ability:
         return Ability(False, "no: " + ("no answer" if call.error is None else kept_of(call.error)))
     usage = response.usage
     served = getattr(response.native, "model", None)
-    under = f", as '{served}'" if isinstance(served, str) and served not in ("", stage.model.name) else ""
+    under = f", by '{served}'" if isinstance(served, str) and served not in ("", stage.model.name) else ""
     ended = f"ended by '{response.finish_reason}'" if response.finish_reason else "without a reason for its end"
-    return Ability(True, f"{usage.input_tokens} + {usage.output_tokens} tokens, {ended}, {call.seconds:.2f} s{under}")
+    counts = f"{usage.input_tokens} tokens read, {usage.output_tokens} written"
+    return Ability(True, f"{counts}, {ended}, {call.seconds:.2f} s{under}")
 
 
-def _logprobs(response: Response) -> Ability:
+def _logprobs(response: Response, cut: Response | None) -> Ability:
+    """Of an answer; how many alternatives there can be, another of one token shows."""
     if response.tokens is None:
         if not response.answer.strip():
             return Ability(None, "not seen: no answer came to judge")
         return Ability(False, "no: " + (response.unscored or "none came, though they were asked for"))
-    listed = max((len(token.top) for token in response.tokens), default=0)
+    if are_none(response.tokens):
+        return Ability(False, "no: every one is 0 or -9999, which stand for none")
+    shown = (*response.tokens, *(() if cut is None else (*(cut.tokens or ()), *(cut.thought_tokens or ()))))
+    listed = max((len(token.top) for token in shown), default=0)
     also = ", behind the thoughts" if thinks(response) else ""
     return Ability(True, f"yes{also}, with {listed} alternatives for each token" if listed else f"yes{also}")
 
@@ -105,20 +112,25 @@ def _thoughts(probed: Probed) -> Ability:
 
 def _hidden_states(stage: Stage, call: Call | None) -> Ability:
     if call is None:
-        return Ability(False, "no: nothing is shown of the pass over the prompt")
+        if isinstance(stage.model, OpenAICompatibleModel):
+            return Ability(None, "not asked: SGLang and vLLM can give them (`hidden_states`)")
+        return Ability(False, "no: the model does not show its pass over the prompt")
     if call.prefilled is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
-    told = call.prefilled.hidden_states
+    told, can = call.prefilled.hidden_states, stage.model.capability
     if not told:
+        if can.engine:
+            return Ability(False, f"no: the server gave none, though it is set to (`hidden_states: {can.engine}`)")
         return Ability(False, "no, but how likely each label is behind the prompt")
     wide = len(next(iter(told.values())))
     blocks = ", ".join(map(str, sorted(told)))
-    return Ability(True, f"yes, of block {blocks} of {stage.model.capability.layers}, {wide} numbers each")
+    apart = ", by a call for one token" if can.engine else ""
+    return Ability(True, f"yes, of block {blocks} of {can.layers}, {wide} numbers each{apart}")
 
 
 def _continues(call: Call | None) -> Ability:
     if call is None:
-        return Ability(None, "not asked: the model is not known to (`continues`)")
+        return Ability(None, "not asked: only steps need it (`continues`)")
     if call.response is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
     if call.response.text.strip().lower().startswith(BEGUN.lower()):
