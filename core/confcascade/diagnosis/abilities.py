@@ -31,9 +31,12 @@ class Ability:
 def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
     """What was seen, by name; only "answers" where none came."""
     whole = probed.calls["whole"]
-    found = {"answers": _answers(stage, probed.ended)}
+    found = {"answers": _answers(probed.ended)}
     if probed.answer is None or whole.response is None:
         return found
+    served = getattr(whole.response.native, "model", None)
+    if isinstance(served, str) and served not in ("", stage.model.name):
+        found["model"] = Ability(True, f"calls itself '{served}'")
     found["log-probabilities"] = _logprobs(probed.answer, probed.calls["cut"].response)
     found["streamed"] = _streamed(probed.calls["streamed"])
     found["tool calls"] = _tools(probed.calls.get("tools"))
@@ -45,16 +48,14 @@ def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
     return found
 
 
-def _answers(stage: Stage, call: Call) -> Ability:
+def _answers(call: Call) -> Ability:
     response = call.response
     if response is None:
         return Ability(False, "no: " + ("no answer" if call.error is None else kept_of(call.error)))
     usage = response.usage
-    served = getattr(response.native, "model", None)
-    under = f", by '{served}'" if isinstance(served, str) and served not in ("", stage.model.name) else ""
     ended = f"ended by '{response.finish_reason}'" if response.finish_reason else "without a reason for its end"
     counts = f"{usage.input_tokens} tokens read, {usage.output_tokens} written"
-    return Ability(True, f"{counts}, {ended}, {call.seconds:.2f} s{under}")
+    return Ability(True, f"in {call.seconds:.2f} s, {counts}, {ended}")
 
 
 def _logprobs(response: Response, cut: Response | None) -> Ability:
@@ -64,7 +65,7 @@ def _logprobs(response: Response, cut: Response | None) -> Ability:
             return Ability(None, "not seen: no answer came to judge")
         return Ability(False, "no: " + (response.unscored or "none came, though they were asked for"))
     if are_none(response.tokens):
-        return Ability(False, "no: every one is 0 or -9999, which stand for none")
+        return Ability(False, "no: every one is 0 or -9999, which stands for none")
     shown = (*response.tokens, *(() if cut is None else (*(cut.tokens or ()), *(cut.thought_tokens or ()))))
     listed = max((len(token.top) for token in shown), default=0)
     also = ", behind the thoughts" if thinks(response) else ""
@@ -130,7 +131,7 @@ def _hidden_states(stage: Stage, call: Call | None) -> Ability:
 
 def _continues(call: Call | None) -> Ability:
     if call is None:
-        return Ability(None, "not asked: only steps need it (`continues`)")
+        return Ability(None, "not asked: needed only to write step by step (`continues`)")
     if call.response is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
     if call.response.text.strip().lower().startswith(BEGUN.lower()):

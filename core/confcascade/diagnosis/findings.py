@@ -61,7 +61,7 @@ def findings_of(
     """
     whole = probed.calls["whole"]
     if whole.response is None:
-        why = "no answer" if whole.error is None else kept_of(whole.error)
+        why = "no answer" if whole.error is None else kept_of(whole.error).rstrip(".")
         return (Finding("fails", "error", f"It does not answer: {why}. {_hint(whole.error)}".strip()),)
     found = [
         *_scores(stage, probed, last=last),
@@ -123,13 +123,12 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
                 f"{signal.name} has no score ({judged.unavailable}), and keeps answers all the same.",
             )
         elif (lacks := _lacking(signal, stage, probed)) is not None:
-            yield Finding(
-                "fails",
-                "never_scored",
-                f"{signal.name} needs {lacks}, and gets none that it could use. Every answer escalates: its "
-                "calls are paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or "
-                "put this model last.",
-            )
+            paid = "Every answer escalates: its calls are paid for and save nothing."
+            other = "Use Verbalized(), which needs only text, or a LearnedScorer, or put this model last."
+            if lacks == "log-probabilities" and _thinks(probed):
+                other += " Some models report them once they do not think."
+            told = f"{signal.name} needs {lacks}, and gets none that it could use. {paid} {other}"
+            yield Finding("fails", "never_scored", told)
         else:
             yield Finding(
                 "warning",
@@ -236,10 +235,14 @@ def _refused(probed: Probed) -> Iterator[Finding]:
         )
 
 
+def _thinks(probed: Probed) -> bool:
+    return any(call.response is not None and thinks(call.response) for call in probed.calls.values())
+
+
 def _thoughts(stage: Stage, probed: Probed) -> Iterator[Finding]:
     response = probed.answer
     assert response is not None
-    if not any(call.response is not None and thinks(call.response) for call in probed.calls.values()):
+    if not _thinks(probed):
         return
     off = (
         "`options: {chat_template_kwargs: {enable_thinking: false}}` (vLLM, SGLang, llama.cpp), `{reasoning_effort: "
@@ -337,7 +340,7 @@ def _streams(probed: Probed, *, fatal: bool) -> Iterator[Finding]:
     assert whole is not None
     response = streamed.response
     if response is None:
-        why = "" if streamed.error is None else f" ({kept_of(streamed.error)})"
+        why = "" if streamed.error is None else f" ({kept_of(streamed.error).rstrip('.')})"
         if probed.in_pieces:
             then = "Its signals decide before an answer is whole, so all drafts are streamed: none comes. "
             then += 'Let them judge the whole answer, as TokenProbability(aggregate="mean") does.'

@@ -246,5 +246,6 @@ def test_a_served_model_is_probed_checked_and_gated_through_its_server(here, fol
             cascade.write_text(mine)
             with pytest.raises(ConfigurationError, match=message):
                 checks(cascade)
+    cascade.write_text(gated)
     with pytest.raises(ConfigurationError, match=r"gives the hidden states of block .*, of 4\. Got depths at block 1"):
         here("questions", "-o", tmp_path / "other", *options, "--depths", "1")

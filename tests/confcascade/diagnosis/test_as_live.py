@@ -56,7 +56,7 @@ class Screen:
         )
         self.title = rows.partition(" answers ")[0]
         self.so_it = rows.partition(" so it ")[2].strip()
-        score = re.search(r" score p_t (\S+)", rows)
+        score = re.search(r" score p_t ([^\s,]+)", rows)
         self.score = None if score is None or score[1] == "none" else float(score[1])
 
     def says(self, *, streamed: bool) -> str:
