@@ -207,8 +207,18 @@ def _diagnosed(stages: Sequence[Stage], index: int, rules: Rules, probe: Probe, 
         then=forecast(stages, index, rules, findings),
         usage=probed.usage,
         cost=_cost(stage, probed),
-        typical=attempt_cost(typical, 0.0, stage.model.architecture, stage.prices),
+        typical=_typical(stage, probed, typical, last=last),
     )
+
+
+def _typical(stage: Stage, probed: Probed, usage: Usage, *, last: bool) -> Cost:
+    """Of a query that the stage answers; a gate at a server reads the prompt in a call of its own."""
+    read = probed.calls.get("prefill")
+    gated = not last and any(signal.layers(stage.model) for signal in stage.signals)
+    calls = [usage]
+    if gated and read is not None and read.prefilled is not None and read.prefilled.apart:
+        calls.append(Usage(usage.input_tokens, 1))
+    return sum((attempt_cost(each, 0.0, stage.model.architecture, stage.prices) for each in calls), Cost())
 
 
 def _cost(stage: Stage, probed: Probed) -> Cost:

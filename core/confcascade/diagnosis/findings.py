@@ -25,6 +25,10 @@ __all__ = ["Finding", "findings_of"]
 Level = Literal["fails", "warning", "note"]
 
 _CONSTANT_FROM = 3  # tokens
+_STARTED = {  # how a server gives hidden states
+    "sglang": "SGLang has --enable-return-hidden-states for that.",
+    "vllm": "vLLM has the speculative method extract_hidden_states and its connector for that.",
+}
 _APART = 0.02  # by which the P(T) of one text may differ, streamed and whole: servers round
 # how servers say that an answer has come to its end, or to its limit
 _ENDS = frozenset(("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", *CUT)) | FILTERED
@@ -127,6 +131,8 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
             other = "Use Verbalized(), which needs only text, or a LearnedScorer, or put this model last."
             if lacks == "log-probabilities" and _thinks(probed):
                 other += " Some models report them once they do not think."
+            elif lacks == "hidden states" and (engine := stage.model.capability.engine):
+                other = f"Is its server started to give them? {_STARTED.get(engine, '')}".rstrip()
             told = f"{signal.name} needs {lacks}, and gets none that it could use. {paid} {other}"
             yield Finding("fails", "never_scored", told)
         else:

@@ -14,8 +14,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from confcascade import Cascade, KnowledgeProbe, OpenAICompatibleModel, Stage, TokenProbability, diagnose
+from confcascade.cost import forward_flops
 from confcascade.models.bundled import bundled_model
 from confcascade.testing import ScriptedModel
+from confcascade.types import Usage
 from pytest_httpserver import HTTPServer
 from werkzeug import Response as Sent
 
@@ -62,6 +64,8 @@ def test_the_gate_is_scored_as_live(httpserver: HTTPServer, tmp_path: Path, kind
     assert found.scores["p_ik"].value == live.scores["p_ik"].value is not None
     assert found.abilities["hidden states"].how.endswith("28 numbers each, by a call for one token")
     assert found.usage.output_tokens == sum(counts)
+    costs = [forward_flops(gated.model.architecture, usage) for usage in (Usage(500, 100), Usage(500, 1))]
+    assert found.typical.flops == sum(costs[: 1 if with_answer else 2])  # the gate reads the prompt by itself
     assert counts[0] == 1
     gate = "answers only with p_ik >= 0, keeps an answer with p_t >= 0"
     assert found.then.startswith("keeps an answer with p_ik >= 0 and p_t >= 0" if with_answer else gate)
@@ -85,6 +89,7 @@ def test_states_that_do_not_come_never_pass(httpserver: HTTPServer, tmp_path: Pa
 
     assert [each.kind for each in found.findings if each.level == "fails"] == ["never_scored"]
     assert "needs hidden states" in found.findings[0].text
+    assert {"sglang": "--enable-return-hidden-states", "vllm": "extract_hidden_states"}[kind] in found.findings[0].text
     assert found.then == "every query escalates to 'large'"
     told = f"no: the server gave none, though it is set to (`hidden_states: {kind}`)"
     assert found.abilities["hidden states"].how == told
