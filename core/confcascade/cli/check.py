@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from confcascade.types import Cost, Usage
 
 _COLOURS = {"fails": "red", "warning": "yellow", "note": "dim"}
+_UNKNOWN = "cost unknown"
 # what a user reads of the calls
 _CALLS = {
     "prefill": "a pass over the prompt",
@@ -210,14 +211,16 @@ def _score(judged: Judged) -> str:
 
 def _spent(stage: StageDiagnosis) -> str:
     usage = stage.usage
+    if not usage.total_tokens:
+        return f"no tokens, {stage.cost.seconds:.1f} s"
     guessed = " (estimated)" if usage.estimated else ""
     tokens = f"{usage.input_tokens} tokens read, {usage.output_tokens} written{guessed}"
     return f"{tokens}, {_worth(stage.cost)}, {stage.cost.seconds:.1f} s"
 
 
 def _typical(found: Diagnosis, index: int) -> str:
-    alone = _worth(found.stages[index].typical)
-    return f"{alone}, with the stages before it {_worth(found.answered_by(index))}" if index else alone
+    alone, together = _worth(found.stages[index].typical), _worth(found.answered_by(index))
+    return f"{alone}, with the stages before it {together}" if index and alone != _UNKNOWN else alone
 
 
 def _worth(cost: Cost) -> str:
@@ -225,5 +228,5 @@ def _worth(cost: Cost) -> str:
     if cost.usd is not None:
         return f"${cost.usd:.6f}"
     if cost.flops is None:
-        return "cost unknown"
+        return _UNKNOWN
     return f"{cost.flops / 1e6:.1f} MFLOP" if cost.flops < 1e9 else f"{cost.flops / 1e9:.1f} GFLOP"
