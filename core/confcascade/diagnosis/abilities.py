@@ -68,7 +68,7 @@ def _logprobs(response: Response, cut: Response | None) -> Ability:
         return Ability(False, "no: every one is 0 or -9999, which stands for none")
     shown = (*response.tokens, *(() if cut is None else (*(cut.tokens or ()), *(cut.thought_tokens or ()))))
     listed = max((len(token.top) for token in shown), default=0)
-    also = ", behind the thoughts" if thinks(response) else ""
+    also = ", after the thoughts" if thinks(response) else ""
     return Ability(True, f"yes{also}, with {listed} alternatives for each token" if listed else f"yes{also}")
 
 
@@ -76,7 +76,7 @@ def _streamed(call: Call) -> Ability:
     response = call.response
     if response is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
-    if response.tokens or response.thought_tokens:
+    if (response.tokens and not are_none(response.tokens)) or response.thought_tokens:
         return Ability(True, "yes, with log-probabilities")
     return Ability(True, "yes, without log-probabilities" if response.answer.strip() else "yes, without an answer")
 
@@ -140,14 +140,12 @@ def _continues(call: Call | None) -> Ability:
 
 
 def _usage(probed: Probed) -> Ability:
-    missing = [name for name in ("whole", "streamed") if name in probed.calls and _is_guess(probed.calls[name])]
+    answers = {name: probed.calls[name].response for name in ("whole", "streamed")}
+    usages = {name: response.usage for name, response in answers.items() if response is not None}
+    missing = [name for name, usage in usages.items() if usage.estimated]
     if not missing:
-        return Ability(True, "reported, whole and streamed")
+        return Ability(True, f"reported, {' and '.join(usages)}")
     return Ability(False, f"estimated where the answer is {' or '.join(missing)}: the server does not report it")
-
-
-def _is_guess(call: Call) -> bool:
-    return call.response is not None and call.response.usage.estimated
 
 
 def _choices(stage: Stage, call: Call | None) -> Ability:

@@ -108,6 +108,9 @@ def test_providers(provider, name):
     assert kinds(stage) == wrong
     assert stage.works == (not wrong & {"never_scored", "no_logprobs", "error"})
     assert PROVIDERS.keys() == BEHAVIOURS.keys()
+    if "usage" in stage.abilities and stage.abilities["usage"].can:
+        streamed = stage.abilities["streamed"].can
+        assert stage.abilities["usage"].how == ("reported, whole and streamed" if streamed else "reported, whole")
     if "error" in wrong:
         assert len(server.bodies) == 1  # it is asked nothing more
         assert stage.then == "its queries escalate to 'large'"
