@@ -151,7 +151,7 @@ def models_of(client: ClientName) -> Iterator[Models]:
 
     def make(name: str, told: bool) -> LLM:
         # LlamaIndex's class refuses names it does not know; the server is asked for another
-        more: dict[str, Any] = {"logprobs": True, "top_logprobs": 1} if told else {}
+        more: dict[str, Any] = {"logprobs": True, "top_logprobs": 2} if told else {}
         return OpenAI(model="gpt-4o-mini", additional_kwargs={"model": name}, api_base=url, api_key="none", **more)
 
     with server() as (url, asked):

@@ -13,6 +13,7 @@ from typing import Any
 
 from confcascade import Architecture, ConfigurationError, Decoding, ModelError, Request
 from confcascade.extending import (
+    LEAST_LISTED,
     CallParameters,
     Capability,
     Chunk,
@@ -286,7 +287,7 @@ class LangChainModel(Remote):
             given["temperature"] = request.temperature
         if ask.logprobs and "logprobs" in self._takes:
             # some servers answer top_logprobs=0 with no log-probabilities at all
-            top = max(1, ask.top_logprobs, given.get("top_logprobs") or 0)
+            top = max(LEAST_LISTED, ask.top_logprobs, given.get("top_logprobs") or 0)
             added["logprobs"] = {"keeps_logprobs": True} if self._nested else {"logprobs": True, "top_logprobs": top}
         if (self._streams if streamed is None else streamed and self._may_stream(request)) and (
             "stream_usage" in self._takes

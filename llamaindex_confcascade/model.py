@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from confcascade import Architecture, ConfigurationError, Decoding, Request
 from confcascade.extending import (
+    LEAST_LISTED,
     CallParameters,
     Capability,
     Chunk,
@@ -445,7 +446,9 @@ class LlamaIndexModel(Remote):
             given["stop"] = list(request.stop)
         if ask.logprobs and self._asks(method):
             # LlamaIndex drops, and some servers do not tell, log-probabilities of tokens without alternatives
-            added["logprobs"] = self._asking_for(max(1, ask.top_logprobs, given.get("top_logprobs") or 0), given)
+            added["logprobs"] = self._asking_for(
+                max(LEAST_LISTED, ask.top_logprobs, given.get("top_logprobs") or 0), given
+            )
         if streams and self._is_openai:
             told = given.get("stream_options") or {}
             each = {"include_usage": True, **self._continuing.stream_options(ask), **told}

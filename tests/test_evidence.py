@@ -12,7 +12,7 @@ import math
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
@@ -141,6 +141,8 @@ class Server:
         if (refused := self.refuses(body)) is not None:
             return refused
         says, told = self.says[body["model"]], bool(body.get("logprobs"))
+        listed = body.get("top_logprobs") or 0  # and never more
+        says = replace(says, pieces=[replace(each, alternatives=each.alternatives[:listed]) for each in says.pieces])
         if body.get("stream"):
             return HTTPResponse("".join(self._events(says, body, told)), content_type="text/event-stream")
         fields: dict[str, Any] = {"content": None} | says.fields(says.pieces)

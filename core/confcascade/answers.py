@@ -23,6 +23,7 @@ _LONGEST_MARK = 40  # characters
 _LOST = "\ufffd"  # what SGLang and older vLLM tell of each token of a character that takes several
 _RUN = "\ufffd+"
 _UNCOVERED = "the log-probabilities are not those of the answer's text"
+_EMPTY = "the list of log-probabilities is empty"
 
 
 def parted(request: Request, response: Response) -> Response:
@@ -53,7 +54,7 @@ def parted(request: Request, response: Response) -> Response:
         spelled = part("".join(token.text for token in tokens))
         found = _place(tokens, spelled.answer, (), spelled.thoughts)
     if found is None:
-        unscored = _UNCOVERED if text.answer.strip() else None
+        unscored = (_UNCOVERED if tokens else _EMPTY) if text.answer.strip() else None
         before = tokens if unscored is None else None
         return response.replace(thoughts=thoughts, tokens=None, thought_tokens=before, unscored=unscored)
     start, end = found

@@ -18,7 +18,7 @@ from confcascade.models.continuing import (
     in_turn,
     is_repeated,
 )
-from confcascade.models.logprobs import whole_tokens
+from confcascade.models.logprobs import LEAST_LISTED, whole_tokens
 from confcascade.models.remote import (
     Remote,
     as_stream,
@@ -37,6 +37,7 @@ from confcascade.unusable import OnCut
 
 __all__ = [
     "CUT",
+    "LEAST_LISTED",
     "CallParameters",
     "Capability",
     "CheckedTool",

@@ -145,7 +145,6 @@ def test_the_last_that_spells_the_answer_counts(tokens, response, found):
         (told("Is it", " Lyon", "?"), Response("Lyon", thoughts="Is it Lyon?")),
         (told("It is", " Lyon"), Response("Lyon", thoughts="It is Lyon")),
         (told("<think>", "Lyon"), Response("<think>Lyon</think>Lyon")),
-        ((), Response("Lyon")),
     ],
 )
 def test_tokens_that_do_not_spell_the_answer_are_no_tokens_of_it(tokens, response):
@@ -155,6 +154,13 @@ def test_tokens_that_do_not_spell_the_answer_are_no_tokens_of_it(tokens, respons
     assert found.tokens is None
     assert found.unscored == "the log-probabilities are not those of the answer's text"
     assert parted(request(), found) == found
+
+
+def test_an_empty_list_is_called_so():
+    """As LM Studio tells one."""
+    found = parted(request(), Response("Lyon", ()))
+
+    assert (found.tokens, found.unscored) == (None, "the list of log-probabilities is empty")
 
 
 def test_thoughts_without_an_answer_are_thoughts_alone():

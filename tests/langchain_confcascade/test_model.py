@@ -242,12 +242,12 @@ def test_log_probabilities_are_asked_for_per_call(server, streamed):
     assert native.model_dump() == before
 
 
-def test_at_least_one_alternative_is_asked_for_and_the_users_own_wish_counts(server):
+def test_at_least_two_alternatives_are_asked_for_and_the_users_own_wish_counts(server):
     model = LangChainModel(server.model())
     generate(model)
     model.generate([Generate(model, Request(QUESTION.messages, options={"top_logprobs": 3}))])
 
-    assert [asked["top_logprobs"] for asked in server.asked] == [1, 3]
+    assert [asked["top_logprobs"] for asked in server.asked] == [2, 3]
 
 
 def test_classes_that_do_not_know_the_parameter_are_not_given_it():
@@ -597,7 +597,7 @@ def test_classes_that_take_the_parameter_per_call_only_are_given_it():
 
     generate(LangChainModel(ChatFireworks(responses=["a"])))
 
-    assert (given[0]["logprobs"], given[0]["top_logprobs"]) == (True, 1)
+    assert (given[0]["logprobs"], given[0]["top_logprobs"]) == (True, 2)
 
 
 def test_a_stream_that_is_cut_off_is_no_answer(server):

@@ -366,7 +366,7 @@ async def test_parameters_and_messages_reach_the_stages() -> None:
         "stop": ["END"],
         "seed": 1,
         "logprobs": True,
-        "top_logprobs": 1,
+        "top_logprobs": 2,
     }
     request = large.calls[0][0].request
     assert (request.max_tokens, request.temperature, request.stop) == (7, 0.5, ("END",))

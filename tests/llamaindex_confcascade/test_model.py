@@ -172,7 +172,7 @@ async def test_an_answer_with_a_number_that_is_not_finite_has_no_tokens(server: 
 
 
 async def test_log_probabilities_are_parameters_of_the_call(server: Server) -> None:
-    """They are asked for where wanted, with at least one alternative, and the caller's LLM stays as it was."""
+    """They are asked for where wanted, with at least two alternatives, and the caller's LLM stays as it was."""
     llm = server.llm()
     before = llm.model_dump()
     model = LlamaIndexModel(llm)
@@ -181,7 +181,7 @@ async def test_log_probabilities_are_parameters_of_the_call(server: Server) -> N
         await asked_in_every_way(model, Generate(model, request(), logprobs=logprobs, top_logprobs=top))
 
     asked = [(body.get("logprobs"), body.get("top_logprobs")) for body in server.bodies]
-    assert asked == [(True, 1)] * 4 + [(True, 20)] * 4 + [(None, None)] * 4
+    assert asked == [(True, 2)] * 4 + [(True, 20)] * 4 + [(None, None)] * 4
     assert llm.model_dump() == before
     assert llm.logprobs is None
 

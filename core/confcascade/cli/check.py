@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from confcascade.bench.questions.prompts import Prompt
     from confcascade.cascade_file import CascadeFile
     from confcascade.diagnosis import Diagnosis, StageDiagnosis
+    from confcascade.diagnosis.probing import Judged
     from confcascade.types import Cost, Usage
 
 _COLOURS = {"fails": "red", "warning": "yellow", "note": "dim"}
+_UNKNOWN = "cost unknown"
 # what a user reads of the calls
 _CALLS = {
     "prefill": "a pass over the prompt",
@@ -161,9 +163,8 @@ def _asking(names: Sequence[str], stage: int, what: str) -> str:
 
 
 def _show(console: Console, found: Diagnosis) -> None:
-    for index, stage in enumerate(found.stages):
-        _show_stage(console, stage, f"{index + 1} of {len(found.stages)}")
-    console.print(_costs(found))
+    for index in range(len(found.stages)):
+        _show_stage(console, found, index)
     read, written = found.typical.input_tokens, found.typical.output_tokens
     console.print(f"One query is taken to be {read} tokens read and {written} written (--typical).", highlight=False)
     if found.works and (share := found.break_even) is not None:
@@ -176,43 +177,50 @@ def _show(console: Console, found: Diagnosis) -> None:
         console.print(escape(pays), highlight=False)
 
 
-def _show_stage(console: Console, stage: StageDiagnosis, place: str) -> None:
-    levels = [finding.level for finding in stage.findings]
-    warned = levels.count("warning")
+def _show_stage(console: Console, found: Diagnosis, index: int) -> None:
+    stage = found.stages[index]
+    warned = [finding.level for finding in stage.findings].count("warning")
     works = f"[green]works[/]{f', [yellow]{warned} warning' + 's' * (warned > 1) + '[/]' if warned else ''}"
+    place = f"{index + 1} of {len(found.stages)}"
     console.print(f"[bold]{escape(stage.model)}[/], {place}: {works if stage.works else '[red]cannot work[/]'}")
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(no_wrap=True)
-    rows.add_column()
-    for name, ability in stage.abilities.items():
-        rows.add_row(name, escape(ability.how))
-    for name, judged in stage.scores.items():
-        rows.add_row(f"score {escape(name)}", "none" if judged.value is None else f"{judged.value:.3g}")
-    rows.add_row("so it", escape(stage.then))
-    console.print(Padding(rows, (0, 0, 0, 2)), highlight=False)
+    rows = [(name, ability.how) for name, ability in stage.abilities.items()]
+    rows += [(f"score {name}", _score(judged)) for name, judged in stage.scores.items()]
+    rows += [("this check", _spent(stage)), ("one query", _typical(found, index)), ("so it", stage.then)]
+    _show_rows(console, rows)
     for finding in stage.findings:
-        colour = _COLOURS[finding.level]
-        told = Table.grid(padding=(0, 2))
-        told.add_row(f"[{colour}]{finding.level}[/]", escape(finding.text))
-        console.print(Padding(told, (0, 0, 0, 2)), highlight=False)
+        _show_rows(console, [(finding.level, finding.text)], _COLOURS[finding.level])
     console.print()
 
 
-def _costs(found: Diagnosis) -> Table:
-    table = Table(
-        "model", "this check", "", "one query", "with those before", box=None, padding=(0, 2, 0, 0), pad_edge=False
-    )
-    for index, stage in enumerate(found.stages):
-        usage = stage.usage
-        guessed = " est." if usage.estimated else ""
-        table.add_row(
-            escape(stage.model),
-            f"{usage.input_tokens} + {usage.output_tokens} tokens{guessed}",
-            f"{_worth(stage.cost)}, {stage.cost.seconds:.1f} s",
-            _worth(stage.typical),
-            _worth(found.answered_by(index)),
-        )
-    return table
+def _show_rows(console: Console, rows: Sequence[tuple[str, str]], colour: str = "none") -> None:
+    """Names and what is said of each, none of it cut: a model's name may be longer than the line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style=colour)
+    grid.add_column(overflow="fold")
+    for name, told in rows:
+        grid.add_row(escape(name), escape(told))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False), highlight=False)
+
+
+def _score(judged: Judged) -> str:
+    if judged.value is None:
+        return "none"
+    passes = {None: "", True: ", which passes", False: ", which does not pass"}
+    return f"{judged.value:.3g}{passes[judged.passed]}"
+
+
+def _spent(stage: StageDiagnosis) -> str:
+    usage = stage.usage
+    if not usage.total_tokens:
+        return f"no tokens, {stage.cost.seconds:.1f} s"
+    guessed = " (estimated)" if usage.estimated else ""
+    tokens = f"{usage.input_tokens} tokens read, {usage.output_tokens} written{guessed}"
+    return f"{tokens}, {_worth(stage.cost)}, {stage.cost.seconds:.1f} s"
+
+
+def _typical(found: Diagnosis, index: int) -> str:
+    alone, together = _worth(found.stages[index].typical), _worth(found.answered_by(index))
+    return f"{alone}, with the stages before it {together}" if index and alone != _UNKNOWN else alone
 
 
 def _worth(cost: Cost) -> str:
@@ -220,5 +228,5 @@ def _worth(cost: Cost) -> str:
     if cost.usd is not None:
         return f"${cost.usd:.6f}"
     if cost.flops is None:
-        return "unknown"
+        return _UNKNOWN
     return f"{cost.flops / 1e6:.1f} MFLOP" if cost.flops < 1e9 else f"{cost.flops / 1e9:.1f} GFLOP"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from confcascade.diagnosis.probing import BEGUN, Call, Probed, thinks
 from confcascade.errors import SignalUnavailableError, kept_of
+from confcascade.models.logprobs import are_none
+from confcascade.models.openai import OpenAICompatibleModel
 from confcascade.signals.spans import call_tokens
 from confcascade.stage import Stage
 from confcascade.types import Response
@@ -29,10 +31,13 @@ class Ability:
 def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
     """What was seen, by name; only "answers" where none came."""
     whole = probed.calls["whole"]
-    found = {"answers": _answers(stage, whole)}
+    found = {"answers": _answers(probed.ended)}
     if probed.answer is None or whole.response is None:
         return found
-    found["log-probabilities"] = _logprobs(probed.answer)
+    served = getattr(whole.response.native, "model", None)
+    if isinstance(served, str) and served not in ("", stage.model.name):
+        found["model"] = Ability(True, f"calls itself '{served}'")
+    found["log-probabilities"] = _logprobs(probed.answer, probed.calls["cut"].response)
     found["streamed"] = _streamed(probed.calls["streamed"])
     found["tool calls"] = _tools(probed.calls.get("tools"))
     found["thoughts"] = _thoughts(probed)
@@ -43,24 +48,27 @@ def abilities_of(stage: Stage, probed: Probed) -> dict[str, Ability]:
     return found
 
 
-def _answers(stage: Stage, call: Call) -> Ability:
+def _answers(call: Call) -> Ability:
     response = call.response
     if response is None:
         return Ability(False, "no: " + ("no answer" if call.error is None else kept_of(call.error)))
     usage = response.usage
-    served = getattr(response.native, "model", None)
-    under = f", as '{served}'" if isinstance(served, str) and served not in ("", stage.model.name) else ""
     ended = f"ended by '{response.finish_reason}'" if response.finish_reason else "without a reason for its end"
-    return Ability(True, f"{usage.input_tokens} + {usage.output_tokens} tokens, {ended}, {call.seconds:.2f} s{under}")
+    counts = f"{usage.input_tokens} tokens read, {usage.output_tokens} written"
+    return Ability(True, f"in {call.seconds:.2f} s, {counts}, {ended}")
 
 
-def _logprobs(response: Response) -> Ability:
+def _logprobs(response: Response, cut: Response | None) -> Ability:
+    """Of an answer; how many alternatives there can be, another of one token shows."""
     if response.tokens is None:
         if not response.answer.strip():
             return Ability(None, "not seen: no answer came to judge")
         return Ability(False, "no: " + (response.unscored or "none came, though they were asked for"))
-    listed = max((len(token.top) for token in response.tokens), default=0)
-    also = ", behind the thoughts" if thinks(response) else ""
+    if are_none(response.tokens):
+        return Ability(False, "no: every one is 0 or -9999, which stands for none")
+    shown = (*response.tokens, *(() if cut is None else (*(cut.tokens or ()), *(cut.thought_tokens or ()))))
+    listed = max((len(token.top) for token in shown), default=0)
+    also = ", after the thoughts" if thinks(response) else ""
     return Ability(True, f"yes{also}, with {listed} alternatives for each token" if listed else f"yes{also}")
 
 
@@ -68,7 +76,7 @@ def _streamed(call: Call) -> Ability:
     response = call.response
     if response is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
-    if response.tokens or response.thought_tokens:
+    if (response.tokens and not are_none(response.tokens)) or response.thought_tokens:
         return Ability(True, "yes, with log-probabilities")
     return Ability(True, "yes, without log-probabilities" if response.answer.strip() else "yes, without an answer")
 
@@ -105,20 +113,25 @@ def _thoughts(probed: Probed) -> Ability:
 
 def _hidden_states(stage: Stage, call: Call | None) -> Ability:
     if call is None:
-        return Ability(False, "no: nothing is shown of the pass over the prompt")
+        if isinstance(stage.model, OpenAICompatibleModel):
+            return Ability(None, "not asked: SGLang and vLLM can give them (`hidden_states`)")
+        return Ability(False, "no: the model does not show its pass over the prompt")
     if call.prefilled is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
-    told = call.prefilled.hidden_states
+    told, can = call.prefilled.hidden_states, stage.model.capability
     if not told:
+        if can.engine:
+            return Ability(False, f"no: the server gave none, though it is set to (`hidden_states: {can.engine}`)")
         return Ability(False, "no, but how likely each label is behind the prompt")
     wide = len(next(iter(told.values())))
     blocks = ", ".join(map(str, sorted(told)))
-    return Ability(True, f"yes, of block {blocks} of {stage.model.capability.layers}, {wide} numbers each")
+    apart = ", by a call for one token" if can.engine else ""
+    return Ability(True, f"yes, of block {blocks} of {can.layers}, {wide} numbers each{apart}")
 
 
 def _continues(call: Call | None) -> Ability:
     if call is None:
-        return Ability(None, "not asked: the model is not known to (`continues`)")
+        return Ability(None, "not asked: needed only to write step by step (`continues`)")
     if call.response is None:
         return Ability(False, "no: " + ("nothing came" if call.error is None else kept_of(call.error)))
     if call.response.text.strip().lower().startswith(BEGUN.lower()):
@@ -127,14 +140,12 @@ def _continues(call: Call | None) -> Ability:
 
 
 def _usage(probed: Probed) -> Ability:
-    missing = [name for name in ("whole", "streamed") if name in probed.calls and _is_guess(probed.calls[name])]
+    answers = {name: probed.calls[name].response for name in ("whole", "streamed")}
+    usages = {name: response.usage for name, response in answers.items() if response is not None}
+    missing = [name for name, usage in usages.items() if usage.estimated]
     if not missing:
-        return Ability(True, "reported, whole and streamed")
+        return Ability(True, f"reported, {' and '.join(usages)}")
     return Ability(False, f"estimated where the answer is {' or '.join(missing)}: the server does not report it")
-
-
-def _is_guess(call: Call) -> bool:
-    return call.response is not None and call.response.usage.estimated
 
 
 def _choices(stage: Stage, call: Call | None) -> Ability:

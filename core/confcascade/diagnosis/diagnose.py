@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from confcascade.asks import LanguageModel
-from confcascade.attempts import OnError
 from confcascade.cascade import Cascade
 from confcascade.cost import attempt_cost, break_even_retention
 from confcascade.diagnosis.abilities import Ability, abilities_of
 from confcascade.diagnosis.findings import Finding, findings_of
+from confcascade.diagnosis.forecast import Rules, forecast
 from confcascade.diagnosis.probing import Judged, Probe, Probed
 from confcascade.drivers import run
 from confcascade.errors import ConfigurationError
@@ -170,22 +170,16 @@ def diagnose(
                 "models."
             )
     messages = None if question is None else Message.parse(question)
-    rules = _Rules(
+    rules = Rules(
         cascade.on_error if isinstance(cascade, Cascade) else "escalate", isinstance(cascade, StepwiseCascade)
     )
     found = []
     for index in range(len(stages)):
         told = None if on_call is None else partial(on_call, index)
-        found.append(_diagnosed(stages, index, rules, Probe(_once(stages[index]), messages, told), typical))
+        last = index == len(stages) - 1
+        probe = Probe(_once(stages[index]), messages, last=last, on_call=told)
+        found.append(_diagnosed(stages, index, rules, probe, typical))
     return Diagnosis(tuple(found), typical)
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """Of the cascade: what follows an error, and whether its models write in turn."""
-
-    on_error: OnError
-    in_steps: bool
 
 
 def _once(stage: Stage) -> Stage:
@@ -195,12 +189,14 @@ def _once(stage: Stage) -> Stage:
     return stage if unretried is None or stage.model.capability.local else replace(stage, model=unretried())
 
 
-def _diagnosed(stages: Sequence[Stage], index: int, rules: _Rules, probe: Probe, typical: Usage) -> StageDiagnosis:
+def _diagnosed(stages: Sequence[Stage], index: int, rules: Rules, probe: Probe, typical: Usage) -> StageDiagnosis:
     stage, last = probe.stage, index == len(stages) - 1
     with _logged() as notices:
         probed = run(probe.flow())
     abilities = abilities_of(stage, probed)
-    findings = findings_of(stage, probed, abilities, last=last, own_question=probe.own_question)
+    findings = findings_of(
+        stage, probed, abilities, last=last, on_error=rules.on_error, own_question=probe.own_question
+    )
     if not hasattr(stage.model, "refused"):  # all that this model knows of what its server refuses is what it logs
         findings += tuple(Finding("note", "logged", notice) for notice in dict.fromkeys(notices))
     return StageDiagnosis(
@@ -208,11 +204,21 @@ def _diagnosed(stages: Sequence[Stage], index: int, rules: _Rules, probe: Probe,
         abilities=abilities,
         scores=probed.scores,
         findings=findings,
-        then=_then(stages, index, rules, findings),
+        then=forecast(stages, index, rules, findings),
         usage=probed.usage,
         cost=_cost(stage, probed),
-        typical=attempt_cost(typical, 0.0, stage.model.architecture, stage.prices),
+        typical=_typical(stage, probed, typical, last=last),
     )
+
+
+def _typical(stage: Stage, probed: Probed, usage: Usage, *, last: bool) -> Cost:
+    """Of a query that the stage answers; a gate at a server reads the prompt in a call of its own."""
+    read = probed.calls.get("prefill")
+    gated = not last and any(signal.layers(stage.model) for signal in stage.signals)
+    calls = [usage]
+    if gated and read is not None and read.prefilled is not None and read.prefilled.apart:
+        calls.append(Usage(usage.input_tokens, 1))
+    return sum((attempt_cost(each, 0.0, stage.model.architecture, stage.prices) for each in calls), Cost())
 
 
 def _cost(stage: Stage, probed: Probed) -> Cost:
@@ -224,43 +230,6 @@ def _cost(stage: Stage, probed: Probed) -> Cost:
         return cost
     whole = sum(told, Cost())
     return replace(cost, flops=whole.flops, usd=cost.usd if whole.usd is None else whole.usd)
-
-
-def _then(stages: Sequence[Stage], index: int, rules: _Rules, findings: Sequence[Finding]) -> str:
-    """What the cascade will do at a stage."""
-    fails = {finding.kind for finding in findings if finding.level == "fails"}
-    last = index == len(stages) - 1
-    if "error" in fails:
-        return (
-            "queries that come to it fail"
-            if last or rules.on_error == "raise"
-            else f"its queries escalate to '{stages[index + 1].model.name}'"
-        )
-    if last:
-        return "writes the steps that are not kept" if rules.in_steps else "answers whatever comes to it"
-    escalates = f"to '{stages[index + 1].model.name}'"
-    if fails:
-        return f"every query escalates {escalates}"
-    told = [
-        f"{signal.name} {_reaches(stages[index].thresholds[signal.name])}"
-        for signal in stages[index].signals
-        if signal.name in stages[index].thresholds
-    ]
-    if not told:
-        return "has no threshold yet: collect its answers and fit one, or set it"
-    if rules.in_steps:
-        return f"writes each step with {' and '.join(told)}; '{stages[index + 1].model.name}' writes the others"
-    whole = any(signal.phase == "post" and not signal.early for signal in stages[index].signals)
-    shown = "; a stream shows it once it is whole" if whole else ""
-    return f"keeps an answer with {' and '.join(told)}, else escalates {escalates}{shown}"
-
-
-def _reaches(threshold: Any) -> str:
-    if isinstance(threshold, str):
-        return f"({threshold})"
-    if isinstance(threshold, int | float):
-        return f">= {threshold:g}"
-    return ">= " + ", ".join(f"{value} for {label}" for label, value in threshold.items())
 
 
 class _Notices(logging.Handler):

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from math import exp, fsum
 from typing import Literal
 
+from confcascade.attempts import OnError
 from confcascade.decoding import asked_with
 from confcascade.diagnosis.abilities import Ability
 from confcascade.diagnosis.probing import Call, Probed, thinks
 from confcascade.errors import kept_of, status_of
+from confcascade.models.logprobs import are_none
 from confcascade.signals import Signal
 from confcascade.signals.token_probability import TokenProbability
 from confcascade.stage import Stage
@@ -22,8 +24,11 @@ __all__ = ["Finding", "findings_of"]
 
 Level = Literal["fails", "warning", "note"]
 
-_NONE = -9998.0  # nats: at most so much is told of a token that has no log-probability
 _CONSTANT_FROM = 3  # tokens
+_STARTED = {  # how a server gives hidden states
+    "sglang": "SGLang has --enable-return-hidden-states for that.",
+    "vllm": "vLLM has the speculative method extract_hidden_states and its connector for that.",
+}
 _APART = 0.02  # by which the P(T) of one text may differ, streamed and whole: servers round
 # how servers say that an answer has come to its end, or to its limit
 _ENDS = frozenset(("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", *CUT)) | FILTERED
@@ -46,7 +51,7 @@ class Finding:
 
 
 def findings_of(
-    stage: Stage, probed: Probed, abilities: dict[str, Ability], *, last: bool, own_question: bool
+    stage: Stage, probed: Probed, abilities: dict[str, Ability], *, last: bool, on_error: OnError, own_question: bool
 ) -> tuple[Finding, ...]:
     """The worst first.
 
@@ -55,11 +60,12 @@ def findings_of(
         probed: What came.
         abilities: What that shows.
         last: Whether it is the last of its cascade, which answers whatever its answer scores.
+        on_error: Of its cascade.
         own_question: Whether it was asked a question of the user's, at the limit that it has live.
     """
     whole = probed.calls["whole"]
     if whole.response is None:
-        why = "no answer" if whole.error is None else kept_of(whole.error)
+        why = "no answer" if whole.error is None else kept_of(whole.error).rstrip(".")
         return (Finding("fails", "error", f"It does not answer: {why}. {_hint(whole.error)}".strip()),)
     found = [
         *_scores(stage, probed, last=last),
@@ -69,7 +75,7 @@ def findings_of(
         *_refused(probed),
         *_thoughts(stage, probed),
         *_ends(probed, own_question=own_question),
-        *_streams(probed),
+        *_streams(probed, fatal=last or on_error == "raise"),
         *_continues(probed, abilities),
         *_usage(stage, probed, abilities),
     ]
@@ -82,7 +88,8 @@ def _hint(error: Exception | None) -> str:
         return ""
     status, name = status_of(error), type(error).__name__
     if status in (401, 403):
-        return "The server refuses the key: set OPENAI_API_KEY, or the variable that `api_key_env` names."
+        refuses = "refuses the key" if status == 401 else "does not allow this with the key"
+        return f"The server {refuses}: set OPENAI_API_KEY, or the variable that `api_key_env` names."
     if status == 404:
         return "The server does not know this model, or the address is wrong: `base_url` often ends in /v1."
     if status == 429:
@@ -104,10 +111,13 @@ def _hint(error: Exception | None) -> str:
 def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
     if last:
         return
-    response = probed.answer
-    assert response is not None
+    failed = None if "prefill" not in probed.calls else probed.calls["prefill"].error
+    unread = () if failed is None else tuple(each.name for each in stage.signals if each.layers(stage.model))
+    if failed is not None and unread:
+        told = f"{' and '.join(unread)} needs hidden states, and reading them fails: {kept_of(failed)}"
+        yield Finding("fails", "error", told)
     for signal in stage.signals:
-        judged = probed.scores.get(signal.name)
+        judged = None if signal.name in unread else probed.scores.get(signal.name)
         if judged is None or not judged.unavailable:
             continue
         if judged.threshold == "always":
@@ -117,13 +127,14 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
                 f"{signal.name} has no score ({judged.unavailable}), and keeps answers all the same.",
             )
         elif (lacks := _lacking(signal, stage, probed)) is not None:
-            yield Finding(
-                "fails",
-                "never_scored",
-                f"{signal.name} needs {lacks}, and gets none that it could use. Every answer escalates: its "
-                "calls are paid for and save nothing. Use Verbalized(), which needs only text, or a LearnedScorer, or "
-                "put this model last.",
-            )
+            paid = "Every answer escalates: its calls are paid for and save nothing."
+            other = "Use Verbalized(), which needs only text, or a LearnedScorer, or put this model last."
+            if lacks == "log-probabilities" and _thinks(probed):
+                other += " Some models report them once they do not think."
+            elif lacks == "hidden states" and (engine := stage.model.capability.engine):
+                other = f"Is its server started to give them? {_STARTED.get(engine, '')}".rstrip()
+            told = f"{signal.name} needs {lacks}, and gets none that it could use. {paid} {other}"
+            yield Finding("fails", "never_scored", told)
         else:
             yield Finding(
                 "warning",
@@ -135,12 +146,19 @@ def _scores(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
 
 def _lacking(signal: Signal, stage: Stage, probed: Probed) -> str | None:
     """What a signal needs of every attempt and did not get; None if only this answer gave it no score."""
-    response, read = probed.answer, probed.calls.get("prefill")
-    assert response is not None
+    response, read = probed.judged, probed.calls.get("prefill")
     if signal.layers(stage.model) and (read is None or read.prefilled is None or not read.prefilled.hidden_states):
         return "hidden states"
+    if response is None:
+        return None
+    if signal.answer_layers(stage.model) and not response.hidden_states:
+        return "hidden states"
     told = response.tokens is not None or not response.answer.strip()
-    return "log-probabilities" if signal.logprobs and not told else None
+    if not signal.logprobs or told:
+        return None
+    if probed.in_pieces and probed.answer is not None and probed.answer.tokens is not None:
+        return "log-probabilities of streamed answers, since it decides before they are whole"
+    return "log-probabilities"
 
 
 def _unusable(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
@@ -155,17 +173,16 @@ def _unusable(stage: Stage, probed: Probed, *, last: bool) -> Iterator[Finding]:
 
 
 def _logprobs(stage: Stage, probed: Probed, abilities: dict[str, Ability], *, last: bool) -> Iterator[Finding]:
-    response = probed.answer
+    response = probed.judged or probed.answer
     assert response is not None
     tokens: Sequence[Token] = response.tokens or ()
     values = {token.logprob for token in tokens}
-    if values and max(values) <= _NONE:
+    if are_none(tokens):
         judged = not last and any(signal.logprobs for signal in stage.signals)
         yield Finding(
             "fails" if judged else "warning",
             "no_logprobs",
-            "Every log-probability is -9999 or less, which servers write where they have none: by them every answer "
-            "scores 0.",
+            "Every log-probability is 0 or -9999, which servers write where they have none: by them answers score 0.",
         )
     elif len(tokens) >= _CONSTANT_FROM and len(values) == 1 and values != {0.0}:
         yield Finding(
@@ -224,10 +241,14 @@ def _refused(probed: Probed) -> Iterator[Finding]:
         )
 
 
+def _thinks(probed: Probed) -> bool:
+    return any(call.response is not None and thinks(call.response) for call in probed.calls.values())
+
+
 def _thoughts(stage: Stage, probed: Probed) -> Iterator[Finding]:
     response = probed.answer
     assert response is not None
-    if not any(call.response is not None and thinks(call.response) for call in probed.calls.values()):
+    if not _thinks(probed):
         return
     off = (
         "`options: {chat_template_kwargs: {enable_thinking: false}}` (vLLM, SGLang, llama.cpp), `{reasoning_effort: "
@@ -320,15 +341,21 @@ def _limit(cut: Call, whole: Response) -> Iterator[Finding]:
         )
 
 
-def _streams(probed: Probed) -> Iterator[Finding]:
+def _streams(probed: Probed, *, fatal: bool) -> Iterator[Finding]:
     whole, streamed = probed.calls["whole"].response, probed.calls["streamed"]
     assert whole is not None
     response = streamed.response
     if response is None:
-        why = "" if streamed.error is None else f" ({kept_of(streamed.error)})"
-        yield Finding("warning", "no_stream", f"It cannot be streamed{why}: streams of this cascade fail at it.")
+        why = "" if streamed.error is None else f" ({kept_of(streamed.error).rstrip('.')})"
+        if probed.in_pieces:
+            then = "Its signals decide before an answer is whole, so all drafts are streamed: none comes. "
+            then += 'Let them judge the whole answer, as TokenProbability(aggregate="mean") does.'
+        else:
+            then = "Streams that come to it fail." if fatal else "In a stream, its queries escalate."
+        level: Level = "fails" if probed.in_pieces else "warning"
+        yield Finding(level, "no_stream", f"It cannot be streamed{why}. {then}")
         return
-    if whole.tokens and not response.tokens and response.answer.strip():
+    if not probed.in_pieces and whole.tokens and not response.tokens and response.answer.strip():
         yield Finding(
             "warning",
             "stream_unscored",

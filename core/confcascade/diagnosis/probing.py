@@ -11,7 +11,7 @@ from confcascade.asks import Answer, Ask, Flow, Generate, Prefill, Session, Verd
 from confcascade.attempts import Bill, billed
 from confcascade.decoding import asked_with
 from confcascade.errors import ConfigurationError, SignalUnavailableError, kept_of, status_of
-from confcascade.flow import begun_for, prefill_for, read_for
+from confcascade.flow import answer_layers, begun_for, prefill_for, read_for
 from confcascade.signals import Evidence, OneThreshold, passes, threshold_of
 from confcascade.stage import Stage
 from confcascade.tools import CUT
@@ -84,20 +84,30 @@ class Probed:
             "choices" those that were made.
         scores: Of the stage's signals, by name; without those that judge only the steps of an answer.
         learned: What its server was found to refuse, beyond what was known before: "temperature", say.
+        in_pieces: Whether a cascade streams its drafts, whole or not, since its signals may decide before they end.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
     scores: dict[str, Judged] = field(default_factory=dict)
     learned: frozenset[str] = frozenset()
+    in_pieces: bool = False
     further: Bill = field(default_factory=Bill)  # what signals asked further
 
     @property
+    def ended(self) -> Call:
+        """The call for a whole answer, of a model that thinks the one that came to its end."""
+        longer = self.calls.get("thinking")
+        return self.calls["whole"] if longer is None or longer.response is None else longer
+
+    @property
     def answer(self) -> Response | None:
-        """The answer that was judged: the whole one, of a model that thinks the one that came to its end."""
-        for name in ("thinking", "whole"):
-            if name in self.calls and (response := self.calls[name].response) is not None:
-                return response
-        return None
+        """The whole answer, of a model that thinks the one that came to its end."""
+        return self.ended.response
+
+    @property
+    def judged(self) -> Response | None:
+        """The answer that a cascade judges: the streamed one where drafts are always streamed."""
+        return self.calls["streamed"].response if self.in_pieces else self.answer
 
     @property
     def usage(self) -> Usage:
@@ -127,6 +137,7 @@ class Probe:
     Args:
         stage: With its model, its signals and its decoding.
         messages: A question of the user's, asked with the stage's own limit; None for one of three words.
+        last: Whether it is the last of its cascade, where nothing judges.
         on_call: Called before each call with its name (as of `Probed.calls`), or that of the signal which judges.
 
     Attributes:
@@ -135,12 +146,17 @@ class Probe:
     """
 
     def __init__(
-        self, stage: Stage, messages: Sequence[Message] | None, on_call: Callable[[str], None] | None = None
+        self,
+        stage: Stage,
+        messages: Sequence[Message] | None,
+        *,
+        last: bool = False,
+        on_call: Callable[[str], None] | None = None,
     ) -> None:
         self.stage = stage
         self.own_question = messages is not None
         self._on_call = on_call
-        self._probed = Probed()
+        self._probed = Probed(in_pieces=not last and stage.wants.early and stage.check is None)
         own = asked_with(stage.model, stage.decoding, {}).get("max_tokens")
         few = _STATING if any(signal.rewords for signal in stage.signals) else _FEW
         self._limit = own if messages is not None else min(few, own or few)
@@ -158,53 +174,59 @@ class Probe:
         return probed
 
     def _calls(self) -> Flow[Probed]:
-        model, probed = self.stage.model, self._probed
-        wanted: dict[str, Any] = {"logprobs": model.capability.logprobs is not False, "top_logprobs": self._listed}
+        model, probed, listed = self.stage.model, self._probed, self._listed
+        told = model.capability.logprobs is not False
+        # as a cascade asks, for the same score; how many alternatives there can be, the answer of one token shows
+        wanted: dict[str, Any] = {"logprobs": told, "top_logprobs": self.stage.wants.top_logprobs}
+        states = answer_layers(model, self.stage.wants.after)
         prefilled: Prefilled | None = None
         if (first := self._prefill()) is not None:
             prefilled = (yield from self._call("prefill", first)).prefilled
-        whole = yield from self._call("whole", Generate(model, self._asked, prefilled=prefilled, **wanted))
+        whole = yield from self._call(
+            "whole", Generate(model, self._asked, prefilled=prefilled, layers=states, **wanted)
+        )
         if whole.error is not None and status_of(whole.error) == 400 and not self.own_question:
             # to OpenAI's reasoning models, thoughts that use up a limit are a bad request
             self._asked = replace(self._asked, max_tokens=self._longest)
-            whole = yield from self._call("whole", Generate(model, self._asked, **wanted))
+            whole = yield from self._call("whole", Generate(model, self._asked, layers=states, **wanted))
         if whole.response is None:
             return probed
-        if whole.response.finish_reason in CUT and (thinks(whole.response) or not whole.response.answer.strip()):
-            longer = replace(self._asked, max_tokens=self._longest)
-            yield from self._call("thinking", Generate(model, longer, **wanted))
+        longer = replace(self._asked, max_tokens=self._longest)
+        thinking = whole.response.finish_reason in CUT and (thinks(whole.response) or not whole.response.answer.strip())
+        if thinking:
+            yield from self._call("thinking", Generate(model, longer, layers=states, **wanted))
+        streamed = longer if thinking and probed.in_pieces else self._asked
+        yield from self._call("streamed", Generate(model, streamed, watch=_hold, **wanted))
         yield from self._judge(prefilled)
-        yield from self._call("streamed", Generate(model, self._asked, watch=_hold, **wanted))
-        cut = replace(self._asked, max_tokens=1)
-        yield from self._call("cut", Generate(model, cut, logprobs=False))
+        one = replace(self._asked, max_tokens=1)
+        cut = yield from self._call("cut", Generate(model, one, logprobs=told, top_logprobs=listed))
         if model.capability.continues:
             begun = replace(self._asked, begun="", written=BEGUN)
             yield from self._call("continued", Generate(model, begun, logprobs=False, session=Session()))
+        limited = self._asked if cut.response is None else one  # a server may take no limit so small
         if model.capability.tools:
-            calling = Request(
-                (Message("user", "Note the colour blue."),), _CALLING, tools=(_TOOL,), tool_choice="required"
-            )
+            most = _CALLING if cut.response is not None else limited.max_tokens
+            calling = Request((Message("user", "Note the colour blue."),), most, tools=(_TOOL,), tool_choice="required")
             yield from self._call("tools", Generate(model, self.stage.decoding.applied(calling), **wanted))
         if hasattr(whole.response.native, "choices"):
-            several = replace(cut, options={**cut.options, "n": 2})
+            several = replace(limited, options={**limited.options, "n": 2})
             yield from self._call("choices", Generate(model, several, logprobs=False))
         return probed
 
     @property
     def _listed(self) -> int:
         """As many alternatives as the stage's signals want, or else as there can be."""
-        wanted = max((signal.top_logprobs for signal in self.stage.signals), default=0)
-        return wanted or min(_LISTED, self.stage.model.capability.top_logprobs)
+        return self.stage.wants.top_logprobs or min(_LISTED, self.stage.model.capability.top_logprobs)
 
     def _prefill(self) -> Prefill | None:
         """A pass over the prompt that shows whatever the model can show of it; None if it can make none."""
-        model = self.stage.model
-        if not model.capability.prefill:
+        model, can = self.stage.model, self.stage.model.capability
+        if not (can.prefill or can.engine):
             return None
         wanted = prefill_for(model, self.stage.signals, self._asked) or Prefill(model, self._asked)
-        if wanted.layers or not model.capability.layers:
+        if wanted.layers or not can.layers:
             return wanted
-        return replace(wanted, layers=(model.capability.layers,))
+        return replace(wanted, layers=can.served_layers or (can.layers,))
 
     def _tell(self, what: str) -> None:
         if self._on_call is not None:
@@ -215,8 +237,8 @@ class Probe:
         answer: Answer[Any] = yield from ask(asking)
         made = Call(asking.request, error=answer.error, usage=answer.usage or Usage(), seconds=answer.elapsed_s)
         if isinstance(answer.value, Prefilled):
-            # an answer that goes on from it counts the prompt, too
-            made = replace(made, prefilled=answer.value)
+            read = answer.value  # an answer that goes on from it counts the prompt, too
+            made = replace(made, prefilled=read, usage=read.usage if read.apart else made.usage)
         elif answer.value is not None:
             told = answer.value if name == "tools" else read_for(self.stage.signals, self._request, answer.value)
             made = replace(made, response=parted(asking.request, told), usage=answer.value.usage)
@@ -225,14 +247,15 @@ class Probe:
 
     def _judge(self, prefilled: Prefilled | None) -> Flow[None]:
         """The scores of the answer, by the stage's own signals; what they ask further is charged."""
-        stage, response = self.stage, self._probed.answer
-        assert response is not None
+        stage, response = self.stage, self._probed.judged
         for signal in stage.signals:
             if signal.between_steps:
                 continue
             threshold = stage.thresholds.get(signal.name)
             evidence = Evidence(self._request, prefilled, model=stage.model)
             if signal.phase == "post":
+                if response is None:  # no stream came, and drafts are streamed
+                    continue
                 evidence = Evidence(self._request, prefilled, response.tokens, response, stage.model)
             try:
                 self._tell(signal.name)

@@ -9,7 +9,9 @@ from typing import Any
 
 from confcascade.types import ThoughtToken, Token
 
-__all__ = ["TokenReader", "whole_tokens"]
+__all__ = ["LEAST_LISTED", "TokenReader", "are_none", "whole_tokens"]
+
+LEAST_LISTED = 2  # alternatives asked for: one alone is the token itself, beside which a certain one looks like none
 
 _MAPPINGS = (dict, Mapping)  # what comes first is found first
 _Decoder = codecs.getincrementaldecoder("utf-8")
@@ -35,7 +37,8 @@ class TokenReader:
 
     def __init__(self, top_logprobs: int = 20) -> None:
         self._no_number = False
-        self._certain: bool | None = None  # whether all were exactly 0, beside no alternative that has a probability
+        self._certain: bool | None = None  # whether all were 0 or none, beside no alternative that has a probability
+        self._zero = False
         self._top_logprobs = top_logprobs
         self._decoder = _Decoder("replace")
         self._within = False  # whether it has the first bytes of a character
@@ -70,7 +73,8 @@ class TokenReader:
             if not (isinstance(text, str) and (usual or (isinstance(logprob, _NUMBERS) and self._is_one(logprob)))):
                 return None
             if certain is not False:
-                certain = self._certain = logprob == 0 and _stands_alone(text, told)
+                certain = self._certain = (logprob == 0 or logprob <= _NONE) and _stands_alone(text, told)
+                self._zero = self._zero or logprob == 0
             spelling = told.get("bytes")
             if text and spelling != []:
                 if spelling is not None:
@@ -85,8 +89,8 @@ class TokenReader:
         if self._no_number:
             return "a log-probability from the server is invalid (not a number, infinite, or above 0)"
         # as DeepSeek V3.2 does; gpt-4o-mini tells exactly 0, too, where it is sure, but beside real alternatives
-        if self._certain:
-            return "every log-probability from the server is exactly 0, with no real alternative, so they mean nothing"
+        if self._certain and self._zero:
+            return "every log-probability from the server is exactly 0 or -9999, with no real alternative: it has none"
         return None
 
     def _is_one(self, logprob: float) -> bool:
@@ -125,6 +129,12 @@ def whole_tokens(logprobs: Any, top_logprobs: int) -> tuple[tuple[Token, ...] | 
     reader = TokenReader(top_logprobs)
     tokens = reader.read(logprobs)
     return (None, reader.problem) if reader.problem else (tokens, None)
+
+
+def are_none(tokens: Sequence[Token]) -> bool:
+    """Whether no token has a log-probability: each is told as 0 or as one that stands for none, and one as that."""
+    values = {token.logprob for token in tokens}
+    return bool(values) and min(values) <= _NONE and all(value == 0 or value <= _NONE for value in values)
 
 
 def _answer_entries(logprobs: Any) -> Any:

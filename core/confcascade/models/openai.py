@@ -29,6 +29,7 @@ from confcascade.models.continuing import (
     is_repeated,
     to_render,
 )
+from confcascade.models.logprobs import LEAST_LISTED
 from confcascade.models.masking import masked
 from confcascade.models.reading import Reads, read_prompt, reads_problem, remember, to_read
 from confcascade.models.remote import Remote, as_stream, check_continues
@@ -441,7 +442,7 @@ class OpenAICompatibleModel(Remote):
         added: dict[str, dict[str, Any]] = {}
         if ask.logprobs:
             # some servers answer top_logprobs=0 with no log-probabilities at all
-            added["logprobs"] = {"logprobs": True, "top_logprobs": max(1, ask.top_logprobs)}
+            added["logprobs"] = {"logprobs": True, "top_logprobs": max(LEAST_LISTED, ask.top_logprobs)}
         if streamed:
             body.given["stream"] = True
             added["stream_options"] = {"stream_options": {"include_usage": True}}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 pytest.importorskip("openai")
 
-from confcascade import ConfigurationError
+from confcascade import ConfigurationError, Prices, Stage, TokenProbability, diagnose
 from confcascade.cli import app
+from confcascade.cli.check import _show
+from confcascade.testing import ScriptedModel
 
 TWO = "models:\n- bundled:small\n- bundled:large\n"
 
@@ -86,6 +90,7 @@ def test_a_server_that_is_down_is_a_row_and_the_code_1(check):
     assert done.exit_code == 1
     assert "far, 1 of 1: cannot work" in done.stdout
     assert "Nothing answers there" in flat(done.stdout)
+    assert re.search(r"this check no tokens, \d+\.\d s one query cost unknown so it", flat(done.stdout))
     assert "Traceback" not in done.output
     done = check(down, "--json")
     assert done.exit_code == 1
@@ -108,6 +113,25 @@ def test_a_warning_is_no_failure(check, httpserver):
     assert done.exit_code == 0, done.output
     assert "'done', which is not known here" in flat(done.stdout)
     assert json.loads(httpserver.log[0][0].data)["messages"] == [{"role": "user", "content": "Q: Which colour?"}]
+
+
+def test_long_names_are_not_cut():
+    """As those of hubs are; costs stand beside what they are of."""
+    names = (
+        "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF-Q4_K_M",
+        "accounts/fireworks/models/deepseek-v4-pro-0813-" + "x" * 60,
+    )
+    small, large = map(ScriptedModel, names)
+    stages = [Stage(small, [TokenProbability()], {"p_t": 0.9}, Prices(1, 2)), Stage(large, prices=Prices(10, 20))]
+    shown = StringIO()
+    _show(Console(width=80, file=shown), diagnose(stages))
+
+    assert max(map(len, shown.getvalue().splitlines())) <= 80
+    assert "…" not in shown.getvalue()
+    joined = re.sub(r"\s+", "", shown.getvalue())
+    assert f"elseescalatesto'{names[1]}'" in joined
+    assert "onequery$0.000700soit" in joined
+    assert "onequery$0.007000,withthestagesbeforeit$0.007700" in joined
 
 
 @pytest.mark.parametrize("typical", ["500", "a,b", "-1,5", "1,2,3"])

@@ -47,6 +47,17 @@ def here(folder, monkeypatch):
     return run
 
 
+def checks(*arguments):
+    """Runs ``confcascade check`` in this process."""
+    from confcascade.cli import app
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, ["check", *map(str, arguments)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
 @pytest.fixture(scope="module")
 def trained(confcascade, folder):
     """Trained on the questions; the process that did it."""
@@ -174,8 +185,10 @@ def test_ctrl_c_keeps_what_was_read(here, trained, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_a_served_model_is_probed_through_its_server(here, folder, tmp_path, httpserver, engine):
-    """Answers and hidden states both come from the server that the cascade file names; the card says of what kind."""
+def test_a_served_model_is_probed_checked_and_gated_through_its_server(here, folder, tmp_path, httpserver, engine):
+    """Answers and hidden states both come from the server that the cascade file names; the card says of what kind, and
+    what a check says of the gate is what it does: a query that it turns down has one token written.
+    """
     from confcascade import KnowledgeProbe
     from confcascade.cascade_file import CascadeFile
 
@@ -210,7 +223,29 @@ def test_a_served_model_is_probed_through_its_server(here, folder, tmp_path, htt
     cascade.write_text(
         cascade.read_text().replace("threshold: 0.9", f"signals: [{{type: p_ik, probe: {out}}}]\nthreshold: 0.5")
     )
-    outcome = CascadeFile.load(cascade).cascade().run("Which is the capital of Vodis?", max_tokens=8)
-    assert outcome.record.attempts[0].scores["p_ik"].value is not None
+    question, gated = "Which is the capital of Vodis?", cascade.read_text()
+    checked = checks(cascade, "--question", question, "--json")
+    outcome = CascadeFile.load(cascade).cascade().run(question, max_tokens=8)
+    score = outcome.record.attempts[0].scores["p_ik"].value
+    (stage, _), works = json.loads(checked.stdout)["stages"], checked.exit_code == 0
+    assert works
+    assert stage["scores"]["p_ik"] == {"value": score, "threshold": 0.5, "unavailable": "", "passed": score >= 0.5}
+    assert stage["then"] == "answers only with p_ik >= 0.5, keeps every usable answer, else escalates to 'large'"
+
+    cascade.write_text(gated.replace("threshold: 0.5", "threshold: 1.0"))
+    served.decoded.clear()
+    assert CascadeFile.load(cascade).cascade().run(question).record.answered_by == "large"
+    assert served.decoded == [1]
+
+    other = "sglang" if engine == "vllm" else f"vllm, states_layers: [3, 2], states_folder: {tmp_path}"
+    for mine, message in (
+        (gated.replace(f"{engine}, {files}".removesuffix(", "), other), f'from a server \\("{engine}"\\); model'),
+        (gated.replace("states_layers: [3, 2]", "states_layers: [1]"), "trained on block .*gives block 1 of 4 only"),
+    ):
+        if mine != gated:
+            cascade.write_text(mine)
+            with pytest.raises(ConfigurationError, match=message):
+                checks(cascade)
+    cascade.write_text(gated)
     with pytest.raises(ConfigurationError, match=r"gives the hidden states of block .*, of 4\. Got depths at block 1"):
         here("questions", "-o", tmp_path / "other", *options, "--depths", "1")

@@ -28,6 +28,8 @@ from confcascade import (
 from confcascade.extending import Measurement, Signal
 from confcascade.testing import Reply, ScriptedModel
 
+from ...providers import BEHAVIOURS
+
 GREEDY = Decoding(temperature=0)
 P_T = TokenProbability()
 LAST = Stage(ScriptedModel("large", architecture=Architecture(1000, 1, 1)))
@@ -36,7 +38,7 @@ LAST = Stage(ScriptedModel("large", architecture=Architecture(1000, 1, 1)))
 def checked(provider, signals=(P_T,), thresholds=None, *, decoding=GREEDY, question=None, **behaviour):
     """What is found of the first of two stages, and its server."""
     server, url = provider(**behaviour)
-    model = OpenAICompatibleModel("m", base_url=url, max_retries=0, timeout_s=10)
+    model = OpenAICompatibleModel("m", base_url=url, max_retries=0, timeout_s=0.3 if behaviour.get("hangs_s") else 10)
     stage = Stage(model, signals, {"p_t": 0.8} if thresholds is None else thresholds, decoding=decoding)
     found = diagnose([stage, LAST], question=question)
     return found.stages[0], server
@@ -47,54 +49,68 @@ def kinds(stage, *levels):
 
 
 PROVIDERS = {
-    # behaviour of the server: (what can be done, what is wrong with it)
-    "OpenAI": ({}, {"log-probabilities": True, "tool calls": True, "thoughts": False, "n": True}, set()),
+    # behaviour of the server: what can be done, what is wrong with it
+    "OpenAI": ({"log-probabilities": True, "tool calls": True, "thoughts": False, "n": True}, set()),
     "OpenAI, reasoning": (
-        {"refuses": ("max_tokens", "temperature", "logprobs"), "thoughts": "hidden"},
         {"log-probabilities": False, "thoughts": True, "usage": True},
         {"never_scored", "temperature_refused"},
     ),
-    "Anthropic": ({"logprobs": "none"}, {"log-probabilities": False}, {"never_scored"}),
-    "Gemini": ({"refuses": ("logprobs",)}, {"log-probabilities": False}, {"never_scored"}),
-    "a model that may not": ({"logprobs": "refused"}, {"log-probabilities": False}, {"never_scored"}),
-    "DeepSeek V3.2": ({"logprobs": "zeros"}, {"log-probabilities": False}, {"never_scored"}),
-    "DeepSeek V4": ({"thoughts": "apart, own list"}, {"log-probabilities": True, "thoughts": True}, set()),
-    "LM Studio": ({"logprobs": "empty"}, {"log-probabilities": False}, {"never_scored"}),
-    "vLLM, thinking": (
-        {"thoughts": "apart", "tools": "scored"},
-        {"log-probabilities": True, "thoughts": True, "tool calls": True},
-        set(),
+    "Anthropic": ({"log-probabilities": False}, {"never_scored"}),
+    "Gemini": ({"log-probabilities": False}, {"never_scored"}),
+    "a model that may not": ({"log-probabilities": False}, {"never_scored"}),
+    "DeepSeek V3.2": ({"log-probabilities": False}, {"never_scored"}),
+    "DeepSeek V4": ({"log-probabilities": True, "thoughts": True}, set()),
+    "LM Studio": ({"log-probabilities": False}, {"never_scored"}),
+    "vLLM, thinking": ({"log-probabilities": True, "thoughts": True, "tool calls": True}, set()),
+    "no parser, thinking": ({"log-probabilities": True, "thoughts": True}, set()),
+    "-9999 everywhere": ({"log-probabilities": False}, {"no_logprobs"}),
+    "constants": ({"log-probabilities": True}, {"constant_logprobs"}),
+    "none when streamed": ({"log-probabilities": True}, {"stream_unscored"}),
+    "others when streamed": ({"log-probabilities": True}, {"stream_differs"}),
+    "no streams": ({"answers": True, "streamed": False}, {"no_stream"}),
+    "no reasons": ({"answers": True}, {"no_finish_reason", "no_stream"}),
+    "no usage in streams": ({"usage": False}, {"usage_missing"}),
+    "no usage": ({"usage": False}, {"usage_missing"}),
+    "odd reasons": ({"answers": True}, {"odd_finish_reason"}),
+    "cuts look whole": ({"answers": True}, {"cut_looks_whole"}),
+    "no limit holds": ({"answers": True}, {"limit_ignored"}),
+    "one answer a call": ({"n": False}, set()),
+    "no tools": ({"tool calls": False}, set()),
+    "text instead of a call": ({"tool calls": None}, set()),
+    "wrong key": ({"answers": False}, {"error"}),
+    "unknown model": ({"answers": False}, {"error"}),
+    "broken": ({"answers": False}, {"error"}),
+    "OpenAI, tool calls scored": ({"tool calls": True}, set()),
+    "OpenRouter, which drops what a model does not take": (
+        {"log-probabilities": False, "tool calls": None, "n": False},
+        {"never_scored"},
     ),
-    "no parser, thinking": ({"thoughts": "in the text"}, {"log-probabilities": True, "thoughts": True}, set()),
-    "-9999 everywhere": ({"logprobs": "nines"}, {"log-probabilities": True}, {"no_logprobs"}),
-    "constants": ({"logprobs": "constant"}, {"log-probabilities": True}, {"constant_logprobs"}),
-    "none when streamed": ({"logprobs": "whole only"}, {"log-probabilities": True}, {"stream_unscored"}),
-    "others when streamed": ({"logprobs": "others streamed"}, {"log-probabilities": True}, {"stream_differs"}),
-    "no streams": ({"refuses": ("stream",)}, {"answers": True, "streamed": False}, {"no_stream"}),
-    "no reasons": ({"finish": {"stop": None}}, {"answers": True}, {"no_finish_reason", "no_stream"}),
-    "no usage in streams": ({"usage": "whole"}, {"usage": False}, {"usage_missing"}),
-    "no usage": ({"usage": "no"}, {"usage": False}, {"usage_missing"}),
-    "odd reasons": ({"finish": {"stop": "finished"}}, {"answers": True}, {"odd_finish_reason"}),
-    "cuts look whole": ({"finish": {"length": "stop"}}, {"answers": True}, {"cut_looks_whole"}),
-    "no limit holds": ({"obeys": False}, {"answers": True}, {"limit_ignored"}),
-    "one answer a call": ({"several": False}, {"n": False}, set()),
-    "no tools": ({"tools": "refused"}, {"tool calls": False}, set()),
-    "text instead of a call": ({"tools": "text"}, {"tool calls": None}, set()),
-    "wrong key": ({"status": 401}, {"answers": False}, {"error"}),
-    "unknown model": ({"status": 404}, {"answers": False}, {"error"}),
-    "broken": ({"status": 500}, {"answers": False}, {"error"}),
+    "Ollama, a cloud model": ({"log-probabilities": False, "thoughts": True}, {"never_scored"}),
+    "DeepSeek V3.2, without alternatives": ({"log-probabilities": False}, {"never_scored"}),
+    "DeepSeek V3.2, 0 or -9999": ({"log-probabilities": False}, {"never_scored"}),
+    "thoughts apart, not listed": ({"log-probabilities": True, "thoughts": True}, set()),
+    "max_tokens refused": ({"answers": True, "n": True}, set()),
+    "temperature refused": ({"answers": True}, {"temperature_refused"}),
+    "no small limits": ({"answers": True, "tool calls": True, "n": True}, set()),
+    "filtered": ({"answers": True}, {"unusable"}),
+    "a web page": ({"answers": False}, {"error"}),
+    "hangs": ({"answers": False}, {"error"}),
 }
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_providers(provider, name):
     """Each trap is found at the server that has it, and nothing is found at one that has none."""
-    behaviour, can, wrong = PROVIDERS[name]
-    stage, server = checked(provider, **behaviour)
+    can, wrong = PROVIDERS[name]
+    stage, server = checked(provider, **BEHAVIOURS[name])
 
     assert {key: stage.abilities[key].can for key in can} == can
     assert kinds(stage) == wrong
     assert stage.works == (not wrong & {"never_scored", "no_logprobs", "error"})
+    assert PROVIDERS.keys() == BEHAVIOURS.keys()
+    if "usage" in stage.abilities and stage.abilities["usage"].can:
+        streamed = stage.abilities["streamed"].can
+        assert stage.abilities["usage"].how == ("reported, whole and streamed" if streamed else "reported, whole")
     if "error" in wrong:
         assert len(server.bodies) == 1  # it is asked nothing more
         assert stage.then == "its queries escalate to 'large'"
@@ -335,8 +351,9 @@ def test_hidden_states_that_do_not_come(monkeypatch):
     first = diagnose(stages).stages[0]
 
     assert first.abilities["hidden states"].can is False
-    assert kinds(first, "fails") == {"never_scored"}
-    assert "needs hidden states" in first.findings[0].text
+    assert kinds(first, "fails") == {"error"}
+    assert "needs hidden states, and reading them fails" in first.findings[0].text
+    assert first.then == "its queries escalate to 'large'"
 
 
 def test_a_server_that_does_not_continue(provider):
@@ -378,7 +395,7 @@ def test_cascades_of_frameworks(provider):
     import langchain_confcascade
     import llamaindex_confcascade
 
-    for behaviour, works in (({}, True), ({"logprobs": "none"}, False)):
+    for behaviour, works in (({}, True), ({"logprobs": "none"}, False), ({"logprobs": "zeros"}, False)):
         _, url = provider(**behaviour)
         chats = [
             langchain_openai.ChatOpenAI(model=name, base_url=url, api_key="none", temperature=0)
@@ -399,3 +416,4 @@ def test_cascades_of_frameworks(provider):
             assert kinds(found.stages[0], "fails") == (set() if works else {"never_scored"})
             assert found.stages[1].works
             assert found.stages[0].abilities["tool calls"].can is not False or not works
+            assert (cascade.run("Name three colours.").record.answered_by == found.stages[0].model) is works

@@ -99,6 +99,8 @@ def zero(token, *others):
         ([entry("Ly", 0.0), entry("on", 0.0)], False),
         ([zero("Ly", ("other", -9999.0)), zero("on", ("other", -9999.0))], False),  # a proxy of it
         ([zero("Ly", ("Ly", 0.0), ("other", -9999.0))], False),  # DeepSeek V4 that does not think
+        ([entry("Ly", 0.0), entry("on", -9999.0)], False),  # DeepSeek V3.2, too
+        ([entry("Ly", 0.0), entry("on", -9999.0, top_logprobs=[entry("e", -0.1)])], True),
         ([zero("B", ("B", 0.0))], True),  # gpt-4o-mini, asked for one alternative
         ([zero("B", ("B", 0.0), ("A", -16.75))], True),
         ([zero("B", ("B", 0.0), ("A", -9999.0)), entry("!", -0.2, top_logprobs=[])], True),  # vLLM under a grammar

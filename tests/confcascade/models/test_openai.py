@@ -218,10 +218,10 @@ def test_a_request_is_sent_as_it_is(model: OpenAICompatibleModel, server: Server
 
 
 def test_log_probabilities_without_alternatives(model: OpenAICompatibleModel, server: Server):
-    """At least one alternative is asked for: some servers take 0 to mean no log-probabilities at all."""
+    """Two are asked for: some servers take 0 to mean no log-probabilities, and one is the token itself."""
     model.generate([Generate(model, REQUEST, top_logprobs=0)])
 
-    assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 1)
+    assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 2)
 
 
 @every_way
