@@ -1,8 +1,8 @@
-"""The questions of `real_models`: two sets of our own making, and public ones that are read from a folder.
+"""The questions of `real_models`: three sets of our own making, and public ones that are read from a folder.
 
-*printed*: what a few lines of Python print. *modules*: which module of Python's standard library has a name. Both are
-made by code, from a seed, with answers that Python itself gives, so there are as many as wanted and nobody's licence
-stands in the way.
+*printed*: what a few lines of Python print. *raises*: which exception they raise. *modules*: which module of Python's
+standard library has a name. They are made by code, from a seed, with answers that Python itself gives, so there are as
+many as wanted and nobody's licence stands in the way.
 """
 
 from __future__ import annotations
@@ -179,6 +179,82 @@ def printed(count: int, seed: int = 0) -> list[Example]:
     return list(found.values())
 
 
+# ---------------------------------------------------------------------- which exception does it raise
+
+NAMES = "total count items value index price user order limit result".split()
+
+
+def _raising(rng: random.Random) -> str:
+    """A few lines that may raise, or may not: executing them says."""
+    word, other = rng.sample(WORDS, 2)
+    name, second = rng.sample(NAMES, 2)
+    n, m = rng.randint(1, 9), rng.randint(2, 9)
+    numbers = [rng.randint(1, 20) for _ in range(rng.randint(2, 4))]
+    return rng.choice(
+        [
+            f'{name} = int("{word}")',
+            f'{name} = float("{word}")',
+            f"{name} = {n * m} / ({n} - {n})",
+            f"{name} = {numbers}\nprint({name}[{len(numbers) + rng.randint(-1, 2)}])",
+            f'{name} = {{"{word}": {n}}}\nprint({name}["{rng.choice([word, other])}"])',
+            f'{name} = "{word}" + {n}',
+            f'{name} = "{word}"\n{name}[0] = "x"',
+            f"{name} = ({n}, {m})\n{name}[0] = {n + 1}",
+            f"{name} = {n}\nprint({rng.choice([name, second])})",
+            f"{name} = None\nprint({name}.upper())",
+            f"{name} = {numbers}\n{name}.remove({rng.choice([numbers[0], 99])})",
+            f"{name} = {numbers}\n{name}.push({n})",
+            f"assert {n} > {m}",
+            f"{name} = iter([])\nnext({name})",
+            f'open("/{word}/{other}.txt")',
+            f"import {word}_{other}",
+            f'raise RuntimeError("{word}")',
+            f'"{word}é".encode("ascii")',
+            f"{name}, {second} = {numbers}",
+            f"def f({name}):\n    return {name} * {n}\n\nf({', '.join(map(str, numbers[: rng.randint(1, 2)]))})",
+            f"def f({name}):\n    return f({name} + 1)\n\nf({n})",
+            f'{name} = {{}}\n{name}[[{n}, {m}]] = "{word}"',
+            f"{name} = {n}\nfor {second} in {name}:\n    print({second})",
+            f"{name} = {n}\nprint(len({name}))",
+            f"sum([{n}, '{word}'])",
+            f"{name} = 'value: {{0}} {{1}}'.format({n})",
+            f'{name} = {{"{word}", "{other}"}}\nprint({name}[0])',
+            f"{name} = {n}\n{name}()",
+            f"sorted([{n}, '{word}', {m}])",
+            f'print("{word}".index("{rng.choice(["z", word[1]])}"))',
+            f"from math import {word}",
+            f"{name} = []\n{name}.pop()",
+            f"{name} = {{}}\n{name}.popitem()",
+            f"import math\nmath.sqrt(-{n})",
+            f"{name} = max([])",
+            f"{name} = {n}\ndel {name}\nprint({name})",
+            f"class A:\n    pass\n\nA().{name}",
+            f"{name} = bytes([{n}, {rng.choice([m, 300])}])",
+            f"{name} = range({n})[{n + m}]",
+            f"{name} = 10.0 ** 400",
+            f'{name} = int("{n}{m}", {rng.choice([2, 16])})',
+            f"{name} = chr(-{n})",
+        ]
+    )
+
+
+def raises(count: int, seed: int = 0) -> list[Example]:
+    """Which exception do a few lines of Python raise, if any? Each question once; its group is the exception."""
+    rng, found = random.Random(seed), {}
+    while len(found) < count:
+        code = _raising(rng)
+        if code in found:
+            continue
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(code, {})
+        except Exception as error:
+            found[code] = type(error).__name__
+        else:
+            found[code] = "none"
+    return [Example(code, references=(name,), group=name) for code, name in found.items()]
+
+
 # ---------------------------------------------------------------------- which module has it
 
 MODULES = """abc argparse array ast asyncio base64 bisect calendar cmath codecs collections colorsys
@@ -253,6 +329,11 @@ def is_module(example: Example, answer: str) -> bool:
     """Whether the answer names a module that has it, with the package or as `import` does."""
     said = _bare(answer).removeprefix("import ").rstrip(".").strip().strip("`\"'").lower()
     return said in {reference.lower() for reference in example.references}
+
+
+def is_raised(example: Example, answer: str) -> bool:
+    """Whether the answer names the exception, or says that there is none."""
+    return _bare(answer).rstrip(".").lower() == example.references[0].lower()
 
 
 FEW = (
@@ -330,6 +411,19 @@ SETS: Mapping[str, QuestionSet] = {
             ),
             Function(is_printed),
             40,
+            ours=True,
+        ),
+        QuestionSet(
+            "raises",
+            lambda _: raises(1500),
+            Prompt(
+                "raises",
+                None,
+                "Which exception does this Python code raise?\n\n```python\n{question}\n```\n\n"
+                "Answer with the name of the exception, or none, and nothing else.",
+            ),
+            Function(is_raised),
+            16,
             ours=True,
         ),
         QuestionSet(

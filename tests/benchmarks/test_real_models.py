@@ -130,6 +130,10 @@ def test_questions_of_our_own_are_graded_by_what_python_says(scripts: ModuleType
         assert sets.is_printed(each, f"```\n{answer}\n```")
         assert sets.is_printed(each, f"`{answer}`\n")
         assert sets.is_printed(each, other.references[0]) == (other.references == each.references)
+    for each in sets.raises(100):
+        (name,) = each.references
+        assert sets.is_raised(each, f"`{name}`.")
+        assert not sets.is_raised(each, f"{name} or another")
     for each in modules:
         name = each.references[0]
         assert all(sets.is_module(each, form) for form in (name, f"`{name}`", f"{name.upper()}.", f"import {name}"))
