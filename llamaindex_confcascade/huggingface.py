@@ -58,7 +58,7 @@ class HuggingFaceModel(TransformersModel):
     def _asked(self, ask: Generate) -> Generate:
         return super()._asked(wanting(ask))
 
-    def render(self, request: Request) -> str:
+    def _own_prompt(self, request: Request) -> str:
         """As the LLM's own `chat` and `complete` write it. (Its `stream_complete` ignores `completion_to_prompt`.)"""
         llm = seen_from(self.native, getattr(request.native, "settings", {}))
         way, *_ = ways_of(llm, request)

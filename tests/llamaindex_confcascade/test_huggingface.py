@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from confcascade import Cascade, ConfigurationError, KnowledgeProbe, Request, Stage, TokenProbability, trace
+from confcascade.asks import Prefill, Session
 from confcascade.demo import bundled_probe
 from confcascade.demo.world import World
 from confcascade.models.bundled import bundled_model
@@ -75,6 +76,19 @@ def test_a_prompt_of_the_users_own_is_kept(local_llm, small):
     model = HuggingFaceModel(native)
 
     assert model.render(Request((Message("system", "Be brief."), Message("user", "Why?")))) == "Be brief.|Why?"
+
+
+def test_a_prompt_of_the_users_own_is_gone_on_with(local_llm, small):
+    """In a session, as steps are read, and where a signal has the answer begun."""
+    native = local_llm(small, messages_to_prompt=lambda messages: "|".join(message.content for message in messages))
+    model, asked = HuggingFaceModel(native), Request(Message.parse(QUESTIONS[0]))
+    (whole,) = model.prefill([Prefill(model, asked, (1,))])
+    (session,) = model.prefill([Prefill(model, asked, (1,), session=Session())])
+
+    assert model.render(replace(asked, begun="Answer:")) == f"{QUESTIONS[0]}Answer:"
+    assert model.encode(asked) == small.tokenizer(QUESTIONS[0])["input_ids"]
+    assert session.usage.input_tokens == whole.usage.input_tokens
+    assert session.hidden_states[1] == pytest.approx(whole.hidden_states[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ class TransformersModel:
             embedded=self.model.get_input_embeddings().weight.shape[0],
             template_options=template_options,
             adds_special_tokens=self._adds_special_tokens,
+            own=self._own_prompt,
         )
         template = self._prompts.template
         self._capability = replace(self._capability, tool_history=template is not None and template.tool_history)
@@ -170,12 +171,7 @@ class TransformersModel:
             dtype=self.model.dtype,
         )
         self._runner = ModelRunner(
-            self._decoder,
-            self._prompts,
-            self._speaker,
-            self._prefix_cache,
-            render=self.render,
-            device=self.model.device,
+            self._decoder, self._prompts, self._speaker, self._prefix_cache, device=self.model.device
         )
 
     def __repr__(self) -> str:
@@ -376,11 +372,15 @@ class TransformersModel:
         Raises:
             ModelError: If they do not fit the context.
         """
-        return self._prompts.encode(self._prompts.render(request))
+        return self._prompts.encode(self.render(request))
 
     def encode_behind(self, request: Request, text: str) -> list[int]:
         """The tokens of a text behind a request and what has been written, as this model reads what others write."""
-        return self._prompts.encode_behind(self._prompts.render(request) + request.written, text)
+        return self._prompts.encode_behind(self.render(request) + request.written, text)
+
+    def _own_prompt(self, request: Request) -> str | None:
+        """A prompt that the chat template does not write; none here."""
+        del request
 
     def _adds_special_tokens(self, prompt: str) -> bool:
         """Whether the tokenizer adds its own: a rendered template brings them."""

@@ -48,6 +48,7 @@ class Prompts:
         embedded: The token ids that the model's embedding has.
         template_options: Further arguments of the chat template.
         adds_special_tokens: Whether the tokenizer adds its special tokens to a rendered prompt.
+        own: A prompt that is written in another way than by the chat template; None if it is not.
 
     Attributes:
         template: The chat template; None where prompts are completed as raw text.
@@ -65,6 +66,7 @@ class Prompts:
         embedded: int,
         template_options: Mapping[str, Any],
         adds_special_tokens: Callable[[str], bool],
+        own: Callable[[Request], str | None],
     ) -> None:
         self.template_options = dict(template_options)
         self._tokenizer = tokenizer
@@ -72,6 +74,7 @@ class Prompts:
         self._context = context
         self._embedded = embedded
         self._adds_special_tokens = adds_special_tokens
+        self._own = own
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
         self._marks = {mark: token for token, mark in marks_of(tokenizer).items()}
         special = sorted(special_of(tokenizer), key=len, reverse=True)
@@ -91,6 +94,8 @@ class Prompts:
 
     def render(self, request: Request) -> str:
         """The prompt as the model reads it, up to where its answer begins."""
+        if (own := self._own(request)) is not None:
+            return own + request.begun
         if self.template is not None:
             return self.template.render(request.messages) + request.begun
         if any(message.tool_calls for message in request.messages):

@@ -34,7 +34,6 @@ class ModelRunner:
         prompts: Encodes for the model.
         settings: How it writes.
         prefix_cache: What prompts had in common at their beginning.
-        render: The prompt as the model reads it.
         device: Where it computes.
     """
 
@@ -44,15 +43,12 @@ class ModelRunner:
         prompts: Prompts,
         settings: DecoderSettings,
         prefix_cache: PrefixCache,
-        *,
-        render: Callable[[Request], str],
         device: Any,
     ) -> None:
         self._decoder = decoder
         self._prompts = prompts
         self._settings = settings
         self._prefix_cache = prefix_cache
-        self._render = render
         self._device = device
         self._sessions = Sessions(decoder, prompts, settings, device)
 
@@ -67,7 +63,7 @@ class ModelRunner:
         Raises:
             ModelError: If it does not fit the context.
         """
-        text = self._render(request)
+        text = self._prompts.render(request)
         return Prompt(text, self._prompts.encode(text), self._prompts.opened(request, text))
 
     def unread(self, prompt: Prompt) -> int:
