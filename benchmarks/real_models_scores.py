@@ -24,7 +24,7 @@ from real_models_sets import QuestionSet
 
 FOLDS = 10
 GATE = 0.75  # of the depth: where the cascade reads P(IK); fixed beforehand
-NETWORK_DEPTHS = (0.5, 0.75, 1.0)
+NETWORK_DEPTHS = (0.75,)
 _SHARES = {"training": 0.9, "validation": 0.1}
 Told = Callable[[str], None]
 
