@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from confcascade import Stage, TransformersModel
+from confcascade.bench.collecting import Collected
 from confcascade.bench.collecting import collect as ask
 from confcascade.bench.questions.splitting import sample
 from confcascade.bench.recording import Row, read_rows
@@ -30,11 +31,12 @@ from confcascade.bench.training.probes import layers_of
 from confcascade.bench.training.states import key_of
 from confcascade.cli.progress import Shown
 from confcascade.extending import Evidence, LanguageModel, Measurement, Signal
+from confcascade.graders.example import Example
 from confcascade.types import Request
 from numpy.typing import NDArray
 from real_models_live import compared, lines, probe_of
 from real_models_scores import Material, gate_of, scored
-from real_models_sets import SETS
+from real_models_sets import SETS, QuestionSet
 from real_models_tables import SPLITS, Recorded, tables
 from rich.console import Console
 
@@ -122,27 +124,46 @@ def collect(
         for asked in (SETS[each] for each in sets.split(",")):
             console.print(f"{name}, {asked.name}")
             (out / asked.name).mkdir(parents=True, exist_ok=True)
-            examples = asked.examples(data, limit)
-            cache = StateCache(out / asked.name / f"{name}.states", model, layers_of(model, DEPTHS)) if states else None
-            kept = () if cache is None else (KeepStates(cache),)
-            with Shown(console) as shown:
-                found = ask(
-                    examples,
-                    [Stage(model, [*kept, *asked.signals])],
-                    out / asked.name / f"{name}.jsonl",
-                    prompt=asked.prompt,
-                    grader=asked.grader,
-                    keep_text=asked.ours,
-                    keep_tokens=False,
-                    progress=lambda told, row: (shown(told, row), *(each.flush() for each in kept)),  # noqa: B023
-                    max_tokens=asked.max_tokens,
-                )
-            tally = found.tallies[name]
-            console.print(f"{name}, {asked.name}: {tally.n} answers, {tally.accuracy:.1%} right")
-            if cache is not None:
-                kept[0].flush(least=1)
-                # of answers that were recorded when a run was killed
-                read_states(model, [Request(asked.prompt.messages(each)) for each in examples], cache)
+            _collect(out / asked.name, model, asked, asked.examples(data, limit), console, states=states)
+
+
+def _collect(
+    folder: Path,
+    model: TransformersModel,
+    asked: QuestionSet,
+    examples: list[Example],
+    console: Console,
+    *,
+    states: bool,
+) -> None:
+    """One model's answers to one set."""
+    keep = None
+    if states:
+        keep = KeepStates(StateCache(folder / f"{model.name}.states", model, layers_of(model, DEPTHS)))
+    with Shown(console) as shown:
+
+        def progress(told: Collected, row: Row | None) -> None:
+            shown(told, row)
+            if keep is not None:
+                keep.flush()
+
+        found = ask(
+            examples,
+            [Stage(model, [*([] if keep is None else [keep]), *asked.signals])],
+            folder / f"{model.name}.jsonl",
+            prompt=asked.prompt,
+            grader=asked.grader,
+            keep_text=asked.ours,
+            keep_tokens=False,
+            progress=progress,
+            max_tokens=asked.max_tokens,
+        )
+    tally = found.tallies[model.name]
+    console.print(f"{model.name}, {asked.name}: {tally.n} answers, {tally.accuracy:.1%} right")
+    if keep is not None:
+        keep.flush(least=1)
+        # of answers that were recorded when a run was killed
+        read_states(model, [Request(asked.prompt.messages(each)) for each in examples], keep.cache)
 
 
 @app.command()

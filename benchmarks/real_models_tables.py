@@ -21,6 +21,7 @@ from confcascade.bench.replay import PolicyStage, replay
 from confcascade.bench.replay.costing import Costing
 from confcascade.bench.training.cross_fitting import folds_of
 from confcascade.calibration.fusion import Fusion
+from confcascade.errors import ConfigurationError
 from confcascade.guarantee import Promise
 from numpy.typing import NDArray
 
@@ -49,7 +50,9 @@ class Recorded:
     @classmethod
     def read(cls, folder: Path) -> list[Recorded]:
         """Every set whose recording lies there."""
-        told = json.loads((folder / "models.json").read_text())
+        if not (path := folder / "models.json").exists():
+            raise ConfigurationError(f"'{folder}' holds no recordings of `real_models.py score`.")
+        told = json.loads(path.read_text())
         sizes = {name: Architecture(**each["architecture"]) for name, each in told.items()}
         found = []
         for path in sorted(folder.glob("*.parquet")):
@@ -76,11 +79,11 @@ class Recorded:
         """Of the model's scores."""
         return sorted(name for owner, name in self.material.columns.signals if owner == model)
 
-    def gate(self, model: str) -> str | None:
-        """P(IK) where the cascade reads it: the score nearest to three quarters of the depth."""
+    def gate(self, model: str, wanted: float = 0.75) -> str | None:
+        """P(IK), linear, at the depth nearest to the wanted one; by default where the cascade reads it."""
         read = [(name, _DEPTH.fullmatch(name)) for name in self.names(model)]
         depths = {float(found["depth"]): name for name, found in read if found and not found["kind"]}
-        return depths[min(depths, key=lambda depth: abs(depth - 0.75))] if depths else None
+        return depths[min(depths, key=lambda depth: abs(depth - wanted))] if depths else None
 
 
 def tables(recorded: Sequence[Recorded], splits: int = SPLITS) -> Iterator[tuple[str, list[str]]]:
@@ -273,9 +276,9 @@ def certified(recorded: Sequence[Recorded], splits: int) -> list[str]:
     rows = []
     for each in recorded:
         for small, large in combinations(each.models, 2):
-            gate = each.gate(small)
+            gate, early = each.gate(small), each.gate(small, 0.25)
             pair = each.material if len(each.models) == 2 else _only(each.material, (small, large))
-            for signals in ([P_T], [P_T, gate]):
+            for signals in ([P_T], [P_T, gate], [P_T, early]):
                 if None in signals:
                     continue
                 names = [name for name in signals if name is not None]
