@@ -333,7 +333,7 @@ def is_module(example: Example, answer: str) -> bool:
 
 def is_raised(example: Example, answer: str) -> bool:
     """Whether the answer names the exception, or says that there is none."""
-    return _bare(answer).rstrip(".").lower() == example.references[0].lower()
+    return _bare(_bare(answer).rstrip(".")).lower() == example.references[0].lower()
 
 
 FEW = (

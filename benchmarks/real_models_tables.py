@@ -155,8 +155,22 @@ def ranking(recorded: Sequence[Recorded]) -> list[str]:
                 both = joined(each, model)
                 assert both is not None
                 found[f"{P_T} and {gate}"] = both
-            rows += [[each.name, model, name, _area(right, score)] for name, score in found.items()]
-    return _lines(["set", "model", "score", "AUROC (95 %)"], rows)
+            groups = each.material.columns.groups
+            rows += [
+                [each.name, model, name, _area(right, score), _within(groups, right, score)]
+                for name, score in found.items()
+            ]
+    return _lines(["set", "model", "score", "AUROC (95 %)", "within the kinds of question"], rows)
+
+
+def _within(groups: NDArray[np.str_], right: NDArray[np.bool_], score: NDArray[np.float64]) -> str:
+    """AUROC over pairs of the same group only: what is left once the kind of question is known."""
+    above, pairs, filled = 0.0, 0, np.nan_to_num(score, nan=-1.0)
+    for group in np.unique(groups):
+        those, others = filled[(groups == group) & right], filled[(groups == group) & ~right]
+        above += float((np.sign(those[:, None] - others[None]) / 2 + 0.5).sum())
+        pairs += len(those) * len(others)
+    return f"{above / pairs:.3f}" if pairs else "–"
 
 
 def by_depth(recorded: Sequence[Recorded]) -> list[str]:

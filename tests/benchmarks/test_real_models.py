@@ -16,6 +16,7 @@ import pytest
 from confcascade.bench.questions.prompts import PROMPTS
 from confcascade.bench.recording import read_rows
 from confcascade.demo.world import World
+from confcascade.errors import ConfigurationError
 from confcascade.graders import NormalizedMatch
 from confcascade.graders.example import Example
 from confcascade.models.bundled import bundled_model
@@ -96,6 +97,21 @@ def test_every_table_is_made_of_the_recordings(scripts: ModuleType, folder: Path
         right = sum(row.grade for row in rows if row.model == "small" and row.grade is not None) / 120
         assert f"| {name} | 120 | small | {right:.1%} (" in done.output
     assert len(re.findall(r"small → large \| with(?:out)? \| ", done.output)) == 16
+
+
+def test_the_page_shows_what_the_recordings_say(scripts: ModuleType):
+    """Every table but that of certified policies, which takes minutes."""
+    tables: Any = sys.modules["real_models_tables"]
+    recorded = tables.Recorded.read(BENCHMARKS / "recordings" / "real_models")
+    page = (BENCHMARKS.parent / "docs" / "real-models.md").read_text()
+    makers = ("accuracy", "ranking", "by_depth", "elsewhere", "needed", "thresholds")
+    missing = [line for maker in makers for line in getattr(tables, maker)(recorded) if line not in page]
+    assert not missing
+
+
+def test_a_folder_without_recordings_is_refused(scripts: ModuleType, tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="holds no recordings"):
+        sys.modules["real_models_tables"].Recorded.read(tmp_path)
 
 
 def test_live_cascades_decide_as_the_recording(scripts: ModuleType, folder: Path):
