@@ -381,6 +381,7 @@ class TransformersModel:
     def _own_prompt(self, request: Request) -> str | None:
         """A prompt that the chat template does not write; none here."""
         del request
+        return None
 
     def _adds_special_tokens(self, prompt: str) -> bool:
         """Whether the tokenizer adds its own: a rendered template brings them."""
