@@ -172,14 +172,16 @@ def score(
     data: Annotated[Path, typer.Option(help="As of `collect`.", exists=True)],
     weights: Annotated[Path, typer.Option(help="As of `collect`.", exists=True)],
     kept: Annotated[Path, typer.Option(help="Where the recordings are written.")] = RECORDINGS,
+    sets: Annotated[str, typer.Option(help="With commas: those that have been collected.")] = ",".join(SETS),
 ) -> None:
     """Train probes, score every question by one that did not see it, and write the recordings: scores, no texts."""
+    wanted = [SETS[each] for each in sets.split(",")]
     console = Console(stderr=True)
     kept.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[Row]] = {name: [] for name in SETS}
-    names = [name for name in FILES if any((out / each / f"{name}.jsonl").exists() for each in SETS)]
+    rows: dict[str, list[Row]] = {asked.name: [] for asked in wanted}
+    names = [name for name in FILES if any((out / asked.name / f"{name}.jsonl").exists() for asked in wanted)]
     for i, name in enumerate(names):
-        read = [asked for asked in SETS.values() if (out / asked.name / f"{name}.states").exists()]
+        read = [asked for asked in wanted if (out / asked.name / f"{name}.states").exists()]
         model = load(name, weights) if read else None
         known: dict[str, Row] = {}
         if model is not None:
@@ -190,7 +192,7 @@ def score(
                 others = [each for each in materials if each is not material]
                 found = scored(material, others, layers, lambda what: console.print(f"{name}, {what}"))  # noqa: B023
                 known |= {row.question: row for row in found}
-        for asked in SETS.values():
+        for asked in wanted:
             path = out / asked.name / f"{name}.jsonl"
             for row in read_rows(path) if path.exists() else ():
                 rows[asked.name].append(known.get(row.question, row))

@@ -64,7 +64,7 @@ def folder(scripts: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
     given = ["--data", str(out), "--weights", str(out)]
     for command in (
         ["collect", str(out / "rec"), *given, "--sets", "facts,sums", "--models", "small,large", "--limit", "120"],
-        ["score", str(out / "rec"), *given, "--kept", str(out / "kept")],
+        ["score", str(out / "rec"), *given, "--kept", str(out / "kept"), "--sets", "facts,sums"],
     ):
         done = CliRunner().invoke(scripts.app, command)
         assert done.exit_code == 0, done.output

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from confcascade.bench.questions.prompts import Prompt
     from confcascade.graders import Grader
 
-__all__ = ["CollectOptions", "attempt_flow"]
+__all__ = ["CollectOptions", "attempt_flow", "known_depth"]
 
 
 @dataclass(frozen=True)
