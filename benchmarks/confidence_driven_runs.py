@@ -17,7 +17,7 @@ from confcascade.bench.metrics.ranking import drop_points, drop_relative, halluc
 from confcascade.bench.metrics.significance import discordant, mcnemar, paired_difference, saving
 from confcascade.bench.recording import Columns, Row, score_of
 from confcascade.bench.replay import PolicyStage, Replay
-from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
+from confcascade.bench.replay.replay import DECISIONS, NOT_ASKED
 from confcascade.demo.measure import request
 from confcascade.demo.world import UNKNOWN, Question
 from confcascade.extending import Signal
@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 CHAINS = (("small", "medium"), ("small", "large"), ("medium", "large"), ("small", "medium", "large"))
 THRESHOLDS = (0.5, 0.7, 0.9, 0.95)
 PRICES = {"small": Prices(0.08, 0.16), "medium": Prices(0.10, 0.20), "large": Prices(0.60, 1.20)}  # Table 12
-DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 NEAR = 1e-4  # padding changes sums: a score so near its threshold may fall on either side
 Probes = Mapping[tuple[str, str], KnowledgeProbe]  # by what they learnt from, and model
 

@@ -34,7 +34,7 @@ from confcascade.bench.questions import paper_test_size
 from confcascade.bench.recording import Columns, PlaybackModel, Row
 from confcascade.bench.recording.importers import read_choice_logits
 from confcascade.bench.replay import PolicyStage, Replay, replay, sweep
-from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
+from confcascade.bench.replay.replay import DECISIONS, NOT_ASKED
 from confcascade.errors import require
 from confcascade.graders.grade import is_right
 from rich.console import Console
@@ -45,7 +45,6 @@ SIZES = {SMALL: Architecture(8 * 10**9, 0, 0), LARGE: Architecture(70 * 10**9, 0
 THRESHOLDS = (0.5, 0.7, 0.9, 0.95)
 # Table 15, "w/o P(IK)": accuracy and reduction in percent (its relative drop follows from the accuracies)
 PRINTED = {0.5: (74.55, 74.24), 0.7: (79.23, 56.19), 0.9: (82.31, 38.15), 0.95: (83.50, 29.69)}
-DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 FILE = "mmlu_test_even_logits.csv.gz"
 
 

@@ -13,14 +13,13 @@ from confcascade import Cascade, KnowledgeProbe, Stage, TokenProbability, Transf
 from confcascade.bench.recording import Columns, Row
 from confcascade.bench.recording.row import RecordedScore
 from confcascade.bench.replay import PolicyStage, Replay, replay
-from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED
+from confcascade.bench.replay.replay import DECISIONS, NOT_ASKED
 from confcascade.graders.example import Example
 from confcascade.graders.grade import is_right
 from confcascade.types import Message, Request
 from real_models_scores import Material
 from real_models_sets import QuestionSet
 
-DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 NEAR = 1e-3  # sums depend on who else is in a pass: a score so near its threshold may fall on either side
 Record: TypeAlias = "Mapping[str, Any]"
 

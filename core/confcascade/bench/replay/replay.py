@@ -37,6 +37,7 @@ from confcascade.errors import ConfigurationError
 
 __all__ = [
     "ACCEPT",
+    "DECISIONS",
     "ESCALATE",
     "FAIL",
     "NOT_ASKED",
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 NOT_ASKED, ACCEPT, ESCALATE, FAIL = -1, 0, 1, 2  # an attempt's decision
+DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}  # as records name them
 
 QUESTIONS = 1 << 14  # played at a time, however long the recording; no more are `summable`
 StageThresholds: TypeAlias = Sequence[tuple[Figures, Figures]]  # by stage: thresholds, and what skips to the last

@@ -21,14 +21,12 @@ from confcascade import (
 )
 from confcascade.bench.recording import Columns, PlaybackModel, RecordedScore, Row
 from confcascade.bench.replay import PolicyStage, Replay, replay, sweep
-from confcascade.bench.replay.replay import ACCEPT, ESCALATE, FAIL, NOT_ASKED, outcomes
+from confcascade.bench.replay.replay import DECISIONS, NOT_ASKED, outcomes
 from confcascade.extending import Token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ..conftest import LABELLED, LIVE, Case, cases
-
-DECISIONS = {"accept": ACCEPT, "escalate": ESCALATE, "fail": FAIL}
 
 
 def live_signal(case: Case, model: PlaybackModel, name: str, computed: bool) -> Any:
